@@ -1,0 +1,43 @@
+# Every target makes .venv if it is missing and installs what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 2
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: help demo test test-slow lint docs bench clean
+.SECONDARY:
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "neurenix_ms needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+# one stamp per extra; asking for an extra twice installs it once
+.venv/with-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+demo: .venv/with-demo  ## train a multiscale and a single-scale model; picture and table under runs/demo
+	$(BIN)/python -m neurenix_ms.recipes.demo
+
+test: .venv/with-dev  ## the test suite
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: .venv/with-dev  ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/with-dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/with-docs  ## the site, strict, under site/
+	$(BIN)/python -m mkdocs build --strict
+
+bench: .venv/with-bench  ## the benchmarks, written to docs/assets/benchmarks.json
+	$(BIN)/python -m pytest benchmarks --benchmark-json=docs/assets/benchmarks.json
+
+clean:  ## remove what the other targets made, but for .venv and the cached data
+	rm -rf site runs .pytest_cache .mypy_cache .ruff_cache
