@@ -1,0 +1,174 @@
+"""A module becomes a table of its parameters; a call becomes its peak memory and its FLOPs."""
+
+import ctypes
+import gc
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+
+
+def parameter_table(model: nn.Module) -> list[tuple[str, int]]:
+    """Name and number of values of every parameter, in the order of registration, and the total.
+
+    A parameter that is used under several names is listed and counted once.
+
+    Args:
+        model: Any module.
+
+    Examples:
+        >>> parameter_table(nn.Linear(3, 2))
+        [('weight', 6), ('bias', 2), ('total', 8)]
+    """
+    counts = [(name, parameter.numel()) for name, parameter in model.named_parameters()]
+    return [*counts, ("total", sum(count for _, count in counts))]
+
+
+def format_parameter_table(model: nn.Module) -> str:
+    """`parameter_table` as text: a line per parameter, the total under a rule.
+
+    Args:
+        model: Any module.
+
+    Examples:
+        >>> print(format_parameter_table(nn.Conv2d(3, 64, 3)))
+        name    parameters
+        ------------------
+        weight       1,728
+        bias            64
+        ------------------
+        total        1,792
+    """
+    rows = [("name", "parameters")]
+    rows += [(name, f"{count:,}") for name, count in parameter_table(model)]
+    first, second = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [f"{name:<{first}}  {count:>{second}}" for name, count in rows]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def peak_tensor_bytes(call: Callable[[], object]) -> int:
+    """Most bytes of tensors made by `call` that were alive at one moment.
+
+    The number is the same in every run and for every number of threads, so a test can rely on it.
+    It counts storages, so views and in-place results add nothing, and a backward pass inside `call`
+    is included. It does not see the work space inside a kernel, the inside of a compiled function,
+    or sparse tensors.
+
+    Args:
+        call: What is measured; it takes no arguments, and its result is thrown away.
+
+    Examples:
+        >>> x = torch.zeros(256)
+        >>> peak_tensor_bytes(lambda: x.exp().view(16, 16))
+        1024
+        >>> peak_tensor_bytes(lambda: x.exp().exp().exp())
+        2048
+    """
+    with _LiveStorages() as live:
+        call()
+    return live.peak
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of the convolutions and matrix products of `call`.
+
+    Backward passes inside `call` are included. Everything else (pooling, resizing, norms) counts as
+    nothing, which is how `torch.utils.flop_counter` counts; a multiply-add is two operations.
+
+    Args:
+        call: What is measured; it takes no arguments, and its result is thrown away.
+
+    Examples:
+        >>> count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5))
+        60
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def peak_resident_bytes(call: Callable[[], object]) -> int | None:
+    """Growth of the resident memory of this process at its highest point during `call`.
+
+    Everything counts that the system had to give, work space inside kernels included, and memory
+    that was given before is not counted again. Below 16 MiB the kernel's own rounding shows. It
+    lowers malloc's threshold for large blocks, for the rest of the process, so measure times
+    elsewhere.
+
+    Args:
+        call: What is measured; it takes no arguments, and its result is thrown away.
+
+    Returns:
+        Bytes, or None where the system does not keep count: outside Linux, or where `/proc` is
+        closed.
+    """
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    gc.collect()
+    if hasattr(libc, "malloc_trim"):  # glibc keeps freed pages otherwise; others do not
+        libc.mallopt(MMAP_THRESHOLD, 65536)
+        libc.malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        start = _status_bytes("VmRSS")
+    except OSError:
+        return None
+    call()
+    return max(0, _status_bytes("VmHWM") - start)
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Keeps the bytes of all storages born since it was entered, and their maximum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self.counted: dict[int, int] = {}  # bytes by address; 0 for what was there before
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        for storage in _storages((args, kwargs)):
+            self._count(storage, 0)
+        result = func(*args, **kwargs)
+        for storage in _storages(result):
+            self._count(storage, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
+        address = storage._cdata
+        if address not in self.counted:
+            self.counted[address] = size
+            self.live += size
+            weakref.finalize(storage, self._forget, address).atexit = False
+
+    def _forget(self, address: int) -> None:
+        self.live -= self.counted.pop(address)
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided]
