@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Mapping
 from typing import Literal, TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SpatialDims = Literal[1, 2, 3]
@@ -20,6 +21,7 @@ ADAPTIVE_POOLS = {
     "avg": {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d},
     "max": {1: nn.AdaptiveMaxPool1d, 2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d},
 }
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 Value = TypeVar("Value")
@@ -38,3 +40,16 @@ def expect_map(x: Tensor, spatial_dims: int) -> None:
         raise ValueError(
             f"expected (B, C) and {spatial_dims} spatial axes, got shape {tuple(x.shape)}"
         )
+
+
+def expect_channels(x: Tensor, channels: int, what: str = "the map") -> None:
+    """Refuse a map with other than `channels` channels."""
+    if x.shape[1] != channels:
+        raise ValueError(f"{what} must have {channels} channels, got shape {tuple(x.shape)}")
+
+
+def expect_positive(**counts: int) -> None:
+    """Refuse a count below one."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")

@@ -1,1 +1,5 @@
-"""Placeholder."""
+"""Spellings of the original projects, so that their examples run with the import lines changed."""
+
+from neurenix_ms.compat import neurenix
+
+__all__ = ["neurenix"]

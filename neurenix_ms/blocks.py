@@ -1,0 +1,277 @@
+"""Convolution bricks: conv-norm-act blocks, the step up to a skip, and the nest of resolutions."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.checkpointing import checkpointed, recomputed
+from neurenix_ms.nd import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    INSTANCE_NORMS,
+    POOLS,
+    TRANSPOSED_CONVOLUTIONS,
+    SpatialDims,
+    choose,
+)
+from neurenix_ms.resize import Resize
+from neurenix_ms.sizes import fit, spatial
+
+Norm = Literal["batch", "instance", "group"] | Callable[[int], nn.Module] | None
+Act = Literal["relu", "leaky_relu", "gelu", "silu", "elu", "tanh"] | Callable[[], nn.Module] | None
+BlockKind = Literal["single", "double", "residual"]
+
+ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "tanh": nn.Tanh,
+    None: nn.Identity,
+}
+NUM_CONVOLUTIONS = {"single": 1, "double": 2, "residual": 2}
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm with the largest divisor of `channels` not above min(32, channels // 4)."""
+    most = max(1, min(32, channels // 4))
+    return nn.GroupNorm(max(n for n in range(1, most + 1) if channels % n == 0), channels)
+
+
+def make_norm(norm: Norm, channels: int, spatial_dims: SpatialDims) -> nn.Module:
+    """The normalisation called `norm` for `channels` channels."""
+    if callable(norm):
+        return norm(channels)
+    table: dict[str | None, Callable[[int], nn.Module]] = {
+        "batch": choose(BATCH_NORMS, spatial_dims, "spatial_dims"),
+        "instance": partial(INSTANCE_NORMS[spatial_dims], affine=True),
+        "group": group_norm,
+        None: lambda _: nn.Identity(),
+    }
+    return choose(table, norm, "norm")(channels)
+
+
+def make_act(act: Act) -> nn.Module:
+    """The activation called `act`."""
+    return act() if callable(act) else choose(ACTIVATIONS, act, "act")()
+
+
+def expect_normalisable(norm: Norm, training: bool, batch: int, size: tuple[int, ...]) -> None:
+    """Refuse a map of one pixel where the norm would have nothing to take a variance of."""
+    if math.prod(size) == 1 and (
+        norm == "instance" or (norm == "batch" and training and batch < 2)
+    ):
+        raise ValueError(
+            "instance norm, and batch norm in training on a batch of one, need more than one pixel "
+            f"in the smallest map, got {batch} map(s) of size {size} there with norm {norm!r}; "
+            "give a larger map or choose norm='group'"
+        )
+
+
+class ConvNormAct(nn.Module):
+    """A convolution that keeps the size, a normalisation, an activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        spatial_dims: SpatialDims = 2,
+        kernel_size: int = 3,
+        norm: Norm = "batch",
+        act: Act = "relu",
+        conv_bias: bool | None = None,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd to keep the size, got {kernel_size}")
+        bias = norm is None if conv_bias is None else conv_bias
+        self.conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")(
+            in_channels,
+            out_channels,
+            kernel_size,
+            padding=kernel_size // 2,
+            bias=bias,
+            padding_mode=padding_mode,
+        )
+        self.norm = make_norm(norm, out_channels, spatial_dims)
+        self.act = make_act(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(self.conv(x))
+
+    def finish(self, y: Tensor) -> Tensor:
+        """What follows the convolution, and is cheap enough to be done again in backward."""
+        return recomputed(self.act, recomputed(self.norm, y))
+
+
+def joined(maps: tuple[Tensor, ...]) -> Tensor:
+    """The channels of all maps in one, each map padded with zeros to the size of the first."""
+    return maps[0] if len(maps) == 1 else recomputed(_concatenated, *maps)
+
+
+def _concatenated(first: Tensor, *others: Tensor) -> Tensor:
+    return torch.cat([first, *(fit(y, spatial(first)) for y in others)], dim=1)
+
+
+class ChannelDropout(nn.Module):
+    """Drop whole channels; only the mask is kept for backward, so the map can be recomputed."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.dropout.p == 0:
+            return x
+        mask = self.dropout(x.new_ones(x.shape[:2] + (1,) * (x.ndim - 2)))
+        return recomputed(torch.mul, x, mask)
+
+
+class ConvBlock(nn.Module):
+    """One or two conv-norm-act over one map or several joined, then channel dropout.
+
+    A residual block ends in the activation of the sum; its shortcut is the identity, or a 1x1
+    convolution with a norm where the channels differ (He et al. 2016, figure 2).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        middle_channels: int | None = None,
+        *,
+        block: BlockKind = "double",
+        act: Act = "relu",
+        dropout: float = 0.0,
+        **conv: Any,
+    ) -> None:
+        super().__init__()
+        count = choose(NUM_CONVOLUTIONS, block, "block")
+        middle = out_channels if middle_channels is None else middle_channels
+        widths = [in_channels] + [middle] * (count - 1) + [out_channels]
+        acts: list[Act] = [act] * count
+        if block == "residual":
+            acts[-1] = None
+        self.layers = nn.ModuleList(
+            ConvNormAct(a, b, act=layer_act, **conv)
+            for a, b, layer_act in zip(widths[:-1], widths[1:], acts, strict=True)
+        )
+        self.shortcut: nn.Module | None = None
+        if block == "residual":
+            self.shortcut = nn.Identity()
+            if in_channels != out_channels:
+                point = {**conv, "kernel_size": 1, "conv_bias": False, "padding_mode": "zeros"}
+                self.shortcut = ConvNormAct(in_channels, out_channels, act=None, **point)
+        self.act = make_act(act if block == "residual" else None)
+        self.dropout = ChannelDropout(dropout)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        y = self._convolved(maps)
+        if self.shortcut is not None:
+            y = recomputed(self.act, recomputed(torch.add, y, self.shortcut(joined(maps))))
+        return self.dropout(y)
+
+    def _convolved(self, maps: tuple[Tensor, ...]) -> Tensor:
+        first, *others = self.layers
+        # no name and no call holds a map longer than the convolution that reads it
+        y = first.finish(first.conv(joined(maps)))
+        for layer in others:
+            y = layer.conv(y)
+            y = layer.finish(y)
+        return y
+
+
+class Double(nn.Module):
+    """Linear upsampling by exactly two on every axis."""
+
+    def __init__(self, spatial_dims: SpatialDims, align_corners: bool) -> None:
+        super().__init__()
+        self.resize = Resize("linear", spatial_dims, align_corners)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return recomputed(self._doubled, x)
+
+    def _doubled(self, x: Tensor) -> Tensor:
+        return self.resize(x, tuple(2 * n for n in spatial(x)))
+
+
+class Up(nn.Module):
+    """A deep map upsampled by two, joined to the skip of that resolution, and a block over both."""
+
+    def __init__(
+        self,
+        skip_channels: int,
+        deep_channels: int,
+        out_channels: int,
+        block: Callable[..., nn.Module],
+        *,
+        spatial_dims: SpatialDims,
+        bilinear: bool,
+        align_corners: bool,
+    ) -> None:
+        super().__init__()
+        self.up: nn.Module
+        if bilinear:
+            joined = skip_channels + deep_channels
+            self.up = Double(spatial_dims, align_corners)
+            self.block = block(joined, out_channels, joined // 2)
+        else:
+            transposed = TRANSPOSED_CONVOLUTIONS[spatial_dims]
+            self.up = transposed(deep_channels, skip_channels, 2, stride=2)
+            self.block = block(2 * skip_channels, out_channels)
+
+    def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
+        return self.block(skip, self.up(deep))
+
+
+class Level(nn.Module):
+    """One resolution and all that is deeper: encode, the level inside at half the size, decode.
+
+    Everything below a resolution is one submodule with one map in and one map out, both at its own
+    resolution; pooling before it and upsampling after it belong to the level outside.
+    """
+
+    def __init__(
+        self,
+        encode: nn.Module,
+        inner: "Level | None" = None,
+        decode: nn.Module | None = None,
+        *,
+        spatial_dims: SpatialDims,
+    ) -> None:
+        super().__init__()
+        self.encode = encode
+        self.inner = inner
+        self.pool = None if inner is None else POOLS["max"][spatial_dims](2)
+        self.decode = decode
+
+    def forward(self, x: Tensor, trace: "Trace | None" = None) -> Tensor:
+        skip = checkpointed(self.encode, x)
+        maps = [skip]
+        if self.inner is not None:
+            half = recomputed(self.pool, skip)
+            maps.append(self.inner(half) if trace is None else self.inner(half, trace))
+        out = skip if self.decode is None else checkpointed(self.decode, *maps)
+        if trace is not None:
+            trace.add(skip, out)
+        return out
+
+
+class Trace:
+    """The maps of one pass through nested levels."""
+
+    def __init__(self) -> None:
+        self.encoded: list[Tensor] = []
+        self.decoded: list[Tensor] = []
+
+    def add(self, encoded: Tensor, decoded: Tensor) -> None:
+        """Levels report from the inside out: encoded maps fine to coarse, decoded ones the reverse."""
+        self.encoded.insert(0, encoded)
+        self.decoded.append(decoded)

@@ -1,0 +1,25 @@
+"""The spellings of the Neurenix pages: `from neurenix_ms.compat import neurenix as nx`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import mean, nn, optim
+from torch.utils import data
+
+from neurenix_ms.checkpointing import enable_gradient_checkpointing
+from neurenix_ms.files import load, save
+
+__all__ = ["Tensor", "data", "enable_gradient_checkpointing", "load", "mean", "nn", "optim", "save"]
+
+
+def Tensor(shape: Sequence[int]) -> torch.Tensor:  # noqa: N802  (the name on the pages)
+    """A float32 tensor of zeros.
+
+    Args:
+        shape: Its shape.
+
+    Examples:
+        >>> Tensor(shape=(1, 3, 4, 4)).shape
+        torch.Size([1, 3, 4, 4])
+    """
+    return torch.zeros(*shape, dtype=torch.float32)

@@ -1,0 +1,256 @@
+"""Poolings that look at a map through several windows at once."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurenix_ms.blocks import Act, ChannelDropout, ConvNormAct, Norm, expect_normalisable
+from neurenix_ms.config import Configured
+from neurenix_ms.nd import ADAPTIVE_POOLS, POOLS, SpatialDims, choose, expect_channels, expect_map
+from neurenix_ms.resize import Resize
+from neurenix_ms.sizes import spatial
+
+PoolType = Literal["avg", "max"]
+
+
+class SamePool(nn.Module):
+    """Pool with stride 1 over windows of `kernel_size`, keeping the size; the outside never counts."""
+
+    def __init__(self, kernel_size: int, pool_type: PoolType, spatial_dims: SpatialDims) -> None:
+        super().__init__()
+        pool = choose(choose(POOLS, pool_type, "pool_type"), spatial_dims, "spatial_dims")
+        self.before, self.after = (kernel_size - 1) // 2, kernel_size // 2
+        self.pool_type = pool_type
+        self.spatial_dims = spatial_dims
+        # torch pads both sides alike, so an even window is padded by hand, and its average recounted
+        self.odd = self.before == self.after
+        if not self.odd:
+            self.pool = pool(kernel_size, stride=1)
+        elif pool_type == "avg":
+            self.pool = pool(kernel_size, stride=1, padding=self.before, count_include_pad=False)
+        else:
+            self.pool = pool(kernel_size, stride=1, padding=self.before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.odd:
+            return self.pool(x)
+        border = (self.before, self.after) * self.spatial_dims
+        if self.pool_type == "max":
+            return self.pool(F.pad(x, border, value=-torch.inf))
+        real = F.pad(x.new_ones((1, 1, *spatial(x))), border)
+        return self.pool(F.pad(x, border)) / self.pool(real)
+
+
+class MultiScalePooling(Configured, nn.Module):
+    """Pool a map with windows of several sizes at stride 1 and stack the results.
+
+    Every pixel sees its surroundings at several widths without loss of resolution: use it at the
+    bottom of a network to widen what a pixel sees. It has no parameters; for context from the whole
+    map take PyramidPooling.
+
+    Args:
+        pool_sizes: Window edges in pixels; 1 is the input itself.
+        pool_type: "avg" (over the real pixels in the window) or "max".
+        spatial_dims: Number of spatial axes.
+
+    Shape:
+        `(B, C, *S)` -> `(B, C * len(pool_sizes), *S)`, in the order of `pool_sizes`
+
+    Raises:
+        ValueError: If there is no window, one below 1, or a map of another rank.
+
+    The windows are those of the spatial pyramid block of YOLOv3-SPP.
+
+    Examples:
+        >>> pool = MultiScalePooling([1, 5, 9], "max")
+        >>> pool(torch.zeros(2, 8, 13, 9)).shape
+        torch.Size([2, 24, 13, 9])
+    """
+
+    def __init__(
+        self,
+        pool_sizes: Sequence[int] = (1, 2, 3, 6),
+        pool_type: PoolType = "avg",
+        *,
+        spatial_dims: SpatialDims = 2,
+    ) -> None:
+        super().__init__()
+        self.pool_sizes = expect_pool_sizes(pool_sizes)
+        self.pool_type = pool_type
+        self.spatial_dims = spatial_dims
+        self.pools = nn.ModuleList(
+            nn.Identity()
+            if k == 1 and choose(POOLS, pool_type, "pool_type")
+            else SamePool(k, pool_type, spatial_dims)
+            for k in self.pool_sizes
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        expect_map(x, self.spatial_dims)
+        return torch.cat([pool(x) for pool in self.pools], dim=1)
+
+
+class PyramidPooling(Configured, nn.Module):
+    """Add what the map looks like from afar, averaged over grids of few bins, to every pixel.
+
+    Use it on the coarsest map of a network where the class of a pixel depends on the whole scene.
+    The result depends on the size of the map, so it cannot be cut into tiles.
+
+    Args:
+        in_channels: Channels of the map.
+        out_channels: Channels of the result; without `project`, of every branch.
+        pool_sizes: Bins per axis, one branch each.
+        spatial_dims: Number of spatial axes.
+        pool_type: What a bin keeps of its pixels, "avg" or "max".
+        branch_channels: Channels of a branch.
+        project: End in a 3x3 convolution to `out_channels`.
+        norm: Normalisation of branches and projection; the one-bin branch has none.
+        act: Activation of branches and projection.
+        mode: How a branch is brought back to the size of the map.
+        align_corners: As in `F.interpolate`.
+        dropout: Share of channels dropped after the projection.
+
+    Shape:
+        `(B, in_channels, *S)` -> `(B, out_channels, *S)`, or without `project`
+        `(B, in_channels + len(pool_sizes) * branch_channels, *S)`, the input first
+
+    Raises:
+        ValueError: If no channel is left for a branch, a bin count is below 1, or the map has other
+            channels or axes.
+
+    Source: Zhao et al. 2017, "Pyramid Scene Parsing Network", section 3.2. Deviation: the one-bin
+    branch has a bias instead of a norm, so that a batch of one can be trained.
+
+    Examples:
+        >>> pool = PyramidPooling(64, 32)
+        >>> pool(torch.zeros(2, 64, 13, 9)).shape
+        torch.Size([2, 32, 13, 9])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        pool_sizes: Sequence[int] = (1, 2, 3, 6),
+        *,
+        spatial_dims: SpatialDims = 2,
+        pool_type: PoolType = "avg",
+        branch_channels: int | None = None,
+        project: bool = True,
+        norm: Norm = "batch",
+        act: Act = "relu",
+        mode: str = "bilinear",
+        align_corners: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.pool_sizes = expect_pool_sizes(pool_sizes)
+        self.spatial_dims = spatial_dims
+        self.pool_type = pool_type
+        self.branch_channels = branch_channels
+        self.project = project
+        self.norm = norm
+        self.act = act
+        self.mode = mode
+        self.align_corners = align_corners
+        self.dropout = dropout
+        width = branch_channels
+        if width is None:
+            width = in_channels // len(self.pool_sizes) if project else out_channels
+        if width < 1:
+            raise ValueError(
+                f"every one of the {len(self.pool_sizes)} branches needs a channel, "
+                f"got in_channels {in_channels} and branch_channels {branch_channels}"
+            )
+        pool = choose(choose(ADAPTIVE_POOLS, pool_type, "pool_type"), spatial_dims, "spatial_dims")
+        point = {"spatial_dims": spatial_dims, "kernel_size": 1, "act": act}
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                pool(n), ConvNormAct(in_channels, width, norm=None if n == 1 else norm, **point)
+            )
+            for n in self.pool_sizes
+        )
+        self.resize = Resize(mode, spatial_dims, align_corners)
+        self.projection = nn.Sequential()
+        if project:
+            total = in_channels + len(self.pool_sizes) * width
+            self.projection = nn.Sequential(
+                ConvNormAct(total, out_channels, spatial_dims=spatial_dims, norm=norm, act=act),
+                ChannelDropout(dropout),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        expect_map(x, self.spatial_dims)
+        expect_channels(x, self.in_channels)
+        if self.project:
+            expect_normalisable(self.norm, self.training, x.shape[0], spatial(x))
+        views = [self.resize(branch(x), spatial(x)) for branch in self.branches]
+        return self.projection(torch.cat([x, *views], dim=1))
+
+
+class SpatialPyramidPooling(Configured, nn.Module):
+    """Pool over grids of 1, 2, 4, ... bins per axis and lay all bins out in one vector.
+
+    Maps of every size give vectors of the same length, so a linear layer can follow: use it where a
+    classifier has to take images of any size and still know where in the image something was.
+
+    Args:
+        num_levels: Number of grids; the i-th has `2**i` bins per axis.
+        pool_type: What a bin keeps of its pixels, "max" or "avg".
+        spatial_dims: Number of spatial axes.
+        bins: Bins per axis of each grid, in place of `num_levels`.
+
+    Shape:
+        `(B, C, *S)` -> `(B, C * sum(n**spatial_dims for n in bins))`; grid after grid, each with
+        the bins of one channel side by side
+
+    Raises:
+        ValueError: If a grid has no bins, or a map has other than `spatial_dims` spatial axes.
+
+    Source: He et al. 2014, "Spatial Pyramid Pooling in Deep Convolutional Networks", section 2.2;
+    edges of the bins as in torch's adaptive pooling.
+
+    Examples:
+        >>> pool = SpatialPyramidPooling(num_levels=3)
+        >>> pool(torch.zeros(2, 8, 13, 9)).shape
+        torch.Size([2, 168])
+    """
+
+    def __init__(
+        self,
+        num_levels: int = 3,
+        pool_type: PoolType = "max",
+        *,
+        spatial_dims: SpatialDims = 2,
+        bins: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        doubling = [2**level for level in range(num_levels)]
+        self.bins = list(doubling if bins is None else bins)
+        if not self.bins or min(self.bins) < 1:
+            raise ValueError(f"every grid needs one bin or more, got bins {self.bins}")
+        self.num_levels = len(self.bins)
+        self.pool_type = pool_type
+        self.spatial_dims = spatial_dims
+        pool = choose(choose(ADAPTIVE_POOLS, pool_type, "pool_type"), spatial_dims, "spatial_dims")
+        self.grids = nn.ModuleList(pool(n) for n in self.bins)
+
+    def output_length(self, channels: int) -> int:
+        """Length of the vector that a map with `channels` channels gives."""
+        return channels * sum(n**self.spatial_dims for n in self.bins)
+
+    def forward(self, x: Tensor) -> Tensor:
+        expect_map(x, self.spatial_dims)
+        return torch.cat([grid(x).flatten(1) for grid in self.grids], dim=1)
+
+
+def expect_pool_sizes(pool_sizes: Sequence[int]) -> list[int]:
+    """Refuse an empty list, and windows or grids without a cell."""
+    if not pool_sizes or min(pool_sizes) < 1:
+        raise ValueError(f"pool_sizes must hold sizes of at least 1, got {list(pool_sizes)}")
+    return list(pool_sizes)

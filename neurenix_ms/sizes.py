@@ -1,0 +1,84 @@
+"""Integer arithmetic on spatial sizes: scaling, halving, choosing the size to align to."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, ...]
+Target = str | int | Sequence[int]
+
+
+def spatial(x: Tensor) -> Size:
+    """The spatial part of the shape of `(B, C, *S)`."""
+    return tuple(x.shape[2:])
+
+
+def scaled(size: Sequence[int], scale: float) -> Size:
+    """Every axis at `scale`, rounded down, never below one cell."""
+    # math.floor stays symbolic while a model is exported; int() would freeze the example's size
+    return tuple(torch.sym_max(1, math.floor(n * scale)) for n in size)
+
+
+def expect_scale(scale: float) -> float:
+    """Refuse a scale that is not a finite positive number."""
+    if not math.isfinite(scale) or scale <= 0:
+        raise ValueError(f"a scale must be finite and above 0, got {scale}")
+    return float(scale)
+
+
+def expect_scales(scales: Sequence[float]) -> list[float]:
+    """Refuse an empty list and scales that are not finite and positive."""
+    if not scales:
+        raise ValueError("scales must hold at least one scale, got an empty list")
+    return [expect_scale(scale) for scale in scales]
+
+
+def expect_halvings(size: Sequence[int], num_halvings: int) -> None:
+    """Refuse a map that cannot be halved `num_halvings` times on every axis."""
+    smallest = 2**num_halvings
+    if any(n < smallest for n in size):
+        raise ValueError(
+            f"every spatial size must be at least {smallest} to be halved {num_halvings} times, "
+            f"got {tuple(size)}"
+        )
+
+
+def expect_target(target: Target, spatial_dims: int) -> Target:
+    """Refuse anything but 'largest', 'smallest', an index or a size."""
+    if isinstance(target, str):
+        valid = target in ("largest", "smallest")
+    elif isinstance(target, int):
+        valid = not isinstance(target, bool)
+    else:
+        valid = len(target) == spatial_dims and all(n >= 1 for n in target)
+    if not valid:
+        raise ValueError(
+            "target must be 'largest', 'smallest', an index or a size of "
+            f"{spatial_dims} axes, got {target!r}"
+        )
+    return target
+
+
+def target_size(sizes: Sequence[Size], target: Target) -> Size:
+    """The size all features are brought to; the first one wins a tie."""
+    if target == "largest":
+        return max(sizes, key=math.prod)
+    if target == "smallest":
+        return min(sizes, key=math.prod)
+    if isinstance(target, int):
+        if not -len(sizes) <= target < len(sizes):
+            raise ValueError(f"target must be an index into {len(sizes)} features, got {target}")
+        return sizes[target]
+    return tuple(int(n) for n in target)
+
+
+def fit(x: Tensor, size: Size, mode: str = "constant") -> Tensor:
+    """Crop or pad `x` at the end of every axis to `size`; `mode` says what is padded."""
+    missing = [want - have for want, have in zip(size, spatial(x), strict=True)]
+    # while tracing, sizes may be symbols: deciding on them would make one graph for odd, one for even
+    if not torch.compiler.is_compiling() and not any(missing):
+        return x
+    return F.pad(x, [d for m in reversed(missing) for d in (0, m)], mode)
