@@ -1,1 +1,6 @@
-"""Placeholder."""
+"""Physical problems made on demand by solvers and cached on disk."""
+
+from neurenix_ms.datasets.cache import SampleCache
+from neurenix_ms.datasets.porous import PorousConduction, effective_conductivity
+
+__all__ = ["PorousConduction", "SampleCache", "effective_conductivity"]

@@ -1,0 +1,276 @@
+"""Seed in, porous geometries with the potential and conductance of their pores out."""
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from neurenix_ms.datasets.cache import SampleCache
+
+MAX_DRAWS = 1000
+GENERATORS = ("blobs", "overlapping_spheres")
+
+
+class PorousConduction(Dataset[dict[str, Tensor]]):
+    """Random porous media and the steady conduction (or diffusion) through their pores.
+
+    A geometry is drawn by porespy, pores that do not connect the two end faces are turned into
+    solid, and taufactor solves Laplace's equation in what remains: potential -0.5 and +0.5 on the
+    end faces of axis 0, no flux through solid and through the other faces. Geometries without
+    a connected path, or without solid, are drawn again; in 2-D these are many (half of the blobs
+    at a porosity of 0.5), so there the lower end of the range is rare. Solutions that did not
+    converge are reported and replaced in the same way.
+
+    Sample `i` depends on `seed`, `i` and the parameters below only, not on `num_samples` and not
+    on earlier runs. Samples are made when the dataset is, with a progress bar, and kept under
+    `root` in a folder for this set of parameters; a second run, or one after a kill, makes what
+    is missing. Files that are damaged or foreign are reported and made again.
+
+    Args:
+        root: Folder for the cached samples.
+        num_samples: Number of samples.
+        size: Cells along each axis, one number or one per axis; at least 4.
+        spatial_dims: 2 or 3.
+        generator: `"blobs"` (a thresholded, blurred noise) or `"overlapping_spheres"` (solid
+            spheres at random places, discs in 2-D).
+        porosity: Lower and upper end of the range from which the porosity is drawn evenly. What
+            is kept has less once unconnected pores are gone.
+        seed: Non-negative number that all samples come from.
+        grain_radius: Radius of the spheres in cells; blobs are blurred over half of it.
+        tolerance: A solution has converged when the flux through its layers differs by no more
+            than this part of the largest. At 1e-3, `D_rel` is off by some 3e-4 at most.
+        max_iterations: Sweeps after which a solution has not converged; at least 200, since
+            taufactor compares every hundredth with the one before.
+        device: Where taufactor solves: `"cpu"` or `"cuda"`. Not among the recorded parameters.
+        progress: Show a progress bar while samples are made.
+
+    Shape:
+        An item is a dict of float32 tensors. Lengths are in cells, the potential is in units of
+        the difference between the two end faces.
+
+        - `pores`: `(1, *S)`, 1 in connected pores, 0 in solid.
+        - `distance`: `(1, *S)`, cells from the centre of a pore cell to that of the nearest
+          solid cell, 0 in solid. The faces of the box do not count as solid.
+        - `potential`: `(1, *S)`, between -0.5 and 0.5, rising along axis 0; 0 in solid.
+        - `D_rel`: `()`, conductance relative to the empty box, between 0 and 1.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        ImportError: If samples have to be made and porespy, taufactor or scipy is missing.
+        RuntimeError: If 1000 draws gave no usable geometry.
+
+    Examples:
+        >>> data = PorousConduction("data", 200, size=64, spatial_dims=2)  # doctest: +SKIP
+        >>> data[0]["potential"].shape  # doctest: +SKIP
+        torch.Size([1, 64, 64])
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        num_samples: int,
+        size: int | Sequence[int] = 64,
+        spatial_dims: Literal[2, 3] = 3,
+        generator: Literal["blobs", "overlapping_spheres"] = "blobs",
+        porosity: tuple[float, float] = (0.3, 0.7),
+        seed: int = 0,
+        *,
+        grain_radius: int = 4,
+        tolerance: float = 1e-3,
+        max_iterations: int = 10_000,
+        device: str | torch.device = "cpu",
+        progress: bool = True,
+    ) -> None:
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
+        shape = tuple(size) if isinstance(size, Sequence) else (size,) * spatial_dims
+        if len(shape) != spatial_dims or min(shape) < 4:
+            raise ValueError(
+                f"size must be at least 4 along each of {spatial_dims} axes, got {size}"
+            )
+        if generator not in GENERATORS:
+            raise ValueError(f"generator must be one of {list(GENERATORS)}, got {generator!r}")
+        if len(porosity) != 2 or not 0 < porosity[0] <= porosity[1] < 1:
+            raise ValueError(
+                f"porosity must be a range (low, high) between 0 and 1, got {porosity}"
+            )
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
+        if grain_radius < 1:
+            raise ValueError(f"grain_radius must be at least 1 cell, got {grain_radius}")
+        if not 0 < tolerance < 1:
+            raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance}")
+        if max_iterations < 200:
+            raise ValueError(f"max_iterations must be at least 200, got {max_iterations}")
+        self.root = root
+        self.num_samples = num_samples
+        self.size = size
+        self.shape = shape
+        self.spatial_dims = spatial_dims
+        self.generator = generator
+        self.porosity = porosity
+        self.seed = seed
+        self.grain_radius = grain_radius
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        self.device = device
+        self.progress = progress
+        parameters = {
+            "size": list(shape),
+            "generator": generator,
+            "porosity": [float(bound) for bound in porosity],
+            "seed": seed,
+            "grain_radius": grain_radius,
+            "tolerance": tolerance,
+            "max_iterations": max_iterations,
+        }
+        self.cache = SampleCache(
+            root,
+            f"porous_conduction_{spatial_dims}d",
+            parameters,
+            self._make,
+            packages=("porespy", "taufactor"),
+        )
+        self.cache.fill(num_samples, progress=progress)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < self.num_samples:
+            raise IndexError(f"index must lie between 0 and {self.num_samples - 1}, got {index}")
+        return {name: value.float() for name, value in self.cache[index].items()}
+
+    def _make(self, index: int) -> dict[str, Tensor]:
+        """Draw geometries until one conducts and its solution converged."""
+        ndimage = _import_solvers()[2]
+        for draw in range(MAX_DRAWS):
+            pores = self._draw(index, draw)
+            if not pores.any() or pores.all():
+                continue
+            potential, conductance, converged = self._solve(pores)
+            if not converged:
+                warnings.warn(
+                    f"draw {draw} of sample {index} is left out: taufactor did not converge to "
+                    f"{self.tolerance} in {self.max_iterations} iterations; the next draw takes "
+                    "its place",
+                    stacklevel=2,
+                )
+                continue
+            return {
+                "pores": torch.from_numpy(pores)[None],
+                "distance": torch.from_numpy(ndimage.distance_transform_edt(pores)).float()[None],
+                "potential": potential[None],
+                "D_rel": torch.tensor(conductance),
+            }
+        raise RuntimeError(
+            f"none of {MAX_DRAWS} geometries of sample {index} conducts with a converged solution; "
+            f"ask for a higher porosity than {self.porosity} or more than {self.max_iterations} "
+            "iterations"
+        )
+
+    def _draw(self, index: int, draw: int) -> Any:
+        """Boolean array of the connected pores of one geometry."""
+        import numpy as np
+
+        porespy = _import_solvers()[0]
+        random = np.random.default_rng([self.seed, index, draw])
+        porosity = random.uniform(*self.porosity)
+        seed = int(random.integers(2**32))
+        state = np.random.get_state()  # porespy seeds numpy's global generator
+        try:
+            if self.generator == "blobs":
+                # porespy blurs over mean(shape) / (40 blobiness) cells
+                blobiness = np.mean(self.shape) / (40 * self.grain_radius / 2)
+                pores = porespy.generators.blobs(
+                    self.shape, porosity=porosity, blobiness=blobiness, seed=seed
+                )
+            else:
+                pores = porespy.generators.overlapping_spheres(
+                    self.shape, r=self.grain_radius, porosity=porosity, seed=seed
+                )
+        finally:
+            np.random.set_state(state)
+        return porespy.filters.trim_nonpercolating_paths(pores, axis=0)
+
+    def _solve(self, pores: Any) -> tuple[Tensor, float, bool]:
+        """Potential, conductance relative to the empty box, and whether it converged."""
+        taufactor = _import_solvers()[1]
+        volume = pores.reshape(*self.shape, *(1,) * (3 - self.spatial_dims))
+        solver = taufactor.Solver(volume.astype("float32"), device=self.device)
+        with contextlib.redirect_stdout(io.StringIO()):  # taufactor prints its warnings
+            solver.solve(iter_limit=self.max_iterations, verbose=False, conv_crit=self.tolerance)
+        # one ghost layer on every side
+        potential = solver.field[0, 1:-1, 1:-1, 1:-1].reshape(self.shape).cpu()
+        conductance = float(solver.D_rel[0])
+        # taufactor takes a flux that is not a number for a converged one
+        converged = bool(solver.converged) and conductance > 0 and bool(potential.isfinite().all())
+        return potential, conductance, converged
+
+
+def effective_conductivity(potential: Tensor, pores: Tensor) -> Tensor:
+    """Conductance of a box relative to the empty box, from the potential in its pores.
+
+    The flux between neighbouring pore cells is summed over each layer of faces along the first
+    spatial axis, averaged over the layers and divided by that of an empty box. A solution has the
+    same flux in every layer; in a prediction the mean levels out local errors, where the energy
+    of the gradient would add up their squares.
+
+    The difference of the potential between the two end faces of the box is 1, and the faces lie
+    half a cell beyond the centres of the first and last cell, so the empty box of N cells has
+    steps of 1/N. Only the N - 1 layers between cells count, as in taufactor, so that its solution
+    gives its `D_rel`. Differentiable in both arguments; `pores` may be fractions.
+
+    Args:
+        potential: Potential at the centres of the cells; what it is in solid does not matter.
+        pores: 1 in pores, 0 in solid.
+
+    Shape:
+        `(B, 1, *S)` and `(B, 1, *S)` -> `(B,)`, for one to three spatial axes
+
+    Raises:
+        ValueError: If the shapes are others, or there is one cell only along the first axis.
+
+    Examples:
+        >>> potential = (torch.arange(8) + 0.5).view(1, 1, 8, 1) / 8 - 0.5
+        >>> channel = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 1, 8, 4)
+        >>> effective_conductivity(potential.expand(1, 1, 8, 4), channel)
+        tensor([0.5000])
+    """
+    if not 3 <= potential.ndim <= 5 or potential.shape[1] != 1:
+        raise ValueError(
+            f"potential must be (B, 1) and 1 to 3 spatial axes, got shape {tuple(potential.shape)}"
+        )
+    if pores.shape != potential.shape:
+        raise ValueError(
+            f"pores must have the shape {tuple(potential.shape)} of the potential, "
+            f"got {tuple(pores.shape)}"
+        )
+    num_cells = potential.shape[2]
+    if num_cells < 2:
+        raise ValueError(f"the first spatial axis must have 2 cells or more, got {num_cells}")
+    pores = pores.to(potential.dtype)
+    open_faces = pores[:, :, 1:] * pores[:, :, :-1]
+    steps = potential[:, :, 1:] - potential[:, :, :-1]
+    return num_cells * (steps * open_faces).flatten(1).mean(dim=1)
+
+
+def _import_solvers() -> tuple[Any, Any, Any]:
+    try:
+        import porespy
+        import scipy.ndimage
+        import taufactor
+    except ImportError as error:
+        raise ImportError(
+            "PorousConduction needs porespy, taufactor and scipy: "
+            "pip install 'neurenix_ms[datasets]'"
+        ) from error
+    return porespy, taufactor, scipy.ndimage
