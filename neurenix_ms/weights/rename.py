@@ -1,0 +1,97 @@
+"""A state dict under foreign names becomes one under ours, by an ordered table of patterns."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+Replacement = str | Callable[[re.Match[str]], str] | None
+Rules = Sequence[tuple[str, Replacement]]
+
+
+def rename(state: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
+    r"""Give every entry the name that the first fitting rule makes of its own.
+
+    Args:
+        state: Entries by name, in any order, which is kept.
+        rules: Pairs of a regular expression for the whole name, and what replaces it: a template as
+            in `re.sub`, a function of the match, or None to leave the entry out.
+
+    Raises:
+        ValueError: If no rule fits a name, or two entries get the same name.
+
+    Examples:
+        >>> rules = [
+        ...     (r"head\.conv\.(.*)", r"first.\1"),
+        ...     (r"body\.block(\d)\.(.*)", lambda m: f"blocks.{int(m[1]) - 1}.{m[2]}"),
+        ...     (r"mask_values", None),
+        ... ]
+        >>> rename({"head.conv.bias": 1, "body.block1.weight": 2, "mask_values": 3}, rules)
+        {'first.bias': 1, 'blocks.0.weight': 2}
+    """
+    renamed: dict[str, Any] = {}
+    left_over = []
+    for name, value in state.items():
+        fitting = ((re.fullmatch(pattern, name), new) for pattern, new in rules)
+        match, new = next(((match, new) for match, new in fitting if match), (None, None))
+        if match is None:
+            left_over.append(name)
+        elif new is not None:
+            ours = new(match) if callable(new) else match.expand(new)
+            if ours in renamed:
+                raise ValueError(f"two entries would be called {ours!r}, the second is {name!r}")
+            renamed[ours] = value
+    if left_over:
+        raise ValueError(f"left over, no part of this model: {_first(left_over)}")
+    return renamed
+
+
+def expect_names(state: Collection[str], names: Collection[str]) -> None:
+    """Refuse a state dict that lacks one of `names` or has another one.
+
+    Args:
+        state: The names that came.
+        names: The names that are needed.
+
+    Raises:
+        ValueError: With the first names that are missing or left over.
+    """
+    if missing := [name for name in names if name not in state]:
+        raise ValueError(f"missing: {_first(missing)}")
+    if left_over := [name for name in state if name not in names]:
+        raise ValueError(f"left over, no part of this model: {_first(left_over)}")
+
+
+def fill(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Copy all entries into a model, or none of them.
+
+    Args:
+        model: A module whose own state dict has exactly the names and shapes of `state`.
+        state: Tensors or numpy arrays.
+
+    Raises:
+        ValueError: If an entry is missing, left over, or has another shape than the model's.
+
+    Examples:
+        >>> layer = nn.Linear(2, 1)
+        >>> fill(layer, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)})
+        >>> layer(torch.ones(2)).item()
+        2.0
+    """
+    own = model.state_dict()
+    expect_names(state.keys(), own.keys())
+    tensors = {name: torch.as_tensor(value) for name, value in state.items()}
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"{name} must have shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}"
+            )
+    model.load_state_dict(tensors, strict=True)
+
+
+def _first(names: Iterable[str], count: int = 3) -> str:
+    shown = list(names)
+    more = f" and {len(shown) - count} more" if len(shown) > count else ""
+    return ", ".join(map(repr, shown[:count])) + more
