@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,10 +160,11 @@ class ConvBlock(nn.Module):
         acts: list[Act] = [act] * count
         if block == "residual":
             acts[-1] = None
-        self.layers = nn.ModuleList(
+        layers = (
             ConvNormAct(a, b, act=layer_act, **conv)
-            for a, b, layer_act in zip(widths[:-1], widths[1:], acts, strict=True)
+            for (a, b), layer_act in zip(pairwise(widths), acts, strict=True)
         )
+        self.layers = nn.ModuleList(layers)
         self.shortcut: nn.Module | None = None
         if block == "residual":
             self.shortcut = nn.Identity()
@@ -179,7 +181,7 @@ class ConvBlock(nn.Module):
         return self.dropout(y)
 
     def _convolved(self, maps: tuple[Tensor, ...]) -> Tensor:
-        first, *others = self.layers
+        first, *others = cast(list[ConvNormAct], list(self.layers))
         # no name and no call holds a map longer than the convolution that reads it
         y = first.finish(first.conv(joined(maps)))
         for layer in others:
@@ -249,13 +251,13 @@ class Level(nn.Module):
         super().__init__()
         self.encode = encode
         self.inner = inner
-        self.pool = None if inner is None else POOLS["max"][spatial_dims](2)
+        self.pool: nn.Module | None = None if inner is None else POOLS["max"][spatial_dims](2)
         self.decode = decode
 
     def forward(self, x: Tensor, trace: "Trace | None" = None) -> Tensor:
         skip = checkpointed(self.encode, x)
         maps = [skip]
-        if self.inner is not None:
+        if self.inner is not None and self.pool is not None:
             half = recomputed(self.pool, skip)
             maps.append(self.inner(half) if trace is None else self.inner(half, trace))
         out = skip if self.decode is None else checkpointed(self.decode, *maps)

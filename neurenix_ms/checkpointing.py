@@ -238,7 +238,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _same(made: Tensor | None, tensor: Tensor) -> bool:
-    return (
+    return bool(
         made is not None
         and _memory(made) == _memory(tensor)
         and made.dtype == tensor.dtype

@@ -32,7 +32,8 @@ def is_plain(value: Any) -> bool:
 
 def library_classes(cls: type = Configured) -> Iterator[type]:
     """Every class of the library that can be rebuilt from its config."""
-    for child in cls.__subclasses__():
+    children: list[type] = cls.__subclasses__()
+    for child in children:
         if child.__module__.startswith("neurenix_ms."):
             yield child
         yield from library_classes(child)

@@ -82,12 +82,12 @@ def load(
 
 def described(model: nn.Module) -> dict[str, Any]:
     """Class name and config of a model; the config is None where the library cannot rebuild it."""
-    ours = isinstance(model, Configured) and type(model) in set(library_classes())
-    if not ours:
+    if not isinstance(model, Configured) or type(model) not in set(library_classes()):
         return {"class": type(model).__name__, "config": None}
+    known: Any = model  # a type checker takes every attribute of a module for a submodule
     config = {
         name: described(value) if isinstance(value, nn.Module) else value
-        for name, value in model.config.items()
+        for name, value in known.config.items()
     }
     whole = is_plain(config) and all(
         value["config"] is not None for value in config.values() if isinstance(value, dict)
@@ -96,19 +96,14 @@ def described(model: nn.Module) -> dict[str, Any]:
 
 
 def _read(path: str | os.PathLike[str], map_location: Any) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise ValueError(
-            f"{path} must be a file of neurenix_ms.save, got damage: {error}"
-        ) from error
+    damages = (RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError)
+    with open(path, "rb") as file:
+        try:
+            content = torch.load(file, map_location=map_location, weights_only=True)
+        except (*damages, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{path} must be a file of neurenix_ms.save, got damage: {error}"
+            ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} must be a file of neurenix_ms.save, got something else")
     version = content.get("version")

@@ -1,33 +1,36 @@
 """One, two or three spatial axes: the only place where the number is looked up."""
 
 from collections.abc import Hashable, Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 SpatialDims = Literal[1, 2, 3]
 
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED_CONVOLUTIONS = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-CHANNEL_DROPOUTS = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
-POOLS = {
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED_CONVOLUTIONS: dict[int, Any] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+BATCH_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+INSTANCE_NORMS: dict[int, Any] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+POOLS: dict[str, dict[int, Any]] = {
     "avg": {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d},
     "max": {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d},
 }
-ADAPTIVE_POOLS = {
+ADAPTIVE_POOLS: dict[str, dict[int, Any]] = {
     "avg": {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d},
     "max": {1: nn.AdaptiveMaxPool1d, 2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d},
 }
-CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+LINEAR_MODES: dict[int, str] = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 Value = TypeVar("Value")
 
 
-def choose(table: Mapping[Hashable, Value], key: Hashable, name: str) -> Value:
+def choose(table: Mapping[Any, Value], key: Hashable, name: str) -> Value:
     """Look `key` up in `table`, or say which values of the argument `name` there are."""
     if key not in table:
         raise ValueError(f"{name} must be one of {list(table)}, got {key!r}")

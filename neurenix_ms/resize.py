@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose
-from neurenix_ms.sizes import Size, spatial
+from neurenix_ms.sizes import Size, equal, spatial
 
 LINEAR_NAMES = ("linear", "bilinear", "trilinear")
 MODES = ("nearest", *LINEAR_NAMES, "bicubic", "area")
@@ -60,7 +60,7 @@ class Resize(nn.Module):
         self.antialias = antialias
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        if spatial(x) == tuple(size):
+        if equal(spatial(x), size):
             return x
         return F.interpolate(
             x, tuple(size), None, self.mode, self.align_corners, antialias=self.antialias

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Size = tuple[int, ...]
 Target = str | int | Sequence[int]
@@ -19,7 +21,8 @@ def spatial(x: Tensor) -> Size:
 def scaled(size: Sequence[int], scale: float) -> Size:
     """Every axis at `scale`, rounded down, never below one cell."""
     # math.floor stays symbolic while a model is exported; int() would freeze the example's size
-    return tuple(torch.sym_max(1, math.floor(n * scale)) for n in size)
+    sizes: list[Any] = [torch.sym_max(1, math.floor(n * scale)) for n in size]
+    return tuple(sizes)
 
 
 def expect_scale(scale: float) -> float:
@@ -64,10 +67,14 @@ def expect_target(target: Target, spatial_dims: int) -> Target:
 
 def target_size(sizes: Sequence[Size], target: Target) -> Size:
     """The size all features are brought to; the first one wins a tie."""
-    if target == "largest":
-        return max(sizes, key=math.prod)
-    if target == "smallest":
-        return min(sizes, key=math.prod)
+    if isinstance(target, str):
+        chosen = sizes[0]
+        for size in sizes[1:]:  # max(key=) cannot be traced
+            larger = math.prod(size) > math.prod(chosen)
+            smaller = math.prod(size) < math.prod(chosen)
+            if larger if target == "largest" else smaller:
+                chosen = size
+        return chosen
     if isinstance(target, int):
         if not -len(sizes) <= target < len(sizes):
             raise ValueError(f"target must be an index into {len(sizes)} features, got {target}")
@@ -75,10 +82,16 @@ def target_size(sizes: Sequence[Size], target: Target) -> Size:
     return tuple(int(n) for n in target)
 
 
+def equal(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether two sizes are equal; while tracing, whether they are for every size of the input."""
+    if torch.compiler.is_compiling():
+        return all(statically_known_true(m == n) for m, n in zip(a, b, strict=True))
+    return tuple(a) == tuple(b)
+
+
 def fit(x: Tensor, size: Size, mode: str = "constant") -> Tensor:
     """Crop or pad `x` at the end of every axis to `size`; `mode` says what is padded."""
-    missing = [want - have for want, have in zip(size, spatial(x), strict=True)]
-    # while tracing, sizes may be symbols: deciding on them would make one graph for odd, one for even
-    if not torch.compiler.is_compiling() and not any(missing):
+    if equal(spatial(x), size):
         return x
+    missing = [want - have for want, have in zip(size, spatial(x), strict=True)]
     return F.pad(x, [d for m in reversed(missing) for d in (0, m)], mode)

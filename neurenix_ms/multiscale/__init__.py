@@ -1,15 +1,18 @@
 """The multiscale API: models over several resolutions and the blocks they are composed of."""
 
-from neurenix_ms.multiscale.fusion import AttentionFusion, FeatureFusion, PyramidFusion, ScaleFusion
-from neurenix_ms.multiscale.models import MultiScaleModel, PyramidNetwork
+from neurenix_ms.multiscale.attention import AttentionFusion
+from neurenix_ms.multiscale.decoder import UNetDecoder
+from neurenix_ms.multiscale.fusion import FeatureFusion, ScaleFusion
+from neurenix_ms.multiscale.models import MultiScaleModel
 from neurenix_ms.multiscale.pooling import (
     MultiScalePooling,
     PyramidPooling,
     SpatialPyramidPooling,
 )
+from neurenix_ms.multiscale.pyramid_network import PyramidFusion, PyramidNetwork
 from neurenix_ms.multiscale.pyramids import GaussianPyramid, LaplacianPyramid
 from neurenix_ms.multiscale.transforms import MultiScaleTransform, PyramidDownsample, Rescale
-from neurenix_ms.multiscale.unet import UNet, UNetDecoder
+from neurenix_ms.multiscale.unet import UNet
 
 __all__ = [
     "AttentionFusion",

@@ -1,6 +1,7 @@
 """Poolings that look at a map through several windows at once."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -65,6 +66,8 @@ class MultiScalePooling(Configured, nn.Module):
     The windows are those of the spatial pyramid block of YOLOv3-SPP.
 
     Examples:
+        >>> import torch
+        >>> from neurenix_ms import MultiScalePooling
         >>> pool = MultiScalePooling([1, 5, 9], "max")
         >>> pool(torch.zeros(2, 8, 13, 9)).shape
         torch.Size([2, 24, 13, 9])
@@ -125,6 +128,8 @@ class PyramidPooling(Configured, nn.Module):
     branch has a bias instead of a norm, so that a batch of one can be trained.
 
     Examples:
+        >>> import torch
+        >>> from neurenix_ms import PyramidPooling
         >>> pool = PyramidPooling(64, 32)
         >>> pool(torch.zeros(2, 64, 13, 9)).shape
         torch.Size([2, 32, 13, 9])
@@ -168,11 +173,9 @@ class PyramidPooling(Configured, nn.Module):
                 f"got in_channels {in_channels} and branch_channels {branch_channels}"
             )
         pool = choose(choose(ADAPTIVE_POOLS, pool_type, "pool_type"), spatial_dims, "spatial_dims")
-        point = {"spatial_dims": spatial_dims, "kernel_size": 1, "act": act}
+        point = partial(ConvNormAct, spatial_dims=spatial_dims, kernel_size=1, act=act)
         self.branches = nn.ModuleList(
-            nn.Sequential(
-                pool(n), ConvNormAct(in_channels, width, norm=None if n == 1 else norm, **point)
-            )
+            nn.Sequential(pool(n), point(in_channels, width, norm=None if n == 1 else norm))
             for n in self.pool_sizes
         )
         self.resize = Resize(mode, spatial_dims, align_corners)
@@ -216,6 +219,8 @@ class SpatialPyramidPooling(Configured, nn.Module):
     edges of the bins as in torch's adaptive pooling.
 
     Examples:
+        >>> import torch
+        >>> from neurenix_ms import SpatialPyramidPooling
         >>> pool = SpatialPyramidPooling(num_levels=3)
         >>> pool(torch.zeros(2, 8, 13, 9)).shape
         torch.Size([2, 168])

@@ -2,67 +2,60 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from neurenix_ms.config import Configured
-from neurenix_ms.nd import CONVOLVE, SpatialDims, choose, expect_map, expect_positive
+from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
 
 
-def gaussian_weights(sigma: float | None, kernel_size: int) -> Tensor:
-    """A row of `kernel_size` weights that sum to 1; `sigma=None` is the binomial row of Burt & Adelson."""
+def gaussian_weights(sigma: float | None, kernel_size: int) -> list[float]:
+    """Weights that sum to 1: of a Gaussian, or with `sigma=None` binomial (Burt & Adelson)."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, got {kernel_size}")
     if sigma is None:
-        row = [math.comb(kernel_size - 1, k) for k in range(kernel_size)]
-        weights = torch.tensor(row, dtype=torch.float64)
+        row = [float(math.comb(kernel_size - 1, k)) for k in range(kernel_size)]
     elif math.isfinite(sigma) and sigma > 0:
-        distance = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
-        weights = torch.exp(-0.5 * (distance / sigma) ** 2)
+        row = [math.exp(-0.5 * ((k - kernel_size // 2) / sigma) ** 2) for k in range(kernel_size)]
     else:
         raise ValueError(f"sigma must be finite and above 0, or None, got {sigma}")
-    return weights / weights.sum()
+    return [weight / sum(row) for weight in row]
 
 
 class SmoothHalve(nn.Module):
     """Smooth along every axis in turn and keep every second sample."""
 
-    weights: Tensor
-
     def __init__(self, sigma: float | None, kernel_size: int, spatial_dims: SpatialDims) -> None:
         super().__init__()
-        self.convolve = choose(CONVOLVE, spatial_dims, "spatial_dims")
+        self.weights = gaussian_weights(sigma, kernel_size)
         self.spatial_dims = spatial_dims
-        self.radius = kernel_size // 2
-        weights = gaussian_weights(sigma, kernel_size).to(torch.get_default_dtype())
-        self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[0]
-        y = rearrange(x, "b c ... -> (b c) 1 ...")
         for axis in range(2, 2 + self.spatial_dims):
-            y = self._halve(y, axis)
-        return rearrange(y, "(b c) 1 ... -> b c ...", b=batch)
+            x = self._halve(x, axis)
+        return x
 
-    def _halve(self, y: Tensor, axis: int) -> Tensor:
-        along = [1] * self.spatial_dims
-        along[axis - 2] = -1
-        weights = self.weights.to(y.dtype)
-        weights = (weights / weights.sum()).view(1, 1, *along)  # 1 to the rounding of this dtype
-        stride = [2 if n == -1 else 1 for n in along]
-        return self.convolve(self._mirrored(y, axis), weights, None, stride)
+    def _halve(self, x: Tensor, axis: int) -> Tensor:
+        kept = (x.shape[axis] + 1) // 2
+        radius = len(self.weights) // 2
+        # every second sample, and those between: every shift of the kernel is then a plain slice
+        steps = 2 * torch.arange(kept + radius, device=x.device) - radius
+        phases = [self._mirrored(x, axis, steps + odd) for odd in (0, 1)]
+        total = phases[0].narrow(axis, 0, kept) * self.weights[0]
+        for shift, weight in enumerate(self.weights[1:], start=1):
+            total.add_(phases[shift % 2].narrow(axis, shift // 2, kept), alpha=weight)
+        return total
 
-    def _mirrored(self, y: Tensor, axis: int) -> Tensor:
-        """Continue an axis by its mirror image, or by its ends where it is too short for one."""
-        n, radius = y.shape[axis], self.radius
-        index = torch.arange(-radius, n + radius, device=y.device)
-        if n > radius:
+    def _mirrored(self, x: Tensor, axis: int, index: Tensor) -> Tensor:
+        """Samples of an axis continued by its mirror image, or by its ends where it is too short."""
+        n = x.shape[axis]
+        if n > len(self.weights) // 2:
             index = (n - 1) - ((n - 1) - index.abs()).abs()
-        return y.index_select(axis, index.clamp(0, n - 1))
+        return x.index_select(axis, index.clamp(0, n - 1))
 
 
 class GaussianPyramid(Configured, nn.Module):
@@ -88,6 +81,8 @@ class GaussianPyramid(Configured, nn.Module):
     border is mirrored; on an axis no longer than the kernel's radius its ends are repeated.
 
     Examples:
+        >>> import torch
+        >>> from neurenix_ms import GaussianPyramid
         >>> pyramid = GaussianPyramid(num_levels=3, sigma=None)
         >>> [tuple(y.shape) for y in pyramid(torch.zeros(1, 3, 9, 6))]
         [(1, 3, 9, 6), (1, 3, 5, 3), (1, 3, 3, 2)]
@@ -103,6 +98,7 @@ class GaussianPyramid(Configured, nn.Module):
     ) -> None:
         super().__init__()
         expect_positive(num_levels=num_levels)
+        choose(LINEAR_MODES, spatial_dims, "spatial_dims")
         self.num_levels = num_levels
         self.sigma = sigma
         self.kernel_size = kernel_size
@@ -138,6 +134,8 @@ class LaplacianPyramid(Configured, nn.Module):
     size of the finer one, which makes any size possible.
 
     Examples:
+        >>> import torch
+        >>> from neurenix_ms import LaplacianPyramid
         >>> pyramid = LaplacianPyramid(num_levels=3)
         >>> x = torch.randn(1, 3, 9, 6)
         >>> torch.allclose(pyramid.reconstruct(pyramid(x)), x, atol=1e-6)
@@ -162,10 +160,7 @@ class LaplacianPyramid(Configured, nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         levels = self.gaussian(x)
-        details = [
-            fine - self.resize(coarse, spatial(fine))
-            for fine, coarse in zip(levels[:-1], levels[1:], strict=True)
-        ]
+        details = [fine - self.resize(coarse, spatial(fine)) for fine, coarse in pairwise(levels)]
         return [*details, levels[-1]]
 
     def reconstruct(self, levels: Sequence[Tensor]) -> Tensor:

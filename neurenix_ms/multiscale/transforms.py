@@ -46,6 +46,7 @@ class MultiScaleTransform(Configured, nn.Module):
 
     Examples:
         >>> import torch
+        >>> from neurenix_ms import MultiScaleTransform
         >>> transform = MultiScaleTransform([1.0, 0.5])
         >>> [tuple(y.shape) for y in transform(torch.zeros(1, 3, 9, 6))]
         [(1, 3, 9, 6), (1, 3, 4, 3)]
@@ -115,6 +116,7 @@ class Rescale(Configured, Remembers, nn.Module):
 
     Examples:
         >>> import torch
+        >>> from neurenix_ms import Rescale
         >>> half = Rescale(0.5)
         >>> x = torch.zeros(1, 3, 9, 6)
         >>> half(x).shape, half.inverse(half(x)).shape
@@ -131,8 +133,10 @@ class Rescale(Configured, Remembers, nn.Module):
         antialias: bool = False,
     ) -> None:
         super().__init__()
-        one = isinstance(scale_factor, int | float)
-        self.factors = [scale_factor] * spatial_dims if one else list(scale_factor)
+        if isinstance(scale_factor, int | float):
+            self.factors = [float(scale_factor)] * spatial_dims
+        else:
+            self.factors = list(scale_factor)
         if len(self.factors) != spatial_dims:
             raise ValueError(
                 f"scale_factor must be one factor or {spatial_dims}, got {len(self.factors)}"
@@ -192,6 +196,7 @@ class PyramidDownsample(Configured, Remembers, nn.Module):
 
     Examples:
         >>> import torch
+        >>> from neurenix_ms import PyramidDownsample
         >>> pyramid = PyramidDownsample(num_levels=3)
         >>> [tuple(y.shape) for y in pyramid(torch.zeros(1, 3, 9, 6))]
         [(1, 3, 9, 6), (1, 3, 4, 3), (1, 3, 2, 1)]

@@ -1,8 +1,7 @@
 """U-Nets: encode to ever coarser maps, decode with the encoded maps of every resolution beside."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,62 +9,22 @@ from torch import Tensor, nn
 from neurenix_ms.blocks import (
     Act,
     BlockKind,
-    ConvBlock,
     Level,
     Norm,
     Trace,
-    Up,
     expect_normalisable,
 )
-from neurenix_ms.checkpointing import checkpointed, recomputes
+from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.config import Configured
-from neurenix_ms.multiscale.fusion import expect_features
+from neurenix_ms.multiscale.decoder import FinalActivation, Head, block_maker, make_ups
 from neurenix_ms.nd import (
-    CONVOLUTIONS,
     SpatialDims,
-    choose,
     expect_channels,
     expect_map,
     expect_positive,
 )
 from neurenix_ms.remember import Remembers
 from neurenix_ms.sizes import expect_halvings, spatial
-
-FinalActivation = (
-    Literal["sigmoid", "softmax", "softplus", "relu"] | Callable[[Tensor], Tensor] | None
-)
-FINAL_ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
-    "sigmoid": nn.Sigmoid,
-    "softmax": partial(nn.Softmax, dim=1),
-    "softplus": nn.Softplus,
-    "relu": nn.ReLU,
-    None: nn.Identity,
-}
-
-
-class Head(nn.Module):
-    """A 1x1 convolution to the output channels, a residual input channel, a final activation."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        spatial_dims: SpatialDims,
-        final_activation: FinalActivation,
-    ) -> None:
-        super().__init__()
-        self.conv = CONVOLUTIONS[spatial_dims](in_channels, out_channels, 1)
-        self.act: Callable[[Tensor], Tensor]
-        if isinstance(final_activation, type):
-            self.act = final_activation()
-        elif callable(final_activation):
-            self.act = final_activation
-        else:
-            self.act = choose(FINAL_ACTIVATIONS, final_activation, "final_activation")()
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        y = self.conv(x)
-        return self.act(y if residual is None else y + residual)
 
 
 class UNet(Configured, Remembers, nn.Module):
@@ -108,6 +67,8 @@ class UNet(Configured, Remembers, nn.Module):
     the 17,267,393 parameters of the widely used bilinear variant.
 
     Examples:
+        >>> import torch
+        >>> from neurenix_ms import UNet
         >>> model = UNet(3, 1, features=[8, 16])
         >>> model(torch.zeros(2, 3, 37, 53)).shape
         torch.Size([2, 1, 37, 53])
@@ -202,162 +163,6 @@ class UNet(Configured, Remembers, nn.Module):
         if not torch.compiler.is_compiling():
             smallest = tuple(n >> len(self.features) for n in spatial(x))
             expect_normalisable(self.norm, self.training, x.shape[0], smallest)
-
-
-class UNetDecoder(Configured, nn.Module):
-    """The decoding half of a U-Net, for the maps of any encoder.
-
-    Use it to turn a backbone that gives maps at several resolutions into a network with an output
-    per pixel of its finest map.
-
-    Args:
-        encoder_channels: Channels of the encoder's maps, fine to coarse, the bottleneck last.
-        output_channels: Channels of the output.
-        num_scales: Number of maps; if given, it must equal that of `encoder_channels`.
-        spatial_dims: Number of spatial axes.
-        bilinear: Upsample linearly; False takes transposed convolutions.
-        align_corners: Grid of the linear upsampling.
-        block: "double", "single" or "residual".
-        conv_bias: Bias of the convolutions; None is only where no norm follows.
-        kernel_size: Odd edge of the kernels in pixels.
-        norm: As in UNet.
-        act: As in UNet.
-        padding_mode: As in `nn.Conv2d`.
-        dropout: Share of channels dropped after every block.
-        final_activation: As in UNet.
-
-    Shape:
-        list of `(B, encoder_channels[i], *S_i)` -> `(B, output_channels, *S_0)`; each map about half
-        the size of the one before (upsampled by two, then padded or cropped at the end)
-
-    Raises:
-        ValueError: If there are fewer than two maps, `num_scales` differs, or a map has other
-            channels, another rank or batch size.
-
-    Source: Ronneberger et al. 2015, "U-Net", figure 1, right half.
-
-    Examples:
-        >>> decoder = UNetDecoder([8, 16, 16], 1)
-        >>> decoder([torch.zeros(1, 8, 37, 53), torch.zeros(1, 16, 18, 26),
-        ...          torch.zeros(1, 16, 9, 13)]).shape
-        torch.Size([1, 1, 37, 53])
-    """
-
-    def __init__(
-        self,
-        encoder_channels: Sequence[int],
-        output_channels: int,
-        num_scales: int | None = None,
-        *,
-        spatial_dims: SpatialDims = 2,
-        bilinear: bool = True,
-        align_corners: bool = False,
-        block: BlockKind = "double",
-        conv_bias: bool | None = True,
-        kernel_size: int = 3,
-        norm: Norm = "batch",
-        act: Act = "relu",
-        padding_mode: str = "zeros",
-        dropout: float = 0.0,
-        final_activation: FinalActivation = None,
-    ) -> None:
-        super().__init__()
-        if len(encoder_channels) < 2:
-            raise ValueError(
-                f"encoder_channels must name at least two maps, got {list(encoder_channels)}"
-            )
-        if num_scales is not None and num_scales != len(encoder_channels):
-            raise ValueError(
-                f"num_scales must equal the {len(encoder_channels)} encoder_channels, "
-                f"got {num_scales}"
-            )
-        self.encoder_channels = list(encoder_channels)
-        self.output_channels = output_channels
-        self.num_scales = len(self.encoder_channels)
-        self.spatial_dims = spatial_dims
-        self.bilinear = bilinear
-        self.align_corners = align_corners
-        self.block = block
-        self.conv_bias = conv_bias
-        self.kernel_size = kernel_size
-        self.norm = norm
-        self.act = act
-        self.padding_mode = padding_mode
-        self.dropout = dropout
-        self.final_activation = final_activation
-
-        convs = block_maker(
-            block, spatial_dims, conv_bias, kernel_size, norm, act, padding_mode, dropout
-        )
-        *skips, bottom = self.encoder_channels
-        self.ups = nn.ModuleList(
-            make_ups(skips, bottom, convs, spatial_dims, bilinear, align_corners)
-        )
-        self.head = Head(skips[0], output_channels, spatial_dims, final_activation)
-
-    @recomputes
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        expect_features(features, self.encoder_channels, self.spatial_dims)
-        *skips, y = features
-        for up, skip in zip(self.ups, reversed(skips), strict=True):
-            y = checkpointed(up, skip, y)
-        return self.head(y)
-
-
-def block_maker(
-    block: BlockKind,
-    spatial_dims: SpatialDims,
-    conv_bias: bool | None,
-    kernel_size: int,
-    norm: Norm,
-    act: Act,
-    padding_mode: str,
-    dropout: float,
-) -> Callable[..., ConvBlock]:
-    """A maker of blocks that only lacks their channels."""
-    return partial(
-        ConvBlock,
-        block=block,
-        spatial_dims=spatial_dims,
-        conv_bias=conv_bias,
-        kernel_size=kernel_size,
-        norm=norm,
-        act=act,
-        padding_mode=padding_mode,
-        dropout=dropout,
-    )
-
-
-def make_ups(
-    skips: Sequence[int],
-    bottom: int,
-    convs: Callable[..., ConvBlock],
-    spatial_dims: SpatialDims,
-    bilinear: bool,
-    align_corners: bool,
-) -> list[Up]:
-    """The steps up, coarse to fine.
-
-    Linear upsampling leaves the channels as they are, so each step already goes down to the width of
-    the next finer skip; a transposed convolution changes them itself.
-    """
-    ups: list[Up] = []
-    deep = bottom
-    for depth in reversed(range(len(skips))):
-        out = skips[max(depth - 1, 0)] if bilinear else skips[depth]
-        ups.append(
-            Up(
-                skips[depth],
-                deep,
-                out,
-                convs,
-                spatial_dims=spatial_dims,
-                bilinear=bilinear,
-                align_corners=align_corners,
-            )
-        )
-        deep = out
-    return ups
 
 
 def expect_features_widths(features: Sequence[int]) -> list[int]:

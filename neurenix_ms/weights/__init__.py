@@ -1,1 +1,6 @@
-"""Placeholder."""
+"""Models and weights of the original projects become models of this library, and back."""
+
+from neurenix_ms.weights.pickles import read_pickle
+from neurenix_ms.weights.unet import export_unet, load_unet
+
+__all__ = ["export_unet", "load_unet", "read_pickle"]

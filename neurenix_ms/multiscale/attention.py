@@ -1,0 +1,131 @@
+"""Sources weighed against each other by what they contain."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from neurenix_ms.config import Configured
+from neurenix_ms.multiscale.features import Projections, add, expect_features, expect_widths
+from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose, expect_positive
+from neurenix_ms.resize import Resize
+from neurenix_ms.sizes import Target, expect_target
+
+AttentionKind = Literal["channel", "spatial", "both"]
+
+
+class AttentionFusion(Configured, nn.Module):
+    """Weigh the sources against each other, per channel, per pixel or both, and add them.
+
+    Use it where which scale matters depends on the input. A fresh module returns the mean of the
+    projected sources, and learns from there.
+
+    Args:
+        in_channels: Channels of every feature.
+        out_channels: Channels of the result; features with others are projected by a 1x1 convolution.
+        spatial_dims: Number of spatial axes.
+        attention: "channel" looks at the global mean (not tileable), "spatial" at the surroundings of
+            a pixel, "both" adds their scores.
+        reduction: Width of the bottleneck is `out_channels // reduction`,
+        min_hidden: but not below this.
+        target: Size of the result: "largest", "smallest", the index of a feature, or a size.
+        mode: Interpolation.
+        align_corners: As in `F.interpolate`.
+
+    Shape:
+        list of K `(B, in_channels[i], *S_i)` -> `(B, out_channels, *T)`
+
+    Raises:
+        ValueError: If a name is unknown, the list is empty or of another length, or a feature has
+            other channels, another rank or batch size.
+
+    Source: "channel" Li et al. 2019, "Selective Kernel Networks", equations 1 to 6; "spatial" Chen et
+    al. 2016, "Attention to Scale", equations 1 and 2.
+
+    Examples:
+        >>> import torch
+        >>> from neurenix_ms import AttentionFusion
+        >>> fuse = AttentionFusion([8, 16], 8)
+        >>> features = [torch.zeros(1, 8, 13, 9), torch.zeros(1, 16, 6, 4)]
+        >>> fuse(features).shape, fuse.attention_weights(features).shape
+        (torch.Size([1, 8, 13, 9]), torch.Size([1, 2, 8, 1, 1]))
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        *,
+        spatial_dims: SpatialDims = 2,
+        attention: AttentionKind = "channel",
+        reduction: int = 16,
+        min_hidden: int = 32,
+        target: Target = "largest",
+        mode: str = "bilinear",
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_channels = expect_widths(in_channels, out_channels)
+        expect_positive(reduction=reduction, min_hidden=min_hidden)
+        if attention not in ("channel", "spatial", "both"):
+            raise ValueError(
+                f"attention must be one of ['channel', 'spatial', 'both'], got {attention!r}"
+            )
+        self.out_channels = out_channels
+        self.spatial_dims = spatial_dims
+        self.attention = attention
+        self.reduction = reduction
+        self.min_hidden = min_hidden
+        self.target = expect_target(target, spatial_dims)
+        self.mode = mode
+        self.align_corners = align_corners
+        conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
+        resize = Resize(mode, spatial_dims, align_corners)
+        self.project = Projections(
+            self.in_channels, out_channels, spatial_dims, self.target, resize
+        )
+        hidden = max(out_channels // reduction, min_hidden)
+        count = len(self.in_channels)
+        self.channel_scores: nn.Sequential | None = None
+        self.spatial_scores: nn.Sequential | None = None
+        if attention != "spatial":
+            self.channel_scores = nn.Sequential(
+                conv(out_channels, hidden, 1), nn.ReLU(), conv(hidden, count * out_channels, 1)
+            )
+            start_at_zero(self.channel_scores)
+        if attention != "channel":
+            self.spatial_scores = nn.Sequential(
+                conv(count * out_channels, hidden, 3, padding=1), nn.ReLU(), conv(hidden, count, 1)
+            )
+            start_at_zero(self.spatial_scores)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        expect_features(features, self.in_channels, self.spatial_dims)
+        maps = self.project(features)
+        weights = self._weights(maps).unbind(dim=1)
+        return add([w * x for w, x in zip(weights, maps, strict=True)])
+
+    def attention_weights(self, features: Sequence[Tensor]) -> Tensor:
+        """Weights of the K sources: `(B, K, C, 1..)`, `(B, K, 1, *T)` or `(B, K, C, *T)`."""
+        expect_features(features, self.in_channels, self.spatial_dims)
+        return self._weights(self.project(features))
+
+    def _weights(self, maps: Sequence[Tensor]) -> Tensor:
+        scores: list[Tensor] = []
+        if self.channel_scores is not None:
+            axes = tuple(range(2, 2 + self.spatial_dims))
+            means = add(maps).mean(axes, keepdim=True)
+            scores.append(
+                rearrange(self.channel_scores(means), "b (k c) ... -> b k c ...", k=len(maps))
+            )
+        if self.spatial_scores is not None:
+            scores.append(self.spatial_scores(torch.cat(list(maps), dim=1)).unsqueeze(2))
+        return torch.softmax(add(scores), dim=1)
+
+
+def start_at_zero(scores: nn.Sequential) -> None:
+    """Let the last layer score every source alike, so that training starts at the mean."""
+    for parameter in scores[-1].parameters():
+        nn.init.zeros_(parameter)

@@ -1,0 +1,207 @@
+"""The way up of a U-Net: deep maps joined to the skip of every finer resolution, then a head."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+
+from neurenix_ms.blocks import Act, BlockKind, ConvBlock, Norm, Up
+from neurenix_ms.checkpointing import checkpointed, recomputes
+from neurenix_ms.config import Configured
+from neurenix_ms.multiscale.features import expect_features
+from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose
+
+FinalActivation = (
+    Literal["sigmoid", "softmax", "softplus", "relu"] | Callable[[Tensor], Tensor] | None
+)
+FINAL_ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "softmax": partial(nn.Softmax, dim=1),
+    "softplus": nn.Softplus,
+    "relu": nn.ReLU,
+    None: nn.Identity,
+}
+
+
+class Head(nn.Module):
+    """A 1x1 convolution to the output channels, a residual input channel, a final activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        spatial_dims: SpatialDims,
+        final_activation: FinalActivation,
+    ) -> None:
+        super().__init__()
+        self.conv = CONVOLUTIONS[spatial_dims](in_channels, out_channels, 1)
+        self.act: Callable[[Tensor], Tensor]
+        if isinstance(final_activation, type):
+            self.act = final_activation()
+        elif callable(final_activation):
+            self.act = final_activation
+        else:
+            self.act = choose(FINAL_ACTIVATIONS, final_activation, "final_activation")()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = self.conv(x)
+        return self.act(y if residual is None else y + residual)
+
+
+def block_maker(
+    block: BlockKind,
+    spatial_dims: SpatialDims,
+    conv_bias: bool | None,
+    kernel_size: int,
+    norm: Norm,
+    act: Act,
+    padding_mode: str,
+    dropout: float,
+) -> Callable[..., ConvBlock]:
+    """A maker of blocks that only lacks their channels."""
+    return partial(
+        ConvBlock,
+        block=block,
+        spatial_dims=spatial_dims,
+        conv_bias=conv_bias,
+        kernel_size=kernel_size,
+        norm=norm,
+        act=act,
+        padding_mode=padding_mode,
+        dropout=dropout,
+    )
+
+
+def make_ups(
+    skips: Sequence[int],
+    bottom: int,
+    convs: Callable[..., ConvBlock],
+    spatial_dims: SpatialDims,
+    bilinear: bool,
+    align_corners: bool,
+) -> list[Up]:
+    """The steps up, coarse to fine.
+
+    Linear upsampling leaves the channels as they are, so each step already goes down to the width of
+    the next finer skip; a transposed convolution changes them itself.
+    """
+    ups: list[Up] = []
+    deep = bottom
+    for depth in reversed(range(len(skips))):
+        out = skips[max(depth - 1, 0)] if bilinear else skips[depth]
+        ups.append(
+            Up(
+                skips[depth],
+                deep,
+                out,
+                convs,
+                spatial_dims=spatial_dims,
+                bilinear=bilinear,
+                align_corners=align_corners,
+            )
+        )
+        deep = out
+    return ups
+
+
+class UNetDecoder(Configured, nn.Module):
+    """The decoding half of a U-Net, for the maps of any encoder.
+
+    Use it to turn a backbone that gives maps at several resolutions into a network with an output
+    per pixel of its finest map.
+
+    Args:
+        encoder_channels: Channels of the encoder's maps, fine to coarse, the bottleneck last.
+        output_channels: Channels of the output.
+        num_scales: Number of maps; if given, it must equal that of `encoder_channels`.
+        spatial_dims: Number of spatial axes.
+        bilinear: Upsample linearly; False takes transposed convolutions.
+        align_corners: Grid of the linear upsampling.
+        block: "double", "single" or "residual".
+        conv_bias: Bias of the convolutions; None is only where no norm follows.
+        kernel_size: Odd edge of the kernels in pixels.
+        norm: As in UNet.
+        act: As in UNet.
+        padding_mode: As in `nn.Conv2d`.
+        dropout: Share of channels dropped after every block.
+        final_activation: As in UNet.
+
+    Shape:
+        list of `(B, encoder_channels[i], *S_i)` -> `(B, output_channels, *S_0)`; each map about half
+        the size of the one before (upsampled by two, then padded or cropped at the end)
+
+    Raises:
+        ValueError: If there are fewer than two maps, `num_scales` differs, or a map has other
+            channels, another rank or batch size.
+
+    Source: Ronneberger et al. 2015, "U-Net", figure 1, right half.
+
+    Examples:
+        >>> import torch
+        >>> from neurenix_ms import UNetDecoder
+        >>> decoder = UNetDecoder([8, 16, 16], 1)
+        >>> decoder([torch.zeros(1, 8, 37, 53), torch.zeros(1, 16, 18, 26),
+        ...          torch.zeros(1, 16, 9, 13)]).shape
+        torch.Size([1, 1, 37, 53])
+    """
+
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        output_channels: int,
+        num_scales: int | None = None,
+        *,
+        spatial_dims: SpatialDims = 2,
+        bilinear: bool = True,
+        align_corners: bool = False,
+        block: BlockKind = "double",
+        conv_bias: bool | None = True,
+        kernel_size: int = 3,
+        norm: Norm = "batch",
+        act: Act = "relu",
+        padding_mode: str = "zeros",
+        dropout: float = 0.0,
+        final_activation: FinalActivation = None,
+    ) -> None:
+        super().__init__()
+        if len(encoder_channels) < 2:
+            raise ValueError(
+                f"encoder_channels must name at least two maps, got {list(encoder_channels)}"
+            )
+        if num_scales is not None and num_scales != len(encoder_channels):
+            raise ValueError(
+                f"num_scales must equal the {len(encoder_channels)} encoder_channels, "
+                f"got {num_scales}"
+            )
+        self.encoder_channels = list(encoder_channels)
+        self.output_channels = output_channels
+        self.num_scales = len(self.encoder_channels)
+        self.spatial_dims = spatial_dims
+        self.bilinear = bilinear
+        self.align_corners = align_corners
+        self.block = block
+        self.conv_bias = conv_bias
+        self.kernel_size = kernel_size
+        self.norm = norm
+        self.act = act
+        self.padding_mode = padding_mode
+        self.dropout = dropout
+        self.final_activation = final_activation
+
+        convs = block_maker(
+            block, spatial_dims, conv_bias, kernel_size, norm, act, padding_mode, dropout
+        )
+        *skips, bottom = self.encoder_channels
+        self.ups = nn.ModuleList(
+            make_ups(skips, bottom, convs, spatial_dims, bilinear, align_corners)
+        )
+        self.head = Head(skips[0], output_channels, spatial_dims, final_activation)
+
+    @recomputes
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        expect_features(features, self.encoder_channels, self.spatial_dims)
+        *skips, y = features
+        for up, skip in zip(self.ups, reversed(skips), strict=True):
+            y = checkpointed(up, skip, y)
+        return self.head(y)

@@ -1,0 +1,81 @@
+"""A list of features: checked, projected to equal channels, brought to one size, summed."""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.nd import (
+    CONVOLUTIONS,
+    SpatialDims,
+    choose,
+    expect_channels,
+    expect_map,
+    expect_positive,
+)
+from neurenix_ms.resize import Resize
+from neurenix_ms.sizes import Target, spatial, target_size
+
+
+def expect_features(features: Sequence[Tensor], channels: Sequence[int], spatial_dims: int) -> None:
+    """Refuse a list of other length, and maps of another rank, channel count or batch size."""
+    if len(features) != len(channels):
+        raise ValueError(f"expected {len(channels)} features, got {len(features)}")
+    for index, (x, wanted) in enumerate(zip(features, channels, strict=True)):
+        expect_map(x, spatial_dims)
+        expect_channels(x, wanted, f"feature {index}")
+        if x.shape[0] != features[0].shape[0]:
+            raise ValueError(
+                f"all features must have one batch size, got {features[0].shape[0]} in feature 0 "
+                f"and {x.shape[0]} in feature {index}"
+            )
+
+
+def expect_widths(in_channels: Sequence[int], out_channels: int) -> list[int]:
+    """Refuse an empty list of channels and counts below one."""
+    if not in_channels:
+        raise ValueError("in_channels must name at least one feature, got an empty list")
+    expect_positive(**{f"in_channels[{i}]": n for i, n in enumerate(in_channels)})
+    expect_positive(out_channels=out_channels)
+    return list(in_channels)
+
+
+class Projections(nn.Module):
+    """Bring every feature to the same channels at its own size, then all to one size."""
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        spatial_dims: SpatialDims,
+        target: Target,
+        resize: Resize,
+    ) -> None:
+        super().__init__()
+        conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
+        self.points = nn.ModuleList(
+            nn.Identity() if n == out_channels else conv(n, out_channels, 1) for n in in_channels
+        )
+        self.resize = resize
+        self.target = target
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        size = target_size([spatial(x) for x in features], self.target)
+        projected = zip(self.points, features, strict=True)
+        return [self.resize(point(x), size) for point, x in projected]
+
+
+def add(maps: Sequence[Tensor]) -> Tensor:
+    """The sum of all maps."""
+    return reduce(torch.add, maps)
+
+
+def average(maps: Sequence[Tensor]) -> Tensor:
+    """The mean of all maps."""
+    return add(maps) / len(maps)
+
+
+def greatest(maps: Sequence[Tensor]) -> Tensor:
+    """The maximum of all maps, cell by cell."""
+    return reduce(torch.maximum, maps)

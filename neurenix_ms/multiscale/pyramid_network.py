@@ -1,0 +1,249 @@
+"""Feature pyramids: what coarse maps know is handed down to the finer ones."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurenix_ms.blocks import Act, BlockKind, ConvBlock, Level, Norm, Trace, expect_normalisable
+from neurenix_ms.checkpointing import checkpointed, recomputes
+from neurenix_ms.config import Configured
+from neurenix_ms.multiscale.features import expect_features, expect_widths
+from neurenix_ms.nd import (
+    CONVOLUTIONS,
+    SpatialDims,
+    choose,
+    expect_channels,
+    expect_map,
+    expect_positive,
+)
+from neurenix_ms.remember import Remembers
+from neurenix_ms.resize import Resize
+from neurenix_ms.sizes import expect_halvings, fit, spatial
+
+
+class PyramidNetwork(Configured, Remembers, nn.Module):
+    """Encode a map to ever coarser features, and merge them back down to a fine one.
+
+    A light network for outputs per pixel, and a source of features at several resolutions: call it,
+    then `get_features()`, or `forward_features(x)` at once.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        num_levels: Number of resolutions.
+        base_channels: Width of the finest level; every level doubles it.
+        spatial_dims: Number of spatial axes.
+        pyramid_channels: Width of the way down; by default max(out_channels, base_channels).
+        return_pyramid: Give the maps of all levels, finest first, instead of the finest.
+        block: "double", "single" or "residual" convolution block.
+        kernel_size: Odd edge of the kernels of the blocks in pixels.
+        norm: As in UNet.
+        act: As in UNet.
+        conv_bias: Bias of the blocks' convolutions; None is only where no norm follows.
+        padding_mode: As in `nn.Conv2d`.
+        remember: Keep the features of the last forward for `get_features`; False saves memory.
+
+    Shape:
+        `(B, in_channels, *S)` -> `(B, out_channels, *S)`, or the list of
+        `(B, out_channels, *floor(S / 2**i))`; every S at least `2**(num_levels - 1)`
+
+    Raises:
+        ValueError: If an argument is out of range or unknown, a map is too small, or has other
+            channels or axes.
+        RuntimeError: If `get_features` is called before any forward.
+
+    Source: Lin et al. 2017, "Feature Pyramid Networks", figure 3. Deviation: entry i of a finer map
+    takes entry i // 2 of the coarser one, without the drift of nearest interpolation on odd sizes.
+
+    Examples:
+        >>> import torch
+        >>> from neurenix_ms import PyramidNetwork
+        >>> model = PyramidNetwork(3, 2, num_levels=3, base_channels=8)
+        >>> model(torch.zeros(1, 3, 13, 9)).shape
+        torch.Size([1, 2, 13, 9])
+        >>> [tuple(y.shape[1:]) for y in model.get_features()]
+        [(8, 13, 9), (16, 6, 4), (32, 3, 2)]
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_levels: int = 3,
+        base_channels: int = 64,
+        *,
+        spatial_dims: SpatialDims = 2,
+        pyramid_channels: int | None = None,
+        return_pyramid: bool = False,
+        block: BlockKind = "double",
+        kernel_size: int = 3,
+        norm: Norm = "batch",
+        act: Act = "relu",
+        conv_bias: bool | None = None,
+        padding_mode: str = "zeros",
+        remember: bool = True,
+    ) -> None:
+        super().__init__()
+        expect_positive(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            num_levels=num_levels,
+            base_channels=base_channels,
+        )
+        width = max(out_channels, base_channels) if pyramid_channels is None else pyramid_channels
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.num_levels = num_levels
+        self.base_channels = base_channels
+        self.spatial_dims = spatial_dims
+        self.pyramid_channels = width
+        self.return_pyramid = return_pyramid
+        self.block = block
+        self.kernel_size = kernel_size
+        self.norm = norm
+        self.act = act
+        self.conv_bias = conv_bias
+        self.padding_mode = padding_mode
+        self.remember = remember
+        self.feature_channels = [base_channels * 2**i for i in range(num_levels)]
+
+        conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
+        convs = partial(
+            ConvBlock,
+            block=block,
+            spatial_dims=spatial_dims,
+            conv_bias=conv_bias,
+            kernel_size=kernel_size,
+            norm=norm,
+            act=act,
+            padding_mode=padding_mode,
+        )
+        level: Level | None = None
+        for depth in reversed(range(num_levels)):
+            above = self.feature_channels[depth - 1] if depth else in_channels
+            here = self.feature_channels[depth]
+            merge = Merge(conv(here, width, 1))
+            level = Level(convs(above, here), level, merge, spatial_dims=spatial_dims)
+        assert level is not None
+        self.level = level
+        num_outputs = num_levels if return_pyramid else 1
+        self.outputs = nn.ModuleList(
+            conv(width, out_channels, 3, padding=1) for _ in range(num_outputs)
+        )
+
+    @recomputes
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        self.clear_features()
+        self._expect(x)
+        trace = Trace() if self.remember or self.return_pyramid else None
+        finest = self.level(x, trace)
+        if trace is not None and self.remember:
+            self._remember(features=trace.encoded)
+        if trace is None or not self.return_pyramid:
+            return self.outputs[0](finest)
+        return [out(y) for out, y in zip(self.outputs, reversed(trace.decoded), strict=True)]
+
+    @recomputes
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """The encoded maps of `x`, fine to coarse, without remembering them."""
+        self._expect(x)
+        features: list[Tensor] = []
+        level: Level | None = self.level
+        while level is not None:
+            features.append(checkpointed(level.encode, x))
+            x = features[-1] if level.pool is None else level.pool(features[-1])
+            level = level.inner
+        return features
+
+    def get_features(self) -> list[Tensor]:
+        """The encoded maps of the last forward, fine to coarse."""
+        return list(self._recall("features"))
+
+    def _expect(self, x: Tensor) -> None:
+        expect_map(x, self.spatial_dims)
+        expect_channels(x, self.in_channels)
+        expect_halvings(spatial(x), self.num_levels - 1)
+        if not torch.compiler.is_compiling():
+            smallest = tuple(n >> (self.num_levels - 1) for n in spatial(x))
+            expect_normalisable(self.norm, self.training, x.shape[0], smallest)
+
+
+class Merge(nn.Module):
+    """The way down one step: the features through a 1x1 convolution, plus the coarser map doubled."""
+
+    def __init__(self, lateral: nn.Module) -> None:
+        super().__init__()
+        self.lateral = lateral
+
+    def forward(self, features: Tensor, coarse: Tensor | None = None) -> Tensor:
+        y = self.lateral(features)
+        return y if coarse is None else y + repeated(coarse, spatial(y))
+
+
+def repeated(coarse: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Every entry twice along every axis; a last odd entry takes the last coarse one once more."""
+    doubled = F.interpolate(coarse, tuple(2 * n for n in spatial(coarse)))
+    return fit(doubled, size, mode="replicate")
+
+
+class PyramidFusion(Configured, nn.Module):
+    """A feature pyramid: hand what the coarse maps know down to the finer ones.
+
+    Use it behind a backbone, for heads that read every scale. The list goes in and comes out fine to
+    coarse.
+
+    Args:
+        in_channels: Channels of every map, or one number for all.
+        out_channels: Channels of every result; by default those of the (first) map.
+        num_scales: Number of maps, where `in_channels` is one number.
+        spatial_dims: Number of spatial axes.
+
+    Shape:
+        list of `(B, in_channels[i], *S_i)` -> list of `(B, out_channels, *S_i)`
+
+    Raises:
+        ValueError: If a count is below 1, the list is of another length, or a map has other channels,
+            another rank or batch size.
+
+    Source: Lin et al. 2017, "Feature Pyramid Networks", section 3; arithmetic of torchvision's
+    `FeaturePyramidNetwork`.
+
+    Examples:
+        >>> import torch
+        >>> from neurenix_ms import PyramidFusion
+        >>> neck = PyramidFusion([8, 16], 4)
+        >>> [tuple(y.shape) for y in neck([torch.zeros(1, 8, 13, 9), torch.zeros(1, 16, 6, 4)])]
+        [(1, 4, 13, 9), (1, 4, 6, 4)]
+    """
+
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        out_channels: int | None = None,
+        num_scales: int = 4,
+        *,
+        spatial_dims: SpatialDims = 2,
+    ) -> None:
+        super().__init__()
+        expect_positive(num_scales=num_scales)
+        widths = [in_channels] * num_scales if isinstance(in_channels, int) else list(in_channels)
+        out = widths[0] if out_channels is None and widths else (out_channels or 0)
+        self.widths = expect_widths(widths, out)
+        self.in_channels = in_channels
+        self.out_channels = out
+        self.num_scales = len(widths)
+        self.spatial_dims = spatial_dims
+        conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
+        self.laterals = nn.ModuleList(conv(n, out, 1) for n in widths)
+        self.outputs = nn.ModuleList(conv(out, out, 3, padding=1) for _ in widths)
+        self.resize = Resize("nearest", spatial_dims)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        expect_features(features, self.widths, self.spatial_dims)
+        maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
+        for finer in range(len(maps) - 2, -1, -1):
+            maps[finer] = maps[finer] + self.resize(maps[finer + 1], spatial(maps[finer]))
+        return [output(x) for output, x in zip(self.outputs, maps, strict=True)]

@@ -1,0 +1,123 @@
+"""One case per public module: how to build it small, and what to feed it at a given size."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import neurenix_ms as nms
+
+Size = tuple[int, ...]
+
+
+@dataclass
+class Case:
+    """A public module and its input."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    channels: list[int]
+    spatial_dims: int = 2
+    is_list: bool = False
+
+    def inputs(self, size: Size, batch: int = 2, **options: Any) -> Any:
+        """A map of `size`, or a list of maps whose finest has `size`."""
+        maps = [
+            torch.randn(batch, c, *(max(1, n // 2**i) for n in size), **options)
+            for i, c in enumerate(self.channels)
+        ]
+        return maps if self.is_list else maps[0]
+
+    def size(self, n: int) -> Size:
+        """Unequal axes, the first of them `n`."""
+        return (n, n + 5, n + 2)[: self.spatial_dims]
+
+
+def conv(channels_in: int, channels_out: int, spatial_dims: int) -> nn.Module:
+    """A base model."""
+    return nn.Sequential(
+        getattr(nn, f"Conv{spatial_dims}d")(channels_in, channels_out, 3, padding=1), nn.Tanh()
+    )
+
+
+def _cases(d: int) -> list[Case]:
+    k: dict[str, Any] = {"spatial_dims": d}
+    maps: dict[str, Callable[[], nn.Module]] = {
+        "UNet": lambda: nms.UNet(3, 1, features=[4, 8], **k),
+        "UNet-transposed": lambda: nms.UNet(3, 2, features=[4, 8], bilinear=False, **k),
+        "UNet-residual": lambda: nms.UNet(
+            3, 1, [4, 8], block="residual", norm="group", act="gelu", residual_channel=1, **k
+        ),
+        "UNet-single": lambda: nms.UNet(
+            3, 2, [4, 8], block="single", norm=None, act="silu", final_activation="softmax", **k
+        ),
+        "UNet-instance": lambda: nms.UNet(3, 1, [4, 8], norm="instance", **k),
+        "PyramidNetwork": lambda: nms.PyramidNetwork(3, 2, 3, 4, **k),
+        "PyramidNetwork-all": lambda: nms.PyramidNetwork(3, 2, 3, 4, return_pyramid=True, **k),
+        "MultiScaleModel": lambda: nms.MultiScaleModel([1, 0.5, 0.25], conv(3, 4, d), **k),
+        "MultiScaleModel-max": lambda: nms.MultiScaleModel(
+            [0.5, 1, 0.75], conv(3, 4, d), "max", share_weights=False, **k
+        ),
+        "MultiScaleModel-attention": lambda: nms.MultiScaleModel(
+            [0.5, 1], conv(3, 4, d), "attention", channels=4, **k
+        ),
+        "MultiScalePooling": lambda: nms.MultiScalePooling(**k),
+        "MultiScalePooling-max": lambda: nms.MultiScalePooling([3, 4], "max", **k),
+        "PyramidPooling": lambda: nms.PyramidPooling(3, 4, [1, 2, 3], **k),
+        "PyramidPooling-bare": lambda: nms.PyramidPooling(3, 4, [1, 2], project=False, **k),
+        "SpatialPyramidPooling": lambda: nms.SpatialPyramidPooling(**k),
+        "SpatialPyramidPooling-avg": lambda: nms.SpatialPyramidPooling(3, "avg", **k),
+        "MultiScaleTransform": lambda: nms.MultiScaleTransform(**k),
+        "Rescale": lambda: nms.Rescale(0.5, **k),
+        "PyramidDownsample": lambda: nms.PyramidDownsample(**k),
+        "GaussianPyramid": lambda: nms.GaussianPyramid(**k),
+        "LaplacianPyramid": lambda: nms.LaplacianPyramid(sigma=None, **k),
+    }
+    lists: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
+        "FeatureFusion": (lambda: nms.FeatureFusion([3, 5], 4, **k), [3, 5]),
+        "FeatureFusion-sum": (lambda: nms.FeatureFusion([3, 4], 4, "sum", **k), [3, 4]),
+        "FeatureFusion-max": (lambda: nms.FeatureFusion([3, 4], 4, "max", **k), [3, 4]),
+        "FeatureFusion-attention": (
+            lambda: nms.FeatureFusion([3, 5], 4, "attention", **k),
+            [3, 5],
+        ),
+        "ScaleFusion": (lambda: nms.ScaleFusion([1, 0.5], 3, 4, "mean", **k), [3, 3]),
+        "AttentionFusion": (lambda: nms.AttentionFusion([3, 5], 4, **k), [3, 5]),
+        "AttentionFusion-both": (
+            lambda: nms.AttentionFusion([3, 5], 4, attention="both", **k),
+            [3, 5],
+        ),
+        "PyramidFusion": (lambda: nms.PyramidFusion([3, 5, 4], 4, **k), [3, 5, 4]),
+        "UNetDecoder": (lambda: nms.UNetDecoder([3, 5, 4], 2, **k), [3, 5, 4]),
+    }
+    return [Case(f"{name}-{d}d", build, [3], d) for name, build in maps.items()] + [
+        Case(f"{name}-{d}d", build, channels, d, is_list=True)
+        for name, (build, channels) in lists.items()
+    ]
+
+
+CASES = [case for d in (1, 2, 3) for case in _cases(d)]
+
+
+def build(case: Case) -> nn.Module:
+    """The module, with no parameter at zero: a zero-initialised score head would hide everything."""
+    model = case.build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def as_list(out: Tensor | list[Tensor]) -> list[Tensor]:
+    """The outputs, one or several."""
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def scalar(out: Tensor | list[Tensor]) -> Tensor:
+    """A sum with different weights everywhere, so that no gradient cancels."""
+    return sum(
+        (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)).square().sum()
+        for y in as_list(out)
+    )

@@ -1,0 +1,184 @@
+"""One contract for every public module, in one, two and three dimensions."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from cases import CASES, Case, as_list, build, scalar
+from torch._dynamo.utils import counters
+from torch.export import Dim, export
+
+import neurenix_ms as nms
+from neurenix_ms.config import Configured, is_plain
+
+EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+PLANE = pytest.mark.parametrize(
+    "case", [c for c in CASES if c.spatial_dims == 2], ids=lambda case: case.name
+)
+
+
+def equal(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(as_list(a), as_list(b), strict=True))
+
+
+def close(a, b, **tolerance) -> None:
+    for x, y in zip(as_list(a), as_list(b), strict=True):
+        torch.testing.assert_close(x, y, **tolerance)
+
+
+def test_every_public_module_has_a_case():
+    public = {
+        name
+        for name in nms.__all__
+        if isinstance(getattr(nms, name), type) and issubclass(getattr(nms, name), torch.nn.Module)
+    }
+    assert public == {case.name.split("-")[0] for case in CASES}
+
+
+@EVERY
+def test_state_dict_pickle_and_deepcopy_give_the_same_module(case: Case):
+    model = build(case).eval()
+    x = case.inputs(case.size(13))
+    expected = model(x)
+    other = case.build().eval()
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert equal(other(x), expected)
+    assert equal(pickle.loads(pickle.dumps(model))(x), expected)
+    assert equal(copy.deepcopy(model)(x), expected)
+
+
+@EVERY
+def test_the_config_rebuilds_the_module(case: Case):
+    model = build(case)
+    assert isinstance(model, Configured)
+    if not case.name.startswith("MultiScaleModel"):  # its base model is not plain
+        assert is_plain(model.config)
+    twin = type(model)(**model.config)
+    assert [p.shape for p in twin.parameters()] == [p.shape for p in model.parameters()]
+    assert repr(twin) == repr(model)
+
+
+@EVERY
+def test_float64_in_gives_float64_out(case: Case):
+    model = build(case).double()
+    for y in as_list(model(case.inputs(case.size(12), dtype=torch.float64))):
+        assert y.dtype == torch.float64
+        assert y.isfinite().all()
+
+
+@EVERY
+def test_bf16_autocast_stays_close(case: Case):
+    model = build(case).eval()
+    x = case.inputs(case.size(16))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model(x)
+    for y, reference in zip(as_list(low), as_list(model(x)), strict=True):
+        assert (y.float() - reference).abs().mean() <= 0.05 * reference.abs().mean() + 1e-3
+
+
+@EVERY
+def test_a_batch_of_one_trains(case: Case):
+    model = build(case).train()
+    x = case.inputs(case.size(16), batch=1, requires_grad=True)
+    scalar(model(x)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(y.grad is not None and y.grad.isfinite().all() for y in as_list(x))
+
+
+@EVERY
+def test_samples_of_a_batch_do_not_mix_in_eval(case: Case):
+    model = build(case).double().eval()
+    x = case.inputs(case.size(13), dtype=torch.float64)
+    first = [y[:1] for y in x] if case.is_list else x[:1]
+    close([y[:1] for y in as_list(model(x))], as_list(model(first)))
+
+
+@EVERY
+def test_strides_of_the_input_do_not_matter(case: Case):
+    model = build(case).double().eval()
+    x = case.inputs(case.size(13), dtype=torch.float64)
+    strided = [y.transpose(-1, 1).contiguous().transpose(-1, 1) for y in as_list(x)]
+    expected = model(x)
+    close(model(strided if case.is_list else strided[0]), expected)
+    if case.spatial_dims > 1:
+        form = torch.channels_last if case.spatial_dims == 2 else torch.channels_last_3d
+        last = [y.to(memory_format=form) for y in as_list(x)]
+        close(model.to(memory_format=form)(last if case.is_list else last[0]), expected)
+
+
+@EVERY
+def test_the_input_is_left_as_it_was(case: Case):
+    model = build(case)
+    x = case.inputs(case.size(13))
+    before = copy.deepcopy(x)
+    model(x)
+    assert equal(x, before)
+
+
+@EVERY
+def test_every_parameter_gets_a_gradient(case: Case):
+    model = build(case)
+    scalar(model(case.inputs(case.size(13), requires_grad=True))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@EVERY
+def test_another_rank_is_refused_with_its_shape(case: Case):
+    x = case.inputs((*case.size(13), 2))
+    shape = tuple(as_list(x)[0].shape)
+    words = rf"expected \(B, C\) and {case.spatial_dims} spatial axes, got shape "
+    with pytest.raises(
+        ValueError, match=words + str(shape).replace("(", r"\(").replace(")", r"\)")
+    ):
+        case.build()(x)
+
+
+@PLANE
+def test_compiled_without_a_break_it_gives_the_same_on_every_size(case: Case):
+    torch.compiler.reset()
+    counters.clear()
+    model = build(case)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for n in (16, 21, 18):
+        x = case.inputs(case.size(n))
+        close(compiled(x), copy.deepcopy(model)(x))
+    assert counters["stats"]["unique_graphs"] <= 2  # one for the first size, one for all others
+
+
+@PLANE
+def test_exported_once_it_runs_on_other_sizes(case: Case):
+    model = build(case).eval()
+    height, width = Dim("height", min=8, max=256), Dim("width", min=8, max=256)
+    finest = 2 ** (len(case.channels) - 1)
+    shapes = [
+        {2: finest // 2**i * height, 3: finest // 2**i * width} for i in range(len(case.channels))
+    ]
+    exported = export(
+        model,
+        (case.inputs((32, 24)),),
+        dynamic_shapes=(shapes if case.is_list else shapes[0],),
+    ).module()
+    for size in ((16, 40), (20, 28)):
+        x = case.inputs(size)
+        close(exported(x), model(x))
+    if not case.is_list:
+        x = case.inputs((19, 37))
+        close(exported(x), model(x))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.spatial_dims != 2], ids=lambda c: c.name)
+@pytest.mark.slow
+def test_compiled_and_exported_in_other_dimensions(case: Case):
+    torch.compiler.reset()
+    model = build(case).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for n in (16, 21):
+        x = case.inputs(case.size(n))
+        close(compiled(x), model(x))
