@@ -1,0 +1,1 @@
+"""What the pages of the site are drawn with; no part of the package."""
