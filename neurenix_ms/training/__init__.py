@@ -1,1 +1,17 @@
-"""Placeholder."""
+"""Losses and Lightning modules that take any network; the latter need the extra `train`."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neurenix_ms.training.task import MultiscaleTask, RegressionTask, SegmentationTask
+
+__all__ = ["MultiscaleTask", "RegressionTask", "SegmentationTask"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lightning is loaded when a task is asked for: the losses work without it
+    if name in __all__:
+        from neurenix_ms.training import task
+
+        return getattr(task, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
