@@ -7,6 +7,7 @@ from typing import Any
 
 from docs_tools.drawings import ACCENT, INK, svg, text
 
+RESULTS = Path(__file__).parents[1] / "docs" / "assets" / "benchmarks.json"
 BASELINE = "plain"
 WIDTH = 360  # of a chart; about a telephone's screen
 
