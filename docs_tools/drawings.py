@@ -171,4 +171,11 @@ def _arrow(start: Place, end: Place, label: str) -> str:
         f'<line x1="{x0:.1f}" y1="{y0:.1f}" x2="{bx:.1f}" y2="{by:.1f}" stroke="{INK}" '
         f'stroke-width="1.2"/><polygon points="{head}" fill="{INK}"/>'
     )
-    return line + (text(label, (x0 + x1) / 2, (y0 + y1) / 2 - 4) if label else "")
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    if not label:
+        return line
+    if y0 == y1:
+        return line + text(label, x, y - 4)
+    if y0 < y1:
+        return line + text(label, x + 8, y, anchor="start")
+    return line + text(label, x - 8, y, anchor="end")
