@@ -35,6 +35,7 @@ ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     None: nn.Identity,
 }
+PADDING_MODES = dict.fromkeys(("zeros", "reflect", "replicate", "circular"))
 NUM_CONVOLUTIONS = {"single": 1, "double": 2, "residual": 2}
 
 
@@ -92,6 +93,7 @@ class ConvNormAct(nn.Module):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd to keep the size, got {kernel_size}")
+        choose(PADDING_MODES, padding_mode, "padding_mode")
         bias = norm is None if conv_bias is None else conv_bias
         self.conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")(
             in_channels,
@@ -126,6 +128,8 @@ class ChannelDropout(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {p}")
         self.dropout = nn.Dropout(p)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,32 +17,48 @@ from neurenix_ms.sizes import spatial
 PoolType = Literal["avg", "max"]
 
 
-class SamePool(nn.Module):
-    """Pool with stride 1 over windows of `kernel_size`, keeping the size; the outside never counts."""
+class Window(nn.Module):
+    """Pool with stride 1 over one window, keeping the size; the outside of the map never counts."""
 
-    def __init__(self, kernel_size: int, pool_type: PoolType, spatial_dims: SpatialDims) -> None:
+    def __init__(self, kernel: list[int], pool_type: PoolType, spatial_dims: SpatialDims) -> None:
         super().__init__()
         pool = choose(choose(POOLS, pool_type, "pool_type"), spatial_dims, "spatial_dims")
-        self.before, self.after = (kernel_size - 1) // 2, kernel_size // 2
+        before, after = [(k - 1) // 2 for k in kernel], [k // 2 for k in kernel]
+        self.kernel = kernel
         self.pool_type = pool_type
-        self.spatial_dims = spatial_dims
-        # torch pads both sides alike, so an even window is padded by hand, and its average recounted
-        self.odd = self.before == self.after
-        if not self.odd:
-            self.pool = pool(kernel_size, stride=1)
-        elif pool_type == "avg":
-            self.pool = pool(kernel_size, stride=1, padding=self.before, count_include_pad=False)
-        else:
-            self.pool = pool(kernel_size, stride=1, padding=self.before)
+        self.border: list[int] = []
+        # torch refuses an average over a 3-D map that is smaller than the window, padded or not
+        if before == after and (pool_type, spatial_dims) != ("avg", 3):
+            real_only = {"count_include_pad": False} if pool_type == "avg" else {}
+            self.pool = pool(kernel, stride=1, padding=before, **real_only)
+        else:  # and it pads both sides alike, which an even window does not want
+            self.pool = pool(kernel, stride=1)
+            self.border = [n for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.odd:
+        if not self.border:
             return self.pool(x)
-        border = (self.before, self.after) * self.spatial_dims
         if self.pool_type == "max":
-            return self.pool(F.pad(x, border, value=-torch.inf))
-        real = F.pad(x.new_ones((1, 1, *spatial(x))), border)
-        return self.pool(F.pad(x, border)) / self.pool(real)
+            return self.pool(F.pad(x, self.border, value=-torch.inf))
+        wide = zip(self.kernel, spatial(x), strict=True)
+        real = F.pad(x.new_ones([1, 1, *(n if k > 1 else 1 for k, n in wide)]), self.border)
+        return self.pool(F.pad(x, self.border)) / self.pool(real)
+
+
+class SamePool(nn.Sequential):
+    """Pool with stride 1 over a cube of `kernel_size`, keeping the size.
+
+    A maximum, and an average over the real pixels, can be taken one axis after the other, which
+    costs `kernel_size` per axis instead of all pixels of the window; windows of up to 3 are faster
+    at once.
+    """
+
+    def __init__(self, kernel_size: int, pool_type: PoolType, spatial_dims: SpatialDims) -> None:
+        axes = range(spatial_dims)
+        kernels = [[kernel_size if a == axis else 1 for a in axes] for axis in axes]
+        if kernel_size <= 3 and spatial_dims < 3:
+            kernels = [[kernel_size] * spatial_dims]
+        super().__init__(*(Window(kernel, pool_type, spatial_dims) for kernel in kernels))
 
 
 class MultiScalePooling(Configured, nn.Module):
@@ -84,10 +100,9 @@ class MultiScalePooling(Configured, nn.Module):
         self.pool_sizes = expect_pool_sizes(pool_sizes)
         self.pool_type = pool_type
         self.spatial_dims = spatial_dims
+        choose(choose(POOLS, pool_type, "pool_type"), spatial_dims, "spatial_dims")
         self.pools = nn.ModuleList(
-            nn.Identity()
-            if k == 1 and choose(POOLS, pool_type, "pool_type")
-            else SamePool(k, pool_type, spatial_dims)
+            nn.Identity() if k == 1 else SamePool(k, pool_type, spatial_dims)
             for k in self.pool_sizes
         )
 

@@ -94,6 +94,7 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
             base_channels=base_channels,
         )
         width = max(out_channels, base_channels) if pyramid_channels is None else pyramid_channels
+        expect_positive(pyramid_channels=width)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_levels = num_levels

@@ -103,6 +103,7 @@ class UNet(Configured, Remembers, nn.Module):
         expect_residual(residual_channel, in_channels, out_channels)
         bottom = widths[-1] * (1 if bilinear else 2)
         if bottleneck_channels is not None:
+            expect_positive(bottleneck_channels=bottleneck_channels)
             bottom = bottleneck_channels
         self.in_channels = in_channels
         self.out_channels = out_channels
