@@ -40,8 +40,9 @@ def test_odd_windows_are_those_of_torch(shape, k):
     assert torch.equal(
         MultiScalePooling([k], "max", spatial_dims=dims)(x), MAX[dims](x, k, 1, k // 2)
     )
-    expected = AVG[dims](x, k, 1, k // 2, count_include_pad=False)
-    torch.testing.assert_close(MultiScalePooling([k], spatial_dims=dims)(x), expected)
+    average = MultiScalePooling([k], spatial_dims=dims)(x)
+    if dims < 3 or min(size) >= k:  # torch itself refuses smaller 3-D maps
+        torch.testing.assert_close(average, AVG[dims](x, k, 1, k // 2, count_include_pad=False))
 
 
 def test_the_first_window_of_one_is_the_input():
