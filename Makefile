@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test test-slow lint docs bench clean
+.PHONY: help demo test test-slow lint docs serve bench bench-smoke clean
 .SECONDARY:
 
 help:  ## list the targets
@@ -36,8 +36,14 @@ lint: .venv/with-dev  ## ruff and mypy
 docs: .venv/with-docs  ## the site, strict, under site/
 	$(BIN)/python -m mkdocs build --strict
 
+serve: .venv/with-docs  ## the site, while you write it
+	$(BIN)/python -m mkdocs serve --livereload
+
 bench: .venv/with-bench  ## the benchmarks, written to docs/assets/benchmarks.json
 	$(BIN)/python -m pytest benchmarks --benchmark-json=docs/assets/benchmarks.json
+
+bench-smoke: .venv/with-bench  ## every benchmark once, untimed: do they run?
+	$(BIN)/python -m pytest benchmarks --benchmark-disable
 
 clean:  ## remove what the other targets made, but for .venv and the cached data
 	rm -rf site runs .pytest_cache .mypy_cache .ruff_cache
