@@ -23,7 +23,11 @@ from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import fit, spatial
 
 Norm = Literal["batch", "instance", "group"] | Callable[[int], nn.Module] | None
-Act = Literal["relu", "leaky_relu", "gelu", "silu", "elu", "tanh"] | Callable[[], nn.Module] | None
+Act = (
+    Literal["relu", "leaky_relu", "gelu", "silu", "elu", "celu", "tanh"]
+    | Callable[[], nn.Module]
+    | None
+)
 BlockKind = Literal["single", "double", "residual"]
 
 ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
@@ -32,6 +36,7 @@ ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "elu": nn.ELU,
+    "celu": nn.CELU,
     "tanh": nn.Tanh,
     None: nn.Identity,
 }

@@ -26,6 +26,17 @@ def torch_mode(mode: str, spatial_dims: SpatialDims, antialias: bool = False) ->
     return linear if mode in LINEAR_NAMES else mode
 
 
+def halved(x: Tensor) -> Tensor:
+    """The mean of every two cells along every axis; all axes must be even."""
+    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[x.ndim - 2]
+    return pool(x, 2)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Every cell twice along every axis."""
+    return F.interpolate(x, tuple(2 * n for n in spatial(x)))
+
+
 class Resize(nn.Module):
     """Resample a map to a given size; a map that has it already is returned unchanged.
 

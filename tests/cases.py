@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import neurenix_ms as nms
+from neurenix_ms.msnet import MSNet
 
 Size = tuple[int, ...]
 
@@ -63,6 +64,7 @@ def _cases(d: int) -> list[Case]:
         "MultiScaleModel-attention": lambda: nms.MultiScaleModel(
             [0.5, 1], conv(3, 4, d), "attention", channels=4, **k
         ),
+        "MSNet": lambda: MSNet(2, 3, 2, filter_growth=2, num_layers=3, **k),
         "MultiScalePooling": lambda: nms.MultiScalePooling(**k),
         "MultiScalePooling-max": lambda: nms.MultiScalePooling([3, 4], "max", **k),
         "PyramidPooling": lambda: nms.PyramidPooling(3, 4, [1, 2, 3], **k),

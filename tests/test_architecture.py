@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "neurenix_ms"
 FLOORS = [
     ["__init__", "compat", "recipes"],
     ["weights"],
-    ["multiscale"],
+    ["multiscale", "msnet"],
     ["datasets", "training", "files"],
     [
         "blocks",

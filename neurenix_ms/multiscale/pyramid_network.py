@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.blocks import Act, BlockKind, ConvBlock, Level, Norm, Trace, expect_normalisable
@@ -20,7 +19,7 @@ from neurenix_ms.nd import (
     expect_positive,
 )
 from neurenix_ms.remember import Remembers
-from neurenix_ms.resize import Resize
+from neurenix_ms.resize import Resize, doubled
 from neurenix_ms.sizes import expect_halvings, fit, spatial
 
 
@@ -186,8 +185,7 @@ class Merge(nn.Module):
 
 def repeated(coarse: Tensor, size: tuple[int, ...]) -> Tensor:
     """Every entry twice along every axis; a last odd entry takes the last coarse one once more."""
-    doubled = F.interpolate(coarse, tuple(2 * n for n in spatial(coarse)))
-    return fit(doubled, size, mode="replicate")
+    return fit(doubled(coarse), size, mode="replicate")
 
 
 class PyramidFusion(Configured, nn.Module):

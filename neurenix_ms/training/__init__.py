@@ -2,15 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
+from neurenix_ms.training.losses import MultiscaleLoss
+
 if TYPE_CHECKING:
     from neurenix_ms.training.task import MultiscaleTask, RegressionTask, SegmentationTask
 
-__all__ = ["MultiscaleTask", "RegressionTask", "SegmentationTask"]
+TASKS = ("MultiscaleTask", "RegressionTask", "SegmentationTask")
+__all__ = ["MultiscaleLoss", "MultiscaleTask", "RegressionTask", "SegmentationTask"]
 
 
 def __getattr__(name: str) -> Any:
     # Lightning is loaded when a task is asked for: the losses work without it
-    if name in __all__:
+    if name in TASKS:
         from neurenix_ms.training import task
 
         return getattr(task, name)

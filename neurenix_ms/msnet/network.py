@@ -1,0 +1,234 @@
+"""A prediction on the coarsest scale, upsampled and corrected scale by scale."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.blocks import Act, ConvNormAct, Norm, expect_normalisable
+from neurenix_ms.checkpointing import checkpointed, recomputes
+from neurenix_ms.config import Configured
+from neurenix_ms.meter import format_parameter_table
+from neurenix_ms.msnet.volumes import coarsen, scale_masks
+from neurenix_ms.nd import (
+    CONVOLUTIONS,
+    INSTANCE_NORMS,
+    SpatialDims,
+    choose,
+    expect_map,
+    expect_positive,
+)
+from neurenix_ms.resize import doubled
+from neurenix_ms.sizes import spatial
+
+
+class Stage(nn.Module):
+    """The network of one scale: convolutions of one width, then a 1x1 convolution to the output."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        out_channels: int,
+        num_layers: int,
+        spatial_dims: SpatialDims,
+        kernel_size: int,
+        norm: Norm,
+        act: Act,
+        padding_mode: str,
+    ) -> None:
+        super().__init__()
+        if norm == "instance":  # as published: no weight, no bias, no running statistics
+            norm = INSTANCE_NORMS[spatial_dims]
+        layer = partial(
+            ConvNormAct,
+            spatial_dims=spatial_dims,
+            kernel_size=kernel_size,
+            act=act,
+            conv_bias=True,
+            padding_mode=padding_mode,
+        )
+        last = num_layers - 1
+        self.layers = nn.Sequential(
+            *(
+                layer(width if i else in_channels, width, norm=None if i == last else norm)
+                for i in range(num_layers)
+            )
+        )
+        self.tail = CONVOLUTIONS[spatial_dims](width, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.layers(x))
+
+
+class MSNet(Configured, nn.Module):
+    """Predict a field on a coarse copy of an array, and correct it on ever finer ones.
+
+    The coarse stage is wide and sees far, but its array is small; the fine stages are narrow. So
+    arrays of hundreds of cells per axis fit, and the prediction still knows the whole array.
+
+    Args:
+        num_scales: Number of scales; each halves the array.
+        num_features: Channels of the input.
+        num_filters: Width of the finest stage.
+        summary: Print the table of parameters once.
+        spatial_dims: Number of spatial axes.
+        out_channels: Channels of the field.
+        filter_growth: Factor of the width from a stage to the next coarser one.
+        num_layers: Convolutions of a stage, before its 1x1 convolution.
+        kernel_size: Odd edge of their kernels in cells.
+        norm: "instance" (here without weights, as published), "batch", "group", None, or
+            `callable(channels) -> Module`; the last convolution of a stage has none.
+        act: "celu", or as in UNet.
+        padding_mode: As in `nn.Conv3d`; "circular" for periodic media.
+        mask_output: Multiply the finest output by the pores.
+
+    Shape:
+        `(B, num_features, *S)`, or its list of `num_scales` arrays coarsest first -> a list of
+        `num_scales` arrays `(B, out_channels, *S)`, coarsest first
+
+    Raises:
+        ValueError: If a count is below 1, a list has another length, its sizes are not successive
+            halves, or an entry has other channels or a mask another size; the message names it.
+
+    Source: Santos et al. 2021, "Computationally Efficient Multiscale Neural Networks Applied to
+    Fluid Flow in Complex 3D Porous Media", section 2.
+
+    Examples:
+        >>> import torch
+        >>> from neurenix_ms.msnet import MSNet
+        >>> model = MSNet(num_scales=3, num_filters=1)
+        >>> [tuple(y.shape) for y in model(torch.ones(1, 1, 16, 16, 16))]
+        [(1, 1, 4, 4, 4), (1, 1, 8, 8, 8), (1, 1, 16, 16, 16)]
+        >>> model.predict(torch.ones(1, 1, 13, 9, 11)).shape
+        torch.Size([1, 1, 13, 9, 11])
+    """
+
+    def __init__(
+        self,
+        num_scales: int = 4,
+        num_features: int = 1,
+        num_filters: int = 2,
+        summary: bool = False,
+        *,
+        spatial_dims: SpatialDims = 3,
+        out_channels: int = 1,
+        filter_growth: int = 4,
+        num_layers: int = 5,
+        kernel_size: int = 3,
+        norm: Norm = "instance",
+        act: Act = "celu",
+        padding_mode: str = "zeros",
+        mask_output: bool = False,
+    ) -> None:
+        super().__init__()
+        expect_positive(
+            num_scales=num_scales,
+            num_features=num_features,
+            num_filters=num_filters,
+            out_channels=out_channels,
+            filter_growth=filter_growth,
+            num_layers=num_layers,
+        )
+        choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
+        self.num_scales = num_scales
+        self.num_features = num_features
+        self.num_filters = num_filters
+        self.summary = summary
+        self.spatial_dims = spatial_dims
+        self.out_channels = out_channels
+        self.filter_growth = filter_growth
+        self.num_layers = num_layers
+        self.kernel_size = kernel_size
+        self.norm = norm
+        self.act = act
+        self.padding_mode = padding_mode
+        self.mask_output = mask_output
+        self.stages = nn.ModuleList(
+            Stage(
+                num_features + (out_channels if k else 0),
+                num_filters * filter_growth ** (num_scales - 1 - k),
+                out_channels,
+                num_layers,
+                spatial_dims,
+                kernel_size,
+                norm,
+                act,
+                padding_mode,
+            )
+            for k in range(num_scales)
+        )
+        if summary:
+            print(format_parameter_table(self))
+
+    @recomputes
+    def forward(
+        self, x: Tensor | Sequence[Tensor], masks: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        scales, masks = self._prepared(x, masks)
+        outputs = [checkpointed(self.stages[0], scales[0])]
+        for k in range(1, self.num_scales):
+            coarse = doubled(outputs[-1])
+            if masks is not None:
+                coarse = coarse * masks[k - 1]
+            stage = checkpointed(self.stages[k], torch.cat([scales[k], coarse], dim=1))
+            outputs.append(stage + coarse)
+        if self.mask_output and masks is not None:
+            outputs[-1] = outputs[-1] * masks[-1]
+        return outputs
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, tile_size: int | None = None) -> Tensor:
+        """The finest prediction for an array of any size, at its size, without recording gradients.
+
+        Args:
+            x: Array `(B, num_features, *S)`.
+            tile_size: Must be None: every stage runs whole.
+        """
+        if tile_size is not None:
+            raise ValueError(f"tile_size must be None, stages run whole, got {tile_size}")
+        finest = self(x)[-1]
+        return finest[(slice(None), slice(None), *(slice(n) for n in spatial(x)))]
+
+    def _prepared(
+        self, x: Tensor | Sequence[Tensor], masks: Sequence[Tensor] | None
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
+        if isinstance(x, Tensor):
+            expect_map(x, self.spatial_dims)
+            masks = scale_masks(x, self.num_scales) if masks is None else masks
+            x = coarsen(x, self.num_scales)
+        self._expect(x, masks)
+        return x, masks
+
+    def _expect(self, scales: Sequence[Tensor], masks: Sequence[Tensor] | None) -> None:
+        if len(scales) != self.num_scales:
+            raise ValueError(f"expected {self.num_scales} scales, got {len(scales)}")
+        for k, x in enumerate(scales):
+            if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.num_features:
+                raise ValueError(
+                    f"scale {k} must have {self.num_features} channels and {self.spatial_dims} "
+                    f"spatial axes, got shape {tuple(x.shape)}"
+                )
+            wanted = tuple(n << k for n in spatial(scales[0]))
+            if spatial(x) != wanted or x.shape[0] != scales[0].shape[0]:
+                raise ValueError(
+                    f"every scale must double the one before: scale {k} needs batch "
+                    f"{scales[0].shape[0]} and size {wanted}, got shape {tuple(x.shape)}"
+                )
+        if not torch.compiler.is_compiling():
+            batch, size = scales[0].shape[0], spatial(scales[0])
+            expect_normalisable(self.norm, self.training, batch, size)
+        if masks is None:
+            return
+        if len(masks) < self.num_scales - 1 + self.mask_output:
+            raise ValueError(
+                f"expected {self.num_scales} masks, one per upsampling and the pores, "
+                f"got {len(masks)}"
+            )
+        for k, mask in enumerate(masks[: self.num_scales]):
+            size = spatial(scales[min(k + 1, self.num_scales - 1)])
+            if spatial(mask) != size or mask.shape[1] != 1:
+                raise ValueError(
+                    f"mask {k} must have 1 channel and size {size}, got shape {tuple(mask.shape)}"
+                )

@@ -1,0 +1,100 @@
+"""One array in, the same array at several scales out, coarsest first, and the masks between them."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
+from neurenix_ms.resize import doubled, halved
+from neurenix_ms.sizes import fit, spatial
+
+
+def filled_up(x: Tensor, num_scales: int) -> Tensor:
+    """`x` with solid (0) at the end of every axis, up to a multiple of `2**(num_scales - 1)`."""
+    block = 2 ** (num_scales - 1)
+    return fit(x, tuple(-(-n // block) * block for n in spatial(x)))
+
+
+def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
+    """Average pairs of cells along every axis, again and again.
+
+    A size that is no multiple of `2**(num_scales - 1)` is filled up with solid (0) at the end.
+
+    Args:
+        x: An array with one, two or three spatial axes.
+        num_scales: Number of scales, `x` itself included.
+
+    Returns:
+        `num_scales` arrays `(B, C, *S)`, **coarsest first** as in the papers of MS-Net.
+
+    Raises:
+        ValueError: If there is no scale, or `x` has other than one to three spatial axes.
+
+    Examples:
+        >>> [tuple(y.shape) for y in coarsen(torch.ones(1, 1, 8, 8, 8), 3)]
+        [(1, 1, 2, 2, 2), (1, 1, 4, 4, 4), (1, 1, 8, 8, 8)]
+    """
+    expect_positive(num_scales=num_scales)
+    expect_map(x, choose({n: n for n in LINEAR_MODES}, x.ndim - 2, "the number of spatial axes"))
+    scales = [filled_up(x, num_scales)]
+    while len(scales) < num_scales:
+        scales.insert(0, halved(scales[0]))
+    return scales
+
+
+def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
+    """The masks that keep the mean of a coarse value when it is upsampled into pores only.
+
+    With p the share of pores in a cell, the mask onto a scale is p there over p of the coarser
+    cell, and 0 in a coarse cell without pores.
+
+    Args:
+        x: Array whose first channel is above 0 in pores, such as a distance transform.
+        num_scales: Number of scales.
+
+    Returns:
+        One mask `(B, 1, *S)` for every upsampling, coarsest first, then the binary mask of the pores.
+
+    Raises:
+        ValueError: As `coarsen`.
+
+    Examples:
+        >>> [tuple(m.shape) for m in scale_masks(torch.ones(1, 1, 8, 8), 3)]
+        [(1, 1, 4, 4), (1, 1, 8, 8), (1, 1, 8, 8)]
+    """
+    shares = coarsen((x[:, :1] > 0).to(x.dtype), num_scales)
+    masks = []
+    for coarse, fine in pairwise(shares):
+        share = doubled(coarse)
+        masks.append(torch.where(share > 0, fine / share.clamp(min=torch.finfo(x.dtype).tiny), 0))
+    return [*masks, shares[-1]]
+
+
+def random_volume(
+    size: int,
+    num_scales: int,
+    spatial_dims: SpatialDims = 3,
+    generator: torch.Generator | None = None,
+) -> list[Tensor]:
+    """A box of random pores and solid, half of each, at several scales: something to try a network on.
+
+    Args:
+        size: Cells along each axis of the finest scale.
+        num_scales: Number of scales.
+        spatial_dims: Number of spatial axes.
+        generator: Source of the random numbers.
+
+    Returns:
+        `num_scales` arrays `(1, 1, *S)`, coarsest first.
+
+    Raises:
+        ValueError: If a count is below 1.
+
+    Examples:
+        >>> len(random_volume(16, 3))
+        3
+    """
+    expect_positive(size=size)
+    box = torch.rand(1, 1, *[size] * spatial_dims, generator=generator)
+    return coarsen((box < 0.5).float(), num_scales)

@@ -1,0 +1,116 @@
+"""Predictions of several scales and their targets in, one number out."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurenix_ms.nd import choose
+from neurenix_ms.resize import halved
+from neurenix_ms.sizes import spatial
+
+Difference = Callable[[Tensor, Tensor], Tensor]
+DIFFERENCES: dict[str, Difference] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
+
+
+class MultiscaleLoss(nn.Module):
+    """The sum over all scales of a loss, in units of the variance of the finest target.
+
+    Use it for networks that predict coarse to fine, such as MSNet: every scale is held to the
+    target averaged to its size, and the normalisation makes samples of different strength count
+    alike.
+
+    Args:
+        loss: "mse", "l1", "huber", or a function of prediction and target that gives their mean loss.
+        normalise: "variance" divides by the (unbiased) variance of the finest target, None does not.
+        mask: Cells that count, `(B, 1, *S)` or broadcastable to the finest target; a coarser cell
+            counts if one of its cells does. It can be given per call as well.
+
+    Shape:
+        list of predictions coarsest first, list of targets of the same shapes (or the finest target
+        alone, which is averaged) -> a scalar
+
+    Raises:
+        ValueError: If a name is unknown, or the lists differ in length or shapes.
+
+    Source: Santos et al. 2021, section 2.3.
+
+    Examples:
+        >>> import torch
+        >>> target = torch.randn(1, 1, 8, 8)
+        >>> loss = MultiscaleLoss()
+        >>> loss([torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 8, 8)], target).shape
+        torch.Size([])
+        >>> len(loss.per_scale([torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 8, 8)], target))
+        2
+    """
+
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        loss: Literal["mse", "l1", "huber"] | Difference = "mse",
+        normalise: Literal["variance"] | None = "variance",
+        mask: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self.normalise = choose({"variance": "variance", None: None}, normalise, "normalise")
+        self.difference = loss if callable(loss) else choose(DIFFERENCES, loss, "loss")
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(
+        self,
+        outputs: Sequence[Tensor],
+        targets: Sequence[Tensor] | Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        losses = self.per_scale(outputs, targets, mask)
+        return sum(losses[1:], start=losses[0])
+
+    def per_scale(
+        self,
+        outputs: Sequence[Tensor],
+        targets: Sequence[Tensor] | Tensor,
+        mask: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The share of every scale in the loss, coarsest first."""
+        if isinstance(targets, Tensor):
+            targets = averaged(targets, len(outputs))
+        expect_same_shapes(outputs, targets)
+        mask = self.mask if mask is None else mask
+        if mask is None:
+            losses = [self.difference(y, t) for y, t in zip(outputs, targets, strict=True)]
+            counted = targets[-1]
+        else:
+            # the mean of a cell is above 0 where any of its cells counts
+            cells = [
+                (share > 0).expand_as(t)
+                for share, t in zip(averaged(mask.float(), len(outputs)), targets, strict=True)
+            ]
+            triples = zip(outputs, targets, cells, strict=True)
+            losses = [self.difference(y[where], t[where]) for y, t, where in triples]
+            counted = targets[-1][cells[-1]]
+        scale = counted.var() if self.normalise else 1.0
+        return [loss / scale for loss in losses]
+
+
+def averaged(x: Tensor, num_scales: int) -> list[Tensor]:
+    """The array at every scale, coarsest first."""
+    scales = [x]
+    while len(scales) < num_scales:
+        scales.insert(0, halved(scales[0]))
+    return scales
+
+
+def expect_same_shapes(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Refuse targets that do not belong to the outputs; broadcasting would hide it."""
+    if len(outputs) != len(targets):
+        raise ValueError(f"expected {len(outputs)} targets, one per output, got {len(targets)}")
+    for k, (y, t) in enumerate(zip(outputs, targets, strict=True)):
+        if y.shape != t.shape:
+            raise ValueError(
+                f"target {k} must have the shape of its output {tuple(y.shape)}, "
+                f"got {tuple(t.shape)} (sizes {spatial(y)} and {spatial(t)})"
+            )

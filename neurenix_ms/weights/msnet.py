@@ -1,0 +1,65 @@
+"""Networks of je-santos/ms_net: their state dicts in, an MSNet out."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from neurenix_ms.msnet import MSNet
+from neurenix_ms.weights.rename import fill, rename
+
+RULES = [
+    (r"(?:models\.)?(\d+)\.head\.conv\.(\w+)", r"stages.\1.layers.0.conv.\2"),
+    (r"(?:models\.)?(\d+)\.body\.block(\d+)\.conv\.(\w+)", r"stages.\1.layers.\2.conv.\3"),
+    (r"(?:models\.)?(\d+)\.tail\.0\.(\w+)", r"stages.\1.tail.\2"),
+]
+
+
+def load_msnet(state_dict: Mapping[str, Any]) -> MSNet:
+    """Build the MSNet that a state dict of je-santos/ms_net belongs to, and fill it.
+
+    Scales, features and widths are read off the arrays.
+
+    Args:
+        state_dict: Names such as `models.0.head.conv.weight` (or without `models.`, as in the files
+            that hold the list of models alone) to tensors or numpy arrays.
+
+    Returns:
+        An MSNet in training mode.
+
+    Raises:
+        ValueError: If an entry is missing, left over or misshapen; the message names it.
+    """
+    ours = {name: torch.as_tensor(value) for name, value in rename(state_dict, RULES).items()}
+    model = MSNet(**_read_off(ours))
+    fill(model, ours)
+    return model
+
+
+def _read_off(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Constructor arguments of MSNet that the arrays tell."""
+
+    def shape(stage: int) -> torch.Size:
+        name = f"stages.{stage}.layers.0.conv.weight"
+        if name not in state:
+            raise ValueError(f"missing: models.{stage}.head.conv.weight")
+        return state[name].shape
+
+    num_scales = 1 + max((int(re.findall(r"\d+", name)[0]) for name in state), default=0)
+    coarsest, finest = shape(0), shape(num_scales - 1)
+    layers = [re.fullmatch(r"stages\.0\.layers\.(\d+)\.conv\.weight", name) for name in state]
+    growth = shape(num_scales - 2)[0] // finest[0] if num_scales > 1 else 1
+    out = state.get("stages.0.tail.weight")
+    if out is None:
+        raise ValueError("missing: models.0.tail.0.weight")
+    return {
+        "num_scales": num_scales,
+        "num_features": coarsest[1],
+        "num_filters": finest[0],
+        "filter_growth": growth,
+        "num_layers": 1 + max(int(match[1]) for match in layers if match),
+        "kernel_size": coarsest[2],
+        "out_channels": out.shape[0],
+        "spatial_dims": len(coarsest) - 2,
+    }
