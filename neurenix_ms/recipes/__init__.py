@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""One command per experiment: data, model, training, table, picture."""
