@@ -8,7 +8,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from neurenix_ms.config import Configured
-from neurenix_ms.multiscale.features import Projections, add, expect_features, expect_widths
+from neurenix_ms.multiscale.features import (
+    Projections,
+    add,
+    expect_features,
+    expect_widths,
+    weighted,
+)
 from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose, expect_positive
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import Target, expect_target
@@ -104,8 +110,7 @@ class AttentionFusion(Configured, nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         expect_features(features, self.in_channels, self.spatial_dims)
         maps = self.project(features)
-        weights = self._weights(maps).unbind(dim=1)
-        return add([w * x for w, x in zip(weights, maps, strict=True)])
+        return weighted(self._weights(maps).unbind(dim=1), maps)
 
     def attention_weights(self, features: Sequence[Tensor]) -> Tensor:
         """Weights of the K sources: `(B, K, C, 1..)`, `(B, K, 1, *T)` or `(B, K, C, *T)`."""

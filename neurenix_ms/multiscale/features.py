@@ -68,7 +68,15 @@ class Projections(nn.Module):
 
 def add(maps: Sequence[Tensor]) -> Tensor:
     """The sum of all maps."""
-    return reduce(torch.add, maps)
+    return reduce(torch.Tensor.add_, maps[2:], maps[0] + maps[1]) if len(maps) > 1 else maps[0]
+
+
+def weighted(weights: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
+    """The sum of all maps, each times its weight, without holding the products."""
+    total = weights[0] * maps[0]
+    for weight, y in zip(weights[1:], maps[1:], strict=True):
+        total.addcmul_(weight, y)
+    return total
 
 
 def average(maps: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from neurenix_ms.checkpointing import checkpointed
 from neurenix_ms.config import Configured
 from neurenix_ms.multiscale.attention import start_at_zero
-from neurenix_ms.multiscale.features import add
+from neurenix_ms.multiscale.features import weighted
 from neurenix_ms.multiscale.fusion import METHODS, REDUCTIONS, FusionMethod
 from neurenix_ms.multiscale.transforms import MultiScaleTransform
 from neurenix_ms.nd import (
@@ -153,8 +153,7 @@ class MultiScaleModel(Configured, nn.Module):
         if self.fusion_method == "concat":
             return torch.cat(maps, dim=1)
         if self.fusion_method == "attention":
-            weights = self._weights(maps).unbind(dim=1)
-            return add([w.unsqueeze(1) * y for w, y in zip(weights, maps, strict=True)])
+            return weighted(self._weights(maps).unsqueeze(2).unbind(dim=1), maps)
         return REDUCTIONS[self.fusion_method](maps)
 
     def attention_weights(self, x: Tensor) -> Tensor:

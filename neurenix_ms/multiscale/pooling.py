@@ -194,21 +194,27 @@ class PyramidPooling(Configured, nn.Module):
             for n in self.pool_sizes
         )
         self.resize = Resize(mode, spatial_dims, align_corners)
-        self.projection = nn.Sequential()
+        self.projection: ConvNormAct | None = None
         if project:
             total = in_channels + len(self.pool_sizes) * width
-            self.projection = nn.Sequential(
-                ConvNormAct(total, out_channels, spatial_dims=spatial_dims, norm=norm, act=act),
-                ChannelDropout(dropout),
+            self.projection = ConvNormAct(
+                total, out_channels, spatial_dims=spatial_dims, norm=norm, act=act
             )
+        self.drop = ChannelDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         expect_map(x, self.spatial_dims)
         expect_channels(x, self.in_channels)
         if self.project:
             expect_normalisable(self.norm, self.training, x.shape[0], spatial(x))
-        views = [self.resize(branch(x), spatial(x)) for branch in self.branches]
-        return self.projection(torch.cat([x, *views], dim=1))
+        if self.projection is None:
+            return self._stacked(x)
+        y = self.projection.conv(self._stacked(x))  # which frees the stack before norm and act
+        return self.drop(self.projection.finish(y))
+
+    def _stacked(self, x: Tensor) -> Tensor:
+        views = (self.resize(branch(x), spatial(x)) for branch in self.branches)
+        return torch.cat([x, *views], dim=1)
 
 
 class SpatialPyramidPooling(Configured, nn.Module):
