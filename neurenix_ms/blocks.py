@@ -81,7 +81,11 @@ def expect_normalisable(norm: Norm, training: bool, batch: int, size: tuple[int,
 
 
 class ConvNormAct(nn.Module):
-    """A convolution that keeps the size, a normalisation, an activation."""
+    """A convolution that keeps the size, a normalisation, an activation.
+
+    Shape:
+        `(B, C_in, *S)` -> `(B, C_out, *S)`
+    """
 
     def __init__(
         self,
@@ -129,7 +133,11 @@ def _concatenated(first: Tensor, *others: Tensor) -> Tensor:
 
 
 class ChannelDropout(nn.Module):
-    """Drop whole channels; only the mask is kept for backward, so the map can be recomputed."""
+    """Drop whole channels; only the mask is kept for backward, so the map can be recomputed.
+
+    Shape:
+        `(B, C, *S)` -> the same
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -149,6 +157,9 @@ class ConvBlock(nn.Module):
 
     A residual block ends in the activation of the sum; its shortcut is the identity, or a 1x1
     convolution with a norm where the channels differ (He et al. 2016, figure 2).
+
+    Shape:
+        maps `(B, C_i, *S)`, their channels together `C_in` -> `(B, C_out, *S)`
     """
 
     def __init__(
@@ -200,7 +211,11 @@ class ConvBlock(nn.Module):
 
 
 class Double(nn.Module):
-    """Linear upsampling by exactly two on every axis."""
+    """Linear upsampling by exactly two on every axis.
+
+    Shape:
+        `(B, C, *S)` -> `(B, C, *2S)`
+    """
 
     def __init__(self, spatial_dims: SpatialDims, align_corners: bool) -> None:
         super().__init__()
@@ -214,7 +229,11 @@ class Double(nn.Module):
 
 
 class Up(nn.Module):
-    """A deep map upsampled by two, joined to the skip of that resolution, and a block over both."""
+    """A deep map upsampled by two, joined to the skip of that resolution, and a block over both.
+
+    Shape:
+        skip `(B, C, *S)` and deep map `(B, D, *S / 2)` -> `(B, C_out, *S)`
+    """
 
     def __init__(
         self,
@@ -247,6 +266,9 @@ class Level(nn.Module):
 
     Everything below a resolution is one submodule with one map in and one map out, both at its own
     resolution; pooling before it and upsampling after it belong to the level outside.
+
+    Shape:
+        `(B, C_in, *S)` -> `(B, C_out, *S)`
     """
 
     def __init__(

@@ -14,7 +14,7 @@ which the cheap operations are not known, run under `torch.utils.checkpoint`.
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
@@ -116,7 +116,10 @@ def checkpointed(module: nn.Module, *inputs: Tensor, foreign: bool = False) -> T
         return module(*inputs)
     if compiling:  # the compiled graph holds one update of the statistics, however often it is run
         return checkpoint(module, *inputs, use_reentrant=False)
-    contexts = lambda: (nullcontext(), statistics_kept(module))  # noqa: E731
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), statistics_kept(module)
+
     return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
 
 

@@ -24,7 +24,11 @@ from neurenix_ms.sizes import spatial
 
 
 class Stage(nn.Module):
-    """The network of one scale: convolutions of one width, then a 1x1 convolution to the output."""
+    """The network of one scale: convolutions of one width, then a 1x1 convolution to the output.
+
+    Shape:
+        `(B, C_in, *S)` -> `(B, C_out, *S)`
+    """
 
     def __init__(
         self,

@@ -25,7 +25,11 @@ FINAL_ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
 
 
 class Head(nn.Module):
-    """A 1x1 convolution to the output channels, a residual input channel, a final activation."""
+    """A 1x1 convolution to the output channels, a residual input channel, a final activation.
+
+    Shape:
+        `(B, C_in, *S)` -> `(B, C_out, *S)`
+    """
 
     def __init__(
         self,

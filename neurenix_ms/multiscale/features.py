@@ -42,7 +42,11 @@ def expect_widths(in_channels: Sequence[int], out_channels: int) -> list[int]:
 
 
 class Projections(nn.Module):
-    """Bring every feature to the same channels at its own size, then all to one size."""
+    """Bring every feature to the same channels at its own size, then all to one size.
+
+    Shape:
+        list of K `(B, C_i, *S_i)` -> list of K `(B, C, *T)`
+    """
 
     def __init__(
         self,

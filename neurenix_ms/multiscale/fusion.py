@@ -41,6 +41,9 @@ class ConcatFusion(nn.Module):
 
     A 1x1 convolution commutes with resizing, because one mixes channels and the other pixels. So each
     feature meets its slice of the weight at its own size, and only the results are resized and added.
+
+    Shape:
+        list of K `(B, C_i, *S_i)` -> `(B, C, *T)`
     """
 
     def __init__(

@@ -18,7 +18,11 @@ PoolType = Literal["avg", "max"]
 
 
 class Window(nn.Module):
-    """Pool with stride 1 over one window, keeping the size; the outside of the map never counts."""
+    """Pool with stride 1 over one window, keeping the size; the outside of the map never counts.
+
+    Shape:
+        `(B, C, *S)` -> the same
+    """
 
     def __init__(self, kernel: list[int], pool_type: PoolType, spatial_dims: SpatialDims) -> None:
         super().__init__()
@@ -51,6 +55,9 @@ class SamePool(nn.Sequential):
     A maximum, and an average over the real pixels, can be taken one axis after the other, which
     costs `kernel_size` per axis instead of all pixels of the window; windows of up to 3 are faster
     at once.
+
+    Shape:
+        `(B, C, *S)` -> the same
     """
 
     def __init__(self, kernel_size: int, pool_type: PoolType, spatial_dims: SpatialDims) -> None:

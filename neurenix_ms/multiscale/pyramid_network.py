@@ -1,14 +1,14 @@
 """Feature pyramids: what coarse maps know is handed down to the finer ones."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.blocks import Act, BlockKind, ConvBlock, Level, Norm, Trace, expect_normalisable
+from neurenix_ms.blocks import Act, BlockKind, Level, Norm, Trace, expect_normalisable
 from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.config import Configured
+from neurenix_ms.multiscale.decoder import block_maker
 from neurenix_ms.multiscale.features import expect_features, expect_widths
 from neurenix_ms.nd import (
     CONVOLUTIONS,
@@ -111,15 +111,8 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         self.feature_channels = [base_channels * 2**i for i in range(num_levels)]
 
         conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
-        convs = partial(
-            ConvBlock,
-            block=block,
-            spatial_dims=spatial_dims,
-            conv_bias=conv_bias,
-            kernel_size=kernel_size,
-            norm=norm,
-            act=act,
-            padding_mode=padding_mode,
+        convs = block_maker(
+            block, spatial_dims, conv_bias, kernel_size, norm, act, padding_mode, dropout=0.0
         )
         level: Level | None = None
         for depth in reversed(range(num_levels)):
@@ -172,7 +165,11 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
 
 
 class Merge(nn.Module):
-    """The way down one step: the features through a 1x1 convolution, plus the coarser map doubled."""
+    """The way down one step: the features through a 1x1 convolution, plus the coarser map doubled.
+
+    Shape:
+        `(B, C, *S)` and `(B, P, *S / 2)` -> `(B, P, *S)`
+    """
 
     def __init__(self, lateral: nn.Module) -> None:
         super().__init__()

@@ -27,7 +27,11 @@ def gaussian_weights(sigma: float | None, kernel_size: int) -> list[float]:
 
 
 class SmoothHalve(nn.Module):
-    """Smooth along every axis in turn and keep every second sample."""
+    """Smooth along every axis in turn and keep every second sample.
+
+    Shape:
+        `(B, C, *S)` -> `(B, C, *ceil(S / 2))`
+    """
 
     def __init__(self, sigma: float | None, kernel_size: int, spatial_dims: SpatialDims) -> None:
         super().__init__()
