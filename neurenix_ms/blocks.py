@@ -1,8 +1,6 @@
 """Convolution bricks: conv-norm-act blocks, the step up to a skip, and the nest of resolutions."""
 
-import math
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, cast
 
@@ -10,74 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.checkpointing import checkpointed, recomputed
-from neurenix_ms.nd import (
-    BATCH_NORMS,
-    CONVOLUTIONS,
-    INSTANCE_NORMS,
-    POOLS,
-    TRANSPOSED_CONVOLUTIONS,
-    SpatialDims,
-    choose,
-)
+from neurenix_ms.layers import Act, Norm, make_act, make_norm
+from neurenix_ms.nd import CONVOLUTIONS, POOLS, TRANSPOSED_CONVOLUTIONS, SpatialDims, choose
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import fit, spatial
 
-Norm = Literal["batch", "instance", "group"] | Callable[[int], nn.Module] | None
-Act = (
-    Literal["relu", "leaky_relu", "gelu", "silu", "elu", "celu", "tanh"]
-    | Callable[[], nn.Module]
-    | None
-)
 BlockKind = Literal["single", "double", "residual"]
-
-ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "elu": nn.ELU,
-    "celu": nn.CELU,
-    "tanh": nn.Tanh,
-    None: nn.Identity,
-}
 PADDING_MODES = dict.fromkeys(("zeros", "reflect", "replicate", "circular"))
 NUM_CONVOLUTIONS = {"single": 1, "double": 2, "residual": 2}
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with the largest divisor of `channels` not above min(32, channels // 4)."""
-    most = max(1, min(32, channels // 4))
-    return nn.GroupNorm(max(n for n in range(1, most + 1) if channels % n == 0), channels)
-
-
-def make_norm(norm: Norm, channels: int, spatial_dims: SpatialDims) -> nn.Module:
-    """The normalisation called `norm` for `channels` channels."""
-    if callable(norm):
-        return norm(channels)
-    table: dict[str | None, Callable[[int], nn.Module]] = {
-        "batch": choose(BATCH_NORMS, spatial_dims, "spatial_dims"),
-        "instance": partial(INSTANCE_NORMS[spatial_dims], affine=True),
-        "group": group_norm,
-        None: lambda _: nn.Identity(),
-    }
-    return choose(table, norm, "norm")(channels)
-
-
-def make_act(act: Act) -> nn.Module:
-    """The activation called `act`."""
-    return act() if callable(act) else choose(ACTIVATIONS, act, "act")()
-
-
-def expect_normalisable(norm: Norm, training: bool, batch: int, size: tuple[int, ...]) -> None:
-    """Refuse a map of one pixel where the norm would have nothing to take a variance of."""
-    if math.prod(size) == 1 and (
-        norm == "instance" or (norm == "batch" and training and batch < 2)
-    ):
-        raise ValueError(
-            "instance norm, and batch norm in training on a batch of one, need more than one pixel "
-            f"in the smallest map, got {batch} map(s) of size {size} there with norm {norm!r}; "
-            "give a larger map or choose norm='group'"
-        )
 
 
 class ConvNormAct(nn.Module):

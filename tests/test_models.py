@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from neurenix_ms import MultiScaleModel, PyramidNetwork, UNet, UNetDecoder
-from neurenix_ms.blocks import group_norm
+from neurenix_ms.layers import group_norm
 from neurenix_ms.sizes import fit
 
 

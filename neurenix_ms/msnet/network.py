@@ -6,9 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.blocks import Act, ConvNormAct, Norm, expect_normalisable
+from neurenix_ms.blocks import ConvNormAct
 from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.config import Configured
+from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.meter import format_parameter_table
 from neurenix_ms.msnet.volumes import coarsen, scale_masks
 from neurenix_ms.nd import (

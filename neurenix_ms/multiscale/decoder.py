@@ -6,9 +6,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from neurenix_ms.blocks import Act, BlockKind, ConvBlock, Norm, Up
+from neurenix_ms.blocks import BlockKind, ConvBlock, Up
 from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.config import Configured
+from neurenix_ms.layers import Act, Norm
 from neurenix_ms.multiscale.features import expect_features
 from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose
 

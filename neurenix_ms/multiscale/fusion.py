@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from neurenix_ms.blocks import Act, Norm, make_act, make_norm
 from neurenix_ms.config import Configured
+from neurenix_ms.layers import Act, Norm, make_act, make_norm
 from neurenix_ms.multiscale.attention import AttentionFusion, AttentionKind
 from neurenix_ms.multiscale.features import (
     Projections,

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurenix_ms.blocks import Act, ChannelDropout, ConvNormAct, Norm, expect_normalisable
+from neurenix_ms.blocks import ChannelDropout, ConvNormAct
 from neurenix_ms.config import Configured
+from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.nd import ADAPTIVE_POOLS, POOLS, SpatialDims, choose, expect_channels, expect_map
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial

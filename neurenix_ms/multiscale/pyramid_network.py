@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.blocks import Act, BlockKind, Level, Norm, Trace, expect_normalisable
+from neurenix_ms.blocks import BlockKind, Level, Trace
 from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.config import Configured
+from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.multiscale.decoder import block_maker
 from neurenix_ms.multiscale.features import expect_features, expect_widths
 from neurenix_ms.nd import (

@@ -6,16 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.blocks import (
-    Act,
-    BlockKind,
-    Level,
-    Norm,
-    Trace,
-    expect_normalisable,
-)
+from neurenix_ms.blocks import BlockKind, Level, Trace
 from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.config import Configured
+from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.multiscale.decoder import FinalActivation, Head, block_maker, make_ups
 from neurenix_ms.nd import (
     SpatialDims,
