@@ -1,0 +1,307 @@
+"""The plain PyTorch way of everything that is measured: what one writes without this package.
+
+Weights are registered in the order of ours, so `with_weights_of` copies them by position.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import FeaturePyramidNetwork
+
+Model = TypeVar("Model", bound=nn.Module)
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+ADAPTIVE_AVG_POOL = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+AVG_POOL_FUNCTION = {2: F.avg_pool2d, 3: F.avg_pool3d}
+MAX_POOL_FUNCTION = {2: F.max_pool2d, 3: F.max_pool3d}
+ADAPTIVE_MAX_POOL_FUNCTION = {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
+LINEAR = {2: "bilinear", 3: "trilinear"}
+
+
+def with_weights_of(ours: nn.Module, plain: Model) -> Model:
+    """`plain` with the parameters and statistics of `ours`, and in its mode."""
+    values = list(ours.state_dict().values())
+    plain.load_state_dict(dict(zip(plain.state_dict(), values, strict=True)))
+    return plain.train(ours.training)
+
+
+def stacked_pools(x: Tensor, pool_sizes: Sequence[int], pool_type: str) -> Tensor:
+    """Pool with odd windows at stride 1 and stack the results."""
+    maps = []
+    for k in pool_sizes:
+        if k == 1:
+            maps.append(x)
+        elif pool_type == "avg":
+            pool = AVG_POOL_FUNCTION[x.ndim - 2]
+            maps.append(pool(x, k, stride=1, padding=k // 2, count_include_pad=False))
+        else:
+            maps.append(MAX_POOL_FUNCTION[x.ndim - 2](x, k, stride=1, padding=k // 2))
+    return torch.cat(maps, dim=1)
+
+
+def pooled_grids(x: Tensor, bins: Sequence[int]) -> Tensor:
+    """The bins of several grids laid out in one vector."""
+    pool = ADAPTIVE_MAX_POOL_FUNCTION[x.ndim - 2]
+    return torch.cat([pool(x, n).flatten(1) for n in bins], dim=1)
+
+
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, tuple(size), mode=LINEAR[x.ndim - 2], align_corners=False)
+
+
+def scaled_list(x: Tensor, scales: Sequence[float]) -> list[Tensor]:
+    """The map at several scales."""
+    mode = LINEAR[x.ndim - 2]
+    return [
+        x if s == 1 else F.interpolate(x, scale_factor=s, mode=mode, align_corners=False)
+        for s in scales
+    ]
+
+
+def halved_list(x: Tensor, num_levels: int) -> list[Tensor]:
+    """The map halved again and again."""
+    levels = [x]
+    for _ in range(num_levels - 1):
+        y = levels[-1]
+        levels.append(
+            F.interpolate(y, scale_factor=0.5, mode=LINEAR[x.ndim - 2], align_corners=False)
+        )
+    return levels
+
+
+class PyramidPooling(nn.Module):
+    """Pooled branches resized, concatenated, convolved."""
+
+    def __init__(self, in_channels: int, out_channels: int, bins: Sequence[int], dims: int) -> None:
+        super().__init__()
+        width = in_channels // len(bins)
+        pool, conv, norm = ADAPTIVE_AVG_POOL[dims], CONV[dims], BATCH_NORM[dims]
+        branches = []
+        for n in bins:
+            layers = [pool(n), conv(in_channels, width, 1, bias=n == 1)]
+            layers += [] if n == 1 else [norm(width)]
+            branches.append(nn.Sequential(*layers, nn.ReLU(inplace=True)))
+        self.branches = nn.ModuleList(branches)
+        self.projection = nn.Sequential(
+            conv(in_channels + len(bins) * width, out_channels, 3, padding=1, bias=False),
+            norm(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        views = [resized(branch(x), x.shape[2:]) for branch in self.branches]
+        return self.projection(torch.cat([x, *views], dim=1))
+
+
+class GaussianPyramid(nn.Module):
+    """A depthwise convolution with stride 2 after reflection, with the whole kernel or per axis."""
+
+    def __init__(self, num_levels: int, sigma: float, dims: int, separable: bool = False) -> None:
+        super().__init__()
+        self.num_levels = num_levels
+        row = torch.exp(-0.5 * ((torch.arange(5.0) - 2) / sigma) ** 2)
+        row = row / row.sum()
+        self.kernels = []
+        if separable:
+            for axis in range(dims):
+                shape = [5 if a == axis else 1 for a in range(dims)]
+                self.kernels.append(row.reshape(1, 1, *shape))
+        else:
+            kernel = row
+            for _ in range(dims - 1):
+                kernel = kernel[..., None] * row
+            self.kernels.append(kernel[None, None])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        levels = [x]
+        for _ in range(self.num_levels - 1):
+            levels.append(self.halve(levels[-1]))
+        return levels
+
+    def halve(self, x: Tensor) -> Tensor:
+        convolve = F.conv2d if x.ndim == 4 else F.conv3d
+        for kernel in self.kernels:
+            size = kernel.shape[2:]
+            border = [n // 2 for n in reversed(size) for _ in (0, 1)]
+            weight = kernel.expand(x.shape[1], *kernel.shape[1:])
+            stride = tuple(2 if n > 1 else 1 for n in size)
+            padded = F.pad(x, border, mode="reflect")
+            x = convolve(padded, weight, stride=stride, groups=x.shape[1])
+        return x
+
+
+class ConcatFusion(nn.Module):
+    """Resize, concatenate, convolve with a 1x1 kernel."""
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(sum(in_channels), out_channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        size = features[0].shape[2:]
+        x = torch.cat([resized(x, size) for x in features], dim=1)
+        return self.act(self.norm(self.conv(x)))
+
+
+class SumFusion(nn.Module):
+    """Convolve where channels differ, resize, add."""
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.points = nn.ModuleList(
+            nn.Identity() if n == out_channels else nn.Conv2d(n, out_channels, 1)
+            for n in in_channels
+        )
+
+    def aligned(self, features: Sequence[Tensor]) -> list[Tensor]:
+        size = features[0].shape[2:]
+        pairs = zip(self.points, features, strict=True)
+        return [resized(point(x), size) for point, x in pairs]
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return sum(self.aligned(features))
+
+
+class AttentionFusion(SumFusion):
+    """Stack, score the channels, take the softmax over the sources, add."""
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int, hidden: int = 32) -> None:
+        super().__init__(in_channels, out_channels)
+        self.scores = nn.Sequential(
+            nn.Conv2d(out_channels, hidden, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, len(in_channels) * out_channels, 1),
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        maps = torch.stack(self.aligned(features), dim=1)
+        scores = self.scores(maps.sum(1).mean((2, 3), keepdim=True))
+        weights = scores.view(scores.shape[0], maps.shape[1], -1, 1, 1).softmax(dim=1)
+        return (weights * maps).sum(1)
+
+
+def double_conv(
+    in_channels: int, out_channels: int, dims: int, middle: int | None = None, bias: bool = True
+) -> nn.Sequential:
+    """Convolution, batch norm and ReLU, twice."""
+    widths = [in_channels, out_channels if middle is None else middle, out_channels]
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        conv = CONV[dims](a, b, 3, padding=1, bias=bias)
+        layers += [conv, BATCH_NORM[dims](b), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def call(block: nn.Module, *inputs: Tensor) -> Tensor:
+    return block(*inputs)
+
+
+def call_checkpointed(block: nn.Module, *inputs: Tensor) -> Tensor:
+    return checkpoint(block, *inputs, use_reentrant=False)
+
+
+class UNet(nn.Module):
+    """A U-Net as it is usually written; `run` calls its blocks."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: Sequence[int],
+        dims: int,
+        run: Callable[..., Tensor] = call,
+    ) -> None:
+        super().__init__()
+        self.run = run
+        widths = [in_channels, *features, features[-1]]
+        self.downs = nn.ModuleList(double_conv(a, b, dims) for a, b in pairwise(widths))
+        self.pool = MAX_POOL[dims](2)
+        self.up = nn.Upsample(scale_factor=2, mode=LINEAR[dims], align_corners=False)
+        self.ups = nn.ModuleList()
+        deep = features[-1]
+        for depth in reversed(range(len(features))):
+            out = features[max(depth - 1, 0)]
+            joined = features[depth] + deep
+            self.ups.append(double_conv(joined, out, dims, middle=joined // 2))
+            deep = out
+        self.head = CONV[dims](features[0], out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for down in self.downs[:-1]:
+            x = self.run(down, x)
+            skips.append(x)
+            x = self.pool(x)
+        x = self.run(self.downs[-1], x)
+        for up, skip in zip(self.ups, reversed(skips), strict=True):
+            x = self.run(up, torch.cat([skip, self.up(x)], dim=1))
+        return self.head(x)
+
+
+class Encoder(nn.Module):
+    """Blocks with a max pooling between them."""
+
+    def __init__(self, in_channels: int, widths: Sequence[int], dims: int) -> None:
+        super().__init__()
+        pairs = pairwise([in_channels, *widths])
+        self.blocks = nn.ModuleList(double_conv(a, b, dims, bias=False) for a, b in pairs)
+        self.pool = MAX_POOL[dims](2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for i, block in enumerate(self.blocks):
+            x = block(x if i == 0 else self.pool(x))
+            features.append(x)
+        return features
+
+
+class PyramidNetwork(nn.Module):
+    """An encoder and the way down of a feature pyramid to its finest map."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, widths: Sequence[int], dims: int
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(in_channels, widths, dims)
+        self.laterals = nn.ModuleList(CONV[dims](n, widths[0], 1) for n in reversed(widths))
+        self.output = CONV[dims](widths[0], out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.encoder(x)
+        y = self.laterals[0](features[-1])
+        for lateral, finer in zip(self.laterals[1:], reversed(features[:-1]), strict=True):
+            y = lateral(finer) + F.interpolate(y, size=finer.shape[2:], mode="nearest")
+        return self.output(y)
+
+
+class TorchvisionFusion(nn.Module):
+    """torchvision's feature pyramid over a list."""
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.pyramid = FeaturePyramidNetwork(list(in_channels), out_channels)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        named = {str(i): x for i, x in enumerate(features)}
+        return list(self.pyramid(named).values())
+
+
+class TorchvisionPyramid(nn.Module):
+    """An encoder and torchvision's feature pyramid, with an output per level."""
+
+    def __init__(self, in_channels: int, out_channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder = Encoder(in_channels, widths, 2)
+        self.fusion = TorchvisionFusion(widths, out_channels)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.fusion(self.encoder(x))
