@@ -20,7 +20,9 @@ def spatial(x: Tensor) -> Size:
 
 def scaled(size: Sequence[int], scale: float) -> Size:
     """Every axis at `scale`, rounded down, never below one cell."""
-    # math.floor stays symbolic while a model is exported; int() would freeze the example's size
+    if not torch.compiler.is_compiling():
+        return tuple(max(1, math.floor(n * scale)) for n in size)
+    # math.floor stays symbolic while a model is traced; int() would freeze the example's size
     sizes: list[Any] = [torch.sym_max(1, math.floor(n * scale)) for n in size]
     return tuple(sizes)
 

@@ -1,4 +1,4 @@
-"""Every test starts from the same seed, on two threads, with a fresh compiler."""
+"""Every test starts from the same seed, on one thread: tests are small."""
 
 import pytest
 import torch
@@ -7,4 +7,4 @@ import torch
 @pytest.fixture(autouse=True)
 def _same_start():
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)

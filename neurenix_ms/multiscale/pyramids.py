@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.config import Configured
@@ -39,9 +40,20 @@ class SmoothHalve(nn.Module):
         self.spatial_dims = spatial_dims
 
     def forward(self, x: Tensor) -> Tensor:
+        radius = len(self.weights) // 2
+        if self.spatial_dims == 2 and min(spatial(x)) > radius:
+            return self._halved_at_once(x)
         for axis in range(2, 2 + self.spatial_dims):
             x = self._halve(x, axis)
         return x
+
+    def _halved_at_once(self, x: Tensor) -> Tensor:
+        """Both axes in one depthwise convolution, which in 2-D is faster than one after the other."""
+        radius, channels = len(self.weights) // 2, x.shape[1]
+        row = x.new_tensor(self.weights)
+        kernel = torch.outer(row, row).expand(channels, 1, -1, -1)
+        padded = F.pad(x, [radius] * 4, "reflect")
+        return F.conv2d(padded, kernel, stride=2, groups=channels)
 
     def _halve(self, x: Tensor, axis: int) -> Tensor:
         kept = (x.shape[axis] + 1) // 2
