@@ -15,6 +15,7 @@ FLOORS = [
     ["datasets", "training", "files"],
     [
         "blocks",
+        "mlp",
         "layers",
         "resize",
         "checkpointing",
