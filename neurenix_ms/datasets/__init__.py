@@ -2,5 +2,13 @@
 
 from neurenix_ms.datasets.cache import SampleCache
 from neurenix_ms.datasets.porous import PorousConduction, effective_conductivity
+from neurenix_ms.datasets.waves import kuramoto_sivashinsky, travelling_wave, turbulence2d
 
-__all__ = ["PorousConduction", "SampleCache", "effective_conductivity"]
+__all__ = [
+    "PorousConduction",
+    "SampleCache",
+    "effective_conductivity",
+    "kuramoto_sivashinsky",
+    "travelling_wave",
+    "turbulence2d",
+]
