@@ -85,14 +85,23 @@ def described(model: nn.Module) -> dict[str, Any]:
     if not isinstance(model, Configured) or type(model) not in set(library_classes()):
         return {"class": type(model).__name__, "config": None}
     known: Any = model  # a type checker takes every attribute of a module for a submodule
-    config = {
-        name: described(value) if isinstance(value, nn.Module) else value
-        for name, value in known.config.items()
-    }
+    config = {name: _described_inside(value) for name, value in known.config.items()}
     whole = is_plain(config) and all(
-        value["config"] is not None for value in config.values() if isinstance(value, dict)
+        inner["config"] is not None for value in config.values() for inner in _modules_of(value)
     )
     return {"class": type(model).__name__, "config": config if whole else None}
+
+
+def _described_inside(value: Any) -> Any:
+    """A module becomes its description, a list of modules one of descriptions."""
+    if isinstance(value, nn.Module):
+        return described(value)
+    return [_described_inside(item) for item in value] if isinstance(value, list) else value
+
+
+def _modules_of(value: Any) -> list[dict[str, Any]]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, dict)]
 
 
 def _read(path: str | os.PathLike[str], map_location: Any) -> dict[str, Any]:
@@ -126,14 +135,17 @@ def _built(content: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
     classes = {cls.__name__: cls for cls in library_classes()}
     if content["class"] not in classes:
         raise ValueError(f"{path} must hold one of {sorted(classes)}, got {content['class']!r}")
-    arguments = {
-        name: _built(value, path) if isinstance(value, dict) else value
-        for name, value in content["config"].items()
-    }
+    arguments = {name: _built_inside(value, path) for name, value in content["config"].items()}
     try:
         return classes[content["class"]](**arguments)
     except TypeError as error:
         raise ValueError(f"{path} has a config that does not fit its class: {error}") from error
+
+
+def _built_inside(value: Any, path: str | os.PathLike[str]) -> Any:
+    if isinstance(value, dict):
+        return _built(value, path)
+    return [_built_inside(item, path) for item in value] if isinstance(value, list) else value
 
 
 def _expect_fit(model: nn.Module, state: dict[str, Any], path: str | os.PathLike[str]) -> None:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "neurenix_ms"
 FLOORS = [
     ["__init__", "compat", "recipes"],
     ["weights"],
-    ["multiscale", "msnet"],
+    ["multiscale", "msnet", "timestepping"],
     ["datasets", "training", "files"],
     [
         "blocks",
@@ -36,6 +36,7 @@ EXTRAS = {
     "matplotlib",
     "timm",
     "tqdm",
+    "torchdiffeq",
 }
 ROOM_OF_LIGHTNING = "training"
 

@@ -1,0 +1,91 @@
+"""Steppers and a start in, a checked forecast out."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from neurenix_ms.nd import expect_positive
+from neurenix_ms.timestepping.coupling import Coupling, Stepper, fitting_chunk
+
+Times = Tensor | Sequence[float]
+
+
+def forecast(
+    steppers: Sequence[Stepper],
+    x0: Tensor,
+    num_steps: int,
+    *,
+    times: Times | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The coupled forecast of steppers in the order of falling strides, and its computed rows.
+
+    Args:
+        steppers: Coarsest first, all strides different.
+        x0: States at time 0, `(B, *D)`.
+        num_steps: Number of steps.
+        times: Where the states are wanted; every step by default.
+        chunk_size: States that go through a stepper at once.
+    """
+    coupling = started(steppers, x0, num_steps, chunk_size)
+    queries = None if times is None else _queries(times, num_steps, x0.device)
+    for stepper in steppers:
+        coupling.refine(stepper)
+    result, computed = coupling.read(steppers[-1], queries)
+    warn_of_divergence(result, queries)
+    if computed is None:
+        return result, torch.arange(num_steps, device=x0.device)
+    return result, computed.nonzero()[:, 0]
+
+
+def started(
+    steppers: Sequence[Stepper], x0: Tensor, num_steps: int, chunk_size: int | None
+) -> Coupling:
+    """A coupling that knows nothing but a checked start."""
+    expect_positive(num_steps=num_steps)
+    if chunk_size is not None:
+        expect_positive(chunk_size=chunk_size)
+    if x0.ndim < 2:
+        raise ValueError(f"x0 must be a batch of states (B, *D), got shape {tuple(x0.shape)}")
+    expect_finite("x0", x0)
+    return Coupling(x0, num_steps, chunk_size or fitting_chunk(steppers, x0))
+
+
+def expect_finite(name: str, x: Tensor) -> None:
+    """Refuse NaN and inf, with the first sample that has one."""
+    bad = ~x.flatten(1).isfinite().all(dim=1)
+    if bad.any():
+        raise ValueError(
+            f"{name} must be finite, got NaN or inf in sample {int(bad.int().argmax())}"
+        )
+
+
+def warn_of_divergence(states: Tensor, times: Tensor | None) -> None:
+    """Name the first step of `(B, T, *D)` that is not finite, if there is one."""
+    if states.detach().sum().isfinite():  # true of nearly every forecast, and cheap
+        return
+    bad = ~states.detach().isfinite().flatten(2).all(dim=2).all(dim=0)
+    if bad.any():
+        row = int(bad.int().argmax())
+        when = f"step {row + 1}" if times is None else f"time {times[row].item():g}"
+        warnings.warn(f"the forecast is not finite from {when} on", RuntimeWarning, stacklevel=4)
+
+
+def _queries(times: Times, num_steps: int, device: torch.device) -> Tensor:
+    queries = torch.as_tensor(times, dtype=torch.float64, device=device)
+    if queries.ndim != 1 or len(queries) == 0:
+        raise ValueError(f"times must be a sequence of numbers, got shape {tuple(queries.shape)}")
+    steps = queries.diff()
+    if not (steps > 0).all():
+        i = int((~(steps > 0)).int().argmax())
+        raise ValueError(
+            f"times must increase, got {queries[i].item():g} before {queries[i + 1].item():g}"
+        )
+    if not (queries[0] >= 0 and queries[-1] <= num_steps):
+        raise ValueError(
+            f"times must lie between 0 and num_steps = {num_steps}, "
+            f"got {queries[0].item():g} to {queries[-1].item():g}"
+        )
+    return queries

@@ -1,0 +1,147 @@
+"""Steppers of several strides in, one that forecasts by all of them out: coarse strides first."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast, overload
+
+from torch import Tensor, nn
+
+from neurenix_ms.config import Configured
+from neurenix_ms.timestepping.coupling import Stepper
+from neurenix_ms.timestepping.forecasting import Times, forecast
+
+
+class CallableStepper(nn.Module):
+    """A function of states with a `step_size`, as a module."""
+
+    def __init__(self, function: Stepper) -> None:
+        super().__init__()
+        self.function = function
+        self.step_size = function.step_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class HierarchicalTimeStepper(Configured, nn.Module):
+    """Forecast with steppers of several strides: the coarsest first, the finer ones in between.
+
+    The coarsest stepper needs few steps to the end, so its error adds up slowly; the finer ones start
+    from its states and only go as far as the next of them, all of them at once. So a long forecast is
+    as good as the coarse steppers and as detailed as the fine ones, and takes few calls of networks
+    on large batches. It pays where one stride cannot do both; a system without slow scales is better
+    served by its finest stepper alone, which `select_strides` finds out.
+
+    Args:
+        steppers: `TimeStepper`s of different strides in any order. Any of them, usually the finest,
+            may be an `IntegratorStepper` or another callable `x -> x` with a `step_size`.
+
+    Shape:
+        `(B, *D)` -> `(B, num_steps, *D)`, see `forecast`
+
+    Raises:
+        ValueError: If there is no stepper, or two have the same stride.
+
+    Source: Liu, Kutz, Brunton 2020, "Hierarchical Deep Learning of Multiscale Differential Equation
+    Time-Steppers", algorithm 1. Where a stride does not divide the next coarser one, a walk ends
+    before the next state that is known already, which the published code overwrites.
+
+    Examples:
+        >>> import torch
+        >>> from neurenix_ms.mlp import MLP
+        >>> from neurenix_ms.timestepping import TimeStepper
+        >>> model = HierarchicalTimeStepper([TimeStepper(MLP(2, 2, [32]), s) for s in (1, 4, 16)])
+        >>> with torch.no_grad():
+        ...     model.forecast(torch.zeros(3, 2), 100).shape
+        torch.Size([3, 100, 2])
+    """
+
+    def __init__(self, steppers: Sequence[Stepper]) -> None:
+        super().__init__()
+        if len(steppers) == 0:
+            raise ValueError("a hierarchy must have at least one stepper, got none")
+        strides = sorted(stepper.step_size for stepper in steppers)
+        if strides[0] < 1:
+            raise ValueError(f"every step size must be at least 1, got {strides}")
+        if len(set(strides)) < len(strides):
+            raise ValueError(f"every stepper must have a stride of its own, got {strides}")
+        self.steppers = nn.ModuleList(
+            stepper if isinstance(stepper, nn.Module) else CallableStepper(stepper)
+            for stepper in steppers
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"steppers": list(self.steppers)}
+
+    @property
+    def step_sizes(self) -> list[int]:
+        """All strides, coarsest first."""
+        return [stepper.step_size for stepper in self.coarse_first()]
+
+    def coarse_first(self) -> list[Stepper]:
+        """The steppers in the order of falling strides."""
+        steppers = cast(list[Stepper], list(self.steppers))
+        return sorted(steppers, key=lambda stepper: -stepper.step_size)
+
+    def forward(self, x0: Tensor, num_steps: int) -> Tensor:
+        return self.forecast(x0, num_steps)
+
+    @overload
+    def forecast(
+        self,
+        x0: Tensor,
+        num_steps: int,
+        *,
+        times: Times | None = None,
+        chunk_size: int | None = None,
+        return_indices: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forecast(
+        self,
+        x0: Tensor,
+        num_steps: int,
+        *,
+        times: Times | None = None,
+        chunk_size: int | None = None,
+        return_indices: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def forecast(
+        self,
+        x0: Tensor,
+        num_steps: int,
+        *,
+        times: Times | None = None,
+        chunk_size: int | None = None,
+        return_indices: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """States at the times dt, 2 dt, ..., `num_steps` dt, or at any others.
+
+        What no stride reaches is interpolated linearly. A forecast that is not finite is returned
+        with a warning that names the first such step. Under `torch.no_grad()` it runs in chunks, in
+        little more memory than its result; with gradients on it is differentiable in one piece.
+
+        Args:
+            x0: States at time 0, `(B, *D)`.
+            num_steps: Number of steps.
+            times: Increasing times in steps of dt, from 0 to `num_steps`, in place of the grid.
+            chunk_size: States that go through a stepper at once; by default as many as let the widest
+                activation stay in the cache, and all of them where gradients are recorded.
+            return_indices: Also return the rows of the result that were computed, not interpolated.
+
+        Raises:
+            ValueError: If the start is no batch of states, is not finite, or is of a shape that a
+                stepper does not keep; if `num_steps` is below 1; if the times do not increase or lie
+                outside.
+        """
+        result, rows = forecast(
+            self.coarse_first(), x0, num_steps, times=times, chunk_size=chunk_size
+        )
+        return (result, rows) if return_indices else result
+
+    def without(self, drop: Callable[[int], bool]) -> "HierarchicalTimeStepper":
+        """The hierarchy of those steppers, shared with this one, whose stride is not dropped."""
+        steppers = cast(list[Stepper], list(self.steppers))
+        return HierarchicalTimeStepper([s for s in steppers if not drop(s.step_size)])

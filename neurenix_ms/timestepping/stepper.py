@@ -1,0 +1,134 @@
+"""A state in, the state one stride later out: by a network, or by a classical integrator."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.config import Configured
+from neurenix_ms.nd import expect_positive
+from neurenix_ms.timestepping.forecasting import Times, forecast
+
+
+class TimeStepper(Configured, nn.Module):
+    """Advance a state by one stride: the state plus what a network says about its change.
+
+    A network learns the change over a long time as easily as over a short one, so a stepper is free
+    of the small steps that an integrator needs. One stepper alone either leaves out what happens
+    within its stride or adds up its error over many strides; `HierarchicalTimeStepper` joins several.
+
+    Args:
+        network: Maps states to changes of the same shape: an `MLP` for vectors, a `UNet` for fields.
+        step_size: The stride, in steps of dt.
+
+    Shape:
+        `(B, *D)` -> the same
+
+    Raises:
+        ValueError: If the stride is below 1, or the network gives another shape.
+
+    Source: Liu, Kutz, Brunton 2020, "Hierarchical Deep Learning of Multiscale Differential Equation
+    Time-Steppers", equation 5.
+
+    Examples:
+        >>> from neurenix_ms.mlp import MLP
+        >>> stepper = TimeStepper(MLP(2, 2, [32]), step_size=4)
+        >>> with torch.no_grad():
+        ...     stepper.forecast(torch.zeros(3, 2), 10).shape
+        torch.Size([3, 10, 2])
+    """
+
+    def __init__(self, network: nn.Module, step_size: int) -> None:
+        super().__init__()
+        expect_positive(step_size=step_size)
+        self.network = network
+        self.step_size = step_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = self.network(x)
+        if change.shape != x.shape:
+            raise ValueError(
+                f"the network must give a change of the state's shape {tuple(x.shape)}, "
+                f"got {tuple(change.shape)}"
+            )
+        return x + change
+
+    def forecast(
+        self,
+        x0: Tensor,
+        num_steps: int,
+        *,
+        times: Times | None = None,
+        chunk_size: int | None = None,
+    ) -> Tensor:
+        """States at the times dt, 2 dt, ...: every stride by the network, linear in between.
+
+        Args:
+            x0: States at time 0, `(B, *D)`.
+            num_steps: Number of times.
+            times: Increasing times in steps of dt, from 0 to `num_steps`, in place of the grid.
+            chunk_size: See `HierarchicalTimeStepper.forecast`.
+        """
+        return forecast([self], x0, num_steps, times=times, chunk_size=chunk_size)[0]
+
+
+class IntegratorStepper(nn.Module):
+    """Advance a state by one step of a classical integrator.
+
+    The fine level of a hybrid forecast: where the right-hand side is known, coarse networks give
+    states far apart, and the integrator fills in between them for all intervals at once.
+
+    Args:
+        rhs: The derivative of states `(B, *D)` by time, of the same shape; it does not depend on time.
+        dt: The unit of the strides.
+        step_size: The stride; one step of the integrator has the size `step_size * dt`.
+        method: "rk4", the classical Runge-Kutta method, or any method of torchdiffeq.
+
+    Shape:
+        `(B, *D)` -> the same
+
+    Raises:
+        ValueError: If the stride is below 1, or dt is not positive.
+        ImportError: If another method is wanted and torchdiffeq is missing.
+
+    Examples:
+        >>> decay = IntegratorStepper(lambda x: -x, dt=0.1, step_size=2)
+        >>> round(decay(torch.ones(1, 1)).item(), 4)  # exp(-0.2)
+        0.8187
+    """
+
+    def __init__(
+        self,
+        rhs: Callable[[Tensor], Tensor],
+        dt: float,
+        step_size: int,
+        method: str = "rk4",
+    ) -> None:
+        super().__init__()
+        expect_positive(step_size=step_size)
+        if not dt > 0:
+            raise ValueError(f"dt must be positive, got {dt}")
+        self.rhs = rhs
+        self.dt = dt
+        self.step_size = step_size
+        self.method = method
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.dt * self.step_size
+        if self.method != "rk4":
+            return self._by_torchdiffeq(x, h)
+        k1 = self.rhs(x)
+        k2 = self.rhs(x + h / 2 * k1)
+        k3 = self.rhs(x + h / 2 * k2)
+        k4 = self.rhs(x + h * k3)
+        return x + h / 6 * (k1 + 2 * (k2 + k3) + k4)
+
+    def _by_torchdiffeq(self, x: Tensor, h: float) -> Tensor:
+        try:
+            from torchdiffeq import odeint
+        except ImportError as error:
+            raise ImportError(
+                f"method {self.method!r} needs torchdiffeq: pip install 'neurenix_ms[ode]'"
+            ) from error
+        ends = torch.tensor([0.0, h], dtype=x.dtype, device=x.device)
+        return odeint(lambda t, y: self.rhs(y), x, ends, method=self.method)[-1]

@@ -1,0 +1,52 @@
+"""Networks of luckystarufo/multiscale_HiTS: state dicts by stride in, a hierarchy out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from neurenix_ms.mlp import MLP
+from neurenix_ms.timestepping import HierarchicalTimeStepper, TimeStepper
+from neurenix_ms.weights.rename import fill, rename
+
+RULES = [(r"(?:increment\.)?Linear_(\d+)\.(weight|bias)", r"layers.\1.\2")]
+
+
+def load_hits(state_dicts: Mapping[int, Mapping[str, Any]]) -> HierarchicalTimeStepper:
+    """Build the hierarchy that state dicts of luckystarufo/multiscale_HiTS belong to, and fill it.
+
+    Widths are read off the arrays. The networks are ReLU networks, as published.
+
+    Args:
+        state_dicts: For every stride in steps of dt, names such as `increment.Linear_0.weight` to
+            tensors or numpy arrays. `read_pickle` gets them from a file of a whole model.
+
+    Returns:
+        A hierarchy in training mode.
+
+    Raises:
+        ValueError: If there is no state dict, or an entry is missing, left over or misshapen; the
+            message names it.
+    """
+    if not state_dicts:
+        raise ValueError("load_hits needs a state dict for at least one stride, got none")
+    return HierarchicalTimeStepper(
+        [TimeStepper(_network(state, stride), stride) for stride, state in state_dicts.items()]
+    )
+
+
+def _network(state: Mapping[str, Any], stride: int) -> MLP:
+    try:
+        ours = {name: torch.as_tensor(value) for name, value in rename(state, RULES).items()}
+        num_layers = 1 + max((int(name.split(".")[1]) for name in ours), default=0)
+        for i in range(num_layers):
+            for kind in ("weight", "bias"):
+                if f"layers.{i}.{kind}" not in ours:
+                    raise ValueError(f"missing: increment.Linear_{i}.{kind}")
+        weights = [ours[f"layers.{i}.weight"] for i in range(num_layers)]
+        widths = [weights[0].shape[-1], *map(len, weights)]
+        network = MLP(widths[0], widths[-1], widths[1:-1]).to(weights[0].dtype)
+        fill(network, ours)
+    except ValueError as error:
+        raise ValueError(f"step size {stride}: {error}") from error
+    return network
