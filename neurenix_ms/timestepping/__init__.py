@@ -1,6 +1,17 @@
 """Networks that advance a state by one stride, trained, selected and coupled over many strides."""
 
 from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
+from neurenix_ms.timestepping.selection import Selection, select_strides
 from neurenix_ms.timestepping.stepper import IntegratorStepper, TimeStepper
+from neurenix_ms.timestepping.training import fit_hierarchy
+from neurenix_ms.timestepping.windows import StandardisedNetwork
 
-__all__ = ["HierarchicalTimeStepper", "IntegratorStepper", "TimeStepper"]
+__all__ = [
+    "HierarchicalTimeStepper",
+    "IntegratorStepper",
+    "Selection",
+    "StandardisedNetwork",
+    "TimeStepper",
+    "fit_hierarchy",
+    "select_strides",
+]

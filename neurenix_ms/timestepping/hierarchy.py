@@ -1,6 +1,6 @@
 """Steppers of several strides in, one that forecasts by all of them out: coarse strides first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast, overload
 
 from torch import Tensor, nn
@@ -141,7 +141,10 @@ class HierarchicalTimeStepper(Configured, nn.Module):
         )
         return (result, rows) if return_indices else result
 
-    def without(self, drop: Callable[[int], bool]) -> "HierarchicalTimeStepper":
-        """The hierarchy of those steppers, shared with this one, whose stride is not dropped."""
-        steppers = cast(list[Stepper], list(self.steppers))
-        return HierarchicalTimeStepper([s for s in steppers if not drop(s.step_size)])
+    def only(self, step_sizes: Sequence[int]) -> "HierarchicalTimeStepper":
+        """The hierarchy of some of the strides; its steppers are shared with this one."""
+        if missing := sorted(set(step_sizes) - set(self.step_sizes)):
+            raise ValueError(f"step sizes must be among {self.step_sizes}, got {missing}")
+        return HierarchicalTimeStepper(
+            [s for s in self.coarse_first() if s.step_size in step_sizes]
+        )

@@ -1,0 +1,175 @@
+"""Networks and windows in, the networks with the best weights seen out: the loop, and its file."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+
+from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms.timestepping.banks import Bank
+from neurenix_ms.timestepping.windows import WindowSource, per_channel
+
+NUM_VALIDATION_WINDOWS = 1024
+
+
+class WindowLoss:
+    """Mean squared error of recurrent strides, in units of the change over one; per network.
+
+    Args:
+        mean: Of the channels, `(C,)`.
+        std: Their standard deviations, `(C,)`.
+        scale: Those of the changes over a stride, `(K, C)`.
+        weights: Share of every stride of a window, `(K, horizon)`.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, scale: Tensor, weights: Tensor) -> None:
+        self.mean, self.std, self.scale, self.weights = mean, std, scale, weights
+
+    def __call__(self, bank: Bank, windows: Tensor) -> Tensor:
+        x = windows[:, :, 0]
+        mean, std = (per_channel(value, x.ndim - 1) for value in (self.mean, self.std))
+        scale = per_channel(self.scale, x.ndim - 1)
+        total = x.new_zeros(len(x))
+        for i, weight in enumerate(self.weights.unbind(1), start=1):
+            x = x + scale * bank((x - mean) / std)
+            error = ((x - windows[:, :, i]) / scale).flatten(1).square().mean(dim=1)
+            total = total + weight.to(error) * error
+        return total
+
+
+class TrainingRun:
+    """Weights, optimizer and the best so far; all that a checkpoint holds."""
+
+    def __init__(self, bank: Bank, settings: dict[str, Any], stacked: bool) -> None:
+        self.bank, self.settings, self.stacked = bank, settings, stacked
+        parameters = list(bank.parameters())
+        self.fused = parameters[0].device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(
+            parameters, lr=settings["learning_rate"], fused=self.fused
+        )
+        self.scheduler = {
+            "cosine": lambda: CosineAnnealingLR(self.optimizer, settings["num_iterations"]),
+            "plateau": lambda: ReduceLROnPlateau(self.optimizer, factor=0.5, patience=5),
+            None: lambda: None,
+        }[settings["schedule"]]()
+        self.generator = torch.Generator().manual_seed(settings["seed"])
+        self.iteration = 0
+        self.count = len(settings["step_sizes"])
+        self.best: list[list[Tensor]] = [self._snapshot(k) for k in range(self.count)]
+        self.best_errors = torch.full((self.count,), torch.inf, dtype=torch.float64)
+        self.idle = 0  # looks at the validation error since the last better one
+
+    def train(
+        self,
+        source: WindowSource,
+        held_out: WindowSource,
+        loss: WindowLoss,
+        patience: int | None,
+        checkpoint: str | os.PathLike[str] | None,
+        progress: bool,
+    ) -> None:
+        """Go on until the end, and leave the best weights in the bank."""
+        from tqdm.auto import tqdm
+
+        fixed = held_out.spread(NUM_VALIDATION_WINDOWS)
+        held_out_loss = WindowLoss(loss.mean, loss.std, loss.scale, held_out.weights)
+        last, every = self.settings["num_iterations"], self.settings["check_every"]
+        bar = tqdm(
+            total=last, initial=self.iteration, desc="training all strides", disable=not progress
+        )
+        while self.iteration < last and (patience is None or self.idle < patience):
+            self._step(loss, source.drawn(self.settings["batch_size"], self.generator))
+            bar.update()
+            if self.iteration % every == 0 or self.iteration == last:
+                self._look(held_out_loss, fixed)
+                worst, least = self.best_errors.max(), self.best_errors.min()
+                bar.set_postfix_str(f"relative errors² {least:.1e} to {worst:.1e}")
+                if checkpoint is not None:
+                    self.save(Path(checkpoint))
+        bar.close()
+        for k in range(self.count):
+            _copy(self.best[k], self.bank.tensors(k))
+
+    def _step(self, loss: WindowLoss, windows: Tensor) -> None:
+        self.bank.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss(self.bank, windows).sum().backward()
+        self.optimizer.step()
+        if isinstance(self.scheduler, CosineAnnealingLR):
+            self.scheduler.step()
+        self.iteration += 1
+
+    @torch.no_grad()
+    def _look(self, loss: WindowLoss, windows: Tensor) -> None:
+        self.bank.eval()
+        errors = loss(self.bank, windows).double().cpu()
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(errors.log().mean().item())
+        better = errors < self.best_errors
+        for k in better.nonzero()[:, 0].tolist():
+            self.best[k] = self._snapshot(k)
+        self.best_errors = torch.where(better, errors, self.best_errors)
+        self.idle = 0 if better.any() else self.idle + 1
+
+    def _snapshot(self, k: int) -> list[Tensor]:
+        return [tensor.clone() for tensor in self.bank.tensors(k)]
+
+    def save(self, path: Path) -> None:
+        """Write everything that the run goes on from."""
+        state = {
+            "settings": self.settings,
+            "stacked": self.stacked,
+            "weights": [self.bank.tensors(k) for k in range(self.count)],
+            "best": self.best,
+            "best_errors": self.best_errors,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "generator": self.generator.get_state(),
+            "iteration": self.iteration,
+            "idle": self.idle,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(path, buffer.getvalue())
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `save` wrote."""
+        for k in range(self.count):
+            _copy(state["weights"][k], self.bank.tensors(k))
+        self.best = state["best"]
+        self.best_errors = state["best_errors"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.generator.set_state(state["generator"])
+        self.iteration, self.idle = state["iteration"], state["idle"]
+
+
+@torch.no_grad()
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
+
+
+def found(path: str | os.PathLike[str] | None, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run with the same settings left in a file, if there is one."""
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        theirs = state["settings"]
+    except Exception as error:  # broken bytes break readers in any way they like
+        text = str(error).partition("\n")[0]
+        raise ValueError(f"{path} must be a checkpoint of fit_hierarchy, got {text}") from error
+    for name, value in settings.items():
+        if theirs.get(name) != value:
+            raise ValueError(
+                f"{path} must be of a run with {name} = {value}, got {theirs.get(name)}; "
+                "remove it to train anew"
+            )
+    return state

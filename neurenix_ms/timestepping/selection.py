@@ -1,0 +1,99 @@
+"""A trained hierarchy and validation trajectories in, the strides worth keeping out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neurenix_ms.timestepping.forecasting import expect_finite, started
+from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `select_strides` keeps, and why.
+
+    Args:
+        hierarchy: The steppers that are kept, shared with the hierarchy they were chosen from.
+        table: Strides, coarsest first, and mean squared error of every set that was tried.
+    """
+
+    hierarchy: HierarchicalTimeStepper
+    table: list[tuple[tuple[int, ...], float]]
+
+
+@torch.no_grad()
+def select_strides(
+    hierarchy: HierarchicalTimeStepper, validation: Tensor, *, tolerance: float = 0.0
+) -> Selection:
+    """Keep the strides that the coupled forecast needs.
+
+    Coarse networks are dropped one after another, then fine ones, as long as the forecast does not
+    get worse: a stride too large to be learnt spoils all states that start from its own, and one too
+    small is better replaced by interpolation. States of coarse strides are computed once for all sets
+    that share them.
+
+    Args:
+        hierarchy: Steppers of all strides.
+        validation: Trajectories, `(N, T, *D)`; row 0 is the start and the others are compared.
+        tolerance: A smaller set is taken while its error is at most `1 + tolerance` times the best
+            error so far.
+
+    Raises:
+        ValueError: If the trajectories have no row after the first, hold NaN, or the tolerance is
+            negative.
+
+    Source: Liu, Kutz, Brunton 2020, section 3, "cross validation of the range of time scales".
+
+    Examples:
+        >>> class Exact:  # of dx/dt = 1, but for the stride 8
+        ...     def __init__(self, step_size):
+        ...         self.step_size = step_size
+        ...
+        ...     def __call__(self, x):
+        ...         return x + self.step_size + (self.step_size == 8)
+        >>> line = torch.arange(33.0).view(1, 33, 1)
+        >>> chosen = select_strides(HierarchicalTimeStepper([Exact(s) for s in (1, 4, 8)]), line)
+        >>> chosen.hierarchy.step_sizes
+        [1]
+    """
+    if validation.ndim < 3 or validation.shape[1] < 2 or len(validation) == 0:
+        raise ValueError(
+            f"validation must be (N, T, *D) with two rows or more, got {tuple(validation.shape)}"
+        )
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    expect_finite("validation", validation)
+    table: list[tuple[tuple[int, ...], float]] = []
+    strides = hierarchy.step_sizes
+    scores: list[float] = []
+    best = float("inf")
+    for first in range(len(strides)):
+        tried = _scores(hierarchy.only(strides[first:]), validation)
+        table.append((tuple(strides[first:]), tried[-1]))
+        if first and not tried[-1] <= (1 + tolerance) * best:
+            break
+        kept, scores = strides[first:], tried
+        best = min(best, tried[-1])
+    count = len(kept)
+    while count > 1:
+        error = scores[count - 2]
+        table.append((tuple(kept[: count - 1]), error))
+        if not error <= (1 + tolerance) * best:
+            break
+        best = min(best, error)
+        count -= 1
+    return Selection(hierarchy.only(kept[:count]), table)
+
+
+def _scores(hierarchy: HierarchicalTimeStepper, validation: Tensor) -> list[float]:
+    """Mean squared error of the forecast with the coarsest stride, the two coarsest, ..., all."""
+    steppers = hierarchy.coarse_first()
+    x0, truth = validation[:, 0], validation[:, 1:]
+    coupling = started(steppers, x0, truth.shape[1], None)
+    errors = []
+    for stepper in steppers:
+        coupling.refine(stepper)
+        forecast, _ = coupling.read(stepper)
+        errors.append((forecast - truth).square().mean(dtype=torch.float64).item())
+    return errors

@@ -1,0 +1,182 @@
+"""Trajectories in, a hierarchy of steppers trained on all strides at once out."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from neurenix_ms.nd import choose, expect_positive
+from neurenix_ms.timestepping.banks import can_be_stacked, make_bank, stacking_is_faster
+from neurenix_ms.timestepping.forecasting import expect_finite
+from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
+from neurenix_ms.timestepping.run import TrainingRun, WindowLoss, found
+from neurenix_ms.timestepping.stepper import TimeStepper
+from neurenix_ms.timestepping.windows import (
+    StandardisedNetwork,
+    Windows,
+    WindowSource,
+    nonzero,
+)
+
+Schedule = Literal["cosine", "plateau"] | None
+
+
+def fit_hierarchy(
+    trajectories: Tensor,
+    dt: float,
+    step_sizes: Sequence[int],
+    network: Callable[[], nn.Module],
+    *,
+    validation: Tensor,
+    horizon: int = 5,
+    windows: Windows = "all",
+    num_iterations: int = 10_000,
+    batch_size: int = 320,
+    learning_rate: float = 1e-3,
+    schedule: Schedule = "cosine",
+    check_every: int = 200,
+    patience: int | None = None,
+    stacked: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> HierarchicalTimeStepper:
+    """Train one network per stride on trajectories, and couple them.
+
+    A network starts somewhere on a trajectory, makes `horizon` of its strides, each from its own last
+    state, and is compared with the trajectory after every one. All strides train side by side, with
+    their own windows, errors and best weights; they are independent of one another. States and
+    changes are scaled to unit variance (`StandardisedNetwork`), so one learning rate suits them all.
+
+    Args:
+        trajectories: Rows at equal times, `(N, T, *D)`; the networks train on their device and dtype.
+        dt: Time between two rows, the unit of the strides.
+        step_sizes: The strides, all different.
+        network: Makes a network for states in and changes out; called once per stride.
+        validation: Other trajectories, by which the best weights are chosen.
+        horizon: Strides per window; less for strides too large for so many.
+        windows: "all" draws windows anywhere along the trajectories, "start" only at their first row,
+            as the paper does, which shows a network nothing but what comes shortly after the start.
+        num_iterations: Steps of Adam.
+        batch_size: Windows per stride and step.
+        learning_rate: The first one.
+        schedule: "cosine" lets it fall to 0 at the end, "plateau" halves it when the validation error
+            stays for five checks, None leaves it.
+        check_every: Iterations between two looks at the validation error and two checkpoints.
+        patience: Stop after so many looks without a better error of any stride; None for never.
+        stacked: Evaluate networks of one shape in one batched product; None measures whether that is
+            faster here.
+        checkpoint: File that a killed run goes on from, and a finished one is read from.
+        seed: For the windows. The weights are the business of `network`.
+        progress: Show a progress bar.
+
+    Shape:
+        `trajectories`, `validation`: `(N, T, *D)`
+
+    Raises:
+        ValueError: If strides are equal or below 1, trajectories are shorter than the largest stride,
+            of different states, or hold NaN, an option is unknown or a count below 1, or the
+            checkpoint is one of other settings; the message says which.
+
+    Source: Liu, Kutz, Brunton 2020, section 3; the published code trains on the first window of every
+    trajectory only, at one learning rate.
+
+    Examples:
+        >>> from neurenix_ms.mlp import MLP
+        >>> import torch
+        >>> t = torch.arange(200) * 0.05
+        >>> waves = torch.stack([(t + p).sin() for p in range(6)]), torch.stack(
+        ...     [(t + p).cos() for p in range(6)]
+        ... )
+        >>> data = torch.stack(waves, dim=-1)
+        >>> model = fit_hierarchy(
+        ...     data[:4],
+        ...     0.05,
+        ...     [1, 8],
+        ...     lambda: MLP(2, 2, [16]),
+        ...     validation=data[4:],
+        ...     num_iterations=100,
+        ...     progress=False,
+        ... )
+        >>> model.step_sizes
+        [8, 1]
+    """
+    step_sizes = list(step_sizes)
+    _expect(trajectories, dt, step_sizes, validation)
+    choose(dict.fromkeys(("all", "start")), windows, "windows")
+    choose(dict.fromkeys(("cosine", "plateau", None)), schedule, "schedule")
+    expect_positive(
+        horizon=horizon,
+        num_iterations=num_iterations,
+        batch_size=batch_size,
+        check_every=check_every,
+    )
+    networks = [network().to(trajectories) for _ in step_sizes]
+    source = WindowSource(trajectories, step_sizes, horizon, windows)
+    held_out = WindowSource(validation.to(trajectories), step_sizes, horizon, windows)
+    flat = trajectories.transpose(1, 2).transpose(0, 1).flatten(1)
+    # as float32 holds them, so that a network keeps exactly the units it was trained in
+    units = flat.mean(dim=1), nonzero(flat.std(dim=1)), source.change_scale()
+    mean, std, scale = (value.float().to(trajectories) for value in units)
+    loss = WindowLoss(mean, std, scale, source.weights)
+    settings = {
+        "dt": dt,
+        "step_sizes": step_sizes,
+        "horizon": horizon,
+        "windows": windows,
+        "num_iterations": num_iterations,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "check_every": check_every,
+        "seed": seed,
+        "state": list(trajectories.shape[2:]),
+        "parameters": [sum(p.numel() for p in one.parameters()) for one in networks],
+    }
+    earlier = found(checkpoint, settings)
+    if earlier is not None:
+        stacked = earlier["stacked"]
+    elif stacked is None:
+        trial = source.spread(batch_size)
+        stacked = stacking_is_faster(networks, lambda bank: loss(bank, trial).sum().backward())
+    elif stacked and not can_be_stacked(networks):
+        raise ValueError("stacked=True needs several MLPs of the same widths, got others")
+    run = TrainingRun(make_bank(networks, stacked), settings, stacked)
+    if earlier is not None:
+        run.load(earlier)
+    run.train(source, held_out, loss, patience, checkpoint, progress)
+    return HierarchicalTimeStepper(
+        [
+            TimeStepper(
+                StandardisedNetwork(one, mean.tolist(), std.tolist(), gain).to(trajectories),
+                stride,
+            )
+            for one, stride, gain in zip(
+                run.bank.unpacked(), step_sizes, scale.tolist(), strict=True
+            )
+        ]
+    )
+
+
+def _expect(trajectories: Tensor, dt: float, step_sizes: Sequence[int], validation: Tensor) -> None:
+    if not dt > 0:
+        raise ValueError(f"dt must be positive, got {dt}")
+    if not step_sizes or min(step_sizes) < 1:
+        raise ValueError(f"every step size must be at least 1, got {list(step_sizes)}")
+    if len(set(step_sizes)) < len(step_sizes):
+        raise ValueError(f"every step size may occur once, got {list(step_sizes)}")
+    for name, data in (("trajectories", trajectories), ("validation", validation)):
+        if data.ndim < 3 or len(data) == 0:
+            raise ValueError(f"{name} must be (N, T, *D), got shape {tuple(data.shape)}")
+        if data.shape[1] <= max(step_sizes):
+            raise ValueError(
+                f"{name} must have more rows than the largest step size {max(step_sizes)}, "
+                f"got {data.shape[1]}"
+            )
+        expect_finite(name, data)
+    if validation.shape[2:] != trajectories.shape[2:]:
+        raise ValueError(
+            f"validation must have states of shape {tuple(trajectories.shape[2:])} "
+            f"as the trajectories, got {tuple(validation.shape[2:])}"
+        )

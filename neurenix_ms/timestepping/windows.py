@@ -1,0 +1,114 @@
+"""Trajectories in, batches of short windows with a stride of their own per network out."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.config import Configured
+
+Windows = Literal["all", "start"]
+
+
+class StandardisedNetwork(Configured, nn.Module):
+    """A network that sees states of mean 0 and variance 1 and gives changes of variance 1.
+
+    The change over a short stride is a hundred times smaller than the state, and over a long one as
+    large; scaled, both are learnt equally fast, and small errors of small changes count.
+
+    Args:
+        network: Maps states to changes, both in those units.
+        mean: Of every channel (axis 1) of the states.
+        std: Its standard deviation.
+        scale: Standard deviation of its change.
+
+    Shape:
+        `(B, *D)` -> the same
+
+    Examples:
+        >>> network = StandardisedNetwork(nn.Identity(), mean=[1.0], std=[2.0], scale=[4.0])
+        >>> network(torch.tensor([[3.0]])).item()
+        4.0
+    """
+
+    units: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        scale: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.mean = list(mean)
+        self.std = list(std)
+        self.scale = list(scale)
+        units = torch.tensor([self.mean, self.std, self.scale])
+        self.register_buffer("units", units, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std, scale = (per_channel(unit, x.ndim) for unit in self.units)
+        return scale * self.network((x - mean) / std)
+
+
+def per_channel(values: Tensor, ndim: int) -> Tensor:
+    """Values of channels `(..., C)`, to be broadcast over states `(..., B, C, *S)` of so many axes."""
+    return values.unsqueeze(-2)[(..., *(None,) * (ndim - 2))]
+
+
+class WindowSource:
+    """Windows of `horizon` strides along trajectories, drawn for several strides at once.
+
+    Args:
+        trajectories: `(N, T, *D)`.
+        step_sizes: One stride per network.
+        horizon: Strides per window; less where the trajectories are too short for a large stride.
+        windows: "all" for windows anywhere, "start" for those at row 0 only.
+    """
+
+    def __init__(
+        self, trajectories: Tensor, step_sizes: Sequence[int], horizon: int, windows: Windows
+    ) -> None:
+        num_samples, num_rows = trajectories.shape[:2]
+        self.rows = trajectories.flatten(0, 1)
+        self.num_samples, self.num_rows = num_samples, num_rows
+        device = trajectories.device
+        self.strides = torch.tensor(step_sizes, device=device)
+        self.lengths = ((num_rows - 1) // self.strides).clamp(max=horizon)
+        places = num_rows - self.strides * self.lengths
+        self.places = places if windows == "all" else torch.ones_like(places)
+        counted = torch.arange(1, horizon + 1, device=device) <= self.lengths[:, None]
+        self.weights = counted / self.lengths[:, None]  # (K, horizon)
+        self.offsets = torch.arange(horizon + 1, device=device).clamp(max=self.lengths[:, None])
+
+    def drawn(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """A random batch per stride: `(K, B, horizon + 1, *D)`."""
+        u = torch.rand(2, len(self.strides), batch_size, generator=generator, dtype=torch.float64)
+        return self._at(u.to(self.rows.device))
+
+    def spread(self, batch_size: int) -> Tensor:
+        """The same windows every time, spread evenly over trajectories and rows."""
+        i = torch.arange(batch_size, dtype=torch.float64, device=self.rows.device)
+        # the golden ratio's multiples are spread evenly too, and in no step with the first
+        u = torch.stack([(i + 0.5) / batch_size, (i * 0.6180339887498949) % 1])
+        return self._at(u[:, None].expand(-1, len(self.strides), -1))
+
+    def _at(self, u: Tensor) -> Tensor:
+        sample = (u[0] * self.num_samples).long()
+        first = (u[1] * self.places[:, None]).long()
+        offsets = (self.offsets * self.strides[:, None])[:, None]
+        return self.rows[(sample * self.num_rows + first)[..., None] + offsets]
+
+    def change_scale(self, num_windows: int = 4096) -> Tensor:
+        """Standard deviation of the change over each stride, by channel: `(K, C)`."""
+        windows = self.spread(num_windows)
+        change = (windows[:, :, 1] - windows[:, :, 0]).transpose(1, 2).flatten(2)
+        return nonzero(change.square().mean(dim=-1).sqrt())
+
+
+def nonzero(scale: Tensor) -> Tensor:
+    """What does not vary is divided by 1, not by 0."""
+    return torch.where(scale > 1e-12, scale, torch.ones_like(scale))
