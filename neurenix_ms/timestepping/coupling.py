@@ -140,7 +140,7 @@ class Coupling:
         self.states[:, -1] = end[1]
         known = self._known_times(end[0])
         if times is None:
-            if len(known) == self.num_steps + 1:
+            if end[0] == self.num_steps and len(known) == self.num_steps + 1:
                 return self.states[:, 1:], None
             times = torch.arange(1, self.num_steps + 1, device=self.states.device)
         # the first known time that is not before: a known time takes its own state, unmixed
