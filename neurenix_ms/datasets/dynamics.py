@@ -9,6 +9,7 @@ from torch import Tensor
 from neurenix_ms.nd import choose, expect_positive
 
 TOLERANCE = 1e-10
+MAX_STEP = 0.25  # the solver may step further, but its interpolant is then good to 6 digits only
 TIME_TO_THE_ATTRACTOR = 20.0
 
 
@@ -163,6 +164,7 @@ def _solved(equation: System, start: Tensor, times: Tensor) -> Tensor:
         t_eval=times.numpy(),
         rtol=TOLERANCE,
         atol=TOLERANCE,
+        max_step=MAX_STEP,
     )
     if not solution.success:
         raise ValueError(f"the solver gave up from {start.tolist()}: {solution.message}")
