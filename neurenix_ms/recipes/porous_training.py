@@ -1,17 +1,14 @@
 """Porous samples and a network in, the trained network and the seconds it took out; resumable."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from neurenix_ms.datasets import effective_conductivity
+from neurenix_ms.recipes.fitting import EveryGeometryOnce, fit
 from neurenix_ms.recipes.porous_models import network_inputs
 from neurenix_ms.training import RegressionTask
 
@@ -47,35 +44,6 @@ class MirroredConduction(Dataset[tuple[Tensor, Tensor]]):
         pores, distance, potential = (x.flip(axes) for x in maps)
         potential = -potential if along else potential
         return network_inputs(pores[None], distance[None])[0], torch.cat([potential, pores])
-
-
-class EveryGeometryOnce(Sampler[int]):
-    """Every geometry once per epoch, in an order and mirrored as only seed and epoch say.
-
-    So a run that was killed goes on with the very batches it would have had.
-
-    Args:
-        num_geometries: Number of geometries, each in the dataset four times.
-        seed: Non-negative number that all epochs come from.
-    """
-
-    def __init__(self, num_geometries: int, seed: int) -> None:
-        self.num_geometries = num_geometries
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_geometries
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        order = torch.randperm(self.num_geometries, generator=generator)
-        mirror = torch.randint(4, order.shape, generator=generator)
-        return iter((order + self.num_geometries * mirror).tolist())
 
 
 def conduction_loss(potential: Tensor, target: Tensor) -> Tensor:
@@ -126,26 +94,4 @@ def train(
     task = RegressionTask(
         network, conduction_loss, learning_rate=LEARNING_RATE, schedule="one_cycle"
     )
-    clock = Timer()
-    bar = [TQDMProgressBar(leave=False)] if progress else []
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists.*")
-        warnings.filterwarnings("ignore", ".*no `val_dataloader`.*")
-        warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=epochs,
-            callbacks=[
-                clock,
-                ModelCheckpoint(folder, save_top_k=0, save_last=True, enable_version_counter=False),
-                *bar,
-            ],
-            logger=False,
-            enable_progress_bar=progress,
-            enable_model_summary=False,
-        )
-        last = folder / "last.ckpt"
-        trainer.fit(task, loader, ckpt_path=str(last) if last.exists() else None)
-    return clock.time_elapsed("train")
+    return fit(task, loader, epochs, folder, progress=progress)[0]

@@ -1,0 +1,115 @@
+"""A task, a sampler and a folder in, the trained task and the seconds it took out; resumable."""
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
+from torch.utils.data import DataLoader, Sampler
+
+
+class EveryGeometryOnce(Sampler[int]):
+    """Every geometry once per epoch, in an order and mirrored as only seed and epoch say.
+
+    So a run that was killed goes on with the very batches it would have had.
+
+    Args:
+        num_geometries: Number of geometries.
+        seed: Non-negative number that all epochs come from.
+        num_mirrors: Times that each is in the dataset, first all as they are, then all mirrored in
+            one way, and so on.
+    """
+
+    def __init__(self, num_geometries: int, seed: int, num_mirrors: int = 4) -> None:
+        self.num_geometries = num_geometries
+        self.seed = seed
+        self.num_mirrors = num_mirrors
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_geometries
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        order = torch.randperm(self.num_geometries, generator=generator)
+        mirror = torch.randint(self.num_mirrors, order.shape, generator=generator)
+        return iter((order + self.num_geometries * mirror).tolist())
+
+
+class CpuClock(Callback):
+    """CPU seconds of the training, those of killed runs included up to their last whole epoch."""
+
+    def __init__(self) -> None:
+        self.before = 0.0
+        self.start = 0.0
+
+    def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
+        self.start = time.process_time()
+
+    def seconds(self) -> float:
+        """What was counted up to now."""
+        return self.before + (time.process_time() - self.start if self.start else 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before = state["seconds"]
+
+
+def fit(
+    task: LightningModule,
+    loader: DataLoader[Any],
+    epochs: int,
+    folder: Path,
+    *,
+    progress: bool = True,
+    gradient_clip: float | None = None,
+) -> tuple[float, float]:
+    """Train a task in place, or go on from `folder/last.ckpt` if it is there.
+
+    Args:
+        task: What a step is.
+        loader: Batches, best in an order that only the epoch says.
+        epochs: Passes over the loader.
+        folder: Where `last.ckpt` is written after every epoch.
+        progress: Show a progress bar.
+        gradient_clip: Largest norm of the gradients of a step.
+
+    Returns:
+        Seconds on the wall and of the CPU. Those of killed runs count up to their last whole epoch.
+    """
+    wall, cpu = Timer(), CpuClock()
+    bar = [TQDMProgressBar(leave=False)] if progress else []
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists.*")
+        warnings.filterwarnings("ignore", ".*no `val_dataloader`.*")
+        warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            callbacks=[
+                wall,
+                cpu,
+                ModelCheckpoint(folder, save_top_k=0, save_last=True, enable_version_counter=False),
+                *bar,
+            ],
+            logger=False,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            gradient_clip_val=gradient_clip,
+        )
+        last = folder / "last.ckpt"
+        trainer.fit(task, loader, ckpt_path=str(last) if last.exists() else None)
+    return wall.time_elapsed("train"), cpu.seconds()
