@@ -1,0 +1,219 @@
+"""A model in; how its cells see the map, and the plan by which it runs in tiles, out."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.execution.lengths import Lengths, Lines, measure_lengths, shapes_only
+from neurenix_ms.execution.reach import (
+    Halo,
+    called,
+    expect_nothing_random,
+    expect_whole_ratios,
+    find_halos,
+    is_site,
+    shortest,
+)
+from neurenix_ms.execution.sites import submodules
+from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose, expect_positive
+
+KEPT_UNDER = "_footprint_plans"
+SIZES_TO_TRY = tuple(2**k for k in range(3, 12))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a core of the output depends on, and how tiles must lie so that results stay equal.
+
+    Args:
+        halo: For every axis, cells needed before and after a core whose ends are multiples of `stride`.
+        stride: Shift of the input, in cells, under which the output moves along exactly.
+        scale: Cells of the (first) output per cell of the input.
+        global_layers: Names of the normalisations that take statistics over the whole map.
+    """
+
+    halo: tuple[Halo, ...]
+    stride: tuple[int, ...]
+    scale: tuple[int | Fraction, ...]
+    global_layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site or an output: cells it needs around a core, and how it lies on the map.
+
+    A part that runs whole has the lines of its result too, and its shape for a batch of one.
+    """
+
+    layer: str
+    halo: tuple[Halo, ...]
+    lines: Lines
+    result: Lines | None = None
+    result_shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All numbers by which a model runs in tiles, for maps of one remainder by the stride.
+
+    `sites` has None where a normalisation is of something else than a map.
+    """
+
+    stride: tuple[int, ...]
+    least: tuple[int, ...]  # size that the model takes
+    sites: tuple[Place | None, ...]
+    outputs: tuple[Place, ...]
+
+    def output_halo(self) -> tuple[Halo, ...]:
+        """What all outputs together need."""
+        return tuple(
+            (max(h[0] for h in axis), max(h[1] for h in axis))
+            for axis in zip(*(place.halo for place in self.outputs), strict=True)
+        )
+
+
+def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2) -> Footprint:
+    """What part of the input one cell of the output depends on, found by asking the model.
+
+    Use it to see whether and how cheaply a model runs in tiles: `TiledModel` and
+    `accumulate_gradients` ask by themselves. The answer is kept with the model (and pickled with it)
+    until a layer, or the mode, changes. Any module will do, as long as it takes one tensor, returns
+    tensors, and does the same whatever is in the map.
+
+    Args:
+        model: Any module; it is asked in its present mode, train or eval.
+        in_channels: Channels of its input.
+        spatial_dims: Number of spatial axes of its input.
+
+    Returns:
+        The footprint for sizes that are multiples of the stride.
+
+    Raises:
+        ValueError: If a layer sees the whole map (attention, global pooling, circular padding), treats
+            places differently (`align_corners=True`, resizing by 1.5) or is random; the message names
+            it. Normalisations are no obstacle, they are listed in `global_layers`.
+
+    Source: Pinckaers et al. 2022, "Streaming convolutional neural networks" showed exact tiles with
+    declared footprints; that they are found by NaN and by cut maps is new here.
+
+    Examples:
+        >>> from neurenix_ms import UNet
+        >>> footprint(UNet(1, 1, features=[4, 8], norm=None), in_channels=1)
+        Footprint(halo=((28, 28), (28, 28)), stride=(4, 4), scale=(1, 1), global_layers=())
+    """
+    choose(LINEAR_MODES, spatial_dims, "spatial_dims")
+    expect_positive(in_channels=in_channels)
+    like = like_parameters(model)
+    size = _taken_size(model, in_channels, spatial_dims, like)
+    plan = make_plan(model, (1, in_channels, *size), like, ())
+    scale = (1 / line.resolution for line in plan.outputs[0].lines)
+    layers = dict.fromkeys(place.layer for place in plan.sites if place is not None)
+    whole_numbers = (int(s) if s.denominator == 1 else s for s in scale)
+    return Footprint(plan.output_halo(), plan.stride, tuple(whole_numbers), tuple(layers))
+
+
+def make_plan(
+    model: nn.Module, shape: tuple[int, ...], like: Tensor, whole: tuple[str, ...]
+) -> Plan:
+    """The plan for maps of this shape; made once for every remainder, mode and choice of parts."""
+    parts = submodules(model, whole)
+    key = (_structure(model), whole, shape[1], len(shape), like.dtype, like.device)
+    shape = (1, *shape[1:])
+    kept: dict[Hashable, Plan] = model.__dict__.setdefault(KEPT_UNDER, {})
+    for (known, remainder), plan in kept.items():
+        if known == key and remainder == _remainder(shape, plan.stride):
+            return plan
+    lengths = measure_lengths(model, shape, like, parts)
+    plan = _measured_plan(model, lengths, shape, like, parts)
+    kept[key, _remainder(shape, plan.stride)] = plan
+    return plan
+
+
+def _measured_plan(
+    model: nn.Module,
+    lengths: Lengths,
+    shape: tuple[int, ...],
+    like: Tensor,
+    parts: Mapping[str, nn.Module],
+) -> Plan:
+    _expect_maps(model, lengths, shape)
+    expect_whole_ratios(model, lengths)
+    channels, remainder = shape[1], _remainder(shape, lengths.stride)
+    short = shortest(model, parts, lengths, remainder, channels, like)
+    expect_nothing_random(model, like.new_zeros(1, channels, *short), parts)
+    sites: list[list[Halo]] = []
+    outputs: list[list[Halo]] = []
+    cut = 0
+    for axis in range(len(remainder)):
+        found = find_halos(model, parts, lengths, remainder, channels, axis, short, like, cut)
+        sites.append(found[0])
+        outputs.append(found[1])
+        cut = found[2]
+    site_halos = iter(zip(*sites, strict=True))
+    places: list[Place | None] = []
+    for number in range(len(lengths.run.sites)):
+        inputs, result = lengths.site(number)
+        if not is_site(lengths, number) or inputs is None:
+            places.append(None)
+            continue
+        place = Place(lengths.run.layers[number], next(site_halos), inputs)
+        if place.layer in parts:
+            shape = tuple(lengths.run.sites[number][1].shape)
+            place = replace(place, result=result, result_shape=shape)
+        places.append(place)
+    ends = tuple(
+        Place("", halo, lines)
+        for halo, lines in zip(zip(*outputs, strict=True), lengths.outputs(), strict=True)
+        if lines is not None
+    )
+    return Plan(lengths.stride, short, tuple(places), ends)
+
+
+def _expect_maps(model: nn.Module, lengths: Lengths, shape: tuple[int, ...]) -> None:
+    for output, lines in zip(lengths.run.outputs, lengths.outputs(), strict=True):
+        if lines is None:
+            fixed = (
+                seen.layer
+                for seen, known in zip(lengths.run.seen, lengths.lines, strict=False)
+                if known is None and seen.tensor.ndim == len(shape)
+            )
+            raise ValueError(
+                "every output must be a map that grows with the input, got shape "
+                f"{tuple(output.shape)} for an input of shape {shape}, of which the size was lost "
+                f"in {called(model, next(fixed, ''))}"
+            )
+
+
+def like_parameters(model: nn.Module) -> Tensor:
+    """An empty tensor of the model's dtype and device."""
+    tensors = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
+    first = next(tensors, torch.empty(0))
+    return torch.empty(0, dtype=first.dtype, device=first.device)
+
+
+def _structure(model: nn.Module) -> Hashable:
+    return tuple(
+        (name, type(m), m.training, m.extra_repr()) for name, m in model.named_modules()
+    )
+
+
+def _remainder(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n % s for n, s in zip(shape[2:], stride, strict=True))
+
+
+def _taken_size(
+    model: nn.Module, in_channels: int, spatial_dims: int, like: Tensor
+) -> tuple[int, ...]:
+    """A size that the model takes."""
+    for n in SIZES_TO_TRY:
+        try:
+            shapes_only(model, (1, in_channels, *(n,) * spatial_dims), like, {})
+        except (ValueError, RuntimeError):
+            if n == SIZES_TO_TRY[-1]:
+                raise
+        else:
+            break
+    return (n,) * spatial_dims

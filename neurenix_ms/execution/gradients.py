@@ -1,0 +1,240 @@
+"""A model, a map and its target in; the loss and the gradient of the whole map, found tile by tile."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from neurenix_ms.checkpointing import statistics_kept
+from neurenix_ms.execution.arrays import read
+from neurenix_ms.execution.grid import Tile
+from neurenix_ms.execution.passes import Passes, Values, find_values, whole_shape
+from neurenix_ms.execution.reduction import Reduction
+from neurenix_ms.execution.setting import (
+    TileSize,
+    Whole,
+    expect_asked,
+    expect_map_of,
+    settle,
+)
+from neurenix_ms.execution.sites import Site
+from neurenix_ms.execution.statistics import Normalisation
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    x: Any,
+    target: Any,
+    loss: Callable[[Any, Any], Tensor],
+    tile_size: TileSize,
+    *,
+    whole: Whole = (),
+    reduction: Literal["mean", "sum"] | None = None,
+) -> Tensor:
+    """Add the gradient of `loss(model(x), target)` to every parameter's `.grad`, tile by tile.
+
+    Use it in place of forward and `backward()` where a training step does not fit into memory:
+    gradients, loss and running statistics are those of the whole map to rounding, and memory is that
+    of a tile (and of the parts run whole). Every normalisation costs two more passes over the tiles,
+    so parts that hold them should be as shallow as memory allows. Where a step fits, the plain one is
+    faster. Gradient checkpointing is off meanwhile.
+
+    Args:
+        model: Any module that takes one tensor and returns tensors.
+        x: The map `(B, C, *S)`, a tensor or an array that slices.
+        target: What the loss compares with: a tensor or array of the output's spatial size, or
+            several of them.
+        loss: A function of output and target that is a mean or a sum over cells of something local.
+        tile_size: Edge of a tile in cells, or one per axis; the halo comes on top.
+        whole: Names of submodules that run on the whole map of lower resolution; "auto" takes the
+            shallowest that fit into what one tile takes.
+        reduction: Whether the loss is a "mean" or a "sum"; by default that is found.
+
+    Returns:
+        The loss of the whole map, without graph.
+
+    Raises:
+        ValueError: If the loss is neither a mean nor a sum over cells (class weights or
+            `ignore_index` under a mean, a normalisation by the target), a shape does not fit, or the
+            model cannot run in tiles.
+
+    Source: tiles as in Pinckaers et al. 2022, "Streaming convolutional neural networks"; the passes
+    for statistics are new here: each mean and variance is a variable of the loss, and its adjoint
+    seeds one more pass.
+
+    Examples:
+        >>> import torch.nn.functional as F
+        >>> from neurenix_ms import UNet
+        >>> model = UNet(1, 1, features=[4, 8], norm=None)
+        >>> x, y = torch.randn(2, 1, 1, 96, 64)
+        >>> value = accumulate_gradients(model, x, y, F.mse_loss, tile_size=32)
+        >>> torch.allclose(value, F.mse_loss(model(x), y))
+        True
+    """
+    if not hasattr(x, "shape"):
+        raise ValueError(f"x must be a tensor or an array, got {type(x).__name__}")
+    dims = len(x.shape) - 2
+    expect_asked(model, tile_size, whole, dims, None)
+    shape, like = expect_map_of(x, dims, model)
+    setting = settle(model, shape, like, tile_size, whole, None)
+    if setting is None:
+        value = loss(model(read(x, (slice(None),), like)), _all_of(target, like))
+        value.backward()
+        return value.detach()
+    passes = setting.passes(model, x, like, lambda: None)
+    with passes.running():
+        values = find_values(passes, keep_inputs=True)
+        adjoints = Adjoints(passes, values)
+        value = adjoints.of_the_loss(target, loss, Reduction(loss, reduction))
+        for number in reversed(passes.numbers()):
+            adjoints.of_a_site(number)
+    values.move_running()
+    return value
+
+
+class Adjoints:
+    """The gradients of the loss with respect to what every site got from the whole map.
+
+    Each is complete when the passes of all later sites are done; then it seeds a pass of its own.
+    """
+
+    def __init__(self, passes: Passes, values: Values) -> None:
+        self.passes = passes
+        self.values = values
+        self.statistics: dict[int, tuple[Tensor, Tensor]] = {}
+        self.results: dict[int, Tensor] = {}
+        self.crops: list[tuple[int, tuple[slice, ...], Tensor]] = []
+        for number in passes.numbers():
+            if number in values.moments:
+                self._give_statistics(number)
+            else:
+                self._give_result(number)
+
+    def of_the_loss(
+        self, target: Any, loss: Callable[[Any, Any], Tensor], reduction: Reduction
+    ) -> Tensor:
+        """The pass over the output: the loss of every core, sent back."""
+        total: Tensor | None = None
+        with torch.enable_grad():
+            for tile, cores, structure in self.passes.outputs():
+                wanted = self._target_of(target, tile, cores)
+                shares = [self._share(tile, i, core) for i, core in enumerate(cores)]
+                if not all(core.numel() for core in cores):
+                    continue
+                output = tree_unflatten(cores, structure)
+                weight = reduction.weight(output, wanted, shares, len(self.passes.grid.size))
+                value = loss(output, wanted) * weight
+                self._send_back([value], [None])
+                total = value.detach() if total is None else total + value.detach()
+                del output, cores, value
+        if total is None:
+            raise ValueError("the output must have at least one cell, got none")
+        return total
+
+    def of_a_site(self, number: int) -> None:
+        """One pass: what the site owes to the map goes back to the weights and to earlier sites."""
+        d_input = None if number in self.statistics else self._through_part(number)
+        if number not in self.statistics and d_input is None:
+            return
+        with torch.enable_grad():
+            for tile, site, core in self.passes.until(number):
+                if not core.requires_grad or not core.numel():
+                    continue
+                if d_input is not None:
+                    seed = d_input[tile.core_of_whole(self.passes.place(number).lines)]
+                else:
+                    seed = self._seed(number, site, core)
+                    if seed is None:
+                        return
+                self._send_back([core], [seed])
+
+    def _give_statistics(self, number: int) -> None:
+        moments = self.values.moments[number]
+        leaves = moments.mean.clone().requires_grad_(), moments.var.clone().requires_grad_()
+        self.statistics[number] = leaves
+        self.passes.given[number] = lambda site, tile: site.normalised(*leaves)
+
+    def _give_result(self, number: int) -> None:
+        given = self.passes.given[number]
+        lines = self.passes.place(number).result
+        assert lines is not None
+
+        def crop(site: Site, tile: Tile) -> Tensor:
+            leaf = given(site, tile).detach().requires_grad_()
+            self.crops.append((number, tile.wide_of_whole(lines), leaf))
+            return leaf
+
+        self.passes.given[number] = crop
+
+    def _send_back(self, tensors: list[Tensor], seeds: list[Tensor | None]) -> None:
+        if any(t.requires_grad for t in tensors):
+            torch.autograd.backward(tensors, seeds)
+        for number, index, leaf in self.crops:
+            if leaf.grad is not None:
+                if number not in self.results:
+                    self.results[number] = torch.zeros_like(self.values.results[number])
+                self.results[number][index] += leaf.grad
+        self.crops.clear()
+
+    def _seed(self, number: int, site: Site, core: Tensor) -> Tensor | None:
+        d_mean, d_var = (leaf.grad for leaf in self.statistics[number])
+        if d_mean is None or d_var is None or not isinstance(site, Normalisation):
+            return None
+        return site.seed(core.detach(), self.values.moments[number], d_mean, d_var)
+
+    def _through_part(self, number: int) -> Tensor | None:
+        """The gradient of the part's result, carried back through it once."""
+        d_result = self.results.pop(number, None)
+        if d_result is None:
+            return None
+        part = self.passes.parts[self.passes.place(number).layer]
+        with torch.enable_grad(), statistics_kept(part):
+            x = self.values.inputs.pop(number).detach().requires_grad_()
+            torch.autograd.backward([part(x)], [d_result])
+        return x.grad
+
+    def _share(self, tile: Tile, output: int, core: Tensor) -> float:
+        place = self.passes.plan.outputs[output]
+        whole = whole_shape(core, place.lines, self.passes.grid.size)
+        return core.numel() / torch.Size(whole).numel()
+
+    def _target_of(self, target: Any, tile: Tile, cores: list[Tensor]) -> Any:
+        """The piece of every target that belongs to the core, found by its spatial size."""
+        size = self.passes.grid.size
+
+        def piece(leaf: Any) -> Any:
+            if not hasattr(leaf, "shape"):
+                return leaf
+            dims = len(size)
+            sizes = []
+            for core, place in zip(cores, self.passes.plan.outputs, strict=True):
+                whole = whole_shape(core, place.lines, size)
+                sizes.append(tuple(whole[line.dim] for line in place.lines))
+                if tuple(leaf.shape[-dims:]) == sizes[-1]:
+                    cells = tile.core_of_whole(place.lines)
+                    index = [slice(None)] * (len(leaf.shape) - dims)
+                    window = (*index, *(cells[line.dim] for line in place.lines))
+                    return read(leaf, window, self._like(leaf))
+            raise ValueError(
+                f"target must have the spatial size of an output, one of {sizes}, got shape "
+                f"{tuple(leaf.shape)}"
+            )
+
+        return tree_map(piece, target)
+
+    def _like(self, leaf: Any) -> Tensor:
+        """Labels stay integers; other arrays take the model's dtype."""
+        labels = "int" in str(leaf.dtype) or "bool" in str(leaf.dtype)
+        return self.passes.like.long() if labels else self.passes.like
+
+
+def _all_of(target: Any, like: Tensor) -> Any:
+    def whole(leaf: Any) -> Any:
+        if not hasattr(leaf, "shape"):
+            return leaf
+        labels = "int" in str(leaf.dtype) or "bool" in str(leaf.dtype)
+        return read(leaf, (slice(None),), like.long() if labels else like)
+
+    return tree_map(whole, target)

@@ -1,0 +1,309 @@
+"""How far the cells of a model see along an axis, found by asking it.
+
+A probe is cut at a multiple of the stride. NaN on one side of the cut shows which results depend on
+that side; a run on one side alone shows which results a border there changes, and whether a map that
+begins there gives what the longer one gives. Statistics are constants meanwhile, and parts that run
+whole give what they gave on the whole probe. Nothing is assumed about the layers.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.execution.lengths import (
+    Lengths,
+    Line,
+    Run,
+    Seen,
+    constants,
+    counterparts,
+    observe,
+    shapes_only,
+)
+from neurenix_ms.execution.sites import Part, Site
+
+Halo = tuple[int, int]
+# of strides before the cut: at a prime number every shorter period is met at another phase
+CUTS = (3, 7, 11, 17, 29, 47, 79, 127, 211, 347, 577, 967, 1607, 2683, 4483)
+MOST_CELLS = 2**22
+MOST_STRIDES = 64
+ENOUGH_TO_JUDGE = 256  # cells along the axis: a layer that sees all of them sees any map
+TOLERANCES = {torch.float64: 1e-11, torch.float32: 3e-5}
+IN_HALF_PRECISION = 0.05
+
+
+class Probe:
+    """A model looked at along one axis, on a map that is short along the others."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Mapping[str, nn.Module],
+        lengths: Lengths,
+        axis: int,
+        cut: int,
+        x: Tensor,
+    ) -> None:
+        self.model = model
+        self.parts = parts
+        self.axis = axis
+        self.stride = lengths.stride[axis]
+        self.cut = cut
+        self.end = x.shape[2 + axis]
+        self.x = x
+        self.whole = observe(model, x, parts, constants)
+        self.maps = [t for _, t in self.whole.tensors()]
+        numbers = {id(t): i for i, (_, t) in enumerate(lengths.run.tensors())}
+        matched = counterparts(self.whole, lengths.run)
+        known = [None if t is None else lengths.lines[numbers[id(t)]] for t in matched]
+        self.lines = [None if lines is None else lines[axis] for lines in known]
+
+    def dependence(self) -> list[Halo | None]:
+        """By tensor: cells of the map before and after a core that it depends on; None: all of them.
+
+        A tensor that does not follow the map depends on all of it, if at all.
+        """
+        halos: list[Halo | None] = []
+        for t, line in zip(self._spoilt_ends(), self.lines, strict=True):
+            spots = _nans(t, line)
+            if line is None:
+                halos.append(None if spots.any() else (0, 0))
+                continue
+            clean = (~spots).nonzero().flatten().tolist()
+            if not clean or len(clean) <= clean[-1] - clean[0]:
+                halos.append(None)
+                continue
+            start = self._up(clean[0], line) - self.stride
+            stop = self._up(len(spots) - 1 - clean[-1], line) - self.stride
+            halos.append(self._bounded(start, stop, self.end - self.stride))
+        return halos
+
+    def difference(self) -> list[Halo | None]:
+        """By tensor: cells beyond a border inside the map that it changes; None: the place matters."""
+        starting = counterparts(self.whole, self._piece(self.cut, self.end))
+        ending = counterparts(self.whole, self._piece(0, self.cut))
+        halos: list[Halo | None] = []
+        for whole, tail, head, line in zip(self.maps, starting, ending, self.lines, strict=True):
+            if line is None:
+                halos.append((0, 0))
+                continue
+            at = line.at(self.cut)
+            after = whole.narrow(line.dim, at, whole.shape[line.dim] - at)
+            moved = _differs(after, tail, line.dim, same_length=True)
+            ended = _differs(whole.narrow(line.dim, 0, at), head, line.dim)
+            start = self._up(_last(moved) + 1, line)
+            stop = self._up(at - _first(ended), line)
+            halos.append(self._bounded(start, stop, 2 * min(self.cut, self.end - self.cut)))
+        return halos
+
+    def _up(self, cells: int, line: Line) -> int:
+        """Cells of the map, in whole strides, that hold so many of the tensor."""
+        return math.ceil(cells * line.resolution / self.stride) * self.stride
+
+    def _bounded(self, start: int, stop: int, room: int) -> Halo | None:
+        """None where the halo reaches so near to the end of the probe that it may be cut off."""
+        halo = (max(0, start), max(0, stop))
+        return halo if 16 * max(halo) <= 7 * room else None
+
+    def _spoilt_ends(self) -> list[Tensor]:
+        def as_before(index: int, site: Site) -> Tensor:
+            whole = self.whole.sites[index][1]
+            return whole if isinstance(site, Part) else constants(index, site)
+
+        x = self.x.clone()
+        for first in (0, self.end - self.stride):
+            x.narrow(2 + self.axis, first, self.stride).fill_(math.nan)
+        return [t for _, t in observe(self.model, x, self.parts, as_before).tensors()]
+
+    def _piece(self, start: int, stop: int) -> Run:
+        def cropped(index: int, site: Site) -> Tensor:
+            if not isinstance(site, Part):
+                return constants(index, site)
+            line = self.lines[self.whole.site_index(index) + 1]
+            if line is None:
+                raise ValueError(f"a part that runs whole must return a map, got {site.name!r}")
+            length = line.length(start, stop, self.end)
+            return self.whole.sites[index][1].narrow(line.dim, line.at(start), length)
+
+        x = self.x.narrow(2 + self.axis, start, stop - start)
+        return observe(self.model, x, self.parts, cropped)
+
+
+def find_halos(
+    model: nn.Module,
+    parts: Mapping[str, nn.Module],
+    lengths: Lengths,
+    remainder: tuple[int, ...],
+    channels: int,
+    axis: int,
+    short: tuple[int, ...],
+    like: Tensor,
+    first_cut: int = 0,
+) -> tuple[list[Halo], list[Halo], int]:
+    """What every site and every output needs along `axis`, and the cut that was long enough."""
+    stride = lengths.stride[axis]
+    for strides in (n for n in CUTS if n >= first_cut):
+        end = 2 * strides * stride + remainder[axis]
+        shape = (1, channels, *short[:axis], end, *short[axis + 1 :])
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(shape, generator=generator).to(like.device, like.dtype)
+        probe = Probe(model, parts, lengths, axis, strides * stride, x)
+        halos, culprit = _judged(probe, lengths)
+        if culprit is None:
+            return *_of_places(probe, halos, lengths), strides
+        earlier = max((max(h) for h in halos[:culprit] if h is not None), default=0)
+        enough = end >= max(ENOUGH_TO_JUDGE, 16 * stride) and 16 * earlier <= end
+        if enough or 4 * x[0, 0].numel() > MOST_CELLS:
+            seen = probe.whole.seen[min(culprit, len(probe.whole.seen) - 1)]
+            raise ValueError(
+                f"every layer must see a bounded part of the map and treat all of it alike, got "
+                f"{called(model, seen.layer)} ({seen.function}) along axis {axis}; {ADVICE}"
+            )
+    raise ValueError(f"no halo was found along axis {axis} within {CUTS[-1]} strides of {stride}")
+
+
+def _judged(probe: Probe, lengths: Lengths) -> tuple[list[Halo | None], int | None]:
+    """The halos of all tensors, and the first that has none although the result rests on it."""
+    depends = probe.dependence()
+    needed = [probe.whole.site_index(i) for i in range(len(probe.whole.sites)) if is_site(lengths, i)]
+    needed += range(len(depends) - len(probe.whole.outputs), len(depends))
+    if any(depends[i] is None for i in needed):
+        return depends, depends.index(None)
+    differs = probe.difference()
+    halos = [
+        None if a is None or b is None else (max(a[0], b[0]), max(a[1], b[1]))
+        for a, b in zip(depends, differs, strict=True)
+    ]
+    return halos, differs.index(None) if None in differs else None
+
+
+def _of_places(
+    probe: Probe, halos: list[Halo | None], lengths: Lengths
+) -> tuple[list[Halo], list[Halo]]:
+    """The halos of the sites that are maps, and of the outputs."""
+    whole = probe.whole
+    known = [h for h, t in zip(halos, probe.maps, strict=True) if h and t.is_floating_point()]
+    most = (max((h[0] for h in known), default=0), max((h[1] for h in known), default=0))
+    numbers = [whole.site_index(i) for i in range(len(whole.sites)) if is_site(lengths, i)]
+    last = len(halos) - len(whole.outputs)
+    outputs = [
+        halo if halo is not None and t.is_floating_point() else most  # labels show no NaN
+        for halo, t in zip(halos[last:], probe.maps[last:], strict=True)
+    ]
+    return [halos[i] or (0, 0) for i in numbers], outputs
+
+
+def is_site(lengths: Lengths, number: int) -> bool:
+    """Whether a call is one on a map; a normalisation of a vector is not."""
+    inputs, result = lengths.site(number)
+    if isinstance(lengths.run.sites[number][0], Part):
+        if inputs is None or result is None:
+            raise ValueError(
+                "a part that runs whole must take a map and return one, got "
+                f"{lengths.run.layers[number]!r}"
+            )
+        return True
+    return inputs is not None and all(line.dim == 2 + a for a, line in enumerate(inputs))
+
+
+def shortest(
+    model: nn.Module,
+    parts: Mapping[str, nn.Module],
+    lengths: Lengths,
+    remainder: tuple[int, ...],
+    channels: int,
+    like: Tensor,
+) -> tuple[int, ...]:
+    """The smallest size that the model takes, of this remainder."""
+    for strides in range(1, MOST_STRIDES):
+        size = tuple(strides * s + r for s, r in zip(lengths.stride, remainder, strict=True))
+        try:
+            shapes_only(model, (1, channels, *size), like, parts)
+        except (ValueError, RuntimeError):
+            continue
+        return size
+    raise ValueError(f"the model takes no map of up to {MOST_STRIDES} strides of {lengths.stride}")
+
+
+def _nans(t: Tensor, line: Line | None) -> Tensor:
+    """Where along the axis there is a NaN; for what does not follow the map, whether."""
+    if not t.is_floating_point():
+        return torch.zeros(1 if line is None else t.shape[line.dim], dtype=torch.bool)
+    spots = t.isnan()
+    return spots.any().reshape(1) if line is None else _along(spots, line.dim)
+
+
+def _differs(wanted: Tensor, got: Tensor | None, dim: int, same_length: bool = False) -> Tensor:
+    """Where along `dim` the two differ; where one is too short, they do."""
+    length = wanted.shape[dim]
+    none, everywhere = torch.zeros(length, dtype=torch.bool), torch.ones(length, dtype=torch.bool)
+    if got is None or not wanted.is_floating_point():
+        return none
+    others = [n == m for d, (n, m) in enumerate(zip(wanted.shape, got.shape, strict=True)) if d != dim]
+    if not all(others) or (same_length and got.shape[dim] != length):
+        return everywhere
+    shared = min(length, got.shape[dim])
+    a, b = wanted.narrow(dim, 0, shared), got.narrow(dim, 0, shared)
+    most = a.abs().max() if a.numel() else 0
+    apart = (a - b).abs() > TOLERANCES.get(wanted.dtype, IN_HALF_PRECISION) * most
+    everywhere[:shared] = _along(apart, dim)
+    return everywhere
+
+
+def _along(spots: Tensor, dim: int) -> Tensor:
+    return spots.movedim(dim, 0).flatten(1).any(1).cpu()
+
+
+def _first(spots: Tensor) -> int:
+    places = spots.nonzero()
+    return int(places[0]) if len(places) else len(spots)
+
+
+def _last(spots: Tensor) -> int:
+    places = spots.nonzero()
+    return int(places[-1]) if len(places) else -1
+
+
+ADVICE = "name a submodule that holds it in whole=(...), or replace it"
+
+
+def called(model: nn.Module, layer: str) -> str:
+    """A layer as an error message names it."""
+    kind = type(model.get_submodule(layer)).__name__
+    return f"{layer!r} ({kind})" if layer else kind
+
+
+def expect_whole_ratios(model: nn.Module, lengths: Lengths) -> None:
+    """Refuse to resize by other factors than 1, 2, 3, .. and 1/2, 1/3, ..: positions would be rounded."""
+    for i, seen in enumerate(lengths.run.seen):
+        before, after = lengths.lines[i], lengths.lines[i - 1]
+        if seen.function != "resized" or before is None or after is None:
+            continue
+        for b, a in zip(before, after, strict=True):
+            factor = b.resolution / a.resolution
+            if 1 not in (factor.numerator, factor.denominator):
+                raise ValueError(
+                    f"maps must be resized by whole factors or their inverse, got {factor} in "
+                    f"{called(model, seen.layer)}; {ADVICE}"
+                )
+
+
+def expect_nothing_random(model: nn.Module, x: Tensor, parts: Mapping[str, nn.Module]) -> None:
+    """Refuse a model that draws random numbers: tiles would draw others than the whole map."""
+    def state() -> Tensor:
+        return torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
+
+    states = [state()]
+
+    def listen(seen: Seen) -> None:
+        states.append(state())
+        if not torch.equal(states.pop(0), states[0]):
+            raise ValueError(
+                f"nothing in a model run in tiles may be random, got {called(model, seen.layer)} "
+                f"({seen.function}); call model.eval(), or set its rate to 0"
+            )
+
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        observe(model, x, parts, constants, listen)
