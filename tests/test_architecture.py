@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "neurenix_ms"
 FLOORS = [
     ["__init__", "compat", "recipes"],
     ["weights"],
-    ["multiscale", "msnet", "timestepping"],
+    ["multiscale", "msnet", "timestepping", "implicit"],
     ["datasets", "training", "files"],
     [
         "blocks",

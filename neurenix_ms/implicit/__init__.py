@@ -1,0 +1,31 @@
+"""Fields as networks of parameters and coordinates, their derivatives, and pruning that shrinks them."""
+
+from neurenix_ms.implicit.compacting import compact
+from neurenix_ms.implicit.derivatives import gradient, hessian, laplacian, time_derivative
+from neurenix_ms.implicit.last_layer import LastLayerNIF
+from neurenix_ms.implicit.nif import NIF, MultiScaleNIF
+from neurenix_ms.implicit.normaliser import Normaliser
+from neurenix_ms.implicit.pruning import (
+    PruningRound,
+    PruningSchedule,
+    prune_and_retrain,
+    prune_nodes,
+    sparsity,
+)
+
+__all__ = [
+    "NIF",
+    "LastLayerNIF",
+    "MultiScaleNIF",
+    "Normaliser",
+    "PruningRound",
+    "PruningSchedule",
+    "compact",
+    "gradient",
+    "hessian",
+    "laplacian",
+    "prune_and_retrain",
+    "prune_nodes",
+    "sparsity",
+    "time_derivative",
+]

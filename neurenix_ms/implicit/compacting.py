@@ -1,0 +1,78 @@
+"""A pruned implicit model in, a smaller one that gives the same out."""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from neurenix_ms.implicit.normaliser import Normaliser
+from neurenix_ms.implicit.pruning import Prunable, prunable
+from neurenix_ms.implicit.shape_net import Shape
+
+Model = TypeVar("Model", bound=Prunable)
+
+
+@torch.no_grad()
+def compact(model: Model) -> Model:
+    """A smaller model without the nodes that are switched off, equal to `model` up to rounding.
+
+    A mask saves nothing: masked weights are still made and multiplied. Here the ShapeNet's matrices lose
+    the columns of pruned nodes and the rows of units that no node writes any more, and the
+    ParameterNet's last layer the rows that would have made them; so parameters, operations and time
+    fall. The result is a model of the same class: it can be trained, saved, loaded and pruned again.
+
+    Args:
+        model: A `NIF` or `MultiScaleNIF`, or a `Normaliser` around one; it is left as it is.
+
+    Raises:
+        ValueError: If the model has no nodes that could be pruned.
+
+    Examples:
+        >>> from neurenix_ms.implicit import NIF, prune_nodes
+        >>> model = NIF(1, 1, shape_width=10)
+        >>> prune_nodes(model, 0.5, torch.rand(20, 1))
+        >>> small = compact(model)
+        >>> small.last.out_features < model.last.out_features / 2
+        True
+    """
+    field = prunable(model)
+    alive = field.node_mask.tolist()
+    nodes = [
+        [unit for unit, on in zip(units, row, strict=False) if on]
+        for units, row in zip(field.shape.nodes, alive, strict=True)
+    ]
+    small: Any = type(field)(**field.config | {"shape_nodes": nodes})
+    small.to(field.last.weight).train(field.training)
+    small.parameter_net.load_state_dict(field.parameter_net.state_dict())
+    rows = _rows(field.shape, small.shape).to(field.last.weight.device)
+    small.last.weight.copy_(field.last.weight[rows])
+    small.last.bias.copy_(field.last.bias[rows])
+    if not isinstance(model, Normaliser):
+        return small
+    wrapped: Any = (
+        type(model)(**model.config | {"model": small}).to(field.last.weight).train(model.training)
+    )
+    for name, value in model.named_buffers(recurse=False):
+        wrapped.get_buffer(name).copy_(value)
+    return wrapped
+
+
+def _rows(large: Shape, small: Shape) -> Tensor:
+    """Where the weights of the small network lie among those of the large one."""
+    matrices, biases = large.slices()
+    number = torch.arange(large.num_weights)
+    kept_matrices, kept_biases = [], []
+    outputs = list(range(large.sizes[-1][1]))
+    for layer in range(large.num_layers):
+        inputs = _places(large.reads[layer], small.reads[layer])
+        last = layer == large.num_layers - 1
+        columns = outputs if last else _places(large.nodes[layer], small.nodes[layer])
+        matrix = number[matrices[layer]].view(large.sizes[layer])
+        kept_matrices.append(matrix[inputs][:, columns].flatten())
+        kept_biases.append(number[biases[layer]][columns])
+    return torch.cat([*kept_matrices, *kept_biases])
+
+
+def _places(units: list[int], kept: list[int]) -> list[int]:
+    place = {unit: i for i, unit in enumerate(units)}
+    return [place[unit] for unit in kept]

@@ -1,0 +1,121 @@
+"""A field and pairs of parameters and points in, exact derivatives of the field out.
+
+Everything is reverse over reverse: the swish has no second derivative in forward mode. Derivatives can
+be differentiated once more for the weights, so residuals of equations can be losses.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import jacrev
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+def gradient(model: Field, p: Tensor, x: Tensor) -> Tensor:
+    """First derivatives of every field value with respect to parameters and coordinates.
+
+    One backward pass per field value serves all pairs, as no pair depends on another.
+
+    Args:
+        model: Maps p `(N, P)` and x `(N, d)` to `(N, out)`, each pair for itself.
+        p: Parameters.
+        x: Points.
+
+    Returns:
+        `(N, out, P + d)`, parameters first.
+
+    Examples:
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> gradient(lambda p, x: p * x**2, torch.full((2, 1), 2.0), x)
+        tensor([[[ 1.,  4.]],
+        <BLANKLINE>
+                [[ 9., 12.]]])
+    """
+    return _derivative(_joined(model, p.shape[1]))(_inputs(p, x))
+
+
+def hessian(model: Field, p: Tensor, x: Tensor) -> Tensor:
+    """Second derivatives of every field value with respect to parameters and coordinates.
+
+    Args:
+        model: Maps p `(N, P)` and x `(N, d)` to `(N, out)`, each pair for itself.
+        p: Parameters.
+        x: Points.
+
+    Returns:
+        `(N, out, P + d, P + d)`, parameters first.
+
+    Examples:
+        >>> hessian(lambda p, x: p * x**2, torch.full((1, 1), 2.0), torch.ones(1, 1))
+        tensor([[[[0., 2.],
+                  [2., 4.]]]])
+    """
+    return _derivative(_derivative(_joined(model, p.shape[1])))(_inputs(p, x))
+
+
+def laplacian(model: Field, p: Tensor, x: Tensor) -> Tensor:
+    """Sum of the second derivatives along each coordinate.
+
+    Args:
+        model: Maps p `(N, P)` and x `(N, d)` to `(N, out)`, each pair for itself.
+        p: Parameters.
+        x: Points.
+
+    Returns:
+        `(N, out)`
+
+    Examples:
+        >>> laplacian(lambda p, x: (x**2).sum(1, keepdim=True), torch.zeros(1, 1), torch.ones(1, 3))
+        tensor([[6.]])
+    """
+    second = _derivative(_derivative(lambda points: model(p, points)))(x)
+    return second.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def time_derivative(model: Field, p: Tensor, x: Tensor, axis: int = 0) -> Tensor:
+    """Derivative with respect to one of the parameters, which is time more often than not.
+
+    Args:
+        model: Maps p `(N, P)` and x `(N, d)` to `(N, out)`, each pair for itself.
+        p: Parameters.
+        x: Points.
+        axis: Which of the parameters.
+
+    Returns:
+        `(N, out)`
+
+    Raises:
+        ValueError: If there is no such parameter.
+
+    Examples:
+        >>> time_derivative(lambda p, x: p * x**2, torch.zeros(1, 1), torch.full((1, 1), 3.0))
+        tensor([[9.]])
+    """
+    if not -p.shape[1] <= axis < p.shape[1]:
+        raise ValueError(f"axis must name one of {p.shape[1]} parameters, got {axis}")
+    return _derivative(lambda q: model(q, x))(p)[..., axis]
+
+
+def _joined(model: Field, num_parameters: int) -> Callable[[Tensor], Tensor]:
+    return lambda q: model(q[:, :num_parameters], q[:, num_parameters:])
+
+
+def _inputs(p: Tensor, x: Tensor) -> Tensor:
+    if p.ndim != 2 or x.ndim != 2 or len(p) != len(x):
+        raise ValueError(
+            "p and x must be pairs (N, P) and (N, d) of equal number, "
+            f"got shapes {tuple(p.shape)} and {tuple(x.shape)}"
+        )
+    return torch.cat([p, x], dim=1)
+
+
+def _derivative(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What maps rows to the derivatives of their results, in a new last axis."""
+
+    def derivative(rows: Tensor) -> Tensor:
+        slopes = jacrev(lambda q: function(q).sum(0))(rows)
+        return slopes.movedim(-2, 0)
+
+    return derivative

@@ -1,0 +1,149 @@
+"""Parameters and points in, field values out: what all implicit models check, chunk and share."""
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.config import Configured
+from neurenix_ms.implicit.parameter_net import ParameterNet
+from neurenix_ms.nd import expect_positive
+
+
+class ImplicitField(Configured, nn.Module):
+    """A field u(p, x): subclasses say what pairs give, what a grid gives, and what one p fixes."""
+
+    parameter_dim: int
+    coordinate_dim: int
+    out_channels: int
+    parameter_net: ParameterNet
+
+    def forward(self, p: Tensor, x: Tensor, *, chunk_size: int | None = None) -> Tensor:
+        """Field values of pairs: the first parameters at the first point, and so on.
+
+        Args:
+            p: Parameters, `(N, parameter_dim)`.
+            x: Points, `(N, coordinate_dim)`.
+            chunk_size: Most pairs at once; all of them if None. Without gradients it bounds the memory.
+
+        Returns:
+            `(N, out_channels)`
+        """
+        expect_rows(p, self.parameter_dim, "p", "parameter_dim")
+        expect_rows(x, self.coordinate_dim, "x", "coordinate_dim")
+        if len(p) != len(x):
+            raise ValueError(
+                f"p and x must be pairs of equal number, got {len(p)} and {len(x)}; "
+                "forward_grid takes every parameter with every point"
+            )
+        if chunk_size is None:
+            return self._pairs(self.latent(p), x)
+        expect_positive(chunk_size=chunk_size)
+        chunks = zip(p.split(chunk_size), x.split(chunk_size), strict=True)
+        return torch.cat([self._pairs(self.latent(some), points) for some, points in chunks])
+
+    @overload
+    def forward_grid(self, p: Tensor, x: Tensor, *, chunk_size: int | None = None) -> Tensor: ...
+
+    @overload
+    def forward_grid(
+        self, p: Tensor, x: Sequence[Tensor], *, chunk_size: int | None = None
+    ) -> list[Tensor]: ...
+
+    def forward_grid(
+        self, p: Tensor, x: Tensor | Sequence[Tensor], *, chunk_size: int | None = None
+    ) -> Tensor | list[Tensor]:
+        """Field values of every parameter at every point; the weights are made once per parameter.
+
+        Args:
+            p: Parameters, `(T, parameter_dim)`.
+            x: Points `(N, coordinate_dim)` that all parameters share, or a mesh of its own for each,
+                `(T, N, coordinate_dim)`, or a list of T meshes of any lengths.
+            chunk_size: Most points at once, over all parameters; all of them if None.
+
+        Returns:
+            `(T, N, out_channels)`; for a list of meshes a list of `(N_t, out_channels)`.
+        """
+        expect_rows(p, self.parameter_dim, "p", "parameter_dim")
+        if chunk_size is not None:
+            expect_positive(chunk_size=chunk_size)
+        if isinstance(x, Tensor):
+            expect_mesh(x, len(p), self.coordinate_dim)
+            return self._chunked(self.latent(p), x, chunk_size)
+        if len(x) != len(p):
+            raise ValueError(f"expected a mesh for each of {len(p)} parameters, got {len(x)}")
+        for mesh in x:
+            expect_rows(mesh, self.coordinate_dim, "every mesh", "coordinate_dim")
+        latents = self.latent(p).split(1)
+        pairs = zip(latents, x, strict=True)
+        return [self._chunked(z, mesh, chunk_size)[0] for z, mesh in pairs]
+
+    def latent(self, p: Tensor) -> Tensor:
+        """The few numbers that stand for the parameters, `(N, parameter_dim)` -> `(N, latent_dim)`."""
+        return self.parameter_net(p)
+
+    @torch.no_grad()
+    def at(self, p: Tensor) -> nn.Module:
+        """The field of one parameter as a plain module of coordinates, with fixed weights.
+
+        Args:
+            p: One parameter vector, `(parameter_dim,)` or `(1, parameter_dim)`.
+        """
+        if p.numel() != self.parameter_dim or p.ndim > 2:
+            raise ValueError(
+                f"p must be one vector of {self.parameter_dim} parameters, got shape {tuple(p.shape)}"
+            )
+        return self._fixed(self.latent(p.reshape(1, -1)))
+
+    def _chunked(self, z: Tensor, x: Tensor, chunk_size: int | None) -> Tensor:
+        num_points = x.shape[-2]
+        if chunk_size is None or len(z) * num_points <= chunk_size:
+            return self._grid(z, x)
+        points = min(num_points, chunk_size)
+        rows = max(1, chunk_size // max(1, num_points))
+        meshes = x.split(rows) if x.ndim == 3 else [x] * -(-len(z) // rows)
+        blocks = [
+            torch.cat([self._grid(some, part) for part in mesh.split(points, dim=-2)], dim=1)
+            for some, mesh in zip(z.split(rows), meshes, strict=True)
+        ]
+        return torch.cat(blocks)
+
+    def _pairs(self, z: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _grid(self, z: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _fixed(self, z: Tensor) -> nn.Module:
+        raise NotImplementedError
+
+    def _keep(self, **arguments: Any) -> None:
+        """Every constructor argument under its own name, the counts among them checked."""
+        counts = ("dim", "width", "channels", "depth")
+        expect_positive(**{k: v for k, v in arguments.items() if k.split("_")[-1] in counts})
+        for name, value in arguments.items():
+            setattr(self, name, value)
+
+
+def expect_rows(rows: Tensor, length: int, name: str, argument: str) -> None:
+    """Refuse anything but rows of `length` numbers."""
+    if rows.ndim != 2 or rows.shape[1] != length:
+        raise ValueError(
+            f"{name} must have shape (N, {length}) for {argument}={length}, "
+            f"got shape {tuple(rows.shape)}"
+        )
+
+
+def expect_mesh(x: Tensor, num_parameters: int, coordinate_dim: int) -> None:
+    """Refuse anything but one mesh for all parameters or one of equal length for each."""
+    if x.ndim not in (2, 3) or x.shape[-1] != coordinate_dim:
+        raise ValueError(
+            f"x must have shape (N, {coordinate_dim}) or (T, N, {coordinate_dim}), "
+            f"got shape {tuple(x.shape)}"
+        )
+    if x.ndim == 3 and len(x) != num_parameters:
+        raise ValueError(
+            f"x must hold a mesh for each of {num_parameters} parameters, got {len(x)}; "
+            "meshes of different lengths go in a list"
+        )

@@ -1,0 +1,235 @@
+"""An implicit model and a share of its nodes in, the same model with those nodes switched off out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from neurenix_ms.implicit.field import expect_rows
+from neurenix_ms.implicit.nif import WrittenField, with_one
+from neurenix_ms.implicit.normaliser import Normaliser
+from neurenix_ms.nd import choose, expect_positive
+
+Prunable = WrittenField | Normaliser
+Criterion = Literal["l2", "contribution"]
+
+
+@torch.no_grad()
+def prune_nodes(
+    model: Prunable, sparsity: float, parameters: Tensor, criterion: Criterion = "l2"
+) -> None:
+    """Switch off the least important nodes of the ShapeNet, in place.
+
+    A node is one unit of the first or a hidden layer. A mask over the ParameterNet's output
+    (`model.output_mask`) makes its incoming weights and its bias zero for every parameter, so that its
+    activation is zero; a shortcut around it goes on. Nodes of all layers compete, and what is off
+    stays off. A layer keeps its last node, and the next smallest node of another one goes instead.
+
+    "l2" is the published rule. It favours layers with many inputs: the nodes of the first layer have as
+    many as there are coordinates, so they go first. "contribution" also asks what is done with a
+    node's output, which is fairer to them. Retrain after either.
+
+    Args:
+        model: A `NIF` or `MultiScaleNIF`, or a `Normaliser` around one.
+        sparsity: Share of all nodes of this model that is off afterwards, 0 <= sparsity < 1.
+        parameters: Sample of the parameters over which norms are means, `(N, parameter_dim)`.
+        criterion: "l2" is the root of the mean over `parameters` of the sum of squared incoming weights,
+            biases left out. "contribution" is that times the same for all weights that read the node's
+            unit.
+
+    Raises:
+        ValueError: If the share is out of range or below what is off already, the model is not written
+            by its ParameterNet, or its activation of 0 is not 0.
+
+    Source: Pan, Brunton and Kutz 2023; the nodal pruning published for it, with the biases left out.
+
+    Examples:
+        >>> from neurenix_ms.implicit import NIF
+        >>> model = NIF(1, 1, shape_width=10)
+        >>> prune_nodes(model, 0.5, torch.rand(20, 1))
+        >>> model.node_mask.sum().item(), model.node_mask.numel()
+        (15, 30)
+    """
+    field = prunable(model)
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+    score = choose({"l2": _incoming, "contribution": _contribution}, criterion, "criterion")
+    expect_rows(parameters, field.parameter_dim, "parameters", "parameter_dim")
+    if len(parameters) == 0:
+        raise ValueError("parameters must be a sample of one or more, got 0")
+    if field.shape.act(torch.zeros(1)).abs().item() > 0:
+        raise ValueError(
+            "a pruned node must give 0, so the activation of 0 must be 0, "
+            f"got {field.shape.act(torch.zeros(1)).item():g} of {type(field.shape.act).__name__}"
+        )
+    alive = field.node_mask
+    total = sum(map(len, field.shape.nodes))
+    wanted, present = round(sparsity * total), total - int(alive.sum())
+    if wanted < present:
+        raise ValueError(
+            f"sparsity must be at least {present / total:g}, as {present} of {total} nodes are off "
+            f"already, got {sparsity}"
+        )
+    if isinstance(model, Normaliser):
+        parameters = model.scaled("p", parameters)
+    scores = score(field, _mean_squares(field, parameters))
+    for layer, node in _smallest(scores, alive.tolist(), wanted - present):
+        _switch_off(field, layer, node)
+
+
+def sparsity(model: Prunable) -> float:
+    """Share of the ShapeNet's nodes that are switched off; a compacted model has none.
+
+    Args:
+        model: A `NIF` or `MultiScaleNIF`, or a `Normaliser` around one.
+
+    Raises:
+        ValueError: If the model has no nodes that could be.
+    """
+    field = prunable(model)
+    total = sum(map(len, field.shape.nodes))
+    return 1 - int(field.node_mask.sum()) / total
+
+
+@dataclass(frozen=True)
+class PruningSchedule:
+    """Shares of nodes to switch off, evenly from the first round to the last.
+
+    Args:
+        start: Share after the first round.
+        end: Share after the last round.
+        rounds: Number of rounds.
+
+    Raises:
+        ValueError: If not 0 <= start <= end < 1, or there is no round.
+
+    Examples:
+        >>> list(PruningSchedule(0.25, 0.75, 3))
+        [0.25, 0.5, 0.75]
+    """
+
+    start: float
+    end: float
+    rounds: int
+
+    def __post_init__(self) -> None:
+        expect_positive(rounds=self.rounds)
+        if not 0 <= self.start <= self.end < 1:
+            raise ValueError(
+                f"start and end must be 0 <= start <= end < 1, got {self.start} and {self.end}"
+            )
+
+    def __iter__(self):
+        steps = max(1, self.rounds - 1)
+        span = self.end - self.start
+        shares = [self.start + span * i / steps for i in range(self.rounds)]
+        return iter([*shares[:-1], self.end])
+
+
+@dataclass(frozen=True)
+class PruningRound:
+    """What a round of `prune_and_retrain` ended with: the share of nodes off, and the error."""
+
+    sparsity: float
+    error: float
+
+
+def prune_and_retrain(
+    model: Prunable,
+    fit: Callable[[Prunable], float],
+    schedule: PruningSchedule,
+    parameters: Tensor,
+    criterion: Criterion = "l2",
+) -> list[PruningRound]:
+    """Train, then prune and retrain in rounds; error against sparsity comes back.
+
+    Args:
+        model: A `NIF` or `MultiScaleNIF`, or a `Normaliser` around one; it is changed.
+        fit: Trains a model to its minimum and returns its error.
+        schedule: How much to prune in each round.
+        parameters: Sample of the parameters, as for `prune_nodes`.
+        criterion: As for `prune_nodes`.
+
+    Returns:
+        The model as trained first, then one entry per round.
+
+    Raises:
+        ValueError: As `prune_nodes`.
+
+    Examples:
+        >>> from neurenix_ms.implicit import NIF
+        >>> rounds = prune_and_retrain(
+        ...     NIF(1, 1), lambda model: 0.0, PruningSchedule(0.2, 0.8, 4), torch.rand(5, 1)
+        ... )
+        >>> [round(one.sparsity, 6) for one in rounds]
+        [0.0, 0.2, 0.4, 0.6, 0.8]
+    """
+    results = [PruningRound(sparsity(model), fit(model))]
+    for share in schedule:
+        prune_nodes(model, share, parameters, criterion)
+        results.append(PruningRound(sparsity(model), fit(model)))
+    return results
+
+
+def prunable(model: object) -> WrittenField:
+    """The field whose nodes can be switched off."""
+    field = model.model if isinstance(model, Normaliser) else model
+    if not isinstance(field, WrittenField):
+        raise ValueError(
+            "only a NIF or MultiScaleNIF can be pruned, whose ShapeNet is written by its "
+            f"ParameterNet, got {type(field).__name__}"
+        )
+    return field
+
+
+def _mean_squares(field: WrittenField, parameters: Tensor) -> list[Tensor]:
+    """Mean square of every weight over the parameters, one `(in, out)` matrix per layer.
+
+    Weights are linear in the latent vector, so the moments of that one say it all.
+    """
+    z = with_one(field.latent(parameters)).double()
+    table = field.table().double()
+    squares = torch.einsum("kw,kl,lw->w", table, z.mT @ z / len(z), table).clamp(min=0)
+    matrices, _ = field.shape.slices()
+    return [squares[m].view(size) for m, size in zip(matrices, field.shape.sizes, strict=True)]
+
+
+def _incoming(field: WrittenField, squares: list[Tensor]) -> list[Tensor]:
+    return [square.sum(0).sqrt() for square in squares[:-1]]
+
+
+def _contribution(field: WrittenField, squares: list[Tensor]) -> list[Tensor]:
+    scores = []
+    for layer, incoming in enumerate(_incoming(field, squares)):
+        outgoing = torch.zeros_like(incoming)
+        for reader in field.shape.readers(layer):
+            place = {unit: row for row, unit in enumerate(field.shape.reads[reader])}
+            rows = [place[unit] for unit in field.shape.nodes[layer]]
+            outgoing += squares[reader].sum(1)[rows]
+        scores.append(incoming * outgoing.sqrt())
+    return scores
+
+
+def _smallest(scores: list[Tensor], alive: list[list[bool]], count: int) -> list[tuple[int, int]]:
+    """(layer, node) of the `count` smallest living nodes that are not the last of their layer."""
+    order = sorted(
+        (score, layer, node)
+        for layer, row in enumerate(scores)
+        for node, score in enumerate(row.tolist())
+        if alive[layer][node]
+    )
+    left = [sum(row) for row in alive]
+    chosen: list[tuple[int, int]] = []
+    for _, layer, node in order:
+        if len(chosen) < count and left[layer] > 1:
+            left[layer] -= 1
+            chosen.append((layer, node))
+    return chosen
+
+
+def _switch_off(field: WrittenField, layer: int, node: int) -> None:
+    matrices, biases = field.shape.slices()
+    field.output_mask[matrices[layer]].view(field.shape.sizes[layer])[:, node] = 0
+    field.output_mask[biases[layer]][node] = 0

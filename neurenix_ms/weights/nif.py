@@ -1,0 +1,142 @@
+"""Arrays of pswpswpsw/nif in, a neural implicit flow out."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF
+from neurenix_ms.nd import choose
+from neurenix_ms.weights.rename import Rules, fill, rename
+
+Model = NIF | MultiScaleNIF | LastLayerNIF
+KINDS = {"w": "weight", "b": "bias"}
+RULES: Rules = [
+    (
+        r"pnet\.(first|bottleneck)\.([wb])",
+        lambda m: f"parameter_net.{m[1]}.{KINDS[m[2]]}",
+    ),
+    (r"pnet\.hidden(\d+)\.([wb])", lambda m: f"parameter_net.hidden.{m[1]}.{KINDS[m[2]]}"),
+    (
+        r"pnet\.hidden(\d+)\.([wb])([12])",
+        lambda m: f"parameter_net.hidden.{m[1]}.{int(m[3]) - 1}.{KINDS[m[2]]}",
+    ),
+    (r"pnet\.last\.([wb])", lambda m: f"last.{KINDS[m[1]]}"),
+]
+BASIS_RULES: Rules = [
+    (r"snet\.first\.([wb])", lambda m: f"shape_layers.0.{KINDS[m[1]]}"),
+    (r"snet\.hidden(\d+)\.([wb])", lambda m: f"shape_layers.{int(m[1]) + 1}.{KINDS[m[2]]}"),
+    (
+        r"snet\.hidden(\d+)\.([wb])([12])",
+        lambda m: f"shape_layers.{2 * int(m[1]) + int(m[3])}.{KINDS[m[2]]}",
+    ),
+    (r"snet\.out_bias", "out_bias"),
+]
+VARIANTS: dict[str, type[Model]] = {
+    "NIF": NIF,
+    "PNIF": NIF,
+    "NIFMultiScale": MultiScaleNIF,
+    "NIFMultiScaleLastLayerParameterized": LastLayerNIF,
+}
+
+
+def load_nif(weights: Mapping[str, Any], config: Mapping[str, Any] | str) -> Model:
+    """Build the implicit model that arrays of pswpswpsw/nif belong to, and fill it.
+
+    Sizes of the ParameterNet are read off the arrays; those of a ShapeNet that it writes are in no
+    array and come from the config.
+
+    Args:
+        weights: Names such as `pnet.first.w` to tensors or arrays, matrices `(in, out)`.
+        config: Their settings, or the JSON text of it: `variant`, `shape_net`, `parameter_net`.
+
+    Returns:
+        A NIF, MultiScaleNIF or LastLayerNIF.
+
+    Raises:
+        ValueError: If an entry of either is missing, left over, misshapen or unknown.
+    """
+    settings = json.loads(config) if isinstance(config, str) else config
+    cls = choose(VARIANTS, settings.get("variant"), "variant")
+    depth = settings.get("shape_net", {}).get("nlayers", 0)
+    blocks = bool(settings.get("shape_net", {}).get("use_resblock"))
+    bottleneck = 1 + depth * (2 if blocks else 1)
+    rules = [
+        *RULES,
+        (
+            r"snet\.bottleneck\.([wb])",
+            lambda m: f"shape_layers.{bottleneck}.{KINDS[m[1]]}",
+        ),
+        *BASIS_RULES,
+    ]
+    arrays = {name: torch.as_tensor(value) for name, value in weights.items()}
+    matrices = {name: a.mT if a.ndim == 2 else a for name, a in arrays.items()}
+    ours = rename(matrices, rules if cls is LastLayerNIF else RULES)
+    model = cls(**_arguments(cls, settings, arrays))
+    fill(model, ours if cls is LastLayerNIF else ours | {"output_mask": model.output_mask})
+    return model
+
+
+def _arguments(
+    cls: type[Model], settings: Mapping[str, Any], arrays: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Constructor arguments, as far as arrays tell, else as the config says."""
+    shape_net, parameter_net = (_part(settings, name) for name in ("shape_net", "parameter_net"))
+    for name in ("pnet.first.w", "pnet.bottleneck.w", "pnet.last.w"):
+        if name not in arrays:
+            raise ValueError(f"missing: {name}")
+        if arrays[name].ndim != 2:
+            raise ValueError(f"{name} must be a matrix, got shape {tuple(arrays[name].shape)}")
+    hidden = [re.match(r"pnet\.hidden(\d+)\.", name) for name in arrays]
+    found = 1 + max((int(match[1]) for match in hidden if match), default=-1)
+    act = _act(parameter_net)
+    arguments = {
+        "parameter_dim": arrays["pnet.first.w"].shape[0],
+        "coordinate_dim": shape_net["input_dim"],
+        "out_channels": shape_net["output_dim"],
+        "shape_width": shape_net["units"],
+        "shape_depth": shape_net["nlayers"],
+        "parameter_width": arrays["pnet.first.w"].shape[1],
+        "parameter_depth": parameter_net.get("nlayers", found),
+        "latent_dim": arrays["pnet.bottleneck.w"].shape[1],
+        "parameter_shortcut": not parameter_net.get("no_shortcut", False),
+    }
+    if cls is NIF:
+        if _act(shape_net) != act:
+            raise ValueError(
+                f"both networks of a NIF must have one activation, got {_act(shape_net)!r} in "
+                f"shape_net and {act!r} in parameter_net"
+            )
+        return arguments | {"act": act}
+    return arguments | {
+        "omega_0": float(shape_net["omega_0"]),
+        "residual_blocks": bool(shape_net.get("use_resblock")),
+        "weight_init_factor": float(shape_net.get("weight_init_factor", 0.01)),
+        "parameter_act": act,
+        "parameter_residual_blocks": bool(parameter_net.get("use_resblock")),
+        "parameter_omega_0": float(parameter_net.get("omega_0", 30.0)),
+    }
+
+
+def _act(part: Mapping[str, Any]) -> str:
+    return part.get("activation", "swish")
+
+
+class _Part(dict[str, Any]):
+    """A part of the config that says what it lacks."""
+
+    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.name = name
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"missing: {self.name}.{key} of the config")
+
+
+def _part(settings: Mapping[str, Any], name: str) -> _Part:
+    if not isinstance(settings.get(name), Mapping):
+        raise ValueError(f"missing: {name} of the config")
+    return _Part(name, settings[name])
