@@ -54,6 +54,8 @@ class MLP(Configured, nn.Module):
         widths = [in_features, *hidden, out_features]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.activation = make_act(act)
+        if hasattr(self.activation, "inplace") and not callable(act):
+            self.activation.inplace = True  # what it overwrites is a layer's own fresh output
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 1 or x.shape[-1] != self.in_features:

@@ -1,0 +1,83 @@
+"""Coupled forecasts and the training of all strides against the published way, written plainly."""
+
+import copy
+
+import pytest
+import torch
+
+from benchmarks.paired import assert_equal, only_when_timing
+from benchmarks.plain_timestepping import PlainTraining, Residual, forecast, plain_network
+from neurenix_ms.mlp import MLP
+from neurenix_ms.timestepping import HierarchicalTimeStepper, TimeStepper
+from neurenix_ms.timestepping.banks import make_bank, stacking_is_faster
+from neurenix_ms.timestepping.run import TrainingRun, WindowLoss
+from neurenix_ms.timestepping.windows import WindowSource
+
+STRIDES = [2**i for i in range(11)]
+WIDTH = 128
+
+
+def hierarchy() -> HierarchicalTimeStepper:
+    model = HierarchicalTimeStepper([TimeStepper(MLP(2, 2, [WIDTH] * 3), s) for s in STRIDES])
+    with torch.no_grad():
+        for parameter in model.parameters():  # small changes, so that nothing runs away
+            parameter.mul_(0.3)
+    return model
+
+
+def rollouts(model: HierarchicalTimeStepper, x0: torch.Tensor, num_steps: int) -> dict:
+    """Both forecasts as calls without arguments, with the same weights."""
+    plain = [Residual(s.network, s.step_size) for s in model.steppers]
+    return {
+        "plain": lambda: forecast(plain, x0, num_steps),
+        "ours": torch.no_grad()(lambda: model.forecast(x0, num_steps)),
+    }
+
+
+@pytest.mark.benchmark(group="timestepping/rollout")
+@pytest.mark.parametrize("variant", ["plain", "ours"])
+@pytest.mark.parametrize("num_steps", [1024, 5120])
+def test_rollout(num_steps, variant, measure, request):
+    if num_steps > 1024:
+        only_when_timing(request)
+    model, x0 = hierarchy(), torch.randn(100, 2)
+    ways = rollouts(model, x0, num_steps)
+    assert_equal(ways["ours"](), ways["plain"]())
+    measure(ways[variant], len(x0), model=model, x=x0, rounds=3, resident=True)
+
+
+def steps(batch_size: int, horizon: int = 5) -> dict:
+    """A training step of all strides as calls without arguments: the plain way and both of ours."""
+    rows = torch.randn(20, STRIDES[-1] * horizon + 1, 2)
+    source = WindowSource(rows, STRIDES, horizon, "all")
+    windows = source.spread(batch_size)
+    networks = [MLP(2, 2, [WIDTH] * 3) for _ in STRIDES]
+    loss = WindowLoss(torch.zeros(2), torch.ones(2), torch.ones(11, 2), source.weights)
+    settings = {
+        "learning_rate": 1e-3,
+        "num_iterations": 10**9,
+        "schedule": None,
+        "seed": 0,
+        "step_sizes": STRIDES,
+    }
+    plain = PlainTraining([plain_network(copy.deepcopy(n)) for n in networks], horizon)
+    runs = {
+        name: TrainingRun(make_bank(copy.deepcopy(networks), stacked), settings, stacked)
+        for name, stacked in (("one by one", False), ("stacked", True))
+    }
+
+    def trial(bank):
+        loss(bank, windows).sum().backward()
+
+    chosen = "stacked" if stacking_is_faster(networks, trial) else "one by one"
+    ways = {name: (lambda run=run: run._step(loss, windows)) for name, run in runs.items()}
+    return {"plain": lambda: plain.step(windows), **ways, "ours": ways[chosen]}
+
+
+@pytest.mark.benchmark(group="timestepping/train-step")
+@pytest.mark.parametrize("variant", ["plain", "one by one", "stacked"])
+@pytest.mark.parametrize("batch_size", [32, 320])
+def test_train_step(batch_size, variant, measure, request):
+    if batch_size > 32:
+        only_when_timing(request)
+    measure(steps(batch_size)[variant], batch_size * len(STRIDES), rounds=5)
