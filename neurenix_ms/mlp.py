@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -53,9 +54,10 @@ class MLP(Configured, nn.Module):
         self.act = act
         widths = [in_features, *hidden, out_features]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.activation = make_act(act)
-        if hasattr(self.activation, "inplace") and not callable(act):
-            self.activation.inplace = True  # what it overwrites is a layer's own fresh output
+        activation: Any = make_act(act)
+        if hasattr(activation, "inplace") and not callable(act):
+            activation.inplace = True  # what it overwrites is a layer's own fresh output
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 1 or x.shape[-1] != self.in_features:

@@ -17,7 +17,7 @@ def test_a_forecast_of_many_strides_takes_a_fraction_of_the_plain_way():
     assert ours < theirs / 4
     # the plain way goes on from the last coarse state to a stride beyond the end
     ours, theirs = (count_flops(ways[name]) for name in ("ours", "plain"))
-    assert ours < 0.6 * theirs
+    assert ours < 0.7 * theirs
 
 
 def test_memory_does_not_grow_with_the_number_of_states_computed():
