@@ -6,12 +6,17 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from neurenix_ms.checkpointing import statistics_kept
 from neurenix_ms.execution.footprint import Plan, make_plan
 from neurenix_ms.execution.grid import Grid
-from neurenix_ms.execution.lengths import Lengths, Lines, constants, measure_lengths
+from neurenix_ms.execution.lengths import (
+    Lengths,
+    Lines,
+    constants,
+    measure_lengths,
+    without_memory,
+)
 from neurenix_ms.execution.sites import (
     Interception,
     Part,
@@ -135,8 +140,8 @@ def _bytes_whole(model: nn.Module, names: tuple[str, ...], lengths: Lengths, bat
 def _peak_without_memory(model: nn.Module, run: Callable[[], None]) -> int:
     with (
         torch.no_grad(),
-        FakeTensorMode(allow_non_fake_inputs=True),
         statistics_kept(model),
+        without_memory(model),
         nothing_remembered(model),
     ):
         return peak_tensor_bytes(run)

@@ -3,8 +3,10 @@
 Found by running the model on tensors without memory, so any size costs nothing.
 """
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from fractions import Fraction
@@ -187,9 +189,27 @@ def shapes_only(
     model: nn.Module, shape: tuple[int, ...], like: Tensor, parts: Mapping[str, nn.Module]
 ) -> Run:
     """What happens on a map of this shape, without computing it."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with without_memory(model):
         x = torch.empty(shape, dtype=like.dtype, device=like.device)
         return observe(model, x, parts, constants)
+
+
+@contextmanager
+def without_memory(model: nn.Module) -> Iterator[None]:
+    """Let tensors have shapes only; what does not fit is an exception, and not logged by torch."""
+    counted = [m for m in model.modules() if m._buffers.get("num_batches_tracked") is not None]
+    counters = [m._buffers["num_batches_tracked"] for m in counted]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, logger.disabled = logger.disabled, True
+    for module in counted:  # a mean over all batches would read its counter
+        module._buffers["num_batches_tracked"] = None
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        logger.disabled = was_disabled
+        for module, counter in zip(counted, counters, strict=True):
+            module._buffers["num_batches_tracked"] = counter
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,11 @@ IN_HALF_PRECISION = 0.05
 
 
 class Probe:
-    """A model looked at along one axis, on a map that is short along the others."""
+    """A model looked at along one axis, on a map that is short along the others.
+
+    It is cut at two places. What is found must be the same at both: a reach that grows with the
+    pieces is none.
+    """
 
     def __init__(
         self,
@@ -43,14 +47,14 @@ class Probe:
         parts: Mapping[str, nn.Module],
         lengths: Lengths,
         axis: int,
-        cut: int,
+        cuts: tuple[int, int],
         x: Tensor,
     ) -> None:
         self.model = model
         self.parts = parts
         self.axis = axis
         self.stride = lengths.stride[axis]
-        self.cut = cut
+        self.cuts = cuts
         self.end = x.shape[2 + axis]
         self.x = x
         self.whole = observe(model, x, parts, constants)
@@ -65,59 +69,69 @@ class Probe:
 
         A tensor that does not follow the map depends on all of it, if at all.
         """
+        first, second = (self._reach_of_nan(cut) for cut in self.cuts)
+        return [a if a == b else None for a, b in zip(first, second, strict=True)]
+
+    def difference(self, depends: list[Halo | None]) -> list[Halo | None]:
+        """`depends`, widened to what a border inside the map changes; None: the place matters."""
+
+        def wider(i: int, halo: Halo) -> bool:
+            known = depends[i]
+            return known is not None and (halo[0] > known[0] or halo[1] > known[1])
+
+        first = self._reach_of_border(self.cuts[0])
+        if any(wider(i, halo) for i, halo in enumerate(first)):
+            second = self._reach_of_border(self.cuts[1])
+            for i, halo in enumerate(first):
+                if wider(i, halo) and halo != second[i]:
+                    depends[i] = None
+        return [
+            None if known is None else (max(known[0], halo[0]), max(known[1], halo[1]))
+            for known, halo in zip(depends, first, strict=True)
+        ]
+
+    def _reach_of_nan(self, cut: int) -> list[Halo | None]:
+        last = self.end // self.stride * self.stride - self.stride  # where the last cells begin
+        head = self._piece(0, cut, spoilt=(0, self.stride))
+        tail = self._piece(cut, self.end, spoilt=(last, self.end))
         halos: list[Halo | None] = []
-        for t, line in zip(self._spoilt_ends(), self.lines, strict=True):
-            spots = _nans(t, line)
+        pieces = counterparts(self.whole, head), counterparts(self.whole, tail)
+        for before, after, line in zip(*pieces, self.lines, strict=True):
+            start, end = (_nans(t, line) for t in (before, after))
             if line is None:
-                halos.append(None if spots.any() else (0, 0))
+                halos.append(None if start.any() or end.any() else (0, 0))
                 continue
-            clean = (~spots).nonzero().flatten().tolist()
-            if not clean or len(clean) <= clean[-1] - clean[0]:
-                halos.append(None)
-                continue
-            start = self._up(clean[0], line) - self.stride
-            stop = self._up(len(spots) - 1 - clean[-1], line) - self.stride
-            halos.append(self._bounded(start, stop, self.end - self.stride))
+            seen_to = self._up(_last(start) + 1, line) - self.stride
+            seen_from = self._down(line.at(cut) + _first(end), line)
+            halos.append((max(0, seen_to), max(0, last - seen_from)))
         return halos
 
-    def difference(self) -> list[Halo | None]:
-        """By tensor: cells beyond a border inside the map that it changes; None: the place matters."""
-        starting = counterparts(self.whole, self._piece(self.cut, self.end))
-        ending = counterparts(self.whole, self._piece(0, self.cut))
-        halos: list[Halo | None] = []
+    def _reach_of_border(self, cut: int) -> list[Halo]:
+        starting = counterparts(self.whole, self._piece(cut, self.end))
+        ending = counterparts(self.whole, self._piece(0, cut))
+        halos: list[Halo] = []
         for whole, tail, head, line in zip(self.maps, starting, ending, self.lines, strict=True):
             if line is None:
                 halos.append((0, 0))
                 continue
-            at = line.at(self.cut)
+            at = min(line.at(cut), whole.shape[line.dim])
             after = whole.narrow(line.dim, at, whole.shape[line.dim] - at)
             moved = _differs(after, tail, line.dim, same_length=True)
             ended = _differs(whole.narrow(line.dim, 0, at), head, line.dim)
-            start = self._up(_last(moved) + 1, line)
-            stop = self._up(at - _first(ended), line)
-            halos.append(self._bounded(start, stop, 2 * min(self.cut, self.end - self.cut)))
+            changed = self._up(_last(moved) + 1, line), self._up(at - _first(ended), line)
+            halos.append(changed)
         return halos
 
     def _up(self, cells: int, line: Line) -> int:
         """Cells of the map, in whole strides, that hold so many of the tensor."""
         return math.ceil(cells * line.resolution / self.stride) * self.stride
 
-    def _bounded(self, start: int, stop: int, room: int) -> Halo | None:
-        """None where the halo reaches so near to the end of the probe that it may be cut off."""
-        halo = (max(0, start), max(0, stop))
-        return halo if 16 * max(halo) <= 7 * room else None
+    def _down(self, cells: int, line: Line) -> int:
+        return math.floor(cells * line.resolution / self.stride) * self.stride
 
-    def _spoilt_ends(self) -> list[Tensor]:
-        def as_before(index: int, site: Site) -> Tensor:
-            whole = self.whole.sites[index][1]
-            return whole if isinstance(site, Part) else constants(index, site)
+    def _piece(self, start: int, stop: int, spoilt: tuple[int, int] | None = None) -> Run:
+        """What happens on a piece of the probe; NaN in place of the cells that are spoilt."""
 
-        x = self.x.clone()
-        for first in (0, self.end - self.stride):
-            x.narrow(2 + self.axis, first, self.stride).fill_(math.nan)
-        return [t for _, t in observe(self.model, x, self.parts, as_before).tensors()]
-
-    def _piece(self, start: int, stop: int) -> Run:
         def cropped(index: int, site: Site) -> Tensor:
             if not isinstance(site, Part):
                 return constants(index, site)
@@ -128,6 +142,9 @@ class Probe:
             return self.whole.sites[index][1].narrow(line.dim, line.at(start), length)
 
         x = self.x.narrow(2 + self.axis, start, stop - start)
+        if spoilt is not None:
+            x = x.clone()
+            x.narrow(2 + self.axis, spoilt[0] - start, spoilt[1] - spoilt[0]).fill_(math.nan)
         return observe(self.model, x, self.parts, cropped)
 
 
@@ -145,11 +162,14 @@ def find_halos(
     """What every site and every output needs along `axis`, and the cut that was long enough."""
     stride = lengths.stride[axis]
     for strides in (n for n in CUTS if n >= first_cut):
+        second = strides + max(1, strides // 3)
+        if (2 * strides - second) * stride < short[axis]:
+            continue  # every piece must be a map that the model takes
         end = 2 * strides * stride + remainder[axis]
         shape = (1, channels, *short[:axis], end, *short[axis + 1 :])
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(shape, generator=generator).to(like.device, like.dtype)
-        probe = Probe(model, parts, lengths, axis, strides * stride, x)
+        probe = Probe(model, parts, lengths, axis, (strides * stride, second * stride), x)
         halos, culprit = _judged(probe, lengths)
         if culprit is None:
             return *_of_places(probe, halos, lengths), strides
@@ -171,12 +191,9 @@ def _judged(probe: Probe, lengths: Lengths) -> tuple[list[Halo | None], int | No
     needed += range(len(depends) - len(probe.whole.outputs), len(depends))
     if any(depends[i] is None for i in needed):
         return depends, depends.index(None)
-    differs = probe.difference()
-    halos = [
-        None if a is None or b is None else (max(a[0], b[0]), max(a[1], b[1]))
-        for a, b in zip(depends, differs, strict=True)
-    ]
-    return halos, differs.index(None) if None in differs else None
+    differs = probe.difference(list(depends))
+    placed = [i for i, halo in enumerate(differs) if halo is None and depends[i] is not None]
+    return differs, placed[0] if placed else None
 
 
 def _of_places(
