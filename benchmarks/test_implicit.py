@@ -1,0 +1,100 @@
+"""Neural implicit flow against one weight vector per point, and compact models against masked ones."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.paired import assert_equal, only_when_timing
+from benchmarks.plain_implicit import OneWeightVectorPerPoint
+from neurenix_ms.implicit import NIF, MultiScaleNIF, compact, prune_nodes
+
+POINTS = [1000, 10_000]  # of a 64x4 network; the plain way takes 70 KB for each
+TIMES = 10
+NETS = {"NIF": NIF, "MultiScaleNIF": MultiScaleNIF}
+
+
+def ways(net: str) -> dict[str, torch.nn.Module]:
+    ours = NETS[net](1, 2, shape_width=64, shape_depth=4, latent_dim=3)
+    return {"plain": OneWeightVectorPerPoint(ours), "ours": ours}
+
+
+def pairs(num_points: int) -> tuple[Tensor, Tensor]:
+    return torch.rand(num_points, 1), torch.rand(num_points, 2)
+
+
+def grid(num_points: int) -> tuple[Tensor, Tensor]:
+    return torch.rand(TIMES, 1), torch.rand(num_points // TIMES, 2)
+
+
+def without_gradients(call, *args: Tensor) -> Tensor:
+    with torch.no_grad():
+        return call(*args)
+
+
+def step(model: torch.nn.Module, call, *args: Tensor) -> None:
+    call(*args).square().mean().backward()
+    model.zero_grad()
+
+
+@pytest.mark.benchmark(group="implicit/paired")
+@pytest.mark.parametrize("variant", ["plain", "ours"])
+@pytest.mark.parametrize("points", POINTS)
+@pytest.mark.parametrize("net", NETS)
+def test_paired_points(net, points, variant, measure, request):
+    if points > POINTS[0]:
+        only_when_timing(request)
+    models, (p, x) = ways(net), pairs(points)
+    assert_equal(*(without_gradients(model, p, x) for model in models.values()))
+    model = models[variant]
+    measure(partial(without_gradients, model, p, x), points, model=model, x=x)
+
+
+@pytest.mark.benchmark(group="implicit/grid")
+@pytest.mark.parametrize("variant", ["plain", "ours"])
+@pytest.mark.parametrize("points", POINTS)
+@pytest.mark.parametrize("net", NETS)
+def test_grid(net, points, variant, measure, request):
+    if points > POINTS[0]:
+        only_when_timing(request)
+    models, (p, x) = ways(net), grid(points)
+    assert_equal(*(without_gradients(model.forward_grid, p, x) for model in models.values()))
+    model = models[variant]
+    measure(partial(without_gradients, model.forward_grid, p, x), points, model=model, x=x)
+
+
+@pytest.mark.benchmark(group="implicit/train-step")
+@pytest.mark.parametrize("variant", ["plain", "ours"])
+@pytest.mark.parametrize("points", POINTS)
+@pytest.mark.parametrize("kind", ["pairs", "grid"])
+def test_train_step(kind, points, variant, measure, request):
+    if points > POINTS[0]:
+        only_when_timing(request)
+    model = ways("MultiScaleNIF")[variant]
+    p, x = pairs(points) if kind == "pairs" else grid(points)
+    call = model if kind == "pairs" else model.forward_grid
+    rounds = 10 if points == POINTS[0] else 4
+    measure(partial(step, model, call, p, x), points, model=model, x=x, rounds=rounds)
+
+
+def pruned(net: str, share: float) -> dict[str, torch.nn.Module]:
+    masked = NETS[net](1, 1, shape_width=64, shape_depth=4, latent_dim=3)
+    with torch.no_grad():  # nodes of all layers alike, as after training
+        masked.last.weight.normal_()
+        matrices, _ = masked.shape.slices()
+        masked.last.weight[matrices[0]] *= 8
+        masked.last.bias.zero_()
+    prune_nodes(masked, share, torch.rand(50, 1))
+    return {"plain": masked, "ours": compact(masked)}
+
+
+@pytest.mark.benchmark(group="implicit/compact")
+@pytest.mark.parametrize("variant", ["plain", "ours"])
+@pytest.mark.parametrize("pruned_percent", [50, 80])
+@pytest.mark.parametrize("net", NETS)
+def test_compact(net, pruned_percent, variant, measure):
+    models = pruned(net, pruned_percent / 100)
+    p, x = torch.rand(10, 1), torch.rand(1000, 1)
+    model = models[variant]
+    measure(partial(without_gradients, model.forward_grid, p, x), 10_000, model=model, x=x)
