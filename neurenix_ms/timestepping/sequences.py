@@ -1,0 +1,148 @@
+"""A network with a memory, and its training: a sequence in, how it goes on out."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.config import Configured
+from neurenix_ms.nd import expect_positive
+
+
+class SequenceModel(Configured, nn.Module):
+    """A network with a memory: state by state it is told what happens, and says what happens next.
+
+    Subclasses say how the memory starts and how one state changes it. The prediction is the state
+    plus a change, as a stepper's is.
+
+    Args:
+        num_features: Length of a state.
+        hidden_size: Length of the memory.
+
+    Shape:
+        `(B, T, D)` -> the same: after every state, the next one
+
+    Raises:
+        ValueError: If a count is below 1, or the input is not such a sequence.
+    """
+
+    def __init__(self, num_features: int, hidden_size: int) -> None:
+        super().__init__()
+        expect_positive(num_features=num_features, hidden_size=hidden_size)
+        self.readout: nn.Linear
+        self.num_features = num_features
+        self.hidden_size = hidden_size
+
+    def start(self, x: Tensor) -> Any:
+        """The memory before the first of the sequences `x`."""
+        raise NotImplementedError
+
+    def remember(self, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """The part of the memory that is read, `(B, H)`, and all of it, after states `(B, D)`."""
+        raise NotImplementedError
+
+    def read(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """The state after `x`."""
+        return x + self.readout(hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, _ = self.follow(x)
+        return self.read(x, hidden)
+
+    def follow(self, x: Tensor) -> tuple[Tensor, Any]:
+        """What is read of the memory after every state, `(B, T, H)`, and the memory at the end."""
+        self.expect_sequence(x)
+        memory = self.start(x)
+        steps = []
+        for state in x.unbind(1):
+            hidden, memory = self.remember(state, memory)
+            steps.append(hidden)
+        return torch.stack(steps, dim=1), memory
+
+    def expect_sequence(self, x: Tensor) -> None:
+        """Refuse anything but sequences of states of this length."""
+        if x.ndim != 3 or x.shape[2] != self.num_features or x.shape[1] == 0:
+            raise ValueError(
+                f"a sequence must be (B, T, {self.num_features}), got shape {tuple(x.shape)}"
+            )
+
+    def forecast(self, history: Tensor, num_steps: int) -> Tensor:
+        """What follows a history: the network is told its own predictions from then on.
+
+        Args:
+            history: `(B, T, D)`.
+            num_steps: Number of states after it.
+        """
+        expect_positive(num_steps=num_steps)
+        steps, memory = self.follow(history)
+        x = self.read(history[:, -1], steps[:, -1])
+        states = [x]
+        for _ in range(num_steps - 1):
+            hidden, memory = self.remember(x, memory)
+            x = self.read(x, hidden)
+            states.append(x)
+        return torch.stack(states, dim=1)
+
+
+def fit_sequences(
+    model: SequenceModel,
+    sequences: Tensor,
+    *,
+    validation: Tensor,
+    length: int = 50,
+    num_iterations: int = 2000,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    progress: bool = True,
+) -> SequenceModel:
+    """Train a recurrent network to predict the next state, and return it with its best weights.
+
+    Args:
+        model: An `LSTMForecaster` or a `ClockworkRNN`; an `EchoStateNetwork` has a `fit` of its own.
+        sequences: `(N, T, D)`.
+        validation: Other sequences, by which the best weights are chosen.
+        length: States of a training window.
+        num_iterations: Steps of Adam, with a learning rate that falls to 0.
+        batch_size: Windows per step.
+        learning_rate: The first one.
+        seed: For the windows.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If the sequences are not longer than a window.
+    """
+    from tqdm.auto import tqdm
+
+    expect_positive(num_iterations=num_iterations, batch_size=batch_size, length=length)
+    for name, data in (("sequences", sequences), ("validation", validation)):
+        if data.ndim != 3 or data.shape[1] <= length:
+            raise ValueError(
+                f"{name} must be (N, T, D) with more than length = {length} states, "
+                f"got shape {tuple(data.shape)}"
+            )
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_iterations)
+    generator = torch.Generator().manual_seed(seed)
+    best, best_error = model.state_dict(), torch.inf
+    windows = sequences.unfold(1, length + 1, 1)  # (N, places, D, length + 1)
+    for i in tqdm(range(1, num_iterations + 1), desc="training", disable=not progress):
+        which = [torch.randint(n, (batch_size,), generator=generator) for n in windows.shape[:2]]
+        x = windows[which[0], which[1]].transpose(1, 2)
+        optimizer.zero_grad()
+        _error(model, x).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if i % 100 == 0 or i == num_iterations:
+            with torch.no_grad():
+                error = _error(model, validation).item()
+            if error < best_error:
+                best_error = error
+                best = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(best)
+    return model
+
+
+def _error(model: SequenceModel, x: Tensor) -> Tensor:
+    return (model(x[:, :-1]) - x[:, 1:]).square().mean()
