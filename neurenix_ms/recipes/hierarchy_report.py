@@ -1,5 +1,6 @@
 """Scores of steppers in, the table and the picture of the experiment out."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     order = list(SETTINGS)
     for result in sorted(results, key=lambda r: (order.index(r["system"]), r["noise"])):
         single = {int(k): v for k, v in result["errors"].items() if k.isdigit()}
-        best = min(single, key=lambda size: single[size])
+        finite = {size: error for size, error in single.items() if math.isfinite(error)}
+        best = min(finite, key=lambda size: finite[size])
         ours = [
-            f"{single[min(single)]:.1e}",
-            f"{single[best]:.1e} ({best})",
-            f"**{result['errors']['coupled']:.1e}**",
-            f"{result['errors']['hybrid']:.1e}",
+            shown(single[min(single)]),
+            f"{shown(finite[best])} ({best})",
+            f"**{shown(result['errors']['coupled'])}**",
+            shown(result["errors"]["hybrid"]),
         ]
         strides = ", ".join(map(str, sorted(result["selected"])))
         minutes = f"{result['seconds'] / 60:.0f} min"
@@ -36,6 +38,16 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         lines.append([name, f"{100 * result['noise']:g} %", *ours, strides, minutes])
         lines.append(["", "", *_published(result), "published", ""])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(error: float) -> str:
+    """An error as the table has it.
+
+    Examples:
+        >>> shown(0.00123), shown(float("nan"))
+        ('1.2e-03', 'diverges')
+    """
+    return f"{error:.1e}" if math.isfinite(error) else "diverges"
 
 
 def _published(result: dict[str, Any]) -> list[str]:
@@ -68,7 +80,8 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     axis.plot(times, curves["coupled"], color="tab:red", lw=2.6, label="coupled")
     axis.set_yscale("log")
     low = min(min(curves["coupled"]), min(curves["hybrid"]))
-    axis.set_ylim(low / 5, min(1e2, 5 * max(max(curves[str(s)]) for s in single)))
+    high = max((x for s in single for x in curves[str(s)] if math.isfinite(x)), default=1.0)
+    axis.set_ylim(low / 5, min(1e2, 5 * high))
     axis.set_xlabel("time")
     axis.set_ylabel("mean squared error")
     axis.set_title(result["system"].replace("_", " "))
