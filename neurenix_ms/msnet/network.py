@@ -11,6 +11,7 @@ from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.meter import format_parameter_table
+from neurenix_ms.msnet.packed import can_pack, packed
 from neurenix_ms.msnet.volumes import coarsen, scale_masks
 from neurenix_ms.nd import (
     CONVOLUTIONS,
@@ -64,6 +65,8 @@ class Stage(nn.Module):
         self.tail = CONVOLUTIONS[spatial_dims](width, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if can_pack(self.layers, self.tail, x):
+            return packed(self.layers, self.tail, x)
         return self.tail(self.layers(x))
 
 
@@ -72,6 +75,10 @@ class MSNet(Configured, nn.Module):
 
     The coarse stage is wide and sees far, but its array is small; the fine stages are narrow. So
     arrays of hundreds of cells per axis fit, and the prediction still knows the whole array.
+
+    Without gradients, in float32 on a CPU, narrow stages run in a form that is twice as fast and
+    gives the same to rounding; hooks inside of a stage, autocast, tracing and export get the plain
+    one.
 
     Args:
         num_scales: Number of scales; each halves the array.

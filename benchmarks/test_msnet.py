@@ -1,0 +1,69 @@
+"""The coarse-to-fine network against the published one, written the plain way."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import plain, plain_msnet
+from benchmarks.paired import assert_equal, only_when_timing, paired
+from neurenix_ms import enable_gradient_checkpointing
+from neurenix_ms.msnet import MSNet, coarsen, scale_masks
+
+CHECKPOINTING = "ours, checkpointing"
+
+
+def networks(num_scales: int = 4) -> dict[str, nn.Module]:
+    """Ours and the plain one, with the same weights."""
+    ours = MSNet(num_scales)
+    return {"ours": ours, "plain": plain.with_weights_of(ours, plain_msnet.MSNet(num_scales))}
+
+
+def volume(size: int, num_scales: int = 4) -> tuple[list[Tensor], list[Tensor]]:
+    """A box of pores and solid at all scales, and its masks."""
+    x = (torch.rand(1, 1, size, size, size) < 0.5).float()
+    return coarsen(x, num_scales), scale_masks(x, num_scales)
+
+
+def train_step(
+    model: nn.Module, x: list[Tensor], masks: list[Tensor], checkpointing: bool = False
+) -> None:
+    """Forward, backward of a loss on every scale, and the gradients dropped again."""
+    with enable_gradient_checkpointing(checkpointing):
+        outputs = model(x, masks)
+    sum(y.square().mean() for y in outputs).backward()
+    model.zero_grad()
+
+
+@pytest.mark.benchmark(group="msnet/forward")
+@pytest.mark.parametrize("variant", ["plain", "ours"])
+@pytest.mark.parametrize("size", [64, 128])
+def test_msnet_forward(size, variant, measure, request):
+    if size == 128:
+        only_when_timing(request)
+    models, (x, masks) = networks(), volume(size)
+    with torch.no_grad():
+        calls = {name: partial(model, x, masks) for name, model in models.items()}
+        assert_equal(calls["ours"](), calls["plain"]())
+        call = calls[variant]
+        measured = measure(call, 1, model=models[variant], x=x[-1], rounds=5, resident=True)
+        if variant != "plain":
+            trial = request.config.getoption("benchmark_disable")
+            measured["cpu_time_ratio"] = paired(call, calls["plain"], rounds=1 if trial else 5)
+
+
+@pytest.mark.benchmark(group="msnet/train-step")
+@pytest.mark.parametrize("variant", ["plain", "ours", CHECKPOINTING])
+@pytest.mark.parametrize("size", [64, 128])
+def test_msnet_train_step(size, variant, measure, request):
+    if size == 128:
+        only_when_timing(request)
+    models, (x, masks) = networks(), volume(size)
+    network = models["plain" if variant == "plain" else "ours"]
+    step = partial(train_step, network, x, masks, variant == CHECKPOINTING)
+    measured = measure(step, 1, model=network, x=x[-1], rounds=3, resident=True)
+    if variant != "plain":
+        baseline = partial(train_step, models["plain"], x, masks)
+        trial = request.config.getoption("benchmark_disable")
+        measured["cpu_time_ratio"] = paired(step, baseline, rounds=1 if trial else 3)
