@@ -39,9 +39,9 @@ def packed(layers: nn.Sequential, tail: nn.Module, x: Tensor) -> Tensor:
     Shape:
         `(B, C_in, *S)` -> `(B, C_out, *S)`
     """
-    return torch.cat(
-        [_one(cast(list[ConvNormAct], list(layers)), tail, sample) for sample in x.split(1)]
-    )
+    stack = cast(list[ConvNormAct], list(layers))
+    outputs = [_one(stack, tail, sample) for sample in x.split(1)]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _plain(layer: nn.Module) -> bool:
@@ -70,6 +70,7 @@ def _one(layers: list[ConvNormAct], tail: Any, x: Tensor) -> Tensor:
         else:
             y = _convolved(layer, y, cells)
         y = _finished(layer, y)
+    del windows
     y = F.linear(y.view(-1, channels), tail.weight.flatten(1), tail.bias)
     return y.view(1, *size, -1).movedim(-1, 1).contiguous()
 
