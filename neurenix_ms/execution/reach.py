@@ -20,7 +20,6 @@ from neurenix_ms.execution.lengths import (
     constants,
     counterparts,
     observe,
-    shapes_only,
 )
 from neurenix_ms.execution.sites import Part, Site
 
@@ -29,6 +28,7 @@ Halo = tuple[int, int]
 CUTS = (3, 7, 11, 17, 29, 47, 79, 127, 211, 347, 577, 967, 1607, 2683, 4483)
 MOST_CELLS = 2**22
 MOST_STRIDES = 64
+SHORTEST_PIECE = 32  # cells: in few cells, what depends on the place may look equal by chance
 ENOUGH_TO_JUDGE = 256  # cells along the axis: a layer that sees all of them sees any map
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 3e-5}
 IN_HALF_PRECISION = 0.05
@@ -82,8 +82,10 @@ class Probe:
         first = self._reach_of_border(self.cuts[0])
         if any(wider(i, halo) for i, halo in enumerate(first)):
             second = self._reach_of_border(self.cuts[1])
+            room = self.end - self.cuts[1], self.cuts[0]  # the shortest pieces
             for i, halo in enumerate(first):
-                if wider(i, halo) and halo != second[i]:
+                ends = all(h < r for h, r in zip(halo, room, strict=True))
+                if wider(i, halo) and not (ends and halo == second[i]):
                     depends[i] = None
         return [
             None if known is None else (max(known[0], halo[0]), max(known[1], halo[1]))
@@ -163,7 +165,7 @@ def find_halos(
     stride = lengths.stride[axis]
     for strides in (n for n in CUTS if n >= first_cut):
         second = strides + max(1, strides // 3)
-        if (2 * strides - second) * stride < short[axis]:
+        if (2 * strides - second) * stride < max(short[axis], SHORTEST_PIECE):
             continue  # every piece must be a map that the model takes
         end = 2 * strides * stride + remainder[axis]
         shape = (1, channels, *short[:axis], end, *short[axis + 1 :])
@@ -233,14 +235,24 @@ def shortest(
     channels: int,
     like: Tensor,
 ) -> tuple[int, ...]:
-    """The smallest size that the model takes, of this remainder."""
+    """The smallest size of this remainder that the model takes, and on which no layer sees only padding.
+
+    On the latter NaN everywhere would not show in its result, although it shows on a larger map.
+    """
+
+    def untouched(strides: int) -> int:
+        size = [strides * s + r for s, r in zip(lengths.stride, remainder, strict=True)]
+        x = torch.full((1, channels, *size), math.nan, dtype=like.dtype, device=like.device)
+        maps = [t for _, t in observe(model, x, parts, constants).tensors()]
+        return sum(not bool(t.isnan().any()) for t in maps if t.is_floating_point())
+
     for strides in range(1, MOST_STRIDES):
-        size = tuple(strides * s + r for s, r in zip(lengths.stride, remainder, strict=True))
         try:
-            shapes_only(model, (1, channels, *size), like, parts)
+            enough = untouched(strides) <= untouched(2 * strides)
         except (ValueError, RuntimeError):
-            continue
-        return size
+            continue  # too small for the model
+        if enough:
+            return tuple(strides * s + r for s, r in zip(lengths.stride, remainder, strict=True))
     raise ValueError(f"the model takes no map of up to {MOST_STRIDES} strides of {lengths.stride}")
 
 
