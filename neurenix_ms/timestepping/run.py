@@ -31,15 +31,16 @@ class WindowLoss:
         self.mean, self.std, self.scale, self.weights = mean, std, scale, weights
 
     def __call__(self, bank: Bank, windows: Tensor) -> Tensor:
-        x = windows[:, :, 0]
-        mean, std = (per_channel(value, x.ndim - 1) for value in (self.mean, self.std))
-        scale = per_channel(self.scale, x.ndim - 1)
-        total = x.new_zeros(len(x))
-        for i, weight in enumerate(self.weights.unbind(1), start=1):
-            x = x + scale * bank((x - mean) / std)
-            error = ((x - windows[:, :, i]) / scale).flatten(1).square().mean(dim=1)
-            total = total + weight.to(error) * error
-        return total
+        mean, std = (per_channel(value, windows.ndim - 2) for value in (self.mean, self.std))
+        truth = (windows.transpose(1, 2) - mean) / std  # in the networks' units, (K, T, B, *D)
+        gain = per_channel(self.scale / self.std, windows.ndim - 2)
+        x = truth[:, 0]
+        states = []
+        for _ in range(self.weights.shape[1]):
+            x = torch.addcmul(x, gain, bank(x))
+            states.append(x)
+        error = (torch.stack(states, dim=1) - truth[:, 1:]) / gain.unsqueeze(1)
+        return (self.weights.to(error) * error.square().flatten(2).mean(dim=2)).sum(dim=1)
 
 
 class TrainingRun:
