@@ -191,6 +191,7 @@ def test_samples_that_did_not_converge_are_counted_and_printed(tmp_path, monkeyp
         ("--held-out", "1", "--held-out must be at least 2, got 1"),
         ("--larger", "1", "--larger must be at least 2, got 1"),
         ("--epochs", "0", "--epochs must be at least 1, got 0"),
+        ("--scales", "5", "--scales must be between 1 and 4, got 5"),
         ("--size", "20", "--size must be a multiple of 8 and at least 16, got 20"),
         ("--size", "8", "--size must be a multiple of 8 and at least 16, got 8"),
     ],

@@ -76,7 +76,7 @@ class ConductionMSNet(nn.Module):
         self,
         num_filters: int = 4,
         filter_growth: int = 2,
-        num_scales: int = 4,
+        num_scales: int = 3,
         *,
         level: bool = True,
     ) -> None:
