@@ -102,7 +102,7 @@ def fit(
             callbacks=[
                 wall,
                 cpu,
-                ModelCheckpoint(folder, save_top_k=0, save_last=True, enable_version_counter=False),
+                ModelCheckpoint(folder, "last", enable_version_counter=False),
                 *bar,
             ],
             logger=False,
