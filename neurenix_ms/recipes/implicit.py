@@ -1,0 +1,79 @@
+"""A case in, its results, table and picture out: what implicit models and pruning are good for.
+
+`python -m neurenix_ms.recipes.implicit wave` trains a field on a travelling wave and prunes it; `waves`
+compares it with an MLP on Kuramoto-Sivashinsky waves of unseen parameters; `turbulence` compares it with
+POD. A run that was killed goes on where it was; results that are there are drawn anew.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms.recipes import implicit_report as report
+from neurenix_ms.recipes.implicit_cases import turbulence, wave, waves
+
+CASES = {
+    "wave": (wave, report.wave_table, report.draw_wave),
+    "waves": (waves, report.waves_table, report.draw_waves),
+    "turbulence": (turbulence, report.turbulence_table, report.draw_turbulence),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Run one case and return its table.
+
+    Args:
+        argv: Command line without the name of the program; by default that of the process.
+    """
+    options = _options(argv)
+    run, table, draw = CASES[options.case]
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = f"implicit_{options.case}"
+    note = options.out / f"{name}.json"
+    if options.fresh or not note.exists():
+        if options.fresh:
+            for old in (options.runs / options.case).glob("**/last.ckpt"):
+                old.unlink()
+        result = run(options)
+        write_atomically(note, json.dumps(result).encode())
+    result = json.loads(note.read_text(encoding="utf-8"))
+    text = table(result)
+    write_atomically(options.out / f"{name}.md", (text + "\n").encode())
+    draw(options.out / f"{name}.png", result)
+    print(f"\n{text}\n\n{options.out / name}.json, .md, .png")
+    return text
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m neurenix_ms.recipes.implicit",
+        description="Implicit fields: a pruned travelling wave, unseen parameters, compression.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("case", choices=list(CASES))
+    parser.add_argument(
+        "--steps", type=int, help="steps of Adam, in hundreds; the case's own if not given"
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=0, help="of L-BFGS after Adam, in fifties; wave only"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="for weights and order")
+    parser.add_argument("--out", type=Path, default=Path("runs/implicit"), help="results")
+    parser.add_argument("--runs", type=Path, default=Path("runs/implicit"), help="checkpoints")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the solved waves")
+    parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
+    options = parser.parse_args(argv)
+    if options.steps is not None and options.steps < 100:
+        parser.error(f"--steps must be at least 100, got {options.steps}")
+    if options.iterations % 50:
+        parser.error(f"--iterations must be a multiple of 50, got {options.iterations}")
+    torch.set_num_threads(1)  # the networks are small
+    return options
+
+
+if __name__ == "__main__":
+    main()

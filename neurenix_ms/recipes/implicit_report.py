@@ -1,0 +1,150 @@
+"""Results of the implicit experiments in, their tables and pictures out."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+Result = dict[str, Any]
+STYLES = {"l2": ("o-", "#c2571a"), "contribution": ("s-", "#00796b")}
+
+
+def wave_table(result: Result) -> str:
+    """Markdown: what is left of the model at each sparsity, and what its compact form costs."""
+    head = [
+        "nodes removed",
+        *(f"error, {name}" for name in result["rounds"]),
+        "parameters",
+        "file",
+        "grid of 10 x 1,000",
+    ]
+    lines = [head, ["---:"] * len(head)]
+    first = next(iter(result["rounds"].values()))
+    for i, one in enumerate(first):
+        errors = [f"{rounds[i]['error']:.2e}" for rounds in result["rounds"].values()]
+        costs = result["costs"][i]
+        lines.append(
+            [
+                f"{100 * one['sparsity']:.0f} %",
+                *errors,
+                f"{costs['parameters']:,}",
+                f"{costs['bytes'] / 1024:.0f} KiB",
+                f"{costs['speed']:.1f} times faster" if i else "1",
+            ]
+        )
+    return _joined(lines)
+
+
+def draw_wave(path: Path, result: Result) -> None:
+    """The wave and its compact model at three times, and error against sparsity."""
+    figure = Figure(figsize=(9.6, 3.8), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shown = result["fields"]
+    for i, time in enumerate(shown["t"]):
+        left.plot(shown["x"], shown["true"][i], color="0.6", lw=3, label=_once("true", i))
+        left.plot(shown["x"], shown["dense"][i], color="#00796b", lw=1, label=_once("dense", i))
+        label = f"compact, {100 * shown['sparsity']:.0f} % of nodes removed"
+        left.plot(
+            shown["x"], shown["compact"][i], "--", color="#c2571a", lw=1, label=_once(label, i)
+        )
+        left.annotate(f"t = {time:.0f}", (0.2 + 0.006 * time, max(shown["true"][i]) * 1.08))
+    left.set(xlabel="x", ylabel="u")
+    left.margins(y=0.2)
+    left.legend(frameon=False, fontsize=8, loc="lower left")
+    for name, rounds in result["rounds"].items():
+        style, colour = STYLES[name]
+        share = [100 * one["sparsity"] for one in rounds]
+        before = [one["before"] for one in rounds]
+        right.semilogy(share, [one["error"] for one in rounds], style, color=colour, label=name)
+        right.semilogy(share[1:], before[1:], ":", color=colour, label=f"{name}, before retraining")
+    dense = next(iter(result["rounds"].values()))[0]["error"]
+    right.axhline(2 * dense, color="0.6", lw=1)
+    right.annotate(
+        "twice the dense error",
+        (0, 2 * dense),
+        xytext=(2, 3),
+        textcoords="offset points",
+        fontsize=8,
+    )
+    right.set(xlabel="nodes removed, %", ylabel="relative error")
+    right.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def waves_table(result: Result) -> str:
+    """Markdown: errors of both networks on seen and unseen parameters."""
+    lines = [
+        ["", "parameters", "error, seen", "error, unseen", "rms error, unseen", "published"],
+        [":---", "---:", "---:", "---:", "---:", "---:"],
+    ]
+    published = {"NIF": "0.646", "MLP": "1.091"}
+    for name, one in result["models"].items():
+        errors = [f"{one[key]:.3f}" for key in ("seen", "unseen", "unseen_rms")]
+        lines.append([name, f"{one['parameters']:,}", *errors, published[name]])
+    return _joined(lines)
+
+
+def draw_waves(path: Path, result: Result) -> None:
+    """The waves of an unseen parameter over time and space: true, and both predictions."""
+    shown = result["fields"]
+    names = ["true", *result["models"]]
+    figure = Figure(figsize=(9.6, 3.4), dpi=110, layout="constrained")
+    axes = figure.subplots(1, len(names), sharey=True)
+    limit = max(abs(value) for row in shown["true"] for value in row)
+    for axis, name in zip(axes, names, strict=True):
+        image = axis.imshow(
+            shown[name],
+            origin="lower",
+            aspect="auto",
+            cmap="RdBu_r",
+            vmin=-limit,
+            vmax=limit,
+            extent=shown["extent"],
+        )
+        axis.set(title=name, xlabel="x")
+    axes[0].set_ylabel(f"t, at nu = {shown['nu']:.3f}")
+    figure.colorbar(image, ax=axes, label="u")
+    figure.savefig(path)
+
+
+def turbulence_table(result: Result) -> str:
+    """Markdown: error against compression for the implicit models and for POD."""
+    lines = [["model", "numbers kept", "compression", "error"], [":---", "---:", "---:", "---:"]]
+    for one in result["models"]:
+        lines.append(
+            [
+                one["name"],
+                f"{one['numbers']:,}",
+                f"{result['values'] / one['numbers']:.0f}",
+                f"{one['error']:.3f}",
+            ]
+        )
+    return _joined(lines)
+
+
+def draw_turbulence(path: Path, result: Result) -> None:
+    """Vorticity, true, by an implicit model and by POD of as many numbers; error and compression."""
+    figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained")
+    axes = figure.subplots(1, 4)
+    shown = result["fields"]
+    names = [name for name in shown if name not in ("t", "true")]
+    limit = max(abs(value) for row in shown["true"] for value in row)
+    for axis, name in zip(axes, ["true", *names], strict=False):
+        image = axis.imshow(shown[name], cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower")
+        axis.set(title=name, xticks=[], yticks=[])
+    figure.colorbar(image, ax=list(axes[:3]), label=f"vorticity at t = {shown['t']:g}", shrink=0.7)
+    for kind, style in (("POD", "o-"), ("NIF", "s-")):
+        some = [one for one in result["models"] if one["name"].startswith(kind)]
+        ratio = [result["values"] / one["numbers"] for one in some]
+        axes[3].loglog(ratio, [one["error"] for one in some], style, label=kind)
+    axes[3].set(xlabel="compression", ylabel="relative error")
+    axes[3].legend(frameon=False)
+    figure.savefig(path)
+
+
+def _once(label: str, i: int) -> str | None:
+    return None if i else label
+
+
+def _joined(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,140 @@
+"""A field and its values on a grid in, the trained field and its error out; resumable."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Adam
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from neurenix_ms.implicit import Normaliser
+from neurenix_ms.implicit.normaliser import expect_finite
+from neurenix_ms.recipes.fitting import fit
+from neurenix_ms.training import RegressionTask
+
+STEPS_PER_EPOCH = 100  # a checkpoint is written after each
+ITERATIONS_PER_EPOCH = 50  # of L-BFGS
+
+
+class OnGrid(nn.Module):
+    """A field as a function of parameters alone, on a mesh that stays.
+
+    Args:
+        model: The field, called as `model.forward_grid(p, x)`.
+        x: The mesh, `(N, d)`.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("x", x, persistent=False)
+
+    def forward(self, p: Tensor) -> Tensor:
+        grid: Tensor = self.model.forward_grid(p, self.x)  # type: ignore[operator]
+        return grid
+
+
+class Rows(Sampler[int]):
+    """So many random rows per epoch, all of them before any comes again, as seed and epoch say.
+
+    Args:
+        num_rows: Number of rows.
+        num_drawn: Number that an epoch draws.
+        seed: Non-negative number that all epochs come from.
+    """
+
+    def __init__(self, num_rows: int, num_drawn: int, seed: int) -> None:
+        self.num_rows = num_rows
+        self.num_drawn = num_drawn
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_drawn
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        passes = -(-self.num_drawn // self.num_rows)
+        order = [torch.randperm(self.num_rows, generator=generator) for _ in range(passes)]
+        return iter(torch.cat(order)[: self.num_drawn].tolist())
+
+
+def train(
+    field: Normaliser,
+    p: Tensor,
+    x: Tensor,
+    u: Tensor,
+    folder: Path,
+    *,
+    steps: int = 2000,
+    batch_size: int = 32,
+    learning_rate: float = 5e-3,
+    iterations: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> float:
+    """Train a field in place, by Adam with a one-cycle schedule and then by L-BFGS on all data.
+
+    Adam finds the valley, L-BFGS its bottom. A run that was killed goes on from its last checkpoint in
+    `folder`. Scales of the field are those of `field.fit`, which comes first.
+
+    Args:
+        field: The field in physical units.
+        p: Parameters, `(T, P)`.
+        x: The mesh, `(N, d)`.
+        u: Field values, `(T, N, out)`.
+        folder: Where checkpoints are written.
+        steps: Steps of Adam, in hundreds; 0 for none.
+        batch_size: Rows of `p` per step.
+        learning_rate: Peak of the schedule.
+        iterations: Iterations of L-BFGS, in fifties; 0 for none.
+        seed: Where the order of the rows comes from.
+        progress: Show a progress bar.
+
+    Returns:
+        `relative_error` of the trained field.
+
+    Raises:
+        ValueError: If the data hold NaN or infinite numbers, before anything is trained.
+    """
+    for name, value in (("p", p), ("x", x), ("u", u)):
+        expect_finite(name, value)
+    data = TensorDataset(field.scaled("p", p), field.scaled("u", u))
+    on_grid = OnGrid(field.model, field.scaled("x", x))
+    if steps:
+        batch = min(batch_size, len(p))
+        rows = Rows(len(p), batch * STEPS_PER_EPOCH, seed)
+        adam = RegressionTask(
+            on_grid,
+            optimizer=partial(Adam, fused=True),
+            learning_rate=learning_rate,
+            schedule="one_cycle",
+        )
+        loader = DataLoader(data, batch, sampler=rows)
+        fit(adam, loader, steps // STEPS_PER_EPOCH, folder / "adam", progress=progress)
+    if iterations:
+        optimizer = partial(
+            LBFGS,
+            max_iter=ITERATIONS_PER_EPOCH,
+            history_size=50,
+            tolerance_grad=0,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
+        )
+        last = RegressionTask(on_grid, optimizer=optimizer, learning_rate=1.0)
+        epochs = iterations // ITERATIONS_PER_EPOCH
+        fit(last, DataLoader(data, len(p)), epochs, folder / "lbfgs", progress=progress)
+    return relative_error(field, p, x, u)
+
+
+@torch.no_grad()
+def relative_error(field: nn.Module, p: Tensor, x: Tensor, u: Tensor) -> float:
+    """Norm of the error of a field on a grid in units of the norm of the field."""
+    grid: Tensor = field.forward_grid(p, x, chunk_size=100_000)  # type: ignore[operator]
+    return ((grid - u).norm() / u.norm()).item()
