@@ -1,5 +1,6 @@
 """Models as files: class name, config and state dict, written at once and read without running code."""
 
+import importlib
 import os
 import pickle
 import tempfile
@@ -13,6 +14,7 @@ from neurenix_ms.config import Configured, is_plain, library_classes
 
 FORMAT = "neurenix_ms model"
 VERSION = 1
+PARTS = ("multiscale", "msnet", "timestepping", "implicit")
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -133,6 +135,10 @@ def _built(content: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
             "build it and pass it as model="
         )
     classes = {cls.__name__: cls for cls in library_classes()}
+    if content["class"] not in classes:  # of a part that nothing has imported yet
+        for part in PARTS:
+            importlib.import_module(f"neurenix_ms.{part}")
+        classes = {cls.__name__: cls for cls in library_classes()}
     if content["class"] not in classes:
         raise ValueError(f"{path} must hold one of {sorted(classes)}, got {content['class']!r}")
     arguments = {name: _built_inside(value, path) for name, value in content["config"].items()}

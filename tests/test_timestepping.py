@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -248,6 +250,13 @@ def test_the_contract_of_every_module(tmp_path):
     assert repr(other) == repr(model)
     single = model(x0[:1].float(), 10)
     torch.testing.assert_close(single, model(x0.float(), 10)[:1])
+
+
+@pytest.mark.slow
+def test_a_file_is_read_before_anything_else_of_its_part_is_imported(tmp_path):
+    save(hierarchy([4, 1]).float(), tmp_path / "hierarchy.nx")
+    code = "import sys, neurenix_ms as nms; nms.load(sys.argv[1]).forecast"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "hierarchy.nx"], check=True)
 
 
 def test_a_hierarchy_with_a_function_is_filled_not_built(tmp_path):
