@@ -33,7 +33,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             shown(result["errors"]["hybrid"]),
         ]
         strides = ", ".join(map(str, sorted(result["selected"])))
-        minutes = f"{result['seconds'] / 60:.0f} min"
+        minutes = f"{result['iterations']:,} steps, {result['seconds'] / 60:.0f} min"
         name = result["system"].replace("_", " ")
         lines.append([name, f"{100 * result['noise']:g} %", *ours, strides, minutes])
         lines.append(["", "", *_published(result), "published", ""])
