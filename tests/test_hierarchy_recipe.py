@@ -63,12 +63,12 @@ def test_noise_has_its_size_and_its_seed():
 def test_a_diverging_stride_is_not_the_best():
     errors = {"1": float("nan"), "4": 2e-3, "16": 1e-2, "coupled": 1e-3, "hybrid": 1e-4}
     result = {"system": "hopf", "noise": 0.02, "errors": errors, "selected": [16, 4]}
-    result |= {"seconds": 60, "iterations": 2000}
-    assert (
-        "| hopf | 2 % | diverges | 2.0e-03 (4) | **1.0e-03** | 1.0e-04 | 4, 16 | 2,000 steps, 1 min |"
-        in (table([result]))
+    _, _, ours, published = table([result | {"seconds": 60, "iterations": 2000}]).splitlines()
+    assert ours.startswith(
+        "| hopf | 2 % | diverges | 2.0e-03 (4) | **1.0e-03** | 1.0e-04 | 4, 16 |"
     )
-    assert "| 9.0e-05 |" in table([result])
+    assert ours.endswith("| 2,000 steps, 1 min |")
+    assert "| 9.0e-05 |" in published
 
 
 @pytest.mark.parametrize(
