@@ -61,7 +61,7 @@ def _one(layers: list[ConvNormAct], tail: Any, x: Tensor) -> Tensor:
     y = _convolved(first, _windows_of_map(x, border, cells), cells, of_map=True)
     y = _finished(first, y)
     # one for all layers: new memory takes longer than what is done in it
-    windows = y.new_zeros(*y.shape[:-1], (cells + 2 * border) * channels if cells > 1 else 0)
+    windows = y.new_empty(*y.shape[:-1], (cells + 2 * border) * channels if cells > 1 else 0)
     for layer in others:
         if cells > 1:
             _fill(windows, y, border * channels)
@@ -82,7 +82,9 @@ def _windows_of_map(x: Tensor, border: int, cells: int) -> Tensor:
 
 
 def _fill(windows: Tensor, y: Tensor, border: int) -> None:
-    """The same of a packed map `(1, ..., W / cells, cells * C)`; both ends of a row stay 0."""
+    """The same of a packed map `(1, ..., W / cells, cells * C)`; 0 beyond both ends of a row."""
+    windows[..., 0, :border] = 0
+    windows[..., -1, -border:] = 0
     windows[..., border:-border] = y
     windows[..., 1:, :border] = y[..., :-1, -border:]
     windows[..., :-1, -border:] = y[..., 1:, :border]
