@@ -134,6 +134,8 @@ def scores(
     selection = selected(model, held_out[:NUM_SELECTING])
     fine = IntegratorStepper(SYSTEMS[system].rhs, settings.dt, INTEGRATOR_STRIDE)
     coarsest = max(selection.hierarchy.step_sizes)
+    if coarsest <= INTEGRATOR_STRIDE:  # the integrator is to be the fine level
+        coarsest = 4 * INTEGRATOR_STRIDE
     hybrid = HierarchicalTimeStepper([fine, *model.only([coarsest]).steppers])
     ways = {str(size): model.only([size]) for size in STEP_SIZES}
     ways |= {"coupled": selection.hierarchy, "hybrid": hybrid}
