@@ -33,7 +33,8 @@ def hierarchy(strides=STRIDES):
 def read_off(key):
     """Strides and number of steps that the name of an array tells."""
     _, strides, number = key.split("/")
-    return [int(s) for s in strides.removeprefix("steps").removeprefix("step").split("-")], int(number[1:])
+    strides = strides.removeprefix("steps").removeprefix("step")
+    return [int(s) for s in strides.split("-")], int(number[1:])
 
 
 def van_der_pol(x):
