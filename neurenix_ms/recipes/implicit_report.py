@@ -115,7 +115,7 @@ def turbulence_table(result: Result) -> str:
             [
                 one["name"],
                 f"{one['numbers']:,}",
-                f"{result['values'] / one['numbers']:.0f}",
+                f"{result['values'] / one['numbers']:.1f}",
                 f"{one['error']:.3f}",
             ]
         )
@@ -138,6 +138,9 @@ def draw_turbulence(path: Path, result: Result) -> None:
         ratio = [result["values"] / one["numbers"] for one in some]
         axes[3].loglog(ratio, [one["error"] for one in some], style, label=kind)
     axes[3].set(xlabel="compression", ylabel="relative error")
+    axes[3].minorticks_off()
+    axes[3].set_xticks([3, 5, 10, 20], ["3", "5", "10", "20"])
+    axes[3].set_yticks([0.2, 0.4, 0.6, 0.8, 1], ["0.2", "0.4", "0.6", "0.8", "1"])
     axes[3].legend(frameon=False)
     figure.savefig(path)
 
