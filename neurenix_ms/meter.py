@@ -56,7 +56,7 @@ def format_parameter_table(model: nn.Module) -> str:
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def peak_tensor_bytes(call: Callable[[], object]) -> int:
+def peak_tensor_bytes(call: Callable[[], object], *, of_shapes: bool = False) -> int:
     """Most bytes of tensors made by `call` that were alive at one moment.
 
     The number is the same in every run and for every number of threads, so a test can rely on it.
@@ -66,6 +66,8 @@ def peak_tensor_bytes(call: Callable[[], object]) -> int:
 
     Args:
         call: What is measured; it takes no arguments, and its result is thrown away.
+        of_shapes: Count the tensors that have shapes only (on the meta device, or fake), and what
+            they would take, instead of those in memory.
 
     Examples:
         >>> x = torch.zeros(256)
@@ -74,7 +76,7 @@ def peak_tensor_bytes(call: Callable[[], object]) -> int:
         >>> peak_tensor_bytes(lambda: x.exp().exp().exp())
         2048
     """
-    with _LiveStorages() as live:
+    with _LiveStorages(of_shapes) as live:
         call()
     return live.peak
 
@@ -136,8 +138,9 @@ def _status_bytes(field: str) -> int:
 class _LiveStorages(TorchDispatchMode):
     """Keeps the bytes of all storages born since it was entered, and their maximum."""
 
-    def __init__(self) -> None:
+    def __init__(self, of_shapes: bool) -> None:
         super().__init__()
+        self.of_shapes = of_shapes
         self.live = 0
         self.peak = 0
         self.counted: dict[int, int] = {}  # bytes by address; 0 for what was there before
@@ -154,7 +157,8 @@ class _LiveStorages(TorchDispatchMode):
             self._count(storage, 0)
         result = func(*args, **kwargs)
         for storage in _storages(result):
-            self._count(storage, storage.nbytes())
+            counts = (storage.device.type == "meta") is self.of_shapes
+            self._count(storage, storage.nbytes() if counts else 0)
         self.peak = max(self.peak, self.live)
         return result
 

@@ -144,7 +144,7 @@ def _peak_without_memory(model: nn.Module, run: Callable[[], None]) -> int:
         without_memory(model),
         nothing_remembered(model),
     ):
-        return peak_tensor_bytes(run)
+        return peak_tensor_bytes(run, of_shapes=True)
 
 
 def _candidates(lengths: Lengths) -> dict[str, Fraction]:

@@ -149,6 +149,7 @@ class Adjoints:
                     if seed is None:
                         return
                 self._send_back([core], [seed])
+                del site, core, seed
 
     def _give_statistics(self, number: int) -> None:
         moments = self.values.moments[number]

@@ -82,7 +82,7 @@ class Passes:
             except _ReachedError as reached:
                 x = reached.site.x
                 yield tile, reached.site, x[tile.core_of_tile(place.lines)]
-                del reached, x
+                del x  # nothing of a tile may live while the next one runs; users of the loop do so too
             else:
                 raise self._other_calls(number)
             self.progress()
@@ -95,8 +95,9 @@ class Passes:
                 raise self._other_calls(len(self.plan.sites))
             places = zip(leaves, self.plan.outputs, strict=True)
             cores = [y[tile.core_of_tile(place.lines)] for y, place in places]
-            del leaves
+            del leaves, places
             yield tile, cores, structure
+            del cores
             self.progress()
         self.buffers.moved()
 
@@ -218,7 +219,9 @@ class Values:
                 here = site.moments(core)
                 total = here if total is None else total.merged(here)
             # what is kept of the call: its weights and settings, not its map
-            self.norms[number] = replace(site, x=core[:0].detach(), plain=_not_again)
+            nothing = core.new_empty(0, *core.shape[1:])
+            self.norms[number] = replace(site, x=nothing, plain=_not_again)
+            del site, core
         if total is None:
             raise ValueError("a normalisation needs at least one cell, got an empty map")
         self.moments[number] = total
@@ -229,10 +232,12 @@ class Values:
         place = self.passes.place(number)
         whole: Tensor | None = None
         name = place.layer
-        for tile, _, core in self.passes.until(number):
+        for tile, site, core in self.passes.until(number):
+            del site
             if whole is None:
                 whole = core.new_empty(whole_shape(core, place.lines, self.passes.grid.size))
             whole[tile.core_of_whole(place.lines)] = core
+            del core
         assert whole is not None
         if self.keep_inputs:
             self.inputs[number] = whole

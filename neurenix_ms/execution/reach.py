@@ -99,6 +99,9 @@ class Probe:
         halos: list[Halo | None] = []
         pieces = counterparts(self.whole, head), counterparts(self.whole, tail)
         for before, after, line in zip(*pieces, self.lines, strict=True):
+            if before is None or after is None:  # padding that the pieces did not need
+                halos.append((0, 0))
+                continue
             start, end = (_nans(t, line) for t in (before, after))
             if line is None:
                 halos.append(None if start.any() or end.any() else (0, 0))

@@ -139,6 +139,7 @@ class TiledModel(nn.Module):
                     for leaf, core, place in zip(leaves, cores, setting.plan.outputs, strict=True):
                         index = tile.core_of_whole(place.lines)
                         write(leaf, self._reduced(index), REDUCTIONS[self.reduce](core))
+                    del cores, core
             values.move_running()
         return tree_unflatten(leaves or [], structure) if out is None else out
 
