@@ -75,8 +75,10 @@ class TrainingRun:
         progress: bool,
     ) -> None:
         """Go on until the end, and leave the best weights in the bank."""
-        from tqdm.auto import tqdm
-
+        try:
+            from tqdm.auto import tqdm
+        except ImportError as error:
+            raise ImportError("training needs tqdm: pip install 'neurenix_ms[ode]'") from error
         fixed = held_out.spread(NUM_VALIDATION_WINDOWS)
         held_out_loss = WindowLoss(loss.mean, loss.std, loss.scale, held_out.weights)
         last, every = self.settings["num_iterations"], self.settings["check_every"]

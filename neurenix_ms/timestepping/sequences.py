@@ -112,8 +112,10 @@ def fit_sequences(
     Raises:
         ValueError: If the sequences are not longer than a window.
     """
-    from tqdm.auto import tqdm
-
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("training needs tqdm: pip install 'neurenix_ms[ode]'") from error
     expect_positive(num_iterations=num_iterations, batch_size=batch_size, length=length)
     for name, data in (("sequences", sequences), ("validation", validation)):
         if data.ndim != 3 or data.shape[1] <= length:

@@ -78,6 +78,7 @@ def fit_hierarchy(
         ValueError: If strides are equal or below 1, trajectories are shorter than the largest stride,
             of different states, or hold NaN, an option is unknown or a count below 1, or the
             checkpoint is one of other settings; the message says which.
+        ImportError: If tqdm is missing.
 
     Source: Liu, Kutz, Brunton 2020, section 3; the published code trains on the first window of every
     trajectory only, at one learning rate.
