@@ -138,9 +138,9 @@ def fit_sequences(
         schedule.step()
         if i % 100 == 0 or i == num_iterations:
             with torch.no_grad():
-                error = _error(model, validation).item()
-            if error < best_error:
-                best_error = error
+                held_out = _error(model, validation).item()
+            if held_out < best_error:
+                best_error = held_out
                 best = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(best)
     return model
