@@ -97,7 +97,7 @@ def test_the_wave_case_writes_its_results_and_draws_them_anew(tmp_path, monkeypa
     result = json.loads((tmp_path / "out" / "implicit_wave.json").read_text())
     assert len(result["rounds"]["l2"]) == 5
     assert result["costs"][3]["parameters"] < result["costs"][0]["parameters"]
-    assert result["fields"]["sparsity"] == pytest.approx(0.8, abs=0.02)
+    assert 0.6 <= result["fields"]["sparsity"] <= 0.9
     for ending in ("md", "png"):
         (tmp_path / "out" / f"implicit_wave.{ending}").unlink()
     monkeypatch.setattr(implicit_cases, "train", None)  # nothing is trained again
