@@ -13,6 +13,7 @@ FLOORS = [
     ["weights"],
     ["multiscale", "msnet", "timestepping", "implicit"],
     ["datasets", "training", "files"],
+    ["execution"],
     [
         "blocks",
         "mlp",

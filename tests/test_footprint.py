@@ -187,6 +187,11 @@ class Shrunk(nn.Module):
         return x + F.pad(y, (0, x.shape[-1] - y.shape[-1], 0, x.shape[-2] - y.shape[-2]))
 
 
+class Count(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return x, 3
+
+
 NO_TILES = {
     "align_corners": (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), "Upsample"),
     "resize by 1.5": (nn.Upsample(scale_factor=1.5), r"whole factors.*3/2 in '1' \(Upsample\)"),
@@ -233,9 +238,4 @@ def test_every_message():
     with pytest.raises(ValueError, match="in_channels must be at least 1, got 0"):
         footprint(nn.Identity(), 0)
     with pytest.raises(ValueError, match=r"return tensors only, got \['int'\]"):
-
-        class Count(nn.Module):
-            def forward(self, x: Tensor) -> tuple[Tensor, int]:
-                return x, 3
-
         footprint(Count(), 1)

@@ -165,7 +165,11 @@ def test_a_masked_loss_sees_its_cells_only():
             lambda: small().predict(torch.zeros(1, 1, 4, 4, 4)),
             r"need more than one pixel in the smallest map, got 1 map\(s\) of size \(1, 1, 1\)",
         ),
-        (lambda: small().predict(torch.zeros(1, 1, 8, 8, 8), 4), "tile_size must be None.*, got 4"),
+        (
+            lambda: small().predict(torch.zeros(1, 1, 8, 8, 8), 0),
+            "tile_size must be at least 1 .*, got 0",
+        ),
+        (lambda: small().predict(torch.zeros(1, 2, 8, 8, 8), 4), "channels"),
         (lambda: coarsen(torch.zeros(1, 1, 8), 0), "num_scales must be at least 1, got 0"),
         (lambda: coarsen(torch.zeros(8, 8), 2), "number of spatial axes must be one of .*, got 0"),
         (lambda: random_volume(0, 2), "size must be at least 1, got 0"),
@@ -184,3 +188,25 @@ def test_a_masked_loss_sees_its_cells_only():
 def test_bad_input_is_refused_by_what_it_is(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize(("dims", "size"), [(2, (61, 80)), (3, (37, 29, 26))])
+@pytest.mark.parametrize("norm", ["instance", None])
+@pytest.mark.parametrize("mask_output", [True, False])
+def test_prediction_in_tiles_is_that_of_whole_stages(dims, size, norm, mask_output):
+    model = MSNet(
+        3, 2, 1, spatial_dims=dims, norm=norm, mask_output=mask_output, out_channels=2
+    ).double()
+    x = (torch.rand(2, 2, *size, dtype=torch.float64) - 0.3).clamp(min=0)
+    whole, tiled = model.predict(x), model.predict(x, tile_size=12)
+    assert tiled.shape == whole.shape
+    assert (tiled - whole).abs().max() < 1e-10 * whole.std()
+
+
+@pytest.mark.slow
+def test_large_arrays_are_predicted_in_the_memory_of_their_fields():
+    model, x = MSNet(num_scales=3, num_filters=1), torch.rand(1, 1, 160, 160, 160)
+    field = x.nbytes
+    peak = peak_tensor_bytes(lambda: model.predict(x, tile_size=32))
+    assert peak < 2 * field  # the result, all coarser ones, and a tile
+    assert peak_tensor_bytes(lambda: model.predict(x)) > 5 * field

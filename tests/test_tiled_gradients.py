@@ -71,7 +71,9 @@ def test_random_networks(seed, dims):
         return  # the map is too small for this network
     loss = F.mse_loss if draw.random() < 0.5 else lambda y, t: (y * t).tanh().sum()
     try:
-        apart, off, moved = both(model, x, draw.randint(8, 30), loss, whole=draw.choice([(), "auto"]))
+        apart, off, moved = both(
+            model, x, draw.randint(8, 30), loss, whole=draw.choice([(), "auto"])
+        )
     except ValueError as error:
         assert "treat all of it alike" in str(error)  # noqa: PT017
         return
@@ -221,7 +223,7 @@ def test_a_loss_that_is_neither_mean_nor_sum_is_refused(loss, mixed):
     else:  # every tile holds one class
         labels[:, 32:] = 1
     x = torch.randn(1, 1, 64, 40, dtype=torch.float64)
-    with pytest.raises(ValueError, match="loss must be a (mean|sum)"):
+    with pytest.raises(ValueError, match=r"loss must be a (mean|sum)"):
         accumulate_gradients(unet(), x, labels, loss, (32, 40))
 
 

@@ -329,7 +329,7 @@ def test_a_model_is_left_as_it_was(monkeypatch):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all("forward" not in m.__dict__ for m in model.modules())
     assert model.remember is True
-    assert not footprints.__doc__ == ""
+    assert footprints.__doc__ != ""
 
 
 def test_a_progress_bar_counts_every_tile(capsys):
@@ -350,15 +350,18 @@ def test_state_dict_and_copies():
 
 
 MESSAGES = [
-    (dict(tile_size=0), r"tile_size must be at least 1 along each of 2 axes, got 0"),
-    (dict(tile_size=(8, 8, 8)), r"each of 2 axes, got \(8, 8, 8\)"),
-    (dict(tile_size="auto"), r"'auto' together with memory_limit, got 'auto' and memory_limit None"),
-    (dict(tile_size="big"), r"got 'big'"),
-    (dict(tile_size=8, memory_limit=0), r"memory_limit must be at least 1 byte, got 0"),
-    (dict(tile_size=8, whole="all"), r"whole must be 'auto' or names of submodules, got 'all'"),
-    (dict(tile_size=8, whole=("deep",)), r"submodules of Conv2d .* got 'deep'"),
-    (dict(tile_size=8, reduce="max"), r"reduce must be one of \['argmax', None\], got 'max'"),
-    (dict(tile_size=8, spatial_dims=4), r"spatial_dims must be one of \[1, 2, 3\], got 4"),
+    ({"tile_size": 0}, r"tile_size must be at least 1 along each of 2 axes, got 0"),
+    ({"tile_size": (8, 8, 8)}, r"each of 2 axes, got \(8, 8, 8\)"),
+    (
+        {"tile_size": "auto"},
+        r"'auto' together with memory_limit, got 'auto' and memory_limit None",
+    ),
+    ({"tile_size": "big"}, r"got 'big'"),
+    ({"tile_size": 8, "memory_limit": 0}, r"memory_limit must be at least 1 byte, got 0"),
+    ({"tile_size": 8, "whole": "all"}, r"whole must be 'auto' or names of submodules, got 'all'"),
+    ({"tile_size": 8, "whole": ("deep",)}, r"submodules of Conv2d .* got 'deep'"),
+    ({"tile_size": 8, "reduce": "max"}, r"reduce must be one of \['argmax', None\], got 'max'"),
+    ({"tile_size": 8, "spatial_dims": 4}, r"spatial_dims must be one of \[1, 2, 3\], got 4"),
 ]
 
 
@@ -375,15 +378,19 @@ def test_every_message_of_a_call():
     with pytest.raises(ValueError, match=r"got list"):
         tiled([1, 2])
     x = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"out must have shape \(1, 2, 32, 32\), got \(1, 32, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"out must have shape \(1, 2, 32, 32\), got \(1, 32, 32\)"
+    ):
         tiled(x, torch.zeros(1, 32, 32))
     with pytest.raises(ValueError, match=r"out must hold 1 arrays, got 2"):
         tiled(x, [x, x])
     small = TiledModel(unet().eval(), "auto", memory_limit=1000, whole=())
-    with pytest.raises(ValueError, match=r"hold the smallest tile with its halo, \d+ bytes, got 1000"):
+    with pytest.raises(
+        ValueError, match=r"hold the smallest tile with its halo, \d+ bytes, got 1000"
+    ):
         small(x)
     with pytest.raises(ValueError, match=r"got 2 tensors and 0 other arguments for 'level.decode'"):
         TiledModel(unet().eval(), 8, whole=("level.decode",))(x)
+    circular = nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
     with pytest.raises(ValueError, match=r"treat all of it alike, got '1' \(Conv2d\)"):
-        circular = nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
         TiledModel(nn.Sequential(nn.Conv2d(1, 2, 1), circular), 8, in_channels=1)

@@ -10,13 +10,8 @@ from torch import Tensor, nn
 from neurenix_ms.checkpointing import statistics_kept
 from neurenix_ms.execution.footprint import Plan, make_plan
 from neurenix_ms.execution.grid import Grid
-from neurenix_ms.execution.lengths import (
-    Lengths,
-    Lines,
-    constants,
-    measure_lengths,
-    without_memory,
-)
+from neurenix_ms.execution.lengths import Lengths, Lines, measure_lengths
+from neurenix_ms.execution.observation import constants, without_memory
 from neurenix_ms.execution.sites import (
     Interception,
     Part,

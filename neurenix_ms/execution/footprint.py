@@ -7,16 +7,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.execution.lengths import Lengths, Lines, measure_lengths, shapes_only
-from neurenix_ms.execution.reach import (
-    Halo,
-    called,
-    expect_nothing_random,
-    expect_whole_ratios,
-    find_halos,
-    is_site,
-    shortest,
-)
+from neurenix_ms.execution.lengths import Lengths, Lines, measure_lengths
+from neurenix_ms.execution.observation import shapes_only
+from neurenix_ms.execution.reach import Halo, find_halos, is_site, shortest
+from neurenix_ms.execution.refusals import called, expect_nothing_random, expect_whole_ratios
 from neurenix_ms.execution.sites import submodules
 from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose, expect_positive
 
@@ -122,7 +116,7 @@ def make_plan(
     parts = submodules(model, whole)
     key = (_structure(model), whole, shape[1], len(shape), like.dtype, like.device)
     shape = (1, *shape[1:])
-    kept: dict[Hashable, Plan] = model.__dict__.setdefault(KEPT_UNDER, {})
+    kept: dict[tuple[Hashable, tuple[int, ...]], Plan] = model.__dict__.setdefault(KEPT_UNDER, {})
     for (known, remainder), plan in kept.items():
         if known == key and remainder == _remainder(shape, plan.stride):
             return plan
@@ -195,9 +189,7 @@ def like_parameters(model: nn.Module) -> Tensor:
 
 
 def _structure(model: nn.Module) -> Hashable:
-    return tuple(
-        (name, type(m), m.training, m.extra_repr()) for name, m in model.named_modules()
-    )
+    return tuple((name, type(m), m.training, m.extra_repr()) for name, m in model.named_modules())
 
 
 def _remainder(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:

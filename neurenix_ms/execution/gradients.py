@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map, tree_unflatten
 
 from neurenix_ms.checkpointing import statistics_kept
 from neurenix_ms.execution.arrays import read
@@ -143,11 +143,13 @@ class Adjoints:
                 if not core.requires_grad or not core.numel():
                     continue
                 if d_input is not None:
-                    seed = d_input[tile.core_of_whole(self.passes.place(number).lines)]
+                    seed: Tensor | None = d_input[
+                        tile.core_of_whole(self.passes.place(number).lines)
+                    ]
                 else:
                     seed = self._seed(number, site, core)
-                    if seed is None:
-                        return
+                if seed is None:
+                    return
                 self._send_back([core], [seed])
                 del site, core, seed
 
@@ -162,7 +164,7 @@ class Adjoints:
         lines = self.passes.place(number).result
         assert lines is not None
 
-        def crop(site: Site, tile: Tile) -> Tensor:
+        def crop(site: Any, tile: Tile) -> Tensor:
             leaf = given(site, tile).detach().requires_grad_()
             self.crops.append((number, tile.wide_of_whole(lines), leaf))
             return leaf

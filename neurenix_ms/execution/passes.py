@@ -60,7 +60,7 @@ class Passes:
         self.parts = submodules(model, whole)
         self.like = like
         self.progress = progress
-        self.given: dict[int, Callable[[Site, Tile], Tensor]] = {}
+        self.given: dict[int, Callable[[Any, Tile], Tensor]] = {}
         self.buffers = Buffers(model, self.parts)
 
     def numbers(self) -> list[int]:
@@ -82,7 +82,9 @@ class Passes:
             except _ReachedError as reached:
                 x = reached.site.x
                 yield tile, reached.site, x[tile.core_of_tile(place.lines)]
-                del x  # nothing of a tile may live while the next one runs; users of the loop do so too
+                del (
+                    x
+                )  # nothing of a tile may live while the next one runs; users of the loop do so too
             else:
                 raise self._other_calls(number)
             self.progress()
@@ -170,7 +172,8 @@ class Buffers:
 
     def moved(self) -> None:
         """Take what one run of the whole model has made of them as the result."""
-        self.after = [m._buffers[name].clone() for m, name, _, _, _ in self.start]
+        now = (m._buffers[name] for m, name, _, _, _ in self.start)
+        self.after = [b.clone() for b in now if b is not None]
         self.restore()
 
     def _all(self) -> list[tuple[nn.Module, str, Tensor]]:

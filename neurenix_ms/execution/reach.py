@@ -12,15 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.execution.lengths import (
-    Lengths,
-    Line,
-    Run,
-    Seen,
-    constants,
-    counterparts,
-    observe,
-)
+from neurenix_ms.execution.lengths import Lengths, Line
+from neurenix_ms.execution.observation import Run, constants, counterparts, observe
+from neurenix_ms.execution.refusals import ADVICE, called
 from neurenix_ms.execution.sites import Part, Site
 
 Halo = tuple[int, int]
@@ -192,7 +186,9 @@ def find_halos(
 def _judged(probe: Probe, lengths: Lengths) -> tuple[list[Halo | None], int | None]:
     """The halos of all tensors, and the first that has none although the result rests on it."""
     depends = probe.dependence()
-    needed = [probe.whole.site_index(i) for i in range(len(probe.whole.sites)) if is_site(lengths, i)]
+    needed = [
+        probe.whole.site_index(i) for i in range(len(probe.whole.sites)) if is_site(lengths, i)
+    ]
     needed += range(len(depends) - len(probe.whole.outputs), len(depends))
     if any(depends[i] is None for i in needed):
         return depends, depends.index(None)
@@ -273,7 +269,9 @@ def _differs(wanted: Tensor, got: Tensor | None, dim: int, same_length: bool = F
     none, everywhere = torch.zeros(length, dtype=torch.bool), torch.ones(length, dtype=torch.bool)
     if got is None or not wanted.is_floating_point():
         return none
-    others = [n == m for d, (n, m) in enumerate(zip(wanted.shape, got.shape, strict=True)) if d != dim]
+    others = [
+        n == m for d, (n, m) in enumerate(zip(wanted.shape, got.shape, strict=True)) if d != dim
+    ]
     if not all(others) or (same_length and got.shape[dim] != length):
         return everywhere
     shared = min(length, got.shape[dim])
@@ -296,46 +294,3 @@ def _first(spots: Tensor) -> int:
 def _last(spots: Tensor) -> int:
     places = spots.nonzero()
     return int(places[-1]) if len(places) else -1
-
-
-ADVICE = "name a submodule that holds it in whole=(...), or replace it"
-
-
-def called(model: nn.Module, layer: str) -> str:
-    """A layer as an error message names it."""
-    kind = type(model.get_submodule(layer)).__name__
-    return f"{layer!r} ({kind})" if layer else kind
-
-
-def expect_whole_ratios(model: nn.Module, lengths: Lengths) -> None:
-    """Refuse to resize by other factors than 1, 2, 3, .. and 1/2, 1/3, ..: positions would be rounded."""
-    for i, seen in enumerate(lengths.run.seen):
-        before, after = lengths.lines[i], lengths.lines[i - 1]
-        if seen.function != "resized" or before is None or after is None:
-            continue
-        for b, a in zip(before, after, strict=True):
-            factor = b.resolution / a.resolution
-            if 1 not in (factor.numerator, factor.denominator):
-                raise ValueError(
-                    f"maps must be resized by whole factors or their inverse, got {factor} in "
-                    f"{called(model, seen.layer)}; {ADVICE}"
-                )
-
-
-def expect_nothing_random(model: nn.Module, x: Tensor, parts: Mapping[str, nn.Module]) -> None:
-    """Refuse a model that draws random numbers: tiles would draw others than the whole map."""
-    def state() -> Tensor:
-        return torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
-
-    states = [state()]
-
-    def listen(seen: Seen) -> None:
-        states.append(state())
-        if not torch.equal(states.pop(0), states[0]):
-            raise ValueError(
-                f"nothing in a model run in tiles may be random, got {called(model, seen.layer)} "
-                f"({seen.function}); call model.eval(), or set its rate to 0"
-            )
-
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        observe(model, x, parts, constants, listen)

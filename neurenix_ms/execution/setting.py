@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from neurenix_ms.execution.choice import Edge, choose_edge, choose_parts
@@ -44,8 +43,7 @@ def settle(
     memory_limit: int | None,
 ) -> Setting | None:
     """The setting for maps of this shape; None where one tile holds the map."""
-    auto = isinstance(tile_size, str)
-    asked = None if auto else edges(tile_size, len(shape) - 2)
+    asked = None if isinstance(tile_size, str) else edges(tile_size, len(shape) - 2)
     if asked is not None and all(e >= n for e, n in zip(asked, shape[2:], strict=True)):
         return None
     if isinstance(whole, str):

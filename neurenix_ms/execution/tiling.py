@@ -1,15 +1,15 @@
 """A model becomes one that runs tile by tile, with the result of the whole map."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from neurenix_ms.execution.arrays import expect_shape, read, write
 from neurenix_ms.execution.footprint import like_parameters
-from neurenix_ms.execution.lengths import shapes_only
+from neurenix_ms.execution.observation import shapes_only
 from neurenix_ms.execution.passes import Passes, find_values, whole_shape
 from neurenix_ms.execution.setting import (
     Setting,
@@ -127,13 +127,14 @@ class TiledModel(nn.Module):
 
     def _in_tiles(self, x: Any, like: Tensor, out: Any, setting: Setting) -> Any:
         leaves = None if out is None else tree_flatten(out)[0]
-        structure = None
+        structure: TreeSpec | None = None
         total = len(setting.grid) * (1 + setting.num_sites())
         with progress_bar(self.progress, type(self.model).__name__, total) as step:
             passes = setting.passes(self.model, x, like, step)
             with passes.running():
                 values = find_values(passes)
-                for tile, cores, structure in passes.outputs():
+                for tile, cores, layout in passes.outputs():
+                    structure = layout
                     if leaves is None:
                         leaves = self._room(cores, passes, x)
                     for leaf, core, place in zip(leaves, cores, setting.plan.outputs, strict=True):
@@ -141,7 +142,7 @@ class TiledModel(nn.Module):
                         write(leaf, self._reduced(index), REDUCTIONS[self.reduce](core))
                     del cores, core
             values.move_running()
-        return tree_unflatten(leaves or [], structure) if out is None else out
+        return out if out is not None else tree_unflatten(leaves or [], cast(TreeSpec, structure))
 
     def _room(self, cores: list[Tensor], passes: Passes, x: Any) -> list[Tensor]:
         """Tensors for the whole results, where x is."""

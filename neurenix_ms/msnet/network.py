@@ -12,12 +12,14 @@ from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.meter import format_parameter_table
 from neurenix_ms.msnet.packed import can_pack, packed
+from neurenix_ms.msnet.tiles import predicted_in_tiles
 from neurenix_ms.msnet.volumes import coarsen, scale_masks
 from neurenix_ms.nd import (
     CONVOLUTIONS,
     INSTANCE_NORMS,
     SpatialDims,
     choose,
+    expect_channels,
     expect_map,
     expect_positive,
 )
@@ -196,11 +198,16 @@ class MSNet(Configured, nn.Module):
 
         Args:
             x: Array `(B, num_features, *S)`.
-            tile_size: Must be None: every stage runs whole.
+            tile_size: Edge of a tile in cells, for arrays that do not fit: every stage whose array is
+                larger runs tile by tile, with the same result to rounding.
         """
-        if tile_size is not None:
-            raise ValueError(f"tile_size must be None, stages run whole, got {tile_size}")
-        finest = self(x)[-1]
+        if tile_size is None:
+            finest = self(x)[-1]
+        else:
+            expect_map(x, self.spatial_dims)
+            expect_channels(x, self.num_features)
+            stages = list(self.stages)
+            finest = predicted_in_tiles(stages, x, tile_size, self.spatial_dims, self.mask_output)
         return finest[(slice(None), slice(None), *(slice(n) for n in spatial(x)))]
 
     def _prepared(

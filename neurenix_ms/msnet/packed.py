@@ -27,6 +27,8 @@ def can_pack(layers: nn.Sequential, tail: nn.Module, x: Tensor) -> bool:
     """Whether `packed` says what `tail(layers(x))` says, and there is nobody who would notice."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
+    if torch.overrides._get_current_function_mode() is not None:  # such as a run in tiles
+        return False
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
     watched = any(m._forward_hooks or m._forward_pre_hooks for m in (*layers.modules(), tail))

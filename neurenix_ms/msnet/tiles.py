@@ -1,0 +1,103 @@
+"""An array in, the finest prediction of an MSNet out, large stages run tile by tile.
+
+Nothing of the finest size is made but the result: what a stage reads, the array beside the masked and
+upsampled coarser prediction, is made for one tile at a time.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.execution import TiledModel
+from neurenix_ms.msnet.volumes import coarsen
+from neurenix_ms.nd import SpatialDims
+from neurenix_ms.resize import doubled, halved
+from neurenix_ms.sizes import spatial
+
+SLAB = 32  # cells of the first axis that are looked at together
+
+
+def predicted_in_tiles(
+    stages: Sequence[nn.Module],
+    x: Tensor,
+    tile_size: int,
+    spatial_dims: SpatialDims,
+    mask_output: bool,
+) -> Tensor:
+    """The finest prediction, at the size of the filled-up array."""
+    num_scales = len(stages)
+    scales = coarsen(x, num_scales)
+    shares: list[Tensor | None] = [None]  # of pores, finest first; those of the finest are x > 0
+    while len(shares) < num_scales:
+        finer = shares[-1]
+        shares.append(halved_pores(scales[-1]) if finer is None else halved(finer))
+    shares.reverse()
+
+    def tiled(module: nn.Module) -> TiledModel:
+        return TiledModel(module, tile_size, spatial_dims=spatial_dims, whole=())
+
+    y = tiled(stages[0])(scales[0])
+    for stage, fine, (coarse_share, share) in zip(
+        stages[1:], scales[1:], pairwise(shares), strict=True
+    ):
+        last = mask_output and fine is scales[-1]
+        y = tiled(Corrected(stage, x.shape[1], last))(Joined(fine, y, share, coarse_share))
+    return y
+
+
+class Corrected(nn.Module):
+    """A stage and what its input says already: the coarser prediction in the last channels."""
+
+    def __init__(self, stage: nn.Module, num_features: int, mask_output: bool) -> None:
+        super().__init__()
+        self.stage = stage
+        self.num_features = num_features
+        self.mask_output = mask_output
+        self.train(stage.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stage(x) + x[:, self.num_features :]
+        return y * (x[:, :1] > 0) if self.mask_output else y
+
+
+class Joined:
+    """What a stage reads, made piece by piece: the array, and the coarser prediction upsampled.
+
+    Args:
+        fine: The array at the scale of the stage.
+        coarse: The prediction of the scale before.
+        share: Share of pores in the cells of `fine`; None where they are 0 or 1, by its first channel.
+        coarse_share: The same for the cells of `coarse`.
+    """
+
+    def __init__(
+        self, fine: Tensor, coarse: Tensor, share: Tensor | None, coarse_share: Tensor | None
+    ) -> None:
+        assert coarse_share is not None
+        self.fine, self.coarse = fine, coarse
+        self.share, self.coarse_share = share, coarse_share
+        self.shape = (fine.shape[0], fine.shape[1] + coarse.shape[1], *spatial(fine))
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        ends = [w.indices(n) for w, n in zip(index[2:], self.shape[2:], strict=False)]
+        ends += [(0, n, 1) for n in self.shape[2 + len(ends) :]]
+        # whole coarse cells around the window, and the window in them
+        around = tuple(slice(start // 2, -(-stop // 2)) for start, stop, _ in ends)
+        inside = tuple(slice(start % 2, start % 2 + stop - start) for start, stop, _ in ends)
+        window = (slice(None), slice(None), *(slice(start, stop) for start, stop, _ in ends))
+        every = (slice(None), slice(None))
+        fine = self.fine[window]
+        share = (fine[:, :1] > 0).to(fine.dtype) if self.share is None else self.share[window]
+        coarse_share = doubled(self.coarse_share[(*every, *around)])[(*every, *inside)]
+        coarse = doubled(self.coarse[(*every, *around)])[(*every, *inside)]
+        least = torch.finfo(fine.dtype).tiny
+        mask = torch.where(coarse_share > 0, share / coarse_share.clamp(min=least), 0)
+        return torch.cat([fine, coarse * mask], dim=1)
+
+
+def halved_pores(x: Tensor) -> Tensor:
+    """The share of pores in every cell of two cells per axis, slab by slab."""
+    slabs = x[:, :1].split(SLAB, dim=2)
+    return torch.cat([halved((slab > 0).to(x.dtype)) for slab in slabs], dim=2)
