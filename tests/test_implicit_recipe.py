@@ -59,7 +59,7 @@ def test_a_run_that_was_stopped_ends_where_an_uninterrupted_one_does(tmp_path):
     assert train(resumed, *data(), tmp_path / "stopped", steps=200, **options) == expected
 
 
-@pytest.mark.parametrize(("which", "name"), enumerate("pxu"))
+@pytest.mark.parametrize(("which", "name"), list(enumerate("pxu")))
 def test_nan_is_reported_before_anything_is_trained(which, name, tmp_path):
     values = [value.clone() for value in data()]
     values[which].view(-1)[2] = torch.nan
