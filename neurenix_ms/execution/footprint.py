@@ -114,7 +114,7 @@ def make_plan(
 ) -> Plan:
     """The plan for maps of this shape; made once for every remainder, mode and choice of parts."""
     parts = submodules(model, whole)
-    key = (_structure(model), whole, shape[1], len(shape), like.dtype, like.device)
+    key = (structure_of(model), whole, shape[1], len(shape), like.dtype, like.device)
     shape = (1, *shape[1:])
     kept: dict[tuple[Hashable, tuple[int, ...]], Plan] = model.__dict__.setdefault(KEPT_UNDER, {})
     for (known, remainder), plan in kept.items():
@@ -188,7 +188,8 @@ def like_parameters(model: nn.Module) -> Tensor:
     return torch.empty(0, dtype=first.dtype, device=first.device)
 
 
-def _structure(model: nn.Module) -> Hashable:
+def structure_of(model: nn.Module) -> Hashable:
+    """Layers, their settings and their modes: what a plan holds for."""
     return tuple((name, type(m), m.training, m.extra_repr()) for name, m in model.named_modules())
 
 

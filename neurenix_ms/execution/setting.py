@@ -1,6 +1,6 @@
 """What a user asks for in; plan, tiles and parts for maps of one size out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -8,13 +8,19 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from neurenix_ms.execution.choice import Edge, choose_edge, choose_parts
-from neurenix_ms.execution.footprint import Plan, like_parameters, make_plan
+from neurenix_ms.execution.footprint import (
+    Plan,
+    like_parameters,
+    make_plan,
+    structure_of,
+)
 from neurenix_ms.execution.grid import Grid
 from neurenix_ms.execution.passes import Passes
 from neurenix_ms.execution.sites import submodules
 
 TileSize = int | Sequence[int] | Literal["auto"]
 Whole = Literal["auto"] | Sequence[str]
+KEPT_UNDER = "_tiling_settings"
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,25 @@ def settle(
     whole: Whole,
     memory_limit: int | None,
 ) -> Setting | None:
-    """The setting for maps of this shape; None where one tile holds the map."""
+    """The setting for maps of this shape, kept with the model; None where one tile holds the map."""
+    whole = whole if isinstance(whole, str) else tuple(whole)
+    tile_size = tile_size if isinstance(tile_size, (int, str)) else tuple(tile_size)
+    asked_for = (shape, like.dtype, like.device, tile_size, whole, memory_limit)
+    kept: dict[Hashable, Setting | None] = model.__dict__.setdefault(KEPT_UNDER, {})
+    key = (structure_of(model), asked_for)
+    if key not in kept:
+        kept[key] = _settled(model, shape, like, tile_size, whole, memory_limit)
+    return kept[key]
+
+
+def _settled(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    tile_size: TileSize,
+    whole: Whole,
+    memory_limit: int | None,
+) -> Setting | None:
     asked = None if isinstance(tile_size, str) else edges(tile_size, len(shape) - 2)
     if asked is not None and all(e >= n for e, n in zip(asked, shape[2:], strict=True)):
         return None
