@@ -26,6 +26,7 @@ from neurenix_ms.implicit import (
 from neurenix_ms.meter import count_flops, parameter_table, peak_tensor_bytes
 
 CRITERIA = ["l2", "contribution"]
+SCOPES = ["global", "layer"]
 P, X = torch.rand(6, 2, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64)
 
 
@@ -39,13 +40,14 @@ def close(a, b):
     depth=st.integers(1, 3),
     shares=st.lists(st.floats(0, 0.99), min_size=1, max_size=3),
     criterion=st.sampled_from(CRITERIA),
+    scope=st.sampled_from(SCOPES),
     seed=st.integers(0, 99),
 )
-def test_a_compact_model_equals_the_masked_one(kind, width, depth, shares, criterion, seed):
+def test_a_compact_model_equals_the_masked_one(kind, width, depth, shares, criterion, scope, seed):
     torch.manual_seed(seed)
     model = build(kind, shape_width=width, shape_depth=depth).double()
     for share in sorted(shares):
-        prune_nodes(model, share, P, criterion)
+        prune_nodes(model, share, P, criterion, scope)
         before = copy.deepcopy(model.state_dict())
         small = compact(model)
         assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
@@ -170,6 +172,48 @@ def test_a_layer_keeps_its_largest_node_and_another_layer_gives_one_more():
     assert model.node_mask.sum(1).tolist() == [1, 1, 1]
 
 
+@given(
+    kind=st.sampled_from(WRITTEN),
+    width=st.integers(1, 12),
+    shares=st.lists(st.floats(0, 0.99), min_size=1, max_size=3),
+    criterion=st.sampled_from(CRITERIA),
+    seed=st.integers(0, 99),
+)
+def test_by_layer_every_layer_loses_the_same_share(kind, width, shares, criterion, seed):
+    torch.manual_seed(seed)
+    model = build(kind, shape_width=width, shape_depth=2).double()
+    for share in sorted(shares):
+        prune_nodes(model, share, P, criterion, "layer")
+        left = max(1, width - round(share * width))
+        assert model.node_mask.sum(1).tolist() == [left] * len(model.node_mask)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_by_layer_the_smallest_of_each_layer_go(criterion):
+    model = build("MultiScaleNIF", shape_width=20).double()
+    norms = by_hand(model, criterion)
+    prune_nodes(model, 0.8, P, criterion, "layer")
+    for norm, alive in zip(norms, model.node_mask, strict=True):
+        assert int(alive.sum()) == 4
+        assert norm[~alive].max() <= norm[alive].min()
+
+
+def test_a_layer_that_has_lost_more_already_is_not_pruned_by_less():
+    model = build("MultiScaleNIF", shape_width=10).double()
+    matrices, _ = model.shape.slices()
+    with torch.no_grad():
+        for value in (model.last.weight, model.last.bias):
+            value[matrices[1]] *= 1e-6
+    prune_nodes(model, 0.2, P)
+    before = model.output_mask.clone()
+    words = r"at least 0\.6, as 6 of 10 nodes of layer 1 are off already, got 0\.5"
+    with pytest.raises(ValueError, match=words):
+        prune_nodes(model, 0.5, P, scope="layer")
+    assert torch.equal(model.output_mask, before)  # nor any other layer
+    prune_nodes(model, 0.7, P, scope="layer")
+    assert model.node_mask.sum(1).tolist() == [3, 3, 3]
+
+
 def test_what_is_off_stays_off_and_is_not_trained():
     model = build("MultiScaleNIF-blocks").double()
     prune_nodes(model, 0.3, P)
@@ -253,6 +297,10 @@ def test_rounds_train_prune_and_retrain():
     assert [one.sparsity for one in rounds] == seen
     assert [one.error for one in rounds] == [1, 2, 3, 4]
     assert list(PruningSchedule(0.3, 0.3, 1)) == [0.3]
+    model = build("NIF", shape_width=10)
+    schedule = PruningSchedule(0.2, 0.8, 3)
+    prune_and_retrain(model, lambda one: 0.0, schedule, P.float(), "contribution", "layer")
+    assert model.node_mask.sum(1).tolist() == [2] * len(model.node_mask)
 
 
 def test_retraining_brings_a_pruned_field_back():
@@ -291,6 +339,10 @@ def test_retraining_brings_a_pruned_field_back():
         (
             lambda: prune_nodes(build("NIF"), 0.5, P, "l1"),
             r"criterion must be one of \['l2', 'contribution'\], got 'l1'",
+        ),
+        (
+            lambda: prune_nodes(build("NIF"), 0.5, P, scope="local"),
+            r"scope must be one of \['global', 'layer'\], got 'local'",
         ),
         (
             lambda: prune_nodes(build("NIF").double(), 0.5, P[:, :1]),

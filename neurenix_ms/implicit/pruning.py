@@ -14,22 +14,28 @@ from neurenix_ms.nd import choose, expect_positive
 
 Prunable = WrittenField | Normaliser
 Criterion = Literal["l2", "contribution"]
+Scope = Literal["global", "layer"]
 
 
 @torch.no_grad()
 def prune_nodes(
-    model: Prunable, sparsity: float, parameters: Tensor, criterion: Criterion = "l2"
+    model: Prunable,
+    sparsity: float,
+    parameters: Tensor,
+    criterion: Criterion = "l2",
+    scope: Scope = "global",
 ) -> None:
     """Switch off the least important nodes of the ShapeNet, in place.
 
     A node is one unit of the first or a hidden layer. A mask over the ParameterNet's output
     (`model.output_mask`) makes its incoming weights and its bias zero for every parameter, so that its
-    activation is zero; a shortcut around it goes on. Nodes of all layers compete, and what is off
-    stays off. A layer keeps its last node, and the next smallest node of another one goes instead.
+    activation is zero; a shortcut around it goes on. What is off stays off, and a layer keeps its last
+    node. Retrain afterwards.
 
-    "l2" is the published rule. It favours layers with many inputs: the nodes of the first layer have as
-    many as there are coordinates, so they go first. "contribution" also asks what is done with a
-    node's output, which is fairer to them. Retrain after either.
+    "l2" with all layers together is the published rule. Layers with few inputs or few readers have
+    small nodes by either criterion, and are emptied: the first layer by "l2", the last hidden one by
+    "contribution". A network is as narrow as its narrowest layer, so for more than about half of the
+    nodes take `scope="layer"`.
 
     Args:
         model: A `NIF` or `MultiScaleNIF`, or a `Normaliser` around one.
@@ -38,10 +44,13 @@ def prune_nodes(
         criterion: "l2" is the root of the mean over `parameters` of the sum of squared incoming weights,
             biases left out. "contribution" is that times the same for all weights that read the node's
             unit.
+        scope: "global" lets the nodes of all layers compete; where a layer is down to its last node, the
+            next smallest of another one goes instead. "layer" takes the share from every layer.
 
     Raises:
-        ValueError: If the share is out of range or below what is off already, the model is not written
-            by its ParameterNet, or its activation of 0 is not 0.
+        ValueError: If the share is out of range or below what is off already, of all nodes or with
+            "layer" of any layer, the model is not written by its ParameterNet, or its activation of
+            0 is not 0.
 
     Source: Pan, Brunton and Kutz 2023; the nodal pruning published for it, with the biases left out.
 
@@ -51,11 +60,18 @@ def prune_nodes(
         >>> prune_nodes(model, 0.5, torch.rand(20, 1))
         >>> model.node_mask.sum().item(), model.node_mask.numel()
         (15, 30)
+        >>> model = NIF(1, 1, shape_width=10)
+        >>> prune_nodes(model, 0.8, torch.rand(20, 1), scope="layer")
+        >>> model.node_mask.sum(1).tolist()
+        [2, 2, 2]
     """
     field = prunable(model)
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
     score = choose({"l2": _incoming, "contribution": _contribution}, criterion, "criterion")
+    layers = range(len(field.shape.nodes))
+    groups = {"global": [list(layers)], "layer": [[layer] for layer in layers]}
+    together = choose(groups, scope, "scope")
     expect_rows(parameters, field.parameter_dim, "parameters", "parameter_dim")
     if len(parameters) == 0:
         raise ValueError("parameters must be a sample of one or more, got 0")
@@ -64,19 +80,14 @@ def prune_nodes(
             "a pruned node must give 0, so the activation of 0 must be 0, "
             f"got {field.shape.act(torch.zeros(1)).item():g} of {type(field.shape.act).__name__}"
         )
-    alive = field.node_mask
-    total = sum(map(len, field.shape.nodes))
-    wanted, present = round(sparsity * total), total - int(alive.sum())
-    if wanted < present:
-        raise ValueError(
-            f"sparsity must be at least {present / total:g}, as {present} of {total} nodes are off "
-            f"already, got {sparsity}"
-        )
+    alive = field.node_mask.tolist()
+    counts = [_still_to_go(field, sparsity, alive, group) for group in together]
     if isinstance(model, Normaliser):
         parameters = model.scaled("p", parameters)
     scores = score(field, _mean_squares(field, parameters))
-    for layer, node in _smallest(scores, alive.tolist(), wanted - present):
-        _switch_off(field, layer, node)
+    for group, count in zip(together, counts, strict=True):
+        for layer, node in _smallest(scores, alive, group, count):
+            _switch_off(field, layer, node)
 
 
 def sparsity(model: Prunable) -> float:
@@ -142,6 +153,7 @@ def prune_and_retrain(
     schedule: PruningSchedule,
     parameters: Tensor,
     criterion: Criterion = "l2",
+    scope: Scope = "global",
 ) -> list[PruningRound]:
     """Train, then prune and retrain in rounds; error against sparsity comes back.
 
@@ -151,6 +163,7 @@ def prune_and_retrain(
         schedule: How much to prune in each round.
         parameters: Sample of the parameters, as for `prune_nodes`.
         criterion: As for `prune_nodes`.
+        scope: As for `prune_nodes`.
 
     Returns:
         The model as trained first, then one entry per round.
@@ -168,7 +181,7 @@ def prune_and_retrain(
     """
     results = [PruningRound(sparsity(model), fit(model))]
     for share in schedule:
-        prune_nodes(model, share, parameters, criterion)
+        prune_nodes(model, share, parameters, criterion, scope)
         results.append(PruningRound(sparsity(model), fit(model)))
     return results
 
@@ -212,12 +225,29 @@ def _contribution(field: WrittenField, squares: list[Tensor]) -> list[Tensor]:
     return scores
 
 
-def _smallest(scores: list[Tensor], alive: list[list[bool]], count: int) -> list[tuple[int, int]]:
+def _still_to_go(
+    field: WrittenField, sparsity: float, alive: list[list[bool]], layers: list[int]
+) -> int:
+    """How many more nodes of these layers make up the share."""
+    total = sum(len(field.shape.nodes[layer]) for layer in layers)
+    present = total - sum(sum(alive[layer]) for layer in layers)
+    if round(sparsity * total) < present:
+        which = f"of layer {layers[0]} " if len(layers) < len(alive) else ""
+        raise ValueError(
+            f"sparsity must be at least {present / total:g}, as {present} of {total} nodes {which}"
+            f"are off already, got {sparsity}"
+        )
+    return round(sparsity * total) - present
+
+
+def _smallest(
+    scores: list[Tensor], alive: list[list[bool]], layers: list[int], count: int
+) -> list[tuple[int, int]]:
     """(layer, node) of the `count` smallest living nodes that are not the last of their layer."""
     order = sorted(
         (score, layer, node)
-        for layer, row in enumerate(scores)
-        for node, score in enumerate(row.tolist())
+        for layer in layers
+        for node, score in enumerate(scores[layer].tolist())
         if alive[layer][node]
     )
     left = [sum(row) for row in alive]
