@@ -12,7 +12,7 @@ FLOORS = [
     ["__init__", "compat", "recipes"],
     ["weights"],
     ["multiscale", "msnet", "timestepping", "implicit"],
-    ["datasets", "training", "files"],
+    ["datasets", "training", "files", "backbones", "conservation"],
     ["execution"],
     [
         "blocks",

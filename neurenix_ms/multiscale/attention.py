@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neurenix_ms.config import Configured
 from neurenix_ms.multiscale.features import (
+    Channels,
     Projections,
     add,
     expect_features,
@@ -29,7 +30,7 @@ class AttentionFusion(Configured, nn.Module):
     projected sources, and learns from there.
 
     Args:
-        in_channels: Channels of every feature.
+        in_channels: Channels of every feature, or a `Backbone` that makes them.
         out_channels: Channels of the result; features with others are projected by a 1x1 convolution.
         spatial_dims: Number of spatial axes.
         attention: "channel" looks at the global mean (not tileable), "spatial" at the surroundings of
@@ -61,7 +62,7 @@ class AttentionFusion(Configured, nn.Module):
 
     def __init__(
         self,
-        in_channels: Sequence[int],
+        in_channels: Channels,
         out_channels: int,
         *,
         spatial_dims: SpatialDims = 2,

@@ -6,11 +6,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from neurenix_ms.backbones import Backbone
 from neurenix_ms.blocks import BlockKind, ConvBlock, Up
 from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm
-from neurenix_ms.multiscale.features import expect_features
+from neurenix_ms.multiscale.features import Channels, channels_of, expect_features
 from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose
 
 FinalActivation = (
@@ -117,7 +118,8 @@ class UNetDecoder(Configured, nn.Module):
     per pixel of its finest map.
 
     Args:
-        encoder_channels: Channels of the encoder's maps, fine to coarse, the bottleneck last.
+        encoder_channels: Channels of the encoder's maps, fine to coarse, the bottleneck last; or a
+            `Backbone` whose strides double from map to map.
         output_channels: Channels of the output.
         num_scales: Number of maps; if given, it must equal that of `encoder_channels`.
         spatial_dims: Number of spatial axes.
@@ -137,8 +139,8 @@ class UNetDecoder(Configured, nn.Module):
         the size of the one before (upsampled by two, then padded or cropped at the end)
 
     Raises:
-        ValueError: If there are fewer than two maps, `num_scales` differs, or a map has other
-            channels, another rank or batch size.
+        ValueError: If there are fewer than two maps, `num_scales` differs, the strides of a backbone
+            do not double, or a map has other channels, another rank or batch size.
 
     Source: Ronneberger et al. 2015, "U-Net", figure 1, right half.
 
@@ -153,7 +155,7 @@ class UNetDecoder(Configured, nn.Module):
 
     def __init__(
         self,
-        encoder_channels: Sequence[int],
+        encoder_channels: Channels,
         output_channels: int,
         num_scales: int | None = None,
         *,
@@ -170,16 +172,16 @@ class UNetDecoder(Configured, nn.Module):
         final_activation: FinalActivation = None,
     ) -> None:
         super().__init__()
-        if len(encoder_channels) < 2:
+        widths = channels_of(encoder_channels)
+        if isinstance(encoder_channels, Backbone):
+            encoder_channels.expect_halving()
+        if len(widths) < 2:
+            raise ValueError(f"encoder_channels must name at least two maps, got {widths}")
+        if num_scales is not None and num_scales != len(widths):
             raise ValueError(
-                f"encoder_channels must name at least two maps, got {list(encoder_channels)}"
+                f"num_scales must equal the {len(widths)} encoder_channels, got {num_scales}"
             )
-        if num_scales is not None and num_scales != len(encoder_channels):
-            raise ValueError(
-                f"num_scales must equal the {len(encoder_channels)} encoder_channels, "
-                f"got {num_scales}"
-            )
-        self.encoder_channels = list(encoder_channels)
+        self.encoder_channels = widths
         self.output_channels = output_channels
         self.num_scales = len(self.encoder_channels)
         self.spatial_dims = spatial_dims

@@ -6,6 +6,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.backbones import Backbone
 from neurenix_ms.nd import (
     CONVOLUTIONS,
     SpatialDims,
@@ -16,6 +17,13 @@ from neurenix_ms.nd import (
 )
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import Target, spatial, target_size
+
+Channels = Sequence[int] | Backbone
+
+
+def channels_of(source: Channels) -> list[int]:
+    """Channels of every map, as given or as a backbone measured them."""
+    return list(source.channels if isinstance(source, Backbone) else source)
 
 
 def expect_features(features: Sequence[Tensor], channels: Sequence[int], spatial_dims: int) -> None:
@@ -32,13 +40,14 @@ def expect_features(features: Sequence[Tensor], channels: Sequence[int], spatial
             )
 
 
-def expect_widths(in_channels: Sequence[int], out_channels: int) -> list[int]:
+def expect_widths(source: Channels, out_channels: int) -> list[int]:
     """Refuse an empty list of channels and counts below one."""
+    in_channels = channels_of(source)
     if not in_channels:
         raise ValueError("in_channels must name at least one feature, got an empty list")
     expect_positive(**{f"in_channels[{i}]": n for i, n in enumerate(in_channels)})
     expect_positive(out_channels=out_channels)
-    return list(in_channels)
+    return in_channels
 
 
 class Projections(nn.Module):

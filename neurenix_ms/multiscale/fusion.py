@@ -9,6 +9,7 @@ from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm, make_act, make_norm
 from neurenix_ms.multiscale.attention import AttentionFusion, AttentionKind
 from neurenix_ms.multiscale.features import (
+    Channels,
     Projections,
     add,
     average,
@@ -81,7 +82,7 @@ class FeatureFusion(Configured, nn.Module):
     nothing; "attention" weighs the sources by what they contain. Use it behind any backbone.
 
     Args:
-        in_channels: Channels of every feature.
+        in_channels: Channels of every feature, or a `Backbone` that makes them.
         out_channels: Channels of the result.
         fusion_method: "concat", "sum", "mean" (also "avg"), "max" or "attention".
         spatial_dims: Number of spatial axes.
@@ -113,7 +114,7 @@ class FeatureFusion(Configured, nn.Module):
 
     def __init__(
         self,
-        in_channels: Sequence[int],
+        in_channels: Channels,
         out_channels: int,
         fusion_method: FusionMethod = "concat",
         *,
@@ -150,7 +151,7 @@ class FeatureFusion(Configured, nn.Module):
             )
         elif fusion_method == "attention":
             self.fuse = AttentionFusion(
-                in_channels,
+                self.in_channels,
                 out_channels,
                 spatial_dims=spatial_dims,
                 attention=attention,

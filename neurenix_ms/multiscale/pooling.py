@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurenix_ms.backbones import Backbone
 from neurenix_ms.blocks import ChannelDropout, ConvNormAct
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm, expect_normalisable
@@ -126,7 +127,7 @@ class PyramidPooling(Configured, nn.Module):
     The result depends on the size of the map, so it cannot be cut into tiles.
 
     Args:
-        in_channels: Channels of the map.
+        in_channels: Channels of the map, or a `Backbone` whose coarsest map it is.
         out_channels: Channels of the result; without `project`, of every branch.
         pool_sizes: Bins per axis, one branch each.
         spatial_dims: Number of spatial axes.
@@ -160,7 +161,7 @@ class PyramidPooling(Configured, nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | Backbone,
         out_channels: int,
         pool_sizes: Sequence[int] = (1, 2, 3, 6),
         *,
@@ -175,6 +176,8 @@ class PyramidPooling(Configured, nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if isinstance(in_channels, Backbone):
+            in_channels = in_channels.channels[-1]
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.pool_sizes = expect_pool_sizes(pool_sizes)

@@ -10,7 +10,12 @@ from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.multiscale.decoder import block_maker
-from neurenix_ms.multiscale.features import expect_features, expect_widths
+from neurenix_ms.multiscale.features import (
+    Channels,
+    channels_of,
+    expect_features,
+    expect_widths,
+)
 from neurenix_ms.nd import (
     CONVOLUTIONS,
     SpatialDims,
@@ -193,7 +198,7 @@ class PyramidFusion(Configured, nn.Module):
     coarse.
 
     Args:
-        in_channels: Channels of every map, or one number for all.
+        in_channels: Channels of every map, one number for all, or a `Backbone` that makes them.
         out_channels: Channels of every result; by default those of the (first) map.
         num_scales: Number of maps, where `in_channels` is one number.
         spatial_dims: Number of spatial axes.
@@ -218,7 +223,7 @@ class PyramidFusion(Configured, nn.Module):
 
     def __init__(
         self,
-        in_channels: int | Sequence[int],
+        in_channels: int | Channels,
         out_channels: int | None = None,
         num_scales: int = 4,
         *,
@@ -226,10 +231,12 @@ class PyramidFusion(Configured, nn.Module):
     ) -> None:
         super().__init__()
         expect_positive(num_scales=num_scales)
-        widths = [in_channels] * num_scales if isinstance(in_channels, int) else list(in_channels)
+        widths = (
+            [in_channels] * num_scales if isinstance(in_channels, int) else channels_of(in_channels)
+        )
         out = widths[0] if out_channels is None and widths else (out_channels or 0)
         self.widths = expect_widths(widths, out)
-        self.in_channels = in_channels
+        self.in_channels = in_channels if isinstance(in_channels, int) else widths
         self.out_channels = out
         self.num_scales = len(widths)
         self.spatial_dims = spatial_dims
