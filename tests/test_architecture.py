@@ -12,8 +12,8 @@ FLOORS = [
     ["__init__", "compat", "recipes"],
     ["weights"],
     ["multiscale", "msnet", "timestepping", "implicit"],
-    ["datasets", "training", "files", "backbones", "conservation"],
-    ["execution"],
+    ["datasets", "training", "files"],
+    ["execution", "backbones", "conservation"],
     [
         "blocks",
         "mlp",

@@ -2,13 +2,25 @@
 
 from typing import TYPE_CHECKING, Any
 
+from neurenix_ms.conservation import MassConservationLoss
+from neurenix_ms.training.inference import MultiScaleInference
 from neurenix_ms.training.losses import MultiscaleLoss
+from neurenix_ms.training.supervision import DeepSupervisionLoss, DiceLoss
 
 if TYPE_CHECKING:
     from neurenix_ms.training.task import MultiscaleTask, RegressionTask, SegmentationTask
 
 TASKS = ("MultiscaleTask", "RegressionTask", "SegmentationTask")
-__all__ = ["MultiscaleLoss", "MultiscaleTask", "RegressionTask", "SegmentationTask"]
+__all__ = [
+    "DeepSupervisionLoss",
+    "DiceLoss",
+    "MassConservationLoss",
+    "MultiScaleInference",
+    "MultiscaleLoss",
+    "MultiscaleTask",
+    "RegressionTask",
+    "SegmentationTask",
+]
 
 
 def __getattr__(name: str) -> Any:

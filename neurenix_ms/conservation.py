@@ -1,0 +1,279 @@
+"""Density maps in; their mass, maps that keep it, and a model fed with its own predictions, out."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.nd import choose
+
+Reduction = Literal["mean", "sum", "none"]
+Conserve = Literal["scale", "shift"] | Callable[[Tensor, Tensor], Tensor] | None
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": torch.mean,
+    "sum": torch.sum,
+    "none": lambda x: x,
+}
+
+
+def total_mass(
+    x: Tensor, mask: Tensor | None = None, cell_area: Tensor | float | None = None
+) -> Tensor:
+    """Sum a density over all cells that count, each times its area.
+
+    Densities are taken as they are: negative ones subtract, and a NaN in a cell that counts makes
+    the mass of its sample and channel NaN. What stands in other cells does not matter, NaN included.
+    Maps of half precision are summed in float32.
+
+    Args:
+        x: Density, mass per area (or volume).
+        mask: Where cells count (true, or other than 0); everywhere by default.
+        cell_area: Area of a cell, one number or one per cell; 1 by default.
+
+    Shape:
+        `(B, C, *S)`, mask and area broadcastable to it -> `(B, C)`
+
+    Raises:
+        ValueError: If the density has no spatial axes, or mask or area cannot be broadcast to it.
+
+    Examples:
+        >>> total_mass(torch.ones(1, 1, 4, 5), cell_area=0.5)
+        tensor([[10.]])
+    """
+    return _weighed(x, mask, cell_area).sum(dim=tuple(range(2, x.ndim)))
+
+
+def conserve_mass(
+    pred: Tensor,
+    reference: Tensor,
+    mask: Tensor | None = None,
+    cell_area: Tensor | float | None = None,
+    method: Literal["scale", "shift"] = "scale",
+    eps: float = 1e-12,
+) -> Tensor:
+    """Change a density so that its mass is that of a reference, for every sample and channel.
+
+    "scale" multiplies the non-negative part, so densities stay non-negative and empty cells stay
+    empty; "shift" adds one constant to all cells that count, and is linear. Both can be differentiated.
+    Cells that do not count become 0.
+
+    What has no ratio is defined like this. "scale" spreads the mass evenly where the prediction has
+    none (at most `eps`), and returns zeros where the reference has none or a negative one. Where no
+    cell counts the result is 0. A NaN in a cell that counts, of either map, makes that sample and
+    channel NaN: it is not hidden.
+
+    Args:
+        pred: Density to correct.
+        reference: Density whose mass it gets, e.g. the one before.
+        mask: Where cells count.
+        cell_area: Area of a cell.
+        method: "scale" or "shift".
+        eps: Mass up to which a prediction counts as empty, in units of mass.
+
+    Shape:
+        `(B, C, *S)` twice -> `(B, C, *S)`
+
+    Raises:
+        ValueError: If the method is unknown, or the shapes do not fit.
+
+    Examples:
+        >>> before, after = torch.full((1, 1, 2, 2), 3.0), torch.tensor([[[[1.0, 3.0], [-1.0, 0.0]]]])
+        >>> conserve_mass(after, before)
+        tensor([[[[3., 9.],
+                  [0., 0.]]]])
+    """
+    choose({"scale": 0, "shift": 0}, method, "method")
+    _expect_same_shape(pred, reference)
+    mass = partial(_mass_per_cell, mask=mask, cell_area=cell_area)
+    pred, kind = _counted(pred, mask), pred.dtype  # a NaN on land would come back in the gradient
+    wanted, area = mass(reference), mass(torch.ones_like(pred))
+    even = 1 / torch.where(area > 0, area, 1)
+    if method == "shift":
+        kept = pred + (wanted - mass(pred)) * even
+    else:
+        positive = pred.clamp(min=0)
+        given = mass(positive)
+        empty = given <= eps
+        share = torch.where(empty, even, positive / torch.where(empty, 1, given))
+        kept = share * wanted.clamp(min=0)
+    return _counted(kept, mask).to(kind)
+
+
+def mass_error(
+    pred: Tensor,
+    true: Tensor,
+    mask: Tensor | None = None,
+    cell_area: Tensor | float | None = None,
+) -> Tensor:
+    """Tell how much mass a prediction has too much, its negative densities taken for 0.
+
+    Args:
+        pred: Predicted density.
+        true: True density, taken as it is.
+        mask: Where cells count.
+        cell_area: Area of a cell.
+
+    Shape:
+        `(B, C, *S)` twice -> `(B, C)`, in units of mass, negative where mass is missing
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Examples:
+        >>> mass_error(torch.tensor([[[2.0, -5.0, 1.0]]]), torch.ones(1, 1, 3))
+        tensor([[0.]])
+    """
+    _expect_same_shape(pred, true)
+    return total_mass(pred.clamp(min=0), mask, cell_area) - total_mass(true, mask, cell_area)
+
+
+class MassConservationLoss(nn.Module):
+    """Compare the masses of two densities; add it, weighed, to the loss of a surrogate.
+
+    It is a soft form of `conserve_mass`: the model may still lose mass where that pays. It does not
+    clip negative densities, so that they get a gradient. A NaN that counts makes the loss NaN.
+
+    Args:
+        mask: Where cells count.
+        cell_area: Area of a cell.
+        reduction: "mean" or "sum" over samples and channels, or "none".
+
+    Shape:
+        `(B, C, *S)` twice -> a scalar, or `(B, C)` with "none"
+
+    Raises:
+        ValueError: If the reduction is unknown, or the shapes do not fit.
+
+    Examples:
+        >>> loss = MassConservationLoss(cell_area=2.0)
+        >>> loss(torch.zeros(1, 1, 3), torch.ones(1, 1, 3))
+        tensor(6.)
+    """
+
+    mask: Tensor | None
+    cell_area: Tensor | float | None
+
+    def __init__(
+        self,
+        mask: Tensor | None = None,
+        cell_area: Tensor | float | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.reduce = choose(REDUCTIONS, reduction, "reduction")
+        self.register_buffer("mask", mask, persistent=False)
+        if isinstance(cell_area, Tensor):
+            self.register_buffer("cell_area", cell_area, persistent=False)
+        else:
+            self.cell_area = cell_area
+
+    def forward(self, pred: Tensor, true: Tensor) -> Tensor:
+        _expect_same_shape(pred, true)
+        masses = (total_mass(x, self.mask, self.cell_area) for x in (pred, true))
+        return self.reduce((next(masses) - next(masses)).abs())
+
+
+def rollout(
+    model: Callable[[Tensor], Tensor],
+    density: Tensor,
+    fields: Tensor,
+    steps: int,
+    conserve: Conserve = None,
+) -> Tensor:
+    """Feed a model its own predictions, step by step, with the fields of every step beside them.
+
+    Args:
+        model: Takes `(B, 1 + F, *S)`, the density first, and returns the next density `(B, 1, *S)`.
+        density: Density at the start.
+        fields: Fields of every step, or one set for all steps.
+        steps: Number of steps.
+        conserve: "scale" or "shift" gives every prediction the mass of the start by `conserve_mass`;
+            a function of prediction and start, such as a `functools.partial` of it with a mask, does it
+            its way; None leaves predictions as they are.
+
+    Shape:
+        density `(B, 1, *S)` and fields `(B, T, F, *S)` with `T >= steps`, or `(B, F, *S)`
+        -> `(B, steps, *S)`
+
+    Raises:
+        ValueError: If there are fewer fields than steps, or a shape does not fit.
+
+    Examples:
+        >>> decay = lambda x: 0.5 * x[:, :1]
+        >>> rollout(decay, torch.ones(1, 1, 1), torch.zeros(1, 3, 2, 1), 3).flatten()
+        tensor([0.5000, 0.2500, 0.1250])
+    """
+    if density.ndim < 3 or density.shape[1] != 1:
+        raise ValueError(
+            f"density must have one channel and spatial axes, (B, 1, *S), got {tuple(density.shape)}"
+        )
+    if fields.ndim == density.ndim:
+        fields = fields.unsqueeze(1).expand(-1, max(1, steps), *(-1,) * (density.ndim - 1))
+    if fields.ndim != density.ndim + 1 or fields.shape[3:] != density.shape[2:]:
+        raise ValueError(
+            f"fields must be (B, T, F, *S) with the sizes {tuple(density.shape[2:])} of the density, "
+            f"got {tuple(fields.shape)}"
+        )
+    if not 1 <= steps <= fields.shape[1]:
+        raise ValueError(f"steps must be 1 to {fields.shape[1]}, one per field, got {steps}")
+    kept = _conserving(conserve)
+    start, maps = density, []
+    for field in fields[:, :steps].unbind(1):
+        density = model(torch.cat([density, field], dim=1))
+        _expect_same_shape(density, start)
+        density = kept(density, start)
+        maps.append(density)
+    return torch.cat(maps, dim=1)
+
+
+def _conserving(conserve: Conserve) -> Callable[[Tensor, Tensor], Tensor]:
+    if callable(conserve):
+        return conserve
+    methods: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
+        None: lambda density, _: density,
+        "scale": lambda density, start: conserve_mass(density, start, method="scale"),
+        "shift": lambda density, start: conserve_mass(density, start, method="shift"),
+    }
+    return choose(methods, conserve, "conserve")
+
+
+def _weighed(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | None) -> Tensor:
+    if x.ndim < 3:
+        raise ValueError(f"expected a density (B, C, *S), got shape {tuple(x.shape)}")
+    counted = _counted(x.float() if x.dtype in (torch.half, torch.bfloat16) else x, mask)
+    if isinstance(cell_area, Tensor):
+        _expect_fit("cell_area", cell_area, x)
+        return _counted(counted * cell_area, mask)  # the area of land may be anything
+    return counted if cell_area is None else counted * cell_area
+
+
+def _counted(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The map with 0 where cells do not count; a product would keep their NaN."""
+    if mask is None:
+        return x
+    _expect_fit("mask", mask, x)
+    return torch.where(mask.bool(), x, 0)
+
+
+def _mass_per_cell(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | None) -> Tensor:
+    """The mass, in a shape that fits the map."""
+    mass = total_mass(x, mask, cell_area)
+    return mass.reshape(mass.shape + (1,) * (x.ndim - 2))
+
+
+def _expect_fit(name: str, given: Tensor, x: Tensor) -> None:
+    sizes = zip(reversed(given.shape), reversed(x.shape), strict=False)
+    if given.ndim > x.ndim or any(n not in (1, m) for n, m in sizes):
+        raise ValueError(
+            f"{name} must be broadcastable to {tuple(x.shape)}, got {tuple(given.shape)}"
+        )
+
+
+def _expect_same_shape(pred: Tensor, other: Tensor) -> None:
+    if pred.shape != other.shape:
+        raise ValueError(
+            f"both densities must have one shape, got {tuple(pred.shape)} and {tuple(other.shape)}"
+        )

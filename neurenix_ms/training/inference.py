@@ -1,0 +1,89 @@
+"""A trained network in, the same network averaged over scales and mirror images out."""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from torch import Tensor, nn
+
+from neurenix_ms.nd import SpatialDims, expect_map
+from neurenix_ms.resize import Resize
+from neurenix_ms.sizes import expect_scales, scaled, spatial
+
+
+class MultiScaleInference(nn.Module):
+    """Run a network on its input at several scales and mirrored, and average what it says.
+
+    Use it once a segmenter is trained, where a steadier answer is worth a run per scale and mirror
+    image. Logits are averaged, at the size of the input. Put a `TiledModel` inside it where maps do
+    not fit; it cannot stand inside one.
+
+    Args:
+        model: Takes a map of any size and returns one.
+        scales: Scales of the input; 1.0 is the input itself.
+        flips: Spatial axes along which the input is mirrored, counted from 0, or from -1 backwards;
+            every combination of them is run, and none.
+        mode: Interpolation of input and logits.
+        spatial_dims: Number of spatial axes.
+        align_corners: As in `F.interpolate`.
+
+    Shape:
+        `(B, C, *S)` -> `(B, D, *S)` where the model makes D channels of C
+
+    Raises:
+        ValueError: If a scale is not finite and positive, an axis does not exist or comes twice, or
+            the model returns no map.
+
+    Examples:
+        >>> import torch
+        >>> model = MultiScaleInference(nn.Conv2d(3, 4, 1), [0.5, 1.0], flips=[-1])
+        >>> model(torch.zeros(2, 3, 13, 9)).shape
+        torch.Size([2, 4, 13, 9])
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        scales: Sequence[float] = (0.75, 1.0, 1.25),
+        flips: Sequence[int] = (),
+        *,
+        mode: str = "bilinear",
+        spatial_dims: SpatialDims = 2,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.scales = expect_scales(scales)
+        self.flips = list(flips)
+        self.mode = mode
+        self.spatial_dims = spatial_dims
+        self.align_corners = align_corners
+        self.resize = Resize(mode, spatial_dims, align_corners)
+        axes = [axis % spatial_dims for axis in flips]
+        known = all(-spatial_dims <= axis < spatial_dims for axis in flips)
+        if not known or len(set(axes)) != len(axes):
+            raise ValueError(
+                f"flips must be different axes from 0 to {spatial_dims - 1}, got {list(flips)}"
+            )
+        self.mirrors = [
+            [2 + axis for axis in some]
+            for count in range(len(axes) + 1)
+            for some in combinations(axes, count)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        expect_map(x, self.spatial_dims)
+        total: Tensor | None = None
+        for scale in self.scales:
+            view = x if scale == 1.0 else self.resize(x, scaled(spatial(x), scale))
+            for axes in self.mirrors:
+                logits = self._logits(view, axes, x)
+                total = logits if total is None else total + logits
+        assert total is not None
+        return total / (len(self.scales) * len(self.mirrors))
+
+    def _logits(self, view: Tensor, axes: list[int], x: Tensor) -> Tensor:
+        y = self.model(view.flip(axes) if axes else view)
+        if not isinstance(y, Tensor) or y.ndim != x.ndim:
+            what = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(f"the model must return one map, got {what}")
+        return self.resize(y.flip(axes) if axes else y, spatial(x))

@@ -1,0 +1,156 @@
+"""Outputs of several resolutions, or logits of classes, and one target in; one number out."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurenix_ms.nd import choose
+from neurenix_ms.resize import Resize
+from neurenix_ms.sizes import spatial
+
+
+class DeepSupervisionLoss(nn.Module):
+    """Hold the outputs of several resolutions to one target, each at its own resolution.
+
+    Use it for networks with a head per level, such as `PyramidNetwork(return_pyramid=True)`: the deep
+    levels then learn from the target itself, not only through the finest output. The target is brought
+    to the size of every output: averaged where it is a map of numbers, by the nearest cell where it
+    holds classes (integers). `MultiscaleLoss` is the loss for networks that predict coarse to fine.
+
+    Args:
+        loss: Called with an output and the target at its size, returns a scalar.
+        weights: Weight of every output, in their order; None takes 1, 1/2, 1/4 and so on, for outputs
+            that come finest first. All are divided by their sum.
+
+    Shape:
+        list of `(B, C, *S_i)` and a target `(B, C, *S)`, or classes `(B, *S)` -> a scalar
+
+    Raises:
+        ValueError: If the list is empty or has another length than the weights, or the weights are
+            negative or all 0.
+
+    Source: Lee et al. 2015, "Deeply-Supervised Nets", equation 3; weights of Isensee et al. 2021,
+    "nnU-Net", supplementary note 2.
+
+    Examples:
+        >>> loss = DeepSupervisionLoss(nn.MSELoss())
+        >>> loss([torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4)], torch.ones(1, 1, 8, 8))
+        tensor(1.)
+    """
+
+    def __init__(
+        self, loss: Callable[[Tensor, Tensor], Tensor], weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        if weights is not None and (min(weights, default=0) < 0 or sum(weights) <= 0):
+            raise ValueError(f"weights must be 0 or more, and not all 0, got {list(weights)}")
+        self.loss = loss
+        self.weights = None if weights is None else list(weights)
+
+    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        if not outputs or (self.weights is not None and len(outputs) != len(self.weights)):
+            wanted = "one or more" if self.weights is None else str(len(self.weights))
+            raise ValueError(f"expected {wanted} outputs, got {len(outputs)}")
+        weights = self.weights or [0.5**k for k in range(len(outputs))]
+        losses = [
+            weight / sum(weights) * self.loss(y, _at_size(target, y))
+            for weight, y in zip(weights, outputs, strict=True)
+        ]
+        return sum(losses[1:], start=losses[0])
+
+
+def _at_size(target: Tensor, output: Tensor) -> Tensor:
+    size = spatial(output)
+    if target.is_floating_point():
+        return Resize("area", _axes(output))(target, size)
+    if target.ndim == output.ndim:
+        return _nearest(target, size)
+    return _nearest(target.unsqueeze(1), size).squeeze(1)
+
+
+def _axes(x: Tensor) -> Literal[1, 2, 3]:
+    return choose({3: 1, 4: 2, 5: 3}, x.ndim, "rank of an output")  # type: ignore[return-value]
+
+
+def _nearest(classes: Tensor, size: Sequence[int]) -> Tensor:
+    """The class in the middle of every coarse cell."""
+    for axis, n in enumerate(size, start=2):
+        middle = (2 * torch.arange(n, device=classes.device) + 1) * classes.shape[axis] // (2 * n)
+        classes = classes.index_select(axis, middle)
+    return classes
+
+
+class DiceLoss(nn.Module):
+    """One minus the overlap of predicted and true regions, averaged over classes.
+
+    Unlike cross entropy it does not care how many cells a class has, so small structures count as much
+    as large ones. Its gradient is uneven early in training; adding cross entropy helps.
+
+    Args:
+        smooth: Added to both halves of the fraction, in cells. A class that is neither there nor
+            predicted then costs nothing, instead of 0 / 0.
+        include_background: Count class 0 too (where there are several).
+        batch: Take the overlap over the whole batch instead of sample by sample, which is calmer where
+            classes are missing in most samples.
+
+    Shape:
+        logits `(B, C, *S)` and classes `(B, *S)`, or their shares `(B, C, *S)` -> a scalar. One channel
+        is taken through a sigmoid, several through a softmax.
+
+    Raises:
+        ValueError: If `smooth` is negative, no class is left, or the target has another shape.
+
+    Source: Milletari et al. 2016, "V-Net", section 3, with the sum of squares in the denominator
+    replaced by the sum (Drozdzal et al. 2016).
+
+    Examples:
+        >>> classes = torch.tensor([[0, 1, 1, 2]])
+        >>> logits = 100.0 * F.one_hot(classes, 3).movedim(-1, 1)
+        >>> DiceLoss()(logits, classes)
+        tensor(0.)
+    """
+
+    def __init__(
+        self, smooth: float = 1.0, *, include_background: bool = True, batch: bool = False
+    ) -> None:
+        super().__init__()
+        if not smooth >= 0:
+            raise ValueError(f"smooth must be 0 or more, got {smooth}")
+        self.smooth = smooth
+        self.include_background = include_background
+        self.batch = batch
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        num_classes = logits.shape[1]
+        logits = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+        share = logits.sigmoid() if num_classes == 1 else logits.softmax(dim=1)
+        truth = _shares(target, logits).to(share.dtype)
+        if not self.include_background:
+            if num_classes < 2:
+                raise ValueError(
+                    f"include_background=False needs two classes or more, got {num_classes}"
+                )
+            share, truth = share[:, 1:], truth[:, 1:]
+        cells = tuple(range(2, logits.ndim))
+        over = (0, *cells) if self.batch else cells
+        both = (share * truth).sum(over)
+        either = share.sum(over) + truth.sum(over)
+        dice = (2 * both + self.smooth) / (either + self.smooth)
+        return 1 - dice.mean()
+
+
+def _shares(target: Tensor, logits: Tensor) -> Tensor:
+    """How much of every cell belongs to every class."""
+    if target.shape == logits.shape:
+        return target
+    if target.shape != logits.shape[:1] + logits.shape[2:] or target.is_floating_point():
+        raise ValueError(
+            f"target must be classes {tuple(logits.shape[:1] + logits.shape[2:])} or shares "
+            f"{tuple(logits.shape)}, got {target.dtype} {tuple(target.shape)}"
+        )
+    if logits.shape[1] == 1:
+        return target.unsqueeze(1)
+    return F.one_hot(target.long(), logits.shape[1]).movedim(-1, 1)
