@@ -174,6 +174,7 @@ def test_a_masked_loss_sees_its_cells_only():
         (lambda: coarsen(torch.zeros(8, 8), 2), "number of spatial axes must be one of .*, got 0"),
         (lambda: random_volume(0, 2), "size must be at least 1, got 0"),
         (lambda: MultiscaleLoss("lp"), "loss must be one of .*, got 'lp'"),
+        (lambda: MultiscaleLoss(normalise=0), "normalise must be above 0, got 0"),
         (lambda: MultiscaleLoss(normalise="max"), "normalise must be one of .*, got 'max'"),
         (
             lambda: MultiscaleLoss()([torch.zeros(1, 1, 4)], [torch.zeros(1, 1, 4)] * 2),

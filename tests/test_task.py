@@ -348,3 +348,47 @@ def test_without_lightning_the_room_opens_but_the_tasks_name_the_extra(monkeypat
         room.RegressionTask  # noqa: B018
     with pytest.raises(AttributeError, match="has no attribute 'Task'"):
         room.Task  # noqa: B018
+
+
+def test_training_in_tiles_is_training():
+    """Loss, weights and running statistics after two epochs, with clipping by the Trainer."""
+    from lightning.pytorch import Trainer, seed_everything
+
+    from neurenix_ms import UNet
+
+    x, y = torch.randn(4, 1, 40, 40), torch.randn(4, 1, 40, 40)
+    results = []
+    for tile_size in (None, 16):
+        seed_everything(0)
+        task = RegressionTask(UNet(1, 1, features=[4, 6]), learning_rate=1e-3, tile_size=tile_size)
+        trainer = Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            gradient_clip_val=0.1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=2)
+        trainer.fit(task, data, data)
+        results.append((task.state_dict(), trainer.callback_metrics))
+    (plain, plain_log), (tiled, tiled_log) = results
+    for key in ("train_loss", "val_loss"):
+        torch.testing.assert_close(tiled_log[key], plain_log[key], rtol=1e-4, atol=1e-5)
+    for key, value in plain.items():
+        torch.testing.assert_close(tiled[key], value, rtol=1e-3, atol=1e-3, msg=key)
+
+
+def test_known_gradients_are_added_and_scaled():
+    from neurenix_ms.training.tiles import loss_in_tiles
+
+    model, x = torch.nn.Conv1d(1, 1, 3, padding=1), torch.randn(1, 1, 64)
+    model.weight.grad = torch.ones_like(model.weight)
+    mse = torch.nn.functional.mse_loss
+    (3 * loss_in_tiles(model, x, x, mse, 16, ())).backward()
+    other = torch.nn.Conv1d(1, 1, 3, padding=1)
+    other.load_state_dict(model.state_dict())
+    mse(other(x), x).backward()
+    torch.testing.assert_close(model.weight.grad, 1 + 3 * other.weight.grad)
+    torch.testing.assert_close(model.bias.grad, 3 * other.bias.grad)

@@ -1,20 +1,11 @@
 """Tensors, and arrays that are sliced like them (numpy, memory-mapped, zarr), read and written."""
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-
-
-class ArrayLike(Protocol):
-    """Anything with a shape that is sliced like an array."""
-
-    @property
-    def shape(self) -> Any: ...
-
-    def __getitem__(self, index: Any) -> Any: ...
-
-    def __setitem__(self, index: Any, value: Any) -> None: ...
+from torch.utils._pytree import tree_leaves
 
 
 def read(x: Any, index: tuple[slice, ...], like: Tensor) -> Tensor:
@@ -34,8 +25,13 @@ def write(out: Any, index: tuple[slice, ...], piece: Tensor) -> None:
     out[index] = (piece.float() if piece.dtype == torch.bfloat16 else piece).numpy()
 
 
-def expect_shape(array: Any, shape: tuple[int, ...], name: str) -> None:
-    """Refuse an array of another shape."""
-    if not hasattr(array, "shape") or tuple(array.shape) != shape:
+def expect_arrays(out: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
+    """The arrays of `out`, if they are of these shapes."""
+    arrays = tree_leaves(out)
+    if len(arrays) != len(shapes):
+        raise ValueError(f"out must hold {len(shapes)} arrays, got {len(arrays)}")
+    for array, shape in zip(arrays, shapes, strict=True):
         came = tuple(array.shape) if hasattr(array, "shape") else type(array).__name__
-        raise ValueError(f"{name} must have shape {shape}, got {came}")
+        if came != shape:
+            raise ValueError(f"out must have shape {shape}, got {came}")
+    return arrays

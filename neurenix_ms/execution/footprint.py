@@ -39,7 +39,8 @@ class Footprint:
 class Place:
     """A site or an output: cells it needs around a core, and how it lies on the map.
 
-    A part that runs whole has the lines of its result too, and its shape for a batch of one.
+    A part that runs whole has the lines of its result too. A result, or an output, has its shape
+    for a batch of one and some map.
     """
 
     layer: str
@@ -158,12 +159,12 @@ def _measured_plan(
             shape = tuple(lengths.run.sites[number][1].shape)
             place = replace(place, result=result, result_shape=shape)
         places.append(place)
-    ends = tuple(
-        Place("", halo, lines)
-        for halo, lines in zip(zip(*outputs, strict=True), lengths.outputs(), strict=True)
-        if lines is not None
-    )
-    return Plan(lengths.stride, short, tuple(places), ends)
+    ends: list[Place] = []
+    for number, lines in enumerate(lengths.outputs()):
+        shape = tuple(lengths.run.outputs[number].shape)
+        if lines is not None:
+            ends.append(Place("", tuple(axis[number] for axis in outputs), lines, None, shape))
+    return Plan(lengths.stride, short, tuple(places), tuple(ends))
 
 
 def _expect_maps(model: nn.Module, lengths: Lengths, shape: tuple[int, ...]) -> None:

@@ -1,16 +1,15 @@
 """A model becomes one that runs tile by tile, with the result of the whole map."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
-from neurenix_ms.execution.arrays import expect_shape, read, write
-from neurenix_ms.execution.footprint import like_parameters
-from neurenix_ms.execution.observation import shapes_only
-from neurenix_ms.execution.passes import Passes, find_values, whole_shape
+from neurenix_ms.execution.arrays import expect_arrays, read, write
+from neurenix_ms.execution.footprint import Place, like_parameters
+from neurenix_ms.execution.passes import find_values
 from neurenix_ms.execution.setting import (
     Setting,
     TileSize,
@@ -110,8 +109,6 @@ class TiledModel(nn.Module):
             out: A tensor or array of the result's shape, or the model's structure of them.
         """
         shape, like = expect_map_of(x, self.spatial_dims, self.model)
-        if out is not None:
-            self._expect_out(shape, like, out)
         setting = settle(self.model, shape, like, self.tile_size, self.whole, self.memory_limit)
         if setting is None:
             return self._in_one(x, like, out)
@@ -121,12 +118,16 @@ class TiledModel(nn.Module):
         result = tree_map(REDUCTIONS[self.reduce], self.model(read(x, (slice(None),), like)))
         if out is None:
             return result
-        for leaf, y in zip(tree_flatten(out)[0], tree_flatten(result)[0], strict=True):
+        pieces = tree_flatten(result)[0]
+        for leaf, y in zip(
+            expect_arrays(out, [tuple(y.shape) for y in pieces]), pieces, strict=True
+        ):
             write(leaf, (slice(None),), y)
         return out
 
     def _in_tiles(self, x: Any, like: Tensor, out: Any, setting: Setting) -> Any:
-        leaves = None if out is None else tree_flatten(out)[0]
+        shapes = [self._shape(place, x.shape) for place in setting.plan.outputs]
+        leaves = None if out is None else expect_arrays(out, shapes)
         structure: TreeSpec | None = None
         total = len(setting.grid) * (1 + setting.num_sites())
         with progress_bar(self.progress, type(self.model).__name__, total) as step:
@@ -136,7 +137,7 @@ class TiledModel(nn.Module):
                 for tile, cores, layout in passes.outputs():
                     structure = layout
                     if leaves is None:
-                        leaves = self._room(cores, passes, x)
+                        leaves = self._room(cores, shapes, x)
                     for leaf, core, place in zip(leaves, cores, setting.plan.outputs, strict=True):
                         index = tile.core_of_whole(place.lines)
                         write(leaf, self._reduced(index), REDUCTIONS[self.reduce](core))
@@ -144,27 +145,19 @@ class TiledModel(nn.Module):
             values.move_running()
         return out if out is not None else tree_unflatten(leaves or [], cast(TreeSpec, structure))
 
-    def _room(self, cores: list[Tensor], passes: Passes, x: Any) -> list[Tensor]:
+    def _room(self, cores: list[Tensor], shapes: list[tuple[int, ...]], x: Any) -> list[Tensor]:
         """Tensors for the whole results, where x is."""
         device = x.device if isinstance(x, Tensor) else "cpu"
-        room = []
-        for core, place in zip(cores, passes.plan.outputs, strict=True):
-            shape = whole_shape(core, place.lines, passes.grid.size)
-            dtype = core.dtype
-            if self.reduce is not None:
-                del shape[1]
-                dtype = torch.int64
-            room.append(torch.empty(shape, dtype=dtype, device=device))
-        return room
+        dtypes = (core.dtype if self.reduce is None else torch.int64 for core in cores)
+        pairs = zip(shapes, dtypes, strict=True)
+        return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in pairs]
+
+    def _shape(self, place: Place, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of a whole result for a map of this shape."""
+        result = [shape[0], *place.result_shape[1:]]
+        for line, n in zip(place.lines, shape[2:], strict=True):
+            result[line.dim] = line.length(0, n, n)
+        return tuple(result if self.reduce is None else (result[0], *result[2:]))
 
     def _reduced(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
         return index if self.reduce is None else (index[0], *index[2:])
-
-    def _expect_out(self, shape: tuple[int, ...], like: Tensor, out: Any) -> None:
-        run = shapes_only(self.model, shape, like, {})
-        leaves = tree_flatten(out)[0]
-        if len(leaves) != len(run.outputs):
-            raise ValueError(f"out must hold {len(run.outputs)} arrays, got {len(leaves)}")
-        for leaf, y in zip(leaves, run.outputs, strict=True):
-            wanted = tuple(y.shape)
-            expect_shape(leaf, wanted if self.reduce is None else wanted[:1] + wanted[2:], "out")

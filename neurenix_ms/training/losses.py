@@ -23,7 +23,8 @@ class MultiscaleLoss(nn.Module):
 
     Args:
         loss: "mse", "l1", "huber", or a function of prediction and target that gives their mean loss.
-        normalise: "variance" divides by the (unbiased) variance of the finest target, None does not.
+        normalise: "variance" divides by the (unbiased) variance of the finest target, a number by
+            that (as training in tiles needs: a tile does not know the variance), None does not.
         mask: Cells that count, `(B, 1, *S)` or broadcastable to the finest target; a coarser cell
             counts if one of its cells does. It can be given per call as well.
 
@@ -51,12 +52,16 @@ class MultiscaleLoss(nn.Module):
     def __init__(
         self,
         loss: Literal["mse", "l1", "huber"] | Difference = "mse",
-        normalise: Literal["variance"] | None = "variance",
+        normalise: Literal["variance"] | float | None = "variance",
         mask: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.loss = loss
-        self.normalise = choose({"variance": "variance", None: None}, normalise, "normalise")
+        if not isinstance(normalise, int | float):
+            choose({"variance": "variance", None: None}, normalise, "normalise")
+        elif normalise <= 0:
+            raise ValueError(f"normalise must be above 0, got {normalise}")
+        self.normalise = normalise
         self.difference = loss if callable(loss) else choose(DIFFERENCES, loss, "loss")
         self.register_buffer("mask", mask, persistent=False)
 
@@ -92,7 +97,7 @@ class MultiscaleLoss(nn.Module):
             triples = zip(outputs, targets, cells, strict=True)
             losses = [self.difference(y[where], t[where]) for y, t, where in triples]
             counted = targets[-1][cells[-1]]
-        scale = counted.var() if self.normalise else 1.0
+        scale = counted.var() if self.normalise == "variance" else self.normalise or 1.0
         return [loss / scale for loss in losses]
 
 

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from neurenix_ms.execution import TiledModel
+from neurenix_ms.training.tiles import loss_in_tiles
+
 try:
     from lightning.pytorch import LightningModule
     from torchmetrics import Metric, MetricCollection
@@ -35,6 +38,8 @@ class _Task(LightningModule):
         schedule: Schedule | None = None,
         input_key: str = "input",
         target_key: str = "target",
+        tile_size: int | Sequence[int] | None = None,
+        whole: Literal["auto"] | Sequence[str] = "auto",
     ) -> None:
         super().__init__()
         if learning_rate <= 0:
@@ -49,6 +54,8 @@ class _Task(LightningModule):
         self.schedule = schedule
         self.input_key = input_key
         self.target_key = target_key
+        self.tile_size = tile_size
+        self.whole = whole
         self.train_metrics = self.metrics.clone(prefix="train_")
         self.val_metrics = self.metrics.clone(prefix="val_")
         self.test_metrics = self.metrics.clone(prefix="test_")
@@ -74,7 +81,7 @@ class _Task(LightningModule):
 
     def predict_step(self, batch: Any, batch_index: int = 0) -> Any:
         """Output for a batch; one that is a tensor is the input itself, without a target."""
-        return self(batch if isinstance(batch, Tensor) else self._unpack(batch)[0])
+        return self._output(batch if isinstance(batch, Tensor) else self._unpack(batch)[0])
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters(), lr=self.learning_rate)
@@ -94,8 +101,12 @@ class _Task(LightningModule):
 
     def _step(self, batch: Any, stage: str, metrics: MetricCollection) -> Tensor:
         inputs, target = self._unpack(batch)
-        output = self(inputs)
-        loss = self.loss(output, target)
+        if stage == "train" and self.tile_size is not None:
+            output = None  # there is never a whole one
+            loss = loss_in_tiles(self.model, inputs, target, self.loss, self.tile_size, self.whole)
+        else:
+            output = self._output(inputs)
+            loss = self.loss(output, target)
         size = len(inputs if isinstance(inputs, Tensor) else inputs[0])
         self.log(
             f"{stage}_loss",
@@ -106,10 +117,18 @@ class _Task(LightningModule):
             batch_size=size,
             sync_dist=True,
         )
-        if len(metrics):
+        if len(metrics) and output is not None:
             metrics.update(*self.compared(_detached(output), target))
             self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=size)
         return loss
+
+    def _output(self, inputs: Any) -> Any:
+        if self.tile_size is None or self.training:
+            return self(inputs)
+        tiled = TiledModel(
+            self.model, self.tile_size, spatial_dims=inputs.ndim - 2, whole=self.whole
+        )
+        return tiled(inputs)
 
     def _unpack(self, batch: Any) -> tuple[Any, Any]:
         keys = (self.input_key, self.target_key)
@@ -144,6 +163,10 @@ class RegressionTask(_Task):
             a callable gets the optimizer and that number and returns a scheduler.
         input_key: Where the input is if a batch is a dict; otherwise a batch is a pair.
         target_key: Where the target is if a batch is a dict.
+        tile_size: Run maps that do not fit in tiles of this edge, with the same result and the same
+            gradient (see `accumulate_gradients`; one process). Training metrics are left out then:
+            there is never a whole output.
+        whole: Parts that run whole then (see `TiledModel`).
 
     Shape:
         Whatever the model and the loss agree on.
@@ -181,6 +204,8 @@ class SegmentationTask(_Task):
         schedule: `None`, `"one_cycle"` or a callable.
         input_key: Where the input is if a batch is a dict.
         target_key: Where the target is if a batch is a dict.
+        tile_size: Edge of tiles, for maps that do not fit.
+        whole: Parts that run whole then.
 
     Shape:
         Output `(B, C, *S)` and classes `(B, *S)`, or output and target `(B, 1, *S)`
@@ -221,6 +246,8 @@ class MultiscaleTask(_Task):
         schedule: `None`, `"one_cycle"` or a callable.
         input_key: Where the input is if a batch is a dict.
         target_key: Where the target is if a batch is a dict.
+        tile_size: Edge of tiles, for maps that do not fit.
+        whole: Parts that run whole then.
 
     Shape:
         Output: a list of `(B, C, *S)`
@@ -249,6 +276,8 @@ class MultiscaleTask(_Task):
         schedule: Schedule | None = None,
         input_key: str = "input",
         target_key: str = "target",
+        tile_size: int | Sequence[int] | None = None,
+        whole: Literal["auto"] | Sequence[str] = "auto",
     ) -> None:
         super().__init__(
             model,
@@ -259,6 +288,8 @@ class MultiscaleTask(_Task):
             schedule=schedule,
             input_key=input_key,
             target_key=target_key,
+            tile_size=tile_size,
+            whole=whole,
         )
 
     def compared(self, output: Sequence[Tensor], target: Any) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,64 @@
+"""Maps in tiles: what equality costs beside the whole map, and beside windows that are blended."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.paired import only_when_timing
+from neurenix_ms import UNet
+from neurenix_ms.execution import TiledModel, accumulate_gradients
+
+SIZE, TILE = 512, 128
+
+
+def blended(model: torch.nn.Module, x: Tensor) -> Tensor:
+    inferers = pytest.importorskip("monai.inferers", reason="the peer needs monai")
+    return inferers.sliding_window_inference(x, (TILE, TILE), 4, model, 0.5, mode="gaussian")
+
+
+@pytest.mark.benchmark(group="memory/tiles")
+@pytest.mark.parametrize("variant", ["plain", "tiles", "deep part whole", "monai"])
+def test_memory_tiles(variant, measure, benchmark):
+    """Forward of a three-level U-Net on 512 x 512 pixels; `plain` is the whole map."""
+    model = UNet(1, 1, features=[16, 32, 64], remember=False).eval()
+    x = torch.randn(1, 1, SIZE, SIZE)
+    ways = {
+        "plain": model,
+        "tiles": TiledModel(model, TILE, whole=()),
+        "deep part whole": TiledModel(model, TILE, whole=("level.inner.inner",)),
+        "monai": lambda x: blended(model, x),
+    }
+    with torch.no_grad():
+        wanted, got = model(x), ways[variant](x)
+        off = ((got - wanted).abs().max() / wanted.std()).item()
+        assert variant == "monai" or off < 1e-4
+        benchmark.extra_info["error_in_std"] = off
+        measure(lambda: ways[variant](x), 1, model=model, x=x, rounds=3)
+
+
+@pytest.mark.benchmark(group="memory/train")
+@pytest.mark.parametrize("variant", ["plain", "deep part whole"])
+@pytest.mark.parametrize("norm", [None, "instance"])
+def test_memory_train(norm, variant, measure, request):
+    """Gradients of a three-dimensional U-Net on 64 cubed cells; `plain` is the whole map."""
+    if norm is not None:
+        only_when_timing(request)
+    model = UNet(1, 1, features=[8, 16], spatial_dims=3, norm=norm, remember=False)
+    x, target = torch.randn(2, 1, 1, 64, 64, 64)
+    whole = ("level.inner",) if variant == "deep part whole" else ()
+
+    def step() -> None:
+        if variant == "plain":
+            F.mse_loss(model(x), target).backward()
+        else:
+            accumulate_gradients(model, x, target, F.mse_loss, 32, whole=whole)
+
+    step()
+    got = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    F.mse_loss(model(x), target).backward()
+    most = max(p.grad.abs().max() for p in model.parameters())
+    for p, gradient in zip(model.parameters(), got, strict=True):
+        assert (p.grad - gradient).abs().max() < 1e-3 * most
+    measure(step, 1, model=model, x=x, rounds=2)
