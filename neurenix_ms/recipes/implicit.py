@@ -59,7 +59,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--steps", type=int, help="steps of Adam, in hundreds; the case's own if not given"
     )
     parser.add_argument(
-        "--iterations", type=int, default=600, help="of L-BFGS after Adam, in fifties; wave only"
+        "--iterations", type=int, default=500, help="of L-BFGS for the dense wave, in fifties"
     )
     parser.add_argument("--seed", type=int, default=0, help="for weights and order")
     parser.add_argument("--out", type=Path, default=Path("runs/implicit"), help="results")

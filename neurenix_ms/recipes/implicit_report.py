@@ -6,7 +6,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 Result = dict[str, Any]
-STYLES = {"l2": ("o-", "#c2571a"), "contribution": ("s-", "#00796b")}
+STYLES = {
+    "l2": ("o-", "#c2571a"),
+    "contribution": ("s-", "#6a4c93"),
+    "l2 by layer": ("D-", "#00796b"),
+}
 
 
 def wave_table(result: Result) -> str:
@@ -56,7 +60,8 @@ def draw_wave(path: Path, result: Result) -> None:
         share = [100 * one["sparsity"] for one in rounds]
         before = [one["before"] for one in rounds]
         right.semilogy(share, [one["error"] for one in rounds], style, color=colour, label=name)
-        right.semilogy(share[1:], before[1:], ":", color=colour, label=f"{name}, before retraining")
+        right.semilogy(share[1:], before[1:], ":", color=colour)
+    right.plot([], [], ":", color="0.4", label="before retraining")
     dense = next(iter(result["rounds"].values()))[0]["error"]
     right.axhline(2 * dense, color="0.6", lw=1)
     right.annotate(
