@@ -18,6 +18,7 @@ FLOORS = [
         "blocks",
         "mlp",
         "layers",
+        "grids",
         "resize",
         "checkpointing",
         "meter",

@@ -13,7 +13,8 @@ from neurenix_ms.sizes import fit, spatial
 def filled_up(x: Tensor, num_scales: int) -> Tensor:
     """`x` with solid (0) at the end of every axis, up to a multiple of `2**(num_scales - 1)`."""
     block = 2 ** (num_scales - 1)
-    return fit(x, tuple(-(-n // block) * block for n in spatial(x)))
+    # of positive numbers only: ONNX rounds a negative quotient towards zero
+    return fit(x, tuple((n + block - 1) // block * block for n in spatial(x)))
 
 
 def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:

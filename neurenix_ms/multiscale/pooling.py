@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.blocks import ChannelDropout, ConvNormAct
 from neurenix_ms.config import Configured
+from neurenix_ms.grids import Grid
 from neurenix_ms.layers import Act, Norm, expect_normalisable
-from neurenix_ms.nd import ADAPTIVE_POOLS, POOLS, SpatialDims, choose, expect_channels, expect_map
+from neurenix_ms.nd import POOLS, SpatialDims, choose, expect_channels, expect_map
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
 
@@ -198,10 +199,12 @@ class PyramidPooling(Configured, nn.Module):
                 f"every one of the {len(self.pool_sizes)} branches needs a channel, "
                 f"got in_channels {in_channels} and branch_channels {branch_channels}"
             )
-        pool = choose(choose(ADAPTIVE_POOLS, pool_type, "pool_type"), spatial_dims, "spatial_dims")
         point = partial(ConvNormAct, spatial_dims=spatial_dims, kernel_size=1, act=act)
         self.branches = nn.ModuleList(
-            nn.Sequential(pool(n), point(in_channels, width, norm=None if n == 1 else norm))
+            nn.Sequential(
+                Grid(n, pool_type, spatial_dims),
+                point(in_channels, width, norm=None if n == 1 else norm),
+            )
             for n in self.pool_sizes
         )
         self.resize = Resize(mode, spatial_dims, align_corners)
@@ -274,8 +277,7 @@ class SpatialPyramidPooling(Configured, nn.Module):
         self.num_levels = len(self.bins)
         self.pool_type = pool_type
         self.spatial_dims = spatial_dims
-        pool = choose(choose(ADAPTIVE_POOLS, pool_type, "pool_type"), spatial_dims, "spatial_dims")
-        self.grids = nn.ModuleList(pool(n) for n in self.bins)
+        self.grids = nn.ModuleList(Grid(n, pool_type, spatial_dims) for n in self.bins)
 
     def output_length(self, channels: int) -> int:
         """Length of the vector that a map with `channels` channels gives."""
