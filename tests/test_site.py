@@ -82,7 +82,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page(page: str, scheme: str, browser: Browser, address: str):
-    browser.resize(WIDTHS[0])  # before it is opened: from narrow to wide the search bar takes its time
+    browser.resize(WIDTHS[0])  # before it is opened, as the search bar takes its time to widen
     browser.open(f"{address}/{page}/", scheme)
     shown = browser.run("document.body.getAttribute('data-md-color-scheme')")
     assert shown == {"light": "default", "dark": "slate"}[scheme]
