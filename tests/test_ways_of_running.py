@@ -69,7 +69,17 @@ def test_onnxruntime_gives_the_same_on_every_size(case: Case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["UNet-1d", "UNet-3d", "FeatureFusion-1d", "FeatureFusion-3d", "PyramidNetwork-3d"]
+    "name",
+    [
+        pytest.param(
+            "UNet-1d",
+            marks=pytest.mark.xfail(strict=True, reason="torch.export fixes the one axis"),
+        ),
+        "UNet-3d",
+        "FeatureFusion-1d",
+        "FeatureFusion-3d",
+        "PyramidNetwork-3d",
+    ],
 )
 def test_onnxruntime_gives_the_same_in_other_dimensions(name):
     case = next(case for case in CASES if case.name == name)
