@@ -341,7 +341,8 @@ def test_a_schedule_without_an_end_is_refused(tmp_path):
 def test_without_lightning_the_room_opens_but_the_tasks_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning", None)
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
-    monkeypatch.delitem(sys.modules, "neurenix_ms.training.task")
+    for name in ("task", "step"):
+        monkeypatch.delitem(sys.modules, f"neurenix_ms.training.{name}")
     room = importlib.import_module("neurenix_ms.training")
     monkeypatch.delattr(room, "task", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'neurenix_ms\[train\]'"):
@@ -360,7 +361,13 @@ def test_training_in_tiles_is_training():
     results = []
     for tile_size in (None, 16):
         seed_everything(0)
-        task = RegressionTask(UNet(1, 1, features=[4, 6]), learning_rate=1e-3, tile_size=tile_size)
+        # not Adam: it makes steps of the rounding in gradients that are zero
+        task = RegressionTask(
+            UNet(1, 1, features=[4, 6]),
+            optimizer=torch.optim.SGD,
+            learning_rate=0.1,
+            tile_size=tile_size,
+        )
         trainer = Trainer(
             max_epochs=2,
             accelerator="cpu",

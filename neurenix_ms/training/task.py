@@ -1,151 +1,15 @@
 """Any network in, a LightningModule that trains it on pairs of input and target out."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from neurenix_ms.execution import TiledModel
-from neurenix_ms.training.tiles import loss_in_tiles
-
-try:
-    from lightning.pytorch import LightningModule
-    from torchmetrics import Metric, MetricCollection
-except ImportError as error:
-    raise ImportError(
-        "the tasks need lightning and torchmetrics: pip install 'neurenix_ms[train]'"
-    ) from error
-
-Loss: TypeAlias = Callable[[Any, Any], Tensor]
-Metrics: TypeAlias = Metric | Sequence[Metric] | Mapping[str, Metric] | MetricCollection
-Schedule: TypeAlias = Literal["one_cycle"] | Callable[[Optimizer, int], LRScheduler]
+from neurenix_ms.training.step import Loss, Metrics, Schedule, Task
 
 
-class _Task(LightningModule):
-    """What all tasks share: what a step is, what is logged, which optimizer and schedule run."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss | None = None,
-        metrics: Metrics | None = None,
-        *,
-        optimizer: Callable[..., Optimizer] = AdamW,
-        learning_rate: float = 1e-3,
-        schedule: Schedule | None = None,
-        input_key: str = "input",
-        target_key: str = "target",
-        tile_size: int | Sequence[int] | None = None,
-        whole: Literal["auto"] | Sequence[str] = "auto",
-    ) -> None:
-        super().__init__()
-        if learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-        if not (schedule is None or schedule == "one_cycle" or callable(schedule)):
-            raise ValueError(f"schedule must be None, 'one_cycle' or a callable, got {schedule!r}")
-        self.model = model
-        self.loss = self._default_loss() if loss is None else loss
-        self.metrics = _collect(metrics)
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.schedule = schedule
-        self.input_key = input_key
-        self.target_key = target_key
-        self.tile_size = tile_size
-        self.whole = whole
-        self.train_metrics = self.metrics.clone(prefix="train_")
-        self.val_metrics = self.metrics.clone(prefix="val_")
-        self.test_metrics = self.metrics.clone(prefix="test_")
-
-    def _default_loss(self) -> Loss:
-        return nn.MSELoss()
-
-    def compared(self, output: Any, target: Any) -> tuple[Any, Any]:
-        """What the metrics get of an output and a target."""
-        raise NotImplementedError
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.model(*inputs)
-
-    def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        return self._step(batch, "train", self.train_metrics)
-
-    def validation_step(self, batch: Any, batch_index: int) -> Tensor:
-        return self._step(batch, "val", self.val_metrics)
-
-    def test_step(self, batch: Any, batch_index: int) -> Tensor:
-        return self._step(batch, "test", self.test_metrics)
-
-    def predict_step(self, batch: Any, batch_index: int = 0) -> Any:
-        """Output for a batch; one that is a tensor is the input itself, without a target."""
-        return self._output(batch if isinstance(batch, Tensor) else self._unpack(batch)[0])
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters(), lr=self.learning_rate)
-        if self.schedule is None:
-            return optimizer
-        num_steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(num_steps):
-            raise ValueError(
-                f"a schedule needs a Trainer with max_epochs or max_steps, got {num_steps} steps"
-            )
-        schedule = _one_cycle if self.schedule == "one_cycle" else self.schedule
-        scheduler = schedule(optimizer, int(num_steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def _step(self, batch: Any, stage: str, metrics: MetricCollection) -> Tensor:
-        inputs, target = self._unpack(batch)
-        if stage == "train" and self.tile_size is not None:
-            output = None  # there is never a whole one
-            loss = loss_in_tiles(self.model, inputs, target, self.loss, self.tile_size, self.whole)
-        else:
-            output = self._output(inputs)
-            loss = self.loss(output, target)
-        size = len(inputs if isinstance(inputs, Tensor) else inputs[0])
-        self.log(
-            f"{stage}_loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=size,
-            sync_dist=True,
-        )
-        if len(metrics) and output is not None:
-            metrics.update(*self.compared(_detached(output), target))
-            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=size)
-        return loss
-
-    def _output(self, inputs: Any) -> Any:
-        if self.tile_size is None or self.training:
-            return self(inputs)
-        tiled = TiledModel(
-            self.model, self.tile_size, spatial_dims=inputs.ndim - 2, whole=self.whole
-        )
-        return tiled(inputs)
-
-    def _unpack(self, batch: Any) -> tuple[Any, Any]:
-        keys = (self.input_key, self.target_key)
-        if isinstance(batch, Mapping):
-            if not all(key in batch for key in keys):
-                raise ValueError(f"a batch must have the keys {keys}, got {list(batch)}")
-            return batch[self.input_key], batch[self.target_key]
-        if isinstance(batch, list | tuple) and len(batch) == 2:
-            return batch[0], batch[1]
-        length = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
-        raise ValueError(
-            f"a batch must be a pair (input, target) or a dict with the keys {keys}, "
-            f"got a {type(batch).__name__}{length}"
-        )
-
-
-class RegressionTask(_Task):
+class RegressionTask(Task):
     """Train a network whose output is compared with the target as it is.
 
     Loops, checkpoints, resuming, mixed precision and several devices are the Trainer's business;
@@ -188,7 +52,7 @@ class RegressionTask(_Task):
         return output, target
 
 
-class SegmentationTask(_Task):
+class SegmentationTask(Task):
     """Train a network that gives one logit per class and cell.
 
     The loss gets the logits, `nn.CrossEntropyLoss()` by default. The metrics get classes: the
@@ -231,7 +95,7 @@ class SegmentationTask(_Task):
         return classes, target.long()
 
 
-class MultiscaleTask(_Task):
+class MultiscaleTask(Task):
     """Train a network that gives a list of maps, one per scale.
 
     The loss gets the whole list. The metrics compare the finest map, which is the largest one
@@ -297,21 +161,5 @@ class MultiscaleTask(_Task):
         return _finest(output), target if isinstance(target, Tensor) else _finest(target)
 
 
-def _one_cycle(optimizer: Optimizer, num_steps: int) -> OneCycleLR:
-    """Warm up to the learning rates of the optimizer, then decay to nothing in `num_steps`."""
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, max_lr=peaks, total_steps=num_steps)
-
-
-def _collect(metrics: Metrics | None) -> MetricCollection:
-    if metrics is None:
-        return MetricCollection([])
-    return MetricCollection(dict(metrics) if isinstance(metrics, Mapping) else metrics)
-
-
 def _finest(maps: Sequence[Tensor]) -> Tensor:
     return max(maps, key=lambda one: one[0, 0].numel())
-
-
-def _detached(output: Any) -> Any:
-    return output.detach() if isinstance(output, Tensor) else [one.detach() for one in output]
