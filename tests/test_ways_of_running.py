@@ -137,19 +137,6 @@ def test_deterministic_algorithms_are_enough_and_repeat_to_the_last_bit(case: Ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["UNet-2d", "PyramidNetwork-2d", "FeatureFusion-2d"])
-def test_compiled_to_machine_code_it_gives_the_same(name):
-    case = next(case for case in CASES if case.name == name)
-    torch.compiler.reset()
-    model = build(case).eval()
-    compiled = torch.compile(model, fullgraph=True)
-    for n in (16, 21, 18):
-        maps = case.inputs(case.size(n))
-        for y, expected in zip(as_list(compiled(maps)), as_list(model(maps)), strict=True):
-            torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
 def test_two_processes_have_the_gradients_of_one(wrap, tmp_path):
     report = tmp_path / "report.txt"
