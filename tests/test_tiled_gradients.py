@@ -57,7 +57,7 @@ def unet(norm=None, **options) -> UNet:
     return UNet(1, 2, features=[4, 6], norm=norm, **options).double().train()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**6), dims=st.sampled_from([1, 1, 2]))
 def test_random_networks(seed, dims):
     draw = random.Random(seed)

@@ -53,7 +53,7 @@ def unet(norm=None, dims: int = 2, **options) -> UNet:
     return model
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**6), dims=st.sampled_from([1, 1, 1, 2, 2, 3]))
 def test_random_networks_are_equal_or_refused(seed, dims):
     draw = random.Random(seed)
