@@ -216,21 +216,22 @@ def draw(path: Path, x: Tensor, whole: Tensor, others: list[Tensor]) -> None:
     from matplotlib import colormaps, pyplot
     from matplotlib.colors import LogNorm
 
-    figure, axes = pyplot.subplots(1, 4, figsize=(14, 4), layout="constrained")
+    figure, grid = pyplot.subplots(2, 2, figsize=(9, 9), layout="constrained")
+    axes = grid.flatten()
     for axis, image, title in zip(
         axes, (x, whole), ("map, 512 x 512", "U-Net on the whole map"), strict=False
     ):
         axis.imshow(image[0, 0], cmap="gray")
-        axis.set_title(title, fontsize=11)
+        axis.set_title(title, fontsize=13)
     colours = colormaps["magma"].with_extremes(bad="black")
     for axis, result, title in zip(axes[2:], others, ("blended windows", "our tiles"), strict=True):
         error = (result - whole)[0, 0].abs() / whole.std()
         axis.imshow(error, cmap=colours, norm=LogNorm(1e-6, 1))
-        axis.set_title(f"{title}: off by up to {error.max():.0e} std", fontsize=11)
+        axis.set_title(f"{title}: off by up to {error.max():.0e} std", fontsize=13)
     for axis in axes:
         axis.set_axis_off()
     figure.colorbar(
-        axes[-1].images[0], ax=axes, label="error in standard deviations (log)", shrink=0.8
+        axes[-1].images[0], ax=grid[1], label="error in standard deviations (log)", shrink=0.8
     )
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=90, format="png")
