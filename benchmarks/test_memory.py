@@ -40,19 +40,20 @@ def test_memory_tiles(variant, measure, benchmark):
 @pytest.mark.benchmark(group="memory/train")
 @pytest.mark.parametrize("variant", ["plain", "deep part whole"])
 @pytest.mark.parametrize("norm", [None, "instance"])
-def test_memory_train(norm, variant, measure, request):
-    """Gradients of a three-dimensional U-Net on 64 cubed cells; `plain` is the whole map."""
-    if norm is not None:
+@pytest.mark.parametrize("size", [32, 96])
+def test_memory_train(size, norm, variant, measure, request):
+    """Gradients of a three-dimensional U-Net in tiles of half the edge; `plain` is the whole map."""
+    if size > 32:
         only_when_timing(request)
     model = UNet(1, 1, features=[8, 16], spatial_dims=3, norm=norm, remember=False)
-    x, target = torch.randn(2, 1, 1, 64, 64, 64)
+    x, target = torch.randn(2, 1, 1, size, size, size)
     whole = ("level.inner",) if variant == "deep part whole" else ()
 
     def step() -> None:
         if variant == "plain":
             F.mse_loss(model(x), target).backward()
         else:
-            accumulate_gradients(model, x, target, F.mse_loss, 32, whole=whole)
+            accumulate_gradients(model, x, target, F.mse_loss, size // 2, whole=whole)
 
     step()
     got = [p.grad for p in model.parameters()]

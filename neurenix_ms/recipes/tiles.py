@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure what is not measured yet, then write table and picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tiles"))
-    parser.add_argument("--steps", type=int, default=150, help="training of the network drawn")
+    parser.add_argument("--steps", type=int, default=60, help="training of the network drawn")
     parser.add_argument("--large", action="store_true", help="the volumes as well: 15 minutes")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
