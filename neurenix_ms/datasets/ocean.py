@@ -2,23 +2,28 @@
 
 import math
 import os
-from collections.abc import Callable
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from neurenix_ms.datasets.cache import SampleCache
-from neurenix_ms.nd import expect_positive
+from neurenix_ms.datasets.currents import (
+    LENGTH,
+    RELEASE,
+    Eddies,
+    Islands,
+    Seeding,
+    advanced,
+    backwards,
+    currents,
+    place_for,
+)
+from neurenix_ms.nd import choose, expect_positive
 
-LENGTH = 100.0  # km, edge of the periodic square
 INTERVAL = 6.0  # hours between maps
 SUBSTEPS = 12  # of the integrator, between maps
-RELEASE = 5.0  # km, radius of the patch of particles
-SPEED = 1.0  # km/h, root mean square of the currents (0.28 m/s)
-NUM_WAVES = 24
-LONGEST_PERIOD = 120.0  # hours
-Velocity = Callable[[Tensor, float], Tensor]
 
 
 class DriftDensity(Dataset):
@@ -29,6 +34,19 @@ class DriftDensity(Dataset):
     piles up nowhere but is stretched into filaments, which is what a surrogate has to learn. A
     sink flow adds a convergence, which makes density grow.
 
+    Where the patch is let go may be left to chance or to the currents at that time, which are, of
+    velocity `v` with `sigma = sqrt((d1 v1 - d2 v2)^2 + (d2 v1 + d1 v2)^2)`:
+
+    * "converging": where particles come together on a line fastest, that is where
+      `(div v - sigma) / 2`, the smaller rate of strain, is most negative.
+    * "hyperbolic": of all saddles, places of no current with `det(grad v) < 0`, that of the largest
+      `sigma`. The patch is torn apart there.
+    * "eddies": of all places of no current, that where the Okubo-Weiss number `sigma^2 - curl(v)^2` is
+      most negative. The patch stays together there, as long as the eddy lives.
+
+    With islands, the stream function is multiplied by a function that is 0 on land, rises smoothly
+    over 10 km and is 1 at sea. So the coast is a streamline, and nothing ever lands.
+
     Args:
         root: Folder of the cache.
         num_samples: Number of samples.
@@ -36,17 +54,29 @@ class DriftDensity(Dataset):
         steps: Number of steps of 6 hours.
         num_particles: Particles of a sample; together they have mass 1.
         time_reversed: Run the currents backwards in time, with the opposite sign.
-        sink: Speed in km/h of a flow towards the place of the release, on top of the currents.
+        sink: Speed in km/h of a flow towards the place of the release, on top of the currents; away
+            from it when time is reversed.
+        seeding: Where the patch is let go: "anywhere", or as above, by the currents without the sink.
+        land: Number of round islands of 5 to 10 km radius, none of them near the release.
+        cell_sizes: Widest cell of an axis over its narrowest, for a grid that is stretched smoothly:
+            edges at `100 km * (i + a sin(2 pi i) / (2 pi))`, i from 0 to 1, with `a` from that ratio.
+            None is the even grid, without the item below.
         seed: Where all randomness comes from.
         progress: Show a progress bar while samples are made.
 
     Shape:
         `density` `(steps + 1, size, size)` in 1 / km2, and `velocity` `(steps + 1, 2, size, size)` in
-        km/h along the first and second axis, at the time of every map; float32. The square is
-        periodic.
+        km/h along the first and second axis, at the time of every map. With `cell_sizes` also
+        `cell_sizes` `(2, size, size)`, the edges of every cell in km along both axes: their product
+        times the density is mass. With `land` also `land` `(size, size)`, 1 where a whole cell is land
+        and 0 elsewhere. All float32. The square is periodic.
 
     Raises:
-        ValueError: If a count is below 1, or the sink is negative.
+        ValueError: If a count is below 1, the sink or the number of islands is negative, the ratio of
+            cell sizes is below 1, or the seeding is unknown.
+
+    Source: the line of strongest attraction is that of Serra and Haller 2016, Chaos 26, 053110; the
+    number of eddies that of Okubo 1970, Deep-Sea Research 17, 445, and Weiss 1991, Physica D 48, 273.
 
     Examples:
         >>> import tempfile
@@ -66,6 +96,9 @@ class DriftDensity(Dataset):
         num_particles: int = 10_000,
         time_reversed: bool = False,
         sink: float = 0.0,
+        seeding: Seeding = "anywhere",
+        land: int = 0,
+        cell_sizes: float | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
@@ -74,12 +107,22 @@ class DriftDensity(Dataset):
         )
         if not 0 <= sink < math.inf:
             raise ValueError(f"sink must be a speed of 0 or more, got {sink}")
+        choose(dict.fromkeys(get_args(Seeding)), seeding, "seeding")
+        if land < 0:
+            raise ValueError(f"land must be a number of islands, 0 or more, got {land}")
+        if cell_sizes is not None and not 1 <= cell_sizes < math.inf:
+            raise ValueError(
+                f"cell_sizes must be a ratio of 1 or more, widest over narrowest, got {cell_sizes}"
+            )
         self.num_samples = num_samples
         self.size = size
         self.steps = steps
         self.num_particles = num_particles
         self.time_reversed = time_reversed
         self.sink = sink
+        self.seeding: Seeding = seeding
+        self.land = land
+        self.cell_sizes = cell_sizes
         self.seed = seed
         settings = {
             "size": size,
@@ -87,6 +130,9 @@ class DriftDensity(Dataset):
             "num_particles": num_particles,
             "time_reversed": time_reversed,
             "sink": sink,
+            "seeding": seeding,
+            "land": land,
+            "cell_sizes": cell_sizes,
             "seed": seed,
         }
         self.cache = SampleCache(root, "drift_density", settings, self._make)
@@ -103,63 +149,48 @@ class DriftDensity(Dataset):
     def _make(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         centre = LENGTH * torch.rand(2, dtype=torch.float64, generator=generator)
-        flow = currents(generator, centre, self.sink)
-        velocity = _backwards(flow, self.steps * INTERVAL) if self.time_reversed else flow
+        eddies = Eddies.random(generator)
+        end = self.steps * INTERVAL
+        plain = currents(eddies, centre)
+        plain = backwards(plain, end) if self.time_reversed else plain
+        centre = place_for(plain, self.seeding, centre)
         x = centre + _disc(self.num_particles, generator)
-        edges = LENGTH * (torch.arange(self.size, dtype=torch.float64) + 0.5) / self.size
-        cells = torch.stack(torch.meshgrid(edges, edges, indexing="ij"), dim=-1)
+        islands = Islands.random(self.land, centre, generator) if self.land else None
+        velocity = currents(eddies, centre, self.sink, islands)
+        velocity = backwards(velocity, end) if self.time_reversed else velocity
+        edges = grid_edges(self.size, self.cell_sizes or 1.0)
+        cells = _pairs((edges[1:] + edges[:-1]) / 2)
         densities, velocities = [], []
         for step in range(self.steps + 1):
             time = step * INTERVAL
-            densities.append(counted(x, self.size))
+            densities.append(counted(x, edges))
             velocities.append(velocity(cells, time).movedim(-1, 0))
-            x = advanced(x, velocity, time)
+            if step < self.steps:
+                x = advanced(x, velocity, time, INTERVAL, SUBSTEPS)
         maps = {"density": torch.stack(densities), "velocity": torch.stack(velocities)}
+        if self.cell_sizes is not None:
+            maps["cell_sizes"] = _pairs(edges.diff()).movedim(-1, 0)
+        if islands is not None:
+            maps["land"] = islands.land(edges)
         return {name: value.float() for name, value in maps.items()}
 
 
-def currents(generator: torch.Generator, centre: Tensor, sink: float = 0.0) -> Velocity:
-    """Velocity at places `(..., 2)` and a time, of random waves of a stream function on the torus."""
-    numbers = torch.randint(-5, 6, (NUM_WAVES, 2), generator=generator).double()
-    numbers[(numbers == 0).all(1)] = 1
-    k = 2 * math.pi / LENGTH * numbers
-    phase = 2 * math.pi * torch.rand(NUM_WAVES, dtype=torch.float64, generator=generator)
-    height = torch.randn(NUM_WAVES, dtype=torch.float64, generator=generator)
-    spin = torch.rand(NUM_WAVES, dtype=torch.float64, generator=generator)
-    rate = 2 * math.pi / LONGEST_PERIOD * (2 * spin - 1)
-    height = height / numbers.square().sum(1)
-    mean_square = 0.5 * (height.square() * k.square().sum(1)).sum()
-    across = (
-        torch.stack([k[:, 1], -k[:, 0]], dim=1) * (height * SPEED / mean_square.sqrt())[:, None]
-    )
+def grid_edges(size: int, ratio: float = 1.0) -> Tensor:
+    """Edges `(size + 1,)` of the cells of an axis, the widest so many times as wide as the narrowest.
 
-    def velocity(x: Tensor, time: float) -> Tensor:
-        turning = torch.cos(x @ k.T - rate * time + phase) @ across
-        return turning - sink * torch.sin(2 * math.pi / LENGTH * (x - centre))
-
-    return velocity
+    The ratio is that of the stretching; cells, which average it, come close to it when they are many.
+    """
+    i = torch.arange(size + 1, dtype=torch.float64) / size
+    strength = (ratio - 1) / (ratio + 1)
+    return LENGTH * (i + strength * torch.sin(2 * math.pi * i) / (2 * math.pi))
 
 
-def advanced(
-    x: Tensor, velocity: Velocity, time: float, hours: float = INTERVAL, substeps: int = SUBSTEPS
-) -> Tensor:
-    """Places after some hours, by the classical Runge-Kutta scheme of fourth order."""
-    h = hours / substeps
-    for step in range(substeps):
-        t = time + step * h
-        a = velocity(x, t)
-        b = velocity(x + h / 2 * a, t + h / 2)
-        c = velocity(x + h / 2 * b, t + h / 2)
-        d = velocity(x + h * c, t + h)
-        x = x + h / 6 * (a + 2 * b + 2 * c + d)
-    return x
-
-
-def counted(x: Tensor, size: int) -> Tensor:
-    """Density of particles of mass `1 / len(x)` on the cells of the torus."""
-    cell = (x / LENGTH * size).floor().long() % size
+def counted(x: Tensor, edges: Tensor) -> Tensor:
+    """Density of particles of mass `1 / len(x)` on the cells of the torus between edges."""
+    size = len(edges) - 1
+    cell = torch.bucketize(x % LENGTH, edges[1:-1], right=True)
     counts = torch.bincount(cell[:, 0] * size + cell[:, 1], minlength=size**2)
-    return counts.view(size, size).double() / len(x) / (LENGTH / size) ** 2
+    return counts.view(size, size).double() / len(x) / _pairs(edges.diff()).prod(-1)
 
 
 def _disc(count: int, generator: torch.Generator) -> Tensor:
@@ -169,5 +200,6 @@ def _disc(count: int, generator: torch.Generator) -> Tensor:
     return RELEASE * radius.sqrt()[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
 
 
-def _backwards(velocity: Velocity, end: float) -> Velocity:
-    return lambda x, time: -velocity(x, end - time)
+def _pairs(x: Tensor) -> Tensor:
+    """One number per cell and axis, `(N, N, 2)`."""
+    return torch.stack(torch.meshgrid(x, x, indexing="ij"), dim=-1)

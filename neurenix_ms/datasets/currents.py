@@ -1,0 +1,213 @@
+"""Random numbers in, the currents of a sea of eddies, its islands and places to let go out."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LENGTH = 100.0  # km, edge of the periodic square
+RELEASE = 5.0  # km, radius of the patch of particles
+SPEED = 1.0  # km/h, root mean square of the currents (0.28 m/s)
+NUM_WAVES = 24
+LONGEST_PERIOD = 120.0  # hours
+SHELF = 10.0  # km, how far from the coast the currents feel it
+SMALLEST, LARGEST = 5.0, 10.0  # km, radius of an island
+Velocity = Callable[[Tensor, float], Tensor]
+Seeding = Literal["anywhere", "converging", "hyperbolic", "eddies"]
+
+
+@dataclass
+class Eddies:
+    """Random waves of a stream function on the torus: `sum height * sin(k . x - rate * t + phase)`.
+
+    Args:
+        k: Wave vectors `(W, 2)`, in 1 / km.
+        rate: Angular speeds `(W,)`, in 1 / h.
+        phase: Phases `(W,)`.
+        height: Heights `(W,)`, in km2 / h.
+    """
+
+    k: Tensor
+    rate: Tensor
+    phase: Tensor
+    height: Tensor
+
+    @classmethod
+    def random(cls, generator: torch.Generator) -> "Eddies":
+        """Waves of up to five crests per axis that are, together, as fast as stated above."""
+        numbers = torch.randint(-5, 6, (NUM_WAVES, 2), generator=generator).double()
+        numbers[(numbers == 0).all(1)] = 1
+        k = 2 * math.pi / LENGTH * numbers
+        phase = 2 * math.pi * torch.rand(NUM_WAVES, dtype=torch.float64, generator=generator)
+        height = torch.randn(NUM_WAVES, dtype=torch.float64, generator=generator)
+        spin = torch.rand(NUM_WAVES, dtype=torch.float64, generator=generator)
+        rate = 2 * math.pi / LONGEST_PERIOD * (2 * spin - 1)
+        height = height / numbers.square().sum(1)
+        mean_square = 0.5 * (height.square() * k.square().sum(1)).sum()
+        return cls(k, rate, phase, height * SPEED / mean_square.sqrt())
+
+    def stream(self, x: Tensor, time: float) -> Tensor:
+        """The stream function at places `(..., 2)`."""
+        return torch.sin(self._angle(x, time)) @ self.height
+
+    def velocity(self, x: Tensor, time: float) -> Tensor:
+        """`(d psi / d x2, -d psi / d x1)` at places `(..., 2)`, free of divergence."""
+        across = torch.stack([self.k[:, 1], -self.k[:, 0]], dim=1) * self.height[:, None]
+        return torch.cos(self._angle(x, time)) @ across
+
+    def _angle(self, x: Tensor, time: float) -> Tensor:
+        return x @ self.k.T - self.rate * time + self.phase
+
+
+@dataclass
+class Islands:
+    """Round islands in the torus.
+
+    Args:
+        centres: Their centres `(N, 2)`, in km.
+        radii: Their radii `(N,)`, in km.
+    """
+
+    centres: Tensor
+    radii: Tensor
+
+    @classmethod
+    def random(cls, count: int, clear_of: Tensor, generator: torch.Generator) -> "Islands":
+        """Islands anywhere, but so far from a place that a patch let go there does not feel them."""
+        places: list[Tensor] = []
+        radii: list[Tensor] = []
+        while len(places) < count:
+            place, radius = LENGTH * _uniform(2, generator), _uniform(1, generator)[0]
+            radius = SMALLEST + (LARGEST - SMALLEST) * radius
+            if wrapped(place - clear_of).norm() > radius + SHELF + RELEASE:
+                places.append(place)
+                radii.append(radius)
+        return cls(torch.stack(places), torch.stack(radii))
+
+    def sea(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How far a place `(..., 2)` is out at sea, and the gradient of that.
+
+        It is 0 on land and 1 from the shelf on, `6 d^5 - 15 d^4 + 10 d^3` of the distance to the coast
+        between, and over all islands the product.
+        """
+        out, slope = torch.ones_like(x[..., 0]), torch.zeros_like(x)
+        for centre, radius in zip(self.centres, self.radii, strict=True):
+            to = wrapped(x - centre)
+            distance = to.norm(dim=-1)
+            d = ((distance - radius) / SHELF).clamp(0, 1)
+            one = d**3 * (10 - 15 * d + 6 * d**2)
+            steep = 30 * (d * (1 - d)).square() / SHELF / distance.clamp(min=radius.item())
+            slope = slope * one[..., None] + (out * steep)[..., None] * to
+            out = out * one
+        return out, slope
+
+    def land(self, edges: Tensor) -> Tensor:
+        """Which cells between the edges `(N + 1,)` of both axes are land up to their far corner."""
+        middle, half = (edges[1:] + edges[:-1]) / 2, edges.diff() / 2
+        x, reach = (torch.stack(torch.meshgrid(y, y, indexing="ij"), -1) for y in (middle, half))
+        land = torch.zeros(x.shape[:-1], dtype=torch.bool)
+        for centre, radius in zip(self.centres, self.radii, strict=True):
+            land |= (wrapped(x - centre).abs() + reach).norm(dim=-1) <= radius
+        return land
+
+
+def currents(
+    eddies: Eddies, centre: Tensor, sink: float = 0.0, islands: Islands | None = None
+) -> Velocity:
+    """Velocity at places `(..., 2)` and a time: eddies, a flow to the centre, and coasts.
+
+    Out at sea by the share `s`, the stream function is `s * psi` and the flow to the centre `s` times
+    what it was. Both vanish at the coast, so no particle gets there.
+    """
+
+    def open_sea(x: Tensor, time: float) -> Tensor:
+        return eddies.velocity(x, time) - sink * torch.sin(2 * math.pi / LENGTH * (x - centre))
+
+    if islands is None:
+        return open_sea
+
+    def with_coasts(x: Tensor, time: float) -> Tensor:
+        share, slope = islands.sea(x)
+        along = torch.stack([slope[..., 1], -slope[..., 0]], dim=-1)
+        return share[..., None] * open_sea(x, time) + eddies.stream(x, time)[..., None] * along
+
+    return with_coasts
+
+
+def backwards(velocity: Velocity, end: float) -> Velocity:
+    """The currents when time runs back from an end, with the opposite sign."""
+    return lambda x, time: -velocity(x, end - time)
+
+
+def advanced(x: Tensor, velocity: Velocity, time: float, hours: float, substeps: int) -> Tensor:
+    """Places after some hours, by the classical Runge-Kutta scheme of fourth order."""
+    h = hours / substeps
+    for step in range(substeps):
+        t = time + step * h
+        a = velocity(x, t)
+        b = velocity(x + h / 2 * a, t + h / 2)
+        c = velocity(x + h / 2 * b, t + h / 2)
+        d = velocity(x + h * c, t + h)
+        x = x + h / 6 * (a + 2 * b + 2 * c + d)
+    return x
+
+
+def place_for(velocity: Velocity, seeding: Seeding, otherwise: Tensor) -> Tensor:
+    """Where to let go, chosen by the currents at time 0.
+
+    With `J` the gradient of the velocity, `div` its trace, `curl = J21 - J12`, and the strain
+    `sigma = sqrt((J11 - J22)^2 + (J12 + J21)^2)`:
+
+    * "converging": where `(div - sigma) / 2`, the rate at which particles come together on a line, is
+      most negative (Serra and Haller 2016).
+    * "hyperbolic": of the places at rest with `det J < 0`, saddles, the one with the largest `sigma`.
+    * "eddies": of the places at rest, the one where `sigma^2 - curl^2` is most negative (Okubo 1970,
+      Weiss 1991).
+    """
+    if seeding == "anywhere":
+        return otherwise
+    x = _grid(128 if seeding == "converging" else 40)
+    if seeding != "converging":
+        x = at_rest(velocity, x)
+    j = gradient(velocity, x)
+    strain = ((j[:, 0, 0] - j[:, 1, 1]) ** 2 + (j[:, 0, 1] + j[:, 1, 0]) ** 2).sqrt()
+    if seeding == "converging":
+        score = j.diagonal(dim1=1, dim2=2).sum(1) - strain
+    elif seeding == "hyperbolic":
+        score = torch.where(torch.linalg.det(j) < 0, -strain, math.inf)
+    else:
+        score = strain**2 - (j[:, 1, 0] - j[:, 0, 1]) ** 2
+    return x[score.argmin()] % LENGTH
+
+
+def at_rest(velocity: Velocity, x: Tensor) -> Tensor:
+    """Places at rest at time 0 that Newton's method finds from places `(N, 2)`; some several times."""
+    for _ in range(40):
+        v, ((a, b), (c, d)) = velocity(x, 0.0), gradient(velocity, x).permute(1, 2, 0)
+        step = torch.stack([d * v[:, 0] - b * v[:, 1], a * v[:, 1] - c * v[:, 0]], dim=1)
+        step = step / (a * d - b * c)[:, None]
+        x = x - step * (1 / step.norm(dim=1, keepdim=True)).clamp(max=1)  # 1 km at most
+    return x[velocity(x, 0.0).norm(dim=1) < 1e-9]
+
+
+def gradient(velocity: Velocity, x: Tensor, time: float = 0.0) -> Tensor:
+    """Derivatives of both components (rows) along both axes (columns), at places `(N, 2)`."""
+    of_one = torch.func.jacrev(lambda place: velocity(place, time))
+    return torch.func.vmap(of_one)(x)
+
+
+def wrapped(x: Tensor) -> Tensor:
+    """The shortest of all ways around the torus that lead as far."""
+    return (x + LENGTH / 2) % LENGTH - LENGTH / 2
+
+
+def _grid(per_axis: int) -> Tensor:
+    axis = LENGTH * torch.arange(per_axis, dtype=torch.float64) / per_axis
+    return torch.cartesian_prod(axis, axis)
+
+
+def _uniform(count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, dtype=torch.float64, generator=generator)
