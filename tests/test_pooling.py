@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from sizes_for import maps
 
 from neurenix_ms import MultiScalePooling, PyramidPooling, SpatialPyramidPooling
+from neurenix_ms.multiscale.folding import FoldedConvolution
+from neurenix_ms.resize import Resize
 
 AVG = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -99,6 +101,46 @@ def test_pyramid_pooling_keeps_the_size(shape):
     y = bare(x)
     assert y.shape == (2, 8 + 2 * 5, *size)
     assert torch.equal(y[:, :8], x)
+
+
+@given(maps(1, 9), st.sampled_from(["nearest", "bilinear", "area"]), st.booleans())
+def test_a_folded_convolution_is_that_of_the_concatenated_map(shape, mode, align_corners):
+    dims, size = shape
+    resize = Resize(mode, dims, align_corners)
+    fold = FoldedConvolution(3, 2, [1, 3, 4], 5, resize, dims, bias=True).double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    grids = [torch.randn(2, 2, *(n,) * dims, dtype=torch.float64) for n in fold.bins]
+    torch.testing.assert_close(fold.folded(x, grids), fold(x, grids), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_gradients_of_a_folded_convolution_are_right(dims):
+    fold = FoldedConvolution(2, 1, [1, 2], 2, Resize("linear", dims), dims, bias=True).double()
+    maps = [
+        torch.randn(1, 2, *(4, 3, 5)[:dims]),
+        *(torch.randn(1, 1, *(n,) * dims) for n in [1, 2]),
+    ]
+    inputs = [x.double().requires_grad_() for x in maps]
+
+    def call(x, *grids_and_weights):
+        names = dict(zip(("weight", "bias"), grids_and_weights[2:], strict=True))
+        arguments = (x, list(grids_and_weights[:2]))
+        with torch.nn.utils.stateless._reparametrize_module(fold, names):
+            return fold.folded(*arguments)
+
+    assert torch.autograd.gradcheck(call, (*inputs, fold.weight, fold.bias))
+
+
+def test_large_maps_are_folded_and_small_ones_are_not(monkeypatch):
+    pool = PyramidPooling(64, 64).eval()
+    calls = []
+    folded = pool.projection.conv.folded
+    monkeypatch.setattr(pool.projection.conv, "folded", lambda *a: calls.append(1) or folded(*a))
+    with torch.no_grad():
+        pool(torch.zeros(1, 64, 16, 16))
+        assert not calls
+        pool(torch.zeros(1, 64, 48, 48))
+    assert calls
 
 
 def test_the_branch_of_one_bin_has_a_bias_and_no_norm():

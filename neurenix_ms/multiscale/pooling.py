@@ -12,7 +12,8 @@ from neurenix_ms.backbones import Backbone
 from neurenix_ms.blocks import ChannelDropout, ConvNormAct
 from neurenix_ms.config import Configured
 from neurenix_ms.grids import Grid
-from neurenix_ms.layers import Act, Norm, expect_normalisable
+from neurenix_ms.layers import Act, Norm, expect_normalisable, make_norm
+from neurenix_ms.multiscale.folding import FoldedConvolution, Projection
 from neurenix_ms.nd import POOLS, SpatialDims, choose, expect_channels, expect_map
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
@@ -208,12 +209,18 @@ class PyramidPooling(Configured, nn.Module):
             for n in self.pool_sizes
         )
         self.resize = Resize(mode, spatial_dims, align_corners)
-        self.projection: ConvNormAct | None = None
+        self.projection: Projection | None = None
         if project:
-            total = in_channels + len(self.pool_sizes) * width
-            self.projection = ConvNormAct(
-                total, out_channels, spatial_dims=spatial_dims, norm=norm, act=act
+            conv = FoldedConvolution(
+                in_channels,
+                width,
+                self.pool_sizes,
+                out_channels,
+                self.resize,
+                spatial_dims,
+                bias=norm is None,
             )
+            self.projection = Projection(conv, make_norm(norm, out_channels, spatial_dims), act)
         self.drop = ChannelDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,14 +228,10 @@ class PyramidPooling(Configured, nn.Module):
         expect_channels(x, self.in_channels)
         if self.project:
             expect_normalisable(self.norm, self.training, x.shape[0], spatial(x))
+        views = [branch(x) for branch in self.branches]
         if self.projection is None:
-            return self._stacked(x)
-        y = self.projection.conv(self._stacked(x))  # which frees the stack before norm and act
-        return self.drop(self.projection.finish(y))
-
-    def _stacked(self, x: Tensor) -> Tensor:
-        views = (self.resize(branch(x), spatial(x)) for branch in self.branches)
-        return torch.cat([x, *views], dim=1)
+            return torch.cat([x, *(self.resize(view, spatial(x)) for view in views)], dim=1)
+        return self.drop(self.projection(x, views))
 
 
 class SpatialPyramidPooling(Configured, nn.Module):

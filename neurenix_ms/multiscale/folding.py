@@ -1,0 +1,115 @@
+"""A map and small grids of views in, the convolution of all of them at the size of the map out."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurenix_ms.checkpointing import recomputed
+from neurenix_ms.layers import Act, make_act
+from neurenix_ms.nd import CONVOLUTIONS, CONVOLVE, SpatialDims
+from neurenix_ms.resize import Resize
+from neurenix_ms.sizes import spatial
+
+TAPS = 3  # of the kernel, per axis
+WORTH_IT = 2**27  # operations to save; below it the many small products cost more, as measured
+
+
+class FoldedConvolution(nn.Module):
+    """Resize grids to the map, concatenate, convolve: without ever making the concatenated map.
+
+    Resizing and convolving are both linear, and resizing takes one axis after the other. So every
+    grid meets its slice of the kernel at its own size, each tap by itself, and is then spread along
+    each axis by a matrix that resizes and shifts by the tap in one. A grid of `n` bins costs `3 n`
+    multiplications per cell of the map, instead of `3**axes` for each of its channels. Small maps
+    are concatenated and convolved as they are, unless the call is compiled or exported.
+
+    Args:
+        in_channels: Channels of the map.
+        grid_channels: Channels of every grid.
+        bins: Bins per axis of each grid.
+        out_channels: Channels of the result.
+        resize: How a grid is brought to the size of the map.
+        spatial_dims: Number of spatial axes.
+        bias: Add one.
+
+    Shape:
+        `(B, in_channels, *S)` and a list of `(B, grid_channels, *(n,) * axes)` ->
+        `(B, out_channels, *S)`
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        grid_channels: int,
+        bins: Sequence[int],
+        out_channels: int,
+        resize: Resize,
+        spatial_dims: SpatialDims,
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        self.widths = [in_channels] + [grid_channels] * len(bins)
+        conv = CONVOLUTIONS[spatial_dims](sum(self.widths), out_channels, TAPS, bias=bias)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.convolve = CONVOLVE[spatial_dims]
+        self.bins = list(bins)
+        self.resize = resize
+
+    def forward(self, x: Tensor, grids: Sequence[Tensor]) -> Tensor:
+        if torch.compiler.is_compiling() or self.saved_by_folding(x) >= WORTH_IT:
+            return self.folded(x, grids)
+        stacked = torch.cat([x, *(self.resize(grid, spatial(x)) for grid in grids)], dim=1)
+        return self.convolve(stacked, self.weight, self.bias, padding=TAPS // 2)
+
+    def saved_by_folding(self, x: Tensor) -> int:
+        """Operations of the kernel on channels of grids."""
+        per_cell = 2 * self.weight.numel() * sum(self.widths[1:]) // sum(self.widths)
+        return per_cell * x.numel() // x.shape[1]
+
+    def folded(self, x: Tensor, grids: Sequence[Tensor]) -> Tensor:
+        """The sum of what the kernel makes of the map, and of each grid."""
+        own, *kernels = self.weight.split(self.widths, dim=1)
+        y = self.convolve(x, own, self.bias, padding=TAPS // 2).contiguous()
+        lines = y.view(-1, y.shape[-1])
+        axes = [self.spreading(y, size) for size in spatial(y)]
+        for grid, kernel, *matrices in zip(grids, kernels, *axes, strict=True):
+            part = by_taps(grid, kernel)
+            for matrix in matrices[:-1]:  # the axis in front is spread, and goes to the end
+                part = part.flatten(2, 3).movedim(2, -1) @ matrix
+            lines.addmm_(part.flatten(2, 3).movedim(2, -1).flatten(0, -2), matrices[-1])
+        return y
+
+    def spreading(self, y: Tensor, size: int) -> list[Tensor]:
+        """What the taps make of the bins of every grid along an axis: `(taps * n, size)` each."""
+        flat = (1,) * (y.ndim - 3)
+        units = (torch.eye(n, dtype=y.dtype, device=y.device) for n in self.bins)
+        rows = [self.resize(unit.view(1, *unit.shape, *flat), (size, *flat)) for unit in units]
+        wide = F.pad(torch.cat(rows, dim=1).view(-1, size), (TAPS // 2, TAPS // 2))
+        shifted = torch.stack([wide[:, tap : tap + size] for tap in range(TAPS)])
+        return [matrix.flatten(0, 1) for matrix in shifted.split(self.bins, dim=1)]
+
+
+class Projection(nn.Module):
+    """Convolution of a map and its views, norm, activation.
+
+    Shape:
+        `(B, C, *S)` and a list of grids -> `(B, C_out, *S)`
+    """
+
+    def __init__(self, conv: FoldedConvolution, norm: nn.Module, act: Act) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+        self.act = make_act(act)
+
+    def forward(self, x: Tensor, views: Sequence[Tensor]) -> Tensor:
+        return recomputed(self.act, recomputed(self.norm, self.conv(x, views)))
+
+
+def by_taps(grid: Tensor, kernel: Tensor) -> Tensor:
+    """A grid `(B, W, n, ..)` times every tap of a kernel: `(B, C, taps, n, taps, n, ..)`."""
+    bins, taps = "ijk"[: grid.ndim - 2], "xyz"[: grid.ndim - 2]
+    pairs = "".join(tap + bin for tap, bin in zip(taps, bins, strict=True))
+    return torch.einsum(f"bw{bins},cw{taps}->bc{pairs}", grid, kernel)
