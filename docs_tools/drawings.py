@@ -81,7 +81,9 @@ def flow(
     return svg(parts, width, height, title=title)
 
 
-def svg(parts: Sequence[str], width: float, height: float, *, title: str) -> str:
+def svg(
+    parts: Sequence[str], width: float, height: float, *, title: str, enlarged: float = 1.5
+) -> str:
     """Put SVG elements into one image that shrinks with the page.
 
     Args:
@@ -89,13 +91,14 @@ def svg(parts: Sequence[str], width: float, height: float, *, title: str) -> str
         width: Width of the image in its own units, about a pixel of a telephone each.
         height: Height in the same units.
         title: What the image shows, for those who cannot see it.
+        enlarged: Most pixels per unit, where the page is wide.
     """
     name = escape(title)
     body = "".join(parts).replace("\n", " ")
     return (
         f'<div><svg role="img" aria-label="{name}" xmlns="http://www.w3.org/2000/svg" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'style="display:block;width:100%;max-width:{1.5 * width:.0f}px;margin:1em auto">'
+        f'style="display:block;width:100%;max-width:{enlarged * width:.0f}px;margin:1em auto">'
         f"<title>{name}</title>{body}</svg></div>"
     )
 

@@ -1,0 +1,189 @@
+"""Sketches of implicit fields and of what advances states in time."""
+
+from docs_tools.drawn.sketch import Sketch, data, step
+
+POINTS = {"p": "torch.rand(5, 1)", "x": "torch.rand(100, 2)"}
+GRID = "model.forward_grid(p, x)"
+STATE = {"x": "torch.rand(3, 2)"}
+COMPUTED = "f'{{sum(map(len, called(model.steppers[{}])))}} states'"
+SEQUENCE = {"x": "torch.rand(2, 5, 3)"}
+
+_WRITTEN = [
+    [data("parameters", "p"), data("points", "x")],
+    [step("ParameterNet", "model.parameter_net"), None],
+    [step("write the weights", "model.weights(p)", has="model.last"), step("ShapeNet")],
+    [None, data("field", "y")],
+]
+_WRITTEN_ARROWS = [
+    ("parameters", "ParameterNet"),
+    ("ParameterNet", "write the weights"),
+    ("write the weights", "ShapeNet"),
+    ("points", "ShapeNet"),
+    ("ShapeNet", "field"),
+]
+
+SKETCHES = {
+    "NIF": Sketch(
+        "NIF(parameter_dim=1, coordinate_dim=2)",
+        _WRITTEN,
+        "A network of the parameters writes the weights of a network of the points",
+        POINTS,
+        GRID,
+        _WRITTEN_ARROWS,
+    ),
+    "MultiScaleNIF": Sketch(
+        "MultiScaleNIF(parameter_dim=1, coordinate_dim=2)",
+        [
+            *_WRITTEN[:2],
+            [_WRITTEN[2][0], step("ShapeNet of\nsine layers", name="ShapeNet")],
+            _WRITTEN[3],
+        ],
+        "A network of the parameters writes the weights of a network of sine layers",
+        POINTS,
+        GRID,
+        _WRITTEN_ARROWS,
+    ),
+    "LastLayerNIF": Sketch(
+        "LastLayerNIF(parameter_dim=1, coordinate_dim=2, latent_dim=4)",
+        [
+            [data("parameters", "p"), data("points", "x")],
+            [step("ParameterNet", "model.parameter_net"), step("ShapeNet", has="model.shape_layers")],
+            [data("coefficients", "model.coefficients(p)"), data("basis functions", "model.basis(x)")],
+            [step("multiply, add")],
+            [data("field", "y")],
+        ],
+        "Coefficients of the parameters times basis functions of the points",
+        POINTS,
+        GRID,
+    ),
+    "Normaliser": Sketch(
+        "Normaliser(NIF(1, 2))",
+        [
+            [data("parameters", "p"), data("points", "x")],
+            [step("scale", name="scale p"), step("scale", name="scale x")],
+            [step("the field, in scaled units", has="model.model")],
+            [step("to physical units")],
+            [data("field", "y")],
+        ],
+        "A field in physical units around one in scaled units",
+        POINTS,
+        GRID,
+    ),
+    "MLP": Sketch(
+        "MLP(2, 3, [32, 32])",
+        [
+            [data("x")],
+            [step("dense, activation", "model.layers[0]", name="first")],
+            [step("dense, activation", "model.layers[1]", name="second")],
+            [step("dense", "model.layers[2]")],
+            [data("y")],
+        ],
+        "Dense layers with activations between them",
+        {"x": "torch.rand(5, 2)"},
+    ),
+    "TimeStepper": Sketch(
+        "TimeStepper(MLP(2, 2, [32]), step_size=4)",
+        [
+            [data("state now", "x")],
+            [step("network: the change", "model.network")],
+            [step("add")],
+            [data("state 4 dt later", "y")],
+        ],
+        "A state plus what a network says about its change",
+        STATE,
+        around=[("state now", "add")],
+    ),
+    "IntegratorStepper": Sketch(
+        "IntegratorStepper(lambda x: -x, dt=0.1, step_size=2)",
+        [
+            [data("state now", "x")],
+            [step("right-hand side,\nfour times (rk4)")],
+            [step("add")],
+            [data("state 2 dt later", "y")],
+        ],
+        "A state plus a step of an integrator",
+        STATE,
+        around=[("state now", "add")],
+    ),
+    "HierarchicalTimeStepper": Sketch(
+        "HierarchicalTimeStepper([TimeStepper(MLP(2, 2, [32]), s) for s in (16, 4, 1)])",
+        [
+            [data("start", "x")],
+            [step("stride 16", COMPUTED.format(0), "model.steppers[0]")],
+            [step("stride 4: from all\nof those at once", COMPUTED.format(1), "model.steppers[1]")],
+            [step("stride 1: from all\nof those at once", COMPUTED.format(2), "model.steppers[2]")],
+            [data("forecast", "y")],
+        ],
+        "Coarse strides first, the finer ones in between, all of a stride at once",
+        STATE,
+        "model.forecast(x, 64)",
+    ),
+    "StandardisedNetwork": Sketch(
+        "StandardisedNetwork(MLP(2, 2, [32]), mean=[1.0, 0.0], std=[2.0, 1.0], scale=[0.1, 0.1])",
+        [
+            [data("state", "x")],
+            [step("- mean, / std")],
+            [step("network", "model.network")],
+            [step("times scale")],
+            [data("change", "y")],
+        ],
+        "A network between states and changes of one size",
+        STATE,
+    ),
+    "SequenceModel": Sketch(
+        "LSTMForecaster(3, 16)",
+        [
+            [data("state", "x"), data("memory", "called(model.lstm)[0][1][0]")],
+            [step("remember")],
+            [step("read: the change", "model.readout")],
+            [data("next state", "y")],
+        ],
+        "State by state a memory is changed and read",
+        SEQUENCE,
+        around=[("remember", "memory")],
+        arrows=[("state", "remember"), ("memory", "remember"), ("remember", "read: the change"),
+                ("read: the change", "next state")],
+    ),
+    "LSTMForecaster": Sketch(
+        "LSTMForecaster(3, 16)",
+        [
+            [data("history", "x")],
+            [step("LSTM", "called(model.lstm)[0][0]", has="model.lstm")],
+            [step("linear readout: the change", "model.readout")],
+            [step("add")],
+            [data("next states", "y")],
+        ],
+        "A long short-term memory and a linear readout",
+        SEQUENCE,
+        around=[("history", "add")],
+    ),
+    "ClockworkRNN": Sketch(
+        "ClockworkRNN(3, 16)",
+        [
+            [data("history", "x")],
+            [step("units of\nall steps", has="model.recurrent"),
+             step("of each\n4th", has="model.recurrent"),
+             step("of each\n16th", has="model.recurrent"),
+             step("of each\n64th", has="model.recurrent")],
+            [step("linear readout: the change", "model.readout")],
+            [step("add")],
+            [data("next states", "y")],
+        ],
+        "Groups of units that tick at different periods, and a linear readout",
+        SEQUENCE,
+        around=[("history", "add")],
+    ),
+    "EchoStateNetwork": Sketch(
+        "EchoStateNetwork(3, 50)",
+        [
+            [data("history", "x")],
+            [step("fixed random memory", "model.follow(x)[0]")],
+            [step("fitted linear readout", "model.readout")],
+            [step("add")],
+            [data("next states", "y")],
+        ],
+        "A fixed random memory of which only the readout is fitted",
+        SEQUENCE,
+        around=[("history", "add")],
+    ),
+}  # fmt: skip
