@@ -1,0 +1,279 @@
+"""Nothing in, how well U-Nets carry a density through a sea of eddies for three days out.
+
+`python -m neurenix_ms.recipes.ocean` makes particles that drift in four kinds of currents, trains U-Nets
+to predict their density six hours later, rolls each out for twelve steps on unseen samples, and writes
+tables, pictures and an animation. A run that was killed goes on where it was.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurenix_ms.blocks import BlockKind
+from neurenix_ms.conservation import Conserve, rollout
+from neurenix_ms.datasets import DriftDensity
+from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms.meter import parameter_table
+from neurenix_ms.recipes.ocean_maps import animate, draw_maps
+from neurenix_ms.recipes.ocean_models import DriftUNet, carry, stay
+from neurenix_ms.recipes.ocean_report import draw_errors, draw_intensity, tables
+from neurenix_ms.recipes.ocean_scores import noise_of, scores
+from neurenix_ms.recipes.ocean_training import maps_of, train
+
+SINK = 0.4  # km/h
+KINDS: dict[str, dict[str, Any]] = {
+    "eddies": {},
+    "reversed": {"time_reversed": True},
+    "sink": {"sink": SINK},
+    "source": {"sink": SINK, "time_reversed": True},
+}
+HELD_OUT_SEED = 1000  # added to that of the training samples
+MASS_WEIGHT = 0.2
+Samples = list[dict[str, Tensor]]
+Step = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, and on what.
+
+    Args:
+        data: One of `KINDS`, or "all" for as many samples in total, of all of them.
+        block: "double" or "single".
+        conserve: Give every prediction the mass of its input.
+        mass: Weight of the mass in the loss.
+        residual: Predict the change.
+    """
+
+    data: str = "eddies"
+    block: BlockKind = "double"
+    conserve: bool = False
+    mass: float = 0.0
+    residual: bool = False
+
+
+CASES = {
+    "double": Case(),
+    "single": Case(block="single"),
+    "double, mass kept": Case(conserve=True),
+    "double, mass in the loss": Case(mass=MASS_WEIGHT),
+    "double, residual": Case(residual=True),
+    "double, seen sink": Case("sink"),
+    "double, seen all": Case("all"),
+    "double, mass kept, seen all": Case("all", conserve=True),
+}
+WITHOUT: dict[str, tuple[Step, Conserve]] = {
+    "nothing moves": (stay, None),
+    "semi-Lagrangian": (carry, None),
+    "semi-Lagrangian, corrected": (carry, "scale"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Run the experiment and return its tables.
+
+    Args:
+        argv: Command line without the name of the program; by default that of the process.
+    """
+    options = _options(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    _start_anew_where_options_changed(options)
+    data = Data(options)
+    unseen = {kind: stacked(data.unseen(kind)) for kind in KINDS}
+    result: dict[str, Any] = {"options": _noted(options), "kinds": {}, "ways": {}}
+    for kind, (density, _) in unseen.items():
+        result["kinds"][kind] = noise_of(density, options.particles)
+    shown: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+    for name, (step, conserve) in WITHOUT.items():
+        result["ways"][name] = {"runs": [_tested(step, unseen, conserve, shown, name)]}
+    for seed in range(options.seed, options.seed + options.seeds):
+        for name, case in CASES.items():
+            print(f"{name}, seed {seed}", flush=True)
+            model, wall, cpu = _trained(name, case, seed, data, options)
+            first = seed == options.seed
+            run = _tested(model, unseen, None, shown if first else {}, name)
+            way = result["ways"].setdefault(
+                name, {"case": asdict(case), "parameters": _count(model), "runs": []}
+            )
+            way["runs"].append(run | {"wall": wall, "cpu": cpu})
+            if case == Case():
+                after = f"{name}, corrected"
+                run = _tested(model, unseen, "scale", shown if first else {}, after)
+                way = {"parameters": _count(model), "runs": []}
+                result["ways"].setdefault(after, way)["runs"].append(run)
+    result["data seconds"] = data.seconds
+    write_atomically(options.out / "ocean.json", (json.dumps(result) + "\n").encode())
+    text = tables(result)
+    write_atomically(options.out / "ocean.md", (text + "\n").encode())
+    truth = {kind: density for kind, (density, _) in unseen.items()}
+    draw_errors(options.out / "ocean_errors.png", result)
+    draw_intensity(options.out / "ocean_intensity.png", result)
+    draw_maps(options.out / "ocean.png", truth, shown)
+    animate(options.out / "ocean.gif", truth, shown)
+    print(f"\n{text}\n\n{options.out / 'ocean'}.json, .md, .png, .gif")
+    return text
+
+
+class Data:
+    """Samples of all kinds, and what making them took; what a killed run made counts as well.
+
+    Args:
+        options: The command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.note = options.out / "data.json"
+        made = json.loads(self.note.read_text()) if self.note.exists() else {}
+        self.seconds: float = made.get("seconds", 0.0)
+
+    def seen(self, name: str) -> Samples:
+        """Samples to train on, of one kind or of all."""
+        count, seed = self.options.samples, self.options.data_seed
+        if name != "all":
+            return self._of_kind(name, count, seed)
+        share = -(-count // len(KINDS))
+        return [one for kind in KINDS for one in self._of_kind(kind, share, seed)][:count]
+
+    def unseen(self, kind: str) -> Samples:
+        """Samples to test on."""
+        return self._of_kind(kind, self.options.held_out, self.options.data_seed + HELD_OUT_SEED)
+
+    def _of_kind(self, kind: str, count: int, seed: int) -> Samples:
+        start = time.process_time()  # particles are moved in this process
+        options = self.options
+        made = DriftDensity(
+            options.data,
+            count,
+            options.size,
+            options.steps,
+            num_particles=options.particles,
+            seed=seed,
+            progress=not options.quiet,
+            **KINDS[kind],
+        )
+        if (took := time.process_time() - start) > 1:  # less is reading them
+            self.seconds += took
+            write_atomically(self.note, json.dumps({"seconds": self.seconds}).encode())
+        return [made[i] for i in range(count)]
+
+
+def stacked(samples: Samples) -> tuple[Tensor, Tensor]:
+    """Densities `(B, T + 1, N, N)` and velocities `(B, T, 2, N, N)` of samples, as networks see them."""
+    density, velocity = zip(*map(maps_of, samples), strict=True)
+    return torch.stack(density), torch.stack(velocity)
+
+
+@torch.no_grad()
+def _tested(
+    step: Step,
+    unseen: dict[str, tuple[Tensor, Tensor]],
+    conserve: Conserve,
+    shown: dict[str, dict[str, Tensor]],
+    name: str,
+) -> dict[str, Any]:
+    """Scores of a way on all kinds; the maps of the first sample are left in `shown`."""
+    run: dict[str, Any] = {}
+    for kind, (density, velocity) in unseen.items():
+        predicted = rollout(step, density[:, :1], velocity, velocity.shape[1], conserve)
+        run[kind] = scores(predicted, density[:, 1:])
+        if kind in shown:
+            shown[kind][name] = predicted[0]
+    return run
+
+
+def _trained(
+    name: str, case: Case, seed: int, data: Data, options: argparse.Namespace
+) -> tuple[DriftUNet, float, float]:
+    """The network after training, its seconds on the clock and of the CPU."""
+    torch.manual_seed(seed)
+    model = DriftUNet(
+        case.block,
+        conserve=case.conserve,
+        residual=case.residual,
+        features=tuple(options.features),
+    )
+    folder = _folder(options, name, seed)
+    took = train(
+        model,
+        data.seen(case.data),
+        options.epochs,
+        folder,
+        mass=case.mass,
+        unroll=options.unroll,
+        seed=seed,
+        progress=not options.quiet,
+    )
+    return model.eval(), *took
+
+
+def _folder(options: argparse.Namespace, name: str, seed: int) -> Path:
+    return options.out / "runs" / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
+
+
+def _count(model: DriftUNet) -> int:
+    return parameter_table(model)[-1][1]
+
+
+def _noted(options: argparse.Namespace) -> dict[str, Any]:
+    """What a result depends on."""
+    left_out = ("out", "data", "fresh", "quiet")
+    return {name: value for name, value in vars(options).items() if name not in left_out}
+
+
+def _start_anew_where_options_changed(options: argparse.Namespace) -> None:
+    """Forget checkpoints of other options; more seeds leave those that are there alone."""
+    run = {name: value for name, value in _noted(options).items() if name not in ("seed", "seeds")}
+    note = options.out / "config.json"
+    if options.fresh or not note.exists() or json.loads(note.read_text()) != run:
+        for old in (options.out / "runs").glob("*/last.ckpt"):
+            old.unlink()
+    write_atomically(note, json.dumps(run).encode())
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m neurenix_ms.recipes.ocean",
+        description="Train U-Nets to carry a density through a sea of eddies, and score them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--samples", type=int, default=48, help="samples to train on")
+    parser.add_argument("--held-out", type=int, default=16, help="unseen samples of each kind")
+    parser.add_argument("--size", type=int, default=64, help="cells along each axis")
+    parser.add_argument("--steps", type=int, default=12, help="steps of six hours")
+    parser.add_argument("--particles", type=int, default=10_000, help="particles of a sample")
+    parser.add_argument("--epochs", type=int, default=24, help="times every window is seen")
+    parser.add_argument("--unroll", type=int, default=1, help="steps trained through at once")
+    parser.add_argument(
+        "--features", type=int, nargs="+", default=[8, 16, 32], help="widths, fine to coarse"
+    )
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of every network")
+    parser.add_argument("--seed", type=int, default=0, help="of the first, for weights and order")
+    parser.add_argument("--data-seed", type=int, default=0, help="for the samples")
+    parser.add_argument("--out", type=Path, default=Path("runs/ocean"), help="results, checkpoints")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the samples")
+    parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    options = parser.parse_args(argv)
+    for name in ("samples", "held_out", "steps", "particles", "epochs", "unroll", "seeds"):
+        if getattr(options, name) < 1:
+            option = f"--{name.replace('_', '-')}"
+            parser.error(f"{option} must be at least 1, got {getattr(options, name)}")
+    if options.unroll > options.steps:
+        parser.error(f"--unroll must be at most --steps {options.steps}, got {options.unroll}")
+    parts = 2 ** len(options.features)
+    if options.size < parts or options.size % parts:
+        parser.error(f"--size must be a multiple of {parts}, got {options.size}")
+    torch.set_num_threads(1)  # the networks are small
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Scores of drifting densities in, tables and curves of error, mass and intensity out."""
+
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms.datasets.ocean import INTERVAL
+
+Result = dict[str, Any]
+COLOURS = {
+    "nothing moves": "#9e9e9e",
+    "semi-Lagrangian": "#212121",
+    "semi-Lagrangian, corrected": "#757575",
+    "double": "#00796b",
+    "double, corrected": "#4db6ac",
+    "single": "#c2571a",
+    "double, mass kept": "#6a4c93",
+    "double, mass in the loss": "#d81b60",
+    "double, residual": "#1e6fb8",
+    "double, seen sink": "#c2571a",
+    "double, seen all": "#1e6fb8",
+    "double, mass kept, seen all": "#8e9b1a",
+}
+SEEN_OTHERS = [name for name in COLOURS if "seen" in name]
+
+
+def tables(result: Result) -> str:
+    """Markdown: all ways on unseen eddies, then what was seen against where it is asked."""
+    steps = result["options"]["steps"]
+    at = sorted({max(1, round(steps * share)) for share in (1 / 12, 1 / 3, 2 / 3, 1)})
+    hours = [f"{step * INTERVAL:.0f} h" for step in at]
+    ways = result["ways"]
+    first = [
+        [
+            "way",
+            *(f"error, {h}" for h in hours),
+            f"mass error, {hours[-1]}",
+            "parameters",
+            "training",
+        ]
+    ]
+    for name in COLOURS:
+        if name in ways and name not in SEEN_OTHERS:
+            errors = [_number(ways[name], "eddies", "error", step) for step in at]
+            mass = _number(ways[name], "eddies", "mass", at[-1], percent=True)
+            first.append([name, *errors, mass, *_costs(ways[name])])
+    noise = [f"{result['kinds']['eddies']['noise'][step]:.3f}" for step in at]
+    first.append(["(counting particles)", *noise, "", "", ""])
+    second = [["way", "currents", *(f"error, {h}" for h in hours), "peak", "mean square"]]
+    for kind in result["kinds"]:
+        for name in ("semi-Lagrangian, corrected", "double", "double, mass kept", *SEEN_OTHERS):
+            if name in ways:
+                errors = [_number(ways[name], kind, "error", step) for step in at]
+                intensity = [_number(ways[name], kind, k, at[-1]) for k in ("peak", "square")]
+                second.append([name, kind, *errors, *intensity])
+    return f"{_joined(first, 1)}\n\n{_joined(second, 2)}"
+
+
+def _number(way: Result, kind: str, key: str, step: int, *, percent: bool = False) -> str:
+    """The mean over trainings, and how far they are from it at most."""
+    values = [run[kind][key][step - 1] for run in way["runs"]]
+    mean, scale, digits = statistics.mean(values), 100 if percent else 1, 1 if percent else 2
+    sign, unit = ("+", " %") if percent else ("", "")
+    text = f"{scale * mean:{sign}.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {scale * max(abs(value - mean) for value in values):.{digits}f}"
+    return text.replace("-0.0", "0.0").replace("+0.0", "0.0") + unit
+
+
+def _costs(way: Result) -> list[str]:
+    cpu = [run["cpu"] for run in way["runs"] if "cpu" in run]
+    count = f"{way['parameters']:,}" if "parameters" in way else ""
+    return [count, f"{statistics.mean(cpu):.0f} s" if cpu else ""]
+
+
+def _joined(rows: Sequence[Sequence[str]], left: int) -> str:
+    head, *others = rows
+    rule = [":---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *others))
+
+
+def draw_errors(path: Path, result: Result) -> None:
+    """Error and mass of every way on unseen eddies, over time.
+
+    Args:
+        path: PNG to write.
+        result: What the recipe stored.
+    """
+    figure = Figure(figsize=(12, 4.6), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in COLOURS:
+        if name in result["ways"] and name not in SEEN_OTHERS:
+            _curves(left, result, name, "eddies", "error", 1)
+            if "corrected" not in name and name != "nothing moves":
+                _curves(right, result, name, "eddies", "mass", 100)
+    noise = result["kinds"]["eddies"]["noise"][1:]
+    left.plot(_hours(noise), noise, ":", color="black", label="(counting particles)")
+    left.set(ylabel="error / root mean square of the truth", ylim=(0, None))
+    right.set(ylabel="mass error, %")
+    right.axhline(0, color="0.8", zorder=0)
+    for axis in (left, right):
+        axis.set(xlabel="hours", xticks=range(0, 73, 12))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    save_figure(path, figure)
+
+
+def draw_intensity(path: Path, result: Result) -> None:
+    """How peaked the true density becomes, and what of that is predicted by whom.
+
+    Args:
+        path: PNG to write.
+        result: What the recipe stored.
+    """
+    figure = Figure(figsize=(12, 4.2), dpi=100, layout="constrained")
+    true, *others = figure.subplots(1, 3)
+    styles = {"eddies": "-", "reversed": "--", "sink": "-", "source": "-"}
+    colours = {"eddies": "#00796b", "reversed": "#4db6ac", "sink": "#c2571a", "source": "#1e6fb8"}
+    for kind, truth in result["kinds"].items():
+        hours = [INTERVAL * i for i in range(len(truth["square"]))]
+        true.plot(hours, truth["square"], styles[kind], color=colours[kind], label=kind)
+    true.set(title="true mean square / that at first", yscale="log")
+    true.legend(frameon=False)
+    shown = [n for n in ("double", "double, mass kept", *SEEN_OTHERS) if n in result["ways"]]
+    for axis, kind in zip(others, ("sink", "eddies"), strict=True):
+        for name in ["semi-Lagrangian, corrected", *shown]:
+            _curves(axis, result, name, kind, "square", 1)
+        axis.axhline(1, color="0.8", zorder=0)
+        axis.set(title=f"{kind}: predicted / true mean square", ylim=(0, 2))
+    for axis in (true, *others):
+        axis.set(xlabel="hours", xticks=range(0, 73, 12))
+    figure.legend(
+        *others[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
+    save_figure(path, figure)
+
+
+def _curves(axis: Any, result: Result, name: str, kind: str, key: str, scale: float) -> None:
+    """The mean over trainings as a line, their range as a band."""
+    runs = [[scale * y for y in run[kind][key]] for run in result["ways"][name]["runs"]]
+    mean = [statistics.mean(values) for values in zip(*runs, strict=True)]
+    style = "--" if name in ("nothing moves", "semi-Lagrangian, corrected") else "-"
+    axis.plot(_hours(mean), mean, style, color=COLOURS[name], label=name)
+    if len(runs) > 1:
+        low, high = ([f(values) for values in zip(*runs, strict=True)] for f in (min, max))
+        axis.fill_between(_hours(mean), low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
+
+
+def _hours(values: Sequence[float]) -> list[float]:
+    return [INTERVAL * (i + 1) for i in range(len(values))]
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a PNG that is there as a whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())
