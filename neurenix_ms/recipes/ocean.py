@@ -249,7 +249,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="cells along each axis")
     parser.add_argument("--steps", type=int, default=12, help="steps of six hours")
     parser.add_argument("--particles", type=int, default=10_000, help="particles of a sample")
-    parser.add_argument("--epochs", type=int, default=24, help="times every window is seen")
+    parser.add_argument("--epochs", type=int, default=20, help="times every window is seen")
     parser.add_argument("--unroll", type=int, default=1, help="steps trained through at once")
     parser.add_argument(
         "--features", type=int, nargs="+", default=[8, 16, 32], help="widths, fine to coarse"

@@ -37,19 +37,17 @@ def draw_maps(path: Path, truth: dict[str, Tensor], predicted: Predicted) -> Non
     names = list(rows["eddies"])
     steps = len(truth["eddies"][0]) - 1
     times = sorted({round(steps * i / 3) for i in range(4)})
-    figure = Figure(
-        figsize=(1.75 * len(names), 1.85 * len(times) * 2 + 0.5), dpi=100, layout="constrained"
-    )
-    axes = figure.subplots(2 * len(times), len(names), squeeze=False)
-    for k, (kind, maps) in enumerate(rows.items()):
-        for j, name in enumerate(names):
-            for i, time in enumerate(times):
-                axis = axes[k * len(times) + i, j]
+    figure = Figure(figsize=(13, 1.62 * len(names) + 0.5), dpi=100, layout="constrained")
+    halves = figure.subfigures(1, len(rows))
+    for half, (kind, maps) in zip(halves, rows.items(), strict=True):
+        half.suptitle(kind, fontsize=13)
+        axes = half.subplots(len(names), len(times), squeeze=False)
+        for row, name in zip(axes, names, strict=True):
+            for axis, time in zip(row, times, strict=True):
                 _show(axis, maps[name][time], kind)
-                if j == 0:
-                    axis.set_ylabel(f"{kind}, {time * INTERVAL:.0f} h", fontsize=10)
-                if i == k == 0:
-                    axis.set_title(_broken(name), fontsize=10)
+            row[0].set_ylabel(_broken(name), fontsize=10)
+        for axis, time in zip(axes[0], times, strict=True):
+            axis.set_title(f"{time * INTERVAL:.0f} h", fontsize=10)
     save_figure(path, figure)
 
 

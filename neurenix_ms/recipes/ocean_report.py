@@ -104,7 +104,7 @@ def draw_errors(path: Path, result: Result) -> None:
     right.set(ylabel="mass error, %")
     right.axhline(0, color="0.8", zorder=0)
     for axis in (left, right):
-        axis.set(xlabel="hours", xticks=range(0, 73, 12))
+        axis.set(xlabel="hours", xticks=_ticks(result))
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     save_figure(path, figure)
 
@@ -132,7 +132,7 @@ def draw_intensity(path: Path, result: Result) -> None:
         axis.axhline(1, color="0.8", zorder=0)
         axis.set(title=f"{kind}: predicted / true mean square", ylim=(0, 2))
     for axis in (true, *others):
-        axis.set(xlabel="hours", xticks=range(0, 73, 12))
+        axis.set(xlabel="hours", xticks=_ticks(result))
     figure.legend(
         *others[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
     )
@@ -148,6 +148,10 @@ def _curves(axis: Any, result: Result, name: str, kind: str, key: str, scale: fl
     if len(runs) > 1:
         low, high = ([f(values) for values in zip(*runs, strict=True)] for f in (min, max))
         axis.fill_between(_hours(mean), low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
+
+
+def _ticks(result: Result) -> range:
+    return range(0, int(INTERVAL * result["options"]["steps"]) + 1, 12)
 
 
 def _hours(values: Sequence[float]) -> list[float]:
