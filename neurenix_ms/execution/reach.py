@@ -3,7 +3,8 @@
 A probe is cut at a multiple of the stride. NaN on one side of the cut shows which results depend on
 that side; a run on one side alone shows which results a border there changes, and whether a map that
 begins there gives what the longer one gives. Statistics are constants meanwhile, and parts that run
-whole give what they gave on the whole probe. Nothing is assumed about the layers.
+whole give what they gave on the whole probe, with NaN where the map has it: what follows depends on
+cells of their results as on those of the map. Nothing is assumed about the layers.
 """
 
 import math
@@ -16,6 +17,7 @@ from neurenix_ms.execution.lengths import Lengths, Line
 from neurenix_ms.execution.observation import Run, constants, counterparts, observe
 from neurenix_ms.execution.refusals import ADVICE, called
 from neurenix_ms.execution.sites import Part, Site
+from neurenix_ms.execution.spots import differs, first_of, last_of, nans, spoilt_at
 
 Halo = tuple[int, int]
 # of strides before the cut: at a prime number every shorter period is met at another phase
@@ -24,8 +26,6 @@ MOST_CELLS = 2**22
 MOST_STRIDES = 64
 SHORTEST_PIECE = 32  # cells: in few cells, what depends on the place may look equal by chance
 ENOUGH_TO_JUDGE = 256  # cells along the axis: a layer that sees all of them sees any map
-TOLERANCES = {torch.float64: 1e-11, torch.float32: 3e-5}
-IN_HALF_PRECISION = 0.05
 
 
 class Probe:
@@ -96,12 +96,12 @@ class Probe:
             if before is None or after is None:  # padding that the pieces did not need
                 halos.append((0, 0))
                 continue
-            start, end = (_nans(t, line) for t in (before, after))
+            start, end = (nans(t, line) for t in (before, after))
             if line is None:
                 halos.append(None if start.any() or end.any() else (0, 0))
                 continue
-            seen_to = self._up(_last(start) + 1, line) - self.stride
-            seen_from = self._down(line.at(cut) + _first(end), line)
+            seen_to = self._up(last_of(start) + 1, line) - self.stride
+            seen_from = self._down(line.at(cut) + first_of(end), line)
             halos.append((max(0, seen_to), max(0, last - seen_from)))
         return halos
 
@@ -115,9 +115,9 @@ class Probe:
                 continue
             at = min(line.at(cut), whole.shape[line.dim])
             after = whole.narrow(line.dim, at, whole.shape[line.dim] - at)
-            moved = _differs(after, tail, line.dim, same_length=True)
-            ended = _differs(whole.narrow(line.dim, 0, at), head, line.dim)
-            changed = self._up(_last(moved) + 1, line), self._up(at - _first(ended), line)
+            moved = differs(after, tail, line.dim, same_length=True)
+            ended = differs(whole.narrow(line.dim, 0, at), head, line.dim)
+            changed = self._up(last_of(moved) + 1, line), self._up(at - first_of(ended), line)
             halos.append(changed)
         return halos
 
@@ -138,12 +138,17 @@ class Probe:
             if line is None:
                 raise ValueError(f"a part that runs whole must return a map, got {site.name!r}")
             length = line.length(start, stop, self.end)
-            return self.whole.sites[index][1].narrow(line.dim, line.at(start), length)
+            y = self.whole.sites[index][1].narrow(line.dim, line.at(start), length)
+            if spoilt is None:
+                return y
+            first, last = (line.at(cell) - line.at(start) for cell in spoilt)
+            # a result that is shorter than the map still has a last cell
+            first, last = min(first, length - 1), length if spoilt[1] == stop else last
+            return spoilt_at(y, line.dim, first, last)
 
         x = self.x.narrow(2 + self.axis, start, stop - start)
         if spoilt is not None:
-            x = x.clone()
-            x.narrow(2 + self.axis, spoilt[0] - start, spoilt[1] - spoilt[0]).fill_(math.nan)
+            x = spoilt_at(x, 2 + self.axis, spoilt[0] - start, spoilt[1] - start)
         return observe(self.model, x, self.parts, cropped)
 
 
@@ -253,44 +258,3 @@ def shortest(
         if enough:
             return tuple(strides * s + r for s, r in zip(lengths.stride, remainder, strict=True))
     raise ValueError(f"the model takes no map of up to {MOST_STRIDES} strides of {lengths.stride}")
-
-
-def _nans(t: Tensor, line: Line | None) -> Tensor:
-    """Where along the axis there is a NaN; for what does not follow the map, whether."""
-    if not t.is_floating_point():
-        return torch.zeros(1 if line is None else t.shape[line.dim], dtype=torch.bool)
-    spots = t.isnan()
-    return spots.any().reshape(1) if line is None else _along(spots, line.dim)
-
-
-def _differs(wanted: Tensor, got: Tensor | None, dim: int, same_length: bool = False) -> Tensor:
-    """Where along `dim` the two differ; where one is too short, they do."""
-    length = wanted.shape[dim]
-    none, everywhere = torch.zeros(length, dtype=torch.bool), torch.ones(length, dtype=torch.bool)
-    if got is None or not wanted.is_floating_point():
-        return none
-    others = [
-        n == m for d, (n, m) in enumerate(zip(wanted.shape, got.shape, strict=True)) if d != dim
-    ]
-    if not all(others) or (same_length and got.shape[dim] != length):
-        return everywhere
-    shared = min(length, got.shape[dim])
-    a, b = wanted.narrow(dim, 0, shared), got.narrow(dim, 0, shared)
-    most = a.abs().max() if a.numel() else 0
-    apart = (a - b).abs() > TOLERANCES.get(wanted.dtype, IN_HALF_PRECISION) * most
-    everywhere[:shared] = _along(apart, dim)
-    return everywhere
-
-
-def _along(spots: Tensor, dim: int) -> Tensor:
-    return spots.movedim(dim, 0).flatten(1).any(1).cpu()
-
-
-def _first(spots: Tensor) -> int:
-    places = spots.nonzero()
-    return int(places[0]) if len(places) else len(spots)
-
-
-def _last(spots: Tensor) -> int:
-    places = spots.nonzero()
-    return int(places[-1]) if len(places) else -1

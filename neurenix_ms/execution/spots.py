@@ -1,0 +1,62 @@
+"""Tensors in, the places along an axis where they hold NaN, or differ, out."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from neurenix_ms.execution.lengths import Line
+
+TOLERANCES = {torch.float64: 1e-11, torch.float32: 3e-5}
+IN_HALF_PRECISION = 0.05
+
+
+def spoilt_at(x: Tensor, dim: int, first: int, last: int) -> Tensor:
+    """A copy with NaN in these cells."""
+    x = x.clone()
+    x.narrow(dim, first, max(0, last - first)).fill_(math.nan)
+    return x
+
+
+def nans(t: Tensor, line: Line | None) -> Tensor:
+    """Where along the axis there is a NaN; for what does not follow the map, whether."""
+    if not t.is_floating_point():
+        return torch.zeros(1 if line is None else t.shape[line.dim], dtype=torch.bool)
+    spots = t.isnan()
+    return spots.any().reshape(1) if line is None else along(spots, line.dim)
+
+
+def differs(wanted: Tensor, got: Tensor | None, dim: int, same_length: bool = False) -> Tensor:
+    """Where along `dim` the two differ; where one is too short, they do."""
+    length = wanted.shape[dim]
+    none, everywhere = torch.zeros(length, dtype=torch.bool), torch.ones(length, dtype=torch.bool)
+    if got is None or not wanted.is_floating_point():
+        return none
+    others = [
+        n == m for d, (n, m) in enumerate(zip(wanted.shape, got.shape, strict=True)) if d != dim
+    ]
+    if not all(others) or (same_length and got.shape[dim] != length):
+        return everywhere
+    shared = min(length, got.shape[dim])
+    a, b = wanted.narrow(dim, 0, shared), got.narrow(dim, 0, shared)
+    most = a.abs().max() if a.numel() else 0
+    apart = (a - b).abs() > TOLERANCES.get(wanted.dtype, IN_HALF_PRECISION) * most
+    everywhere[:shared] = along(apart, dim)
+    return everywhere
+
+
+def along(spots: Tensor, dim: int) -> Tensor:
+    """Where along `dim` there is any spot."""
+    return spots.movedim(dim, 0).flatten(1).any(1).cpu()
+
+
+def first_of(spots: Tensor) -> int:
+    """The first place; the length if there is none."""
+    places = spots.nonzero()
+    return int(places[0]) if len(places) else len(spots)
+
+
+def last_of(spots: Tensor) -> int:
+    """The last place; -1 if there is none."""
+    places = spots.nonzero()
+    return int(places[-1]) if len(places) else -1
