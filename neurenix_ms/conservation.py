@@ -109,6 +109,9 @@ def mass_error(
 ) -> Tensor:
     """Tell how much mass a prediction has too much, its negative densities taken for 0.
 
+    Use it as a measure beside the usual ones: a forecast may be close cell by cell and still lose
+    mass step by step. As a loss take `MassConservationLoss`, which has a gradient everywhere.
+
     Args:
         pred: Predicted density.
         true: True density, taken as it is.
@@ -184,6 +187,9 @@ def rollout(
     conserve: Conserve = None,
 ) -> Tensor:
     """Feed a model its own predictions, step by step, with the fields of every step beside them.
+
+    Use it to see how a surrogate of one step does over many, where its errors feed on each other, and
+    to train through several steps. For a system without driving fields take a `TimeStepper`.
 
     Args:
         model: Takes `(B, 1 + F, *S)`, the density first, and returns the next density `(B, 1, *S)`.

@@ -62,6 +62,9 @@ def load(
 ) -> nn.Module:
     """Read a model that `save` wrote; nothing in the file is executed.
 
+    Use it for files from anywhere, also from people you do not know. For models of other projects see
+    `neurenix_ms.weights`.
+
     Args:
         path: The file.
         model: The module to fill, where the file does not say how to build one: classes that are not
@@ -74,6 +77,15 @@ def load(
     Raises:
         ValueError: If the file is damaged, foreign, of a newer version, needs `model`, or does not
             fit it.
+
+    Examples:
+        >>> import tempfile
+        >>> own = nn.Sequential(nn.Linear(3, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(own, f"{folder}/own.nx")
+        ...     same = load(f"{folder}/own.nx", model=nn.Sequential(nn.Linear(3, 2)))
+        >>> torch.equal(same[0].weight, own[0].weight)
+        True
     """
     content = _read(path, map_location)
     target = model if model is not None else _built(content, path)

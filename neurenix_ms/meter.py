@@ -36,6 +36,8 @@ def parameter_table(model: nn.Module) -> list[tuple[str, int]]:
 def format_parameter_table(model: nn.Module) -> str:
     """`parameter_table` as text: a line per parameter, the total under a rule.
 
+    Use it to look at a model; to compute with the numbers take the table itself.
+
     Args:
         model: Any module.
 
@@ -113,6 +115,11 @@ def peak_resident_bytes(call: Callable[[], object]) -> int | None:
     Returns:
         Bytes, or None where the system does not keep count: outside Linux, or where `/proc` is
         closed.
+
+    Examples:
+        >>> grown = peak_resident_bytes(lambda: torch.ones(2**24))  # 64 MiB of floats
+        >>> grown is None or grown > 60 * 2**20
+        True
     """
     if sys.platform != "linux":
         return None

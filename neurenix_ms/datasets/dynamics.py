@@ -17,6 +17,9 @@ TIME_TO_THE_ATTRACTOR = 20.0
 class System:
     """An ordinary differential equation that does not depend on time, and where it starts.
 
+    Those of the papers are in `SYSTEMS`; make one for an equation of your own, and give its `rhs` to an
+    `IntegratorStepper` where a forecast should know the equation.
+
     Args:
         derivative: Components of the state to components of its derivative; plain arithmetic, so that
             numbers, arrays and tensors all pass.
@@ -25,6 +28,11 @@ class System:
         flow: Components and a time to the components then, where that is known.
         polar: Whether initial values are a radius and an angle.
         settles: Whether states start on the attractor rather than in the box.
+
+    Examples:
+        >>> spring = System(lambda x, v: (v, -x), low=(-1.0, -1.0), high=(1.0, 1.0))
+        >>> spring.rhs(torch.tensor([[1.0, 0.5]]))
+        tensor([[ 0.5000, -1.0000]])
     """
 
     derivative: Callable[..., tuple]
@@ -68,6 +76,9 @@ SYSTEMS: dict[str, System] = {
 
 def initial_states(system: str, num_samples: int, *, seed: int = 0) -> Tensor:
     """Random states from which the trajectories of a system start, in double precision.
+
+    Give them to `simulate`. Take other seeds for training, validation and test, so that none of
+    their states are shared.
 
     Args:
         system: A key of `SYSTEMS`.

@@ -74,6 +74,7 @@ class DriftDensity(Dataset):
     Raises:
         ValueError: If a count is below 1, the sink or the number of islands is negative, the ratio of
             cell sizes is below 1, or the seeding is unknown.
+        IndexError: If there is no such sample.
 
     Source: the line of strongest attraction is that of Serra and Haller 2016, Chaos 26, 053110; the
     number of eddies that of Okubo 1970, Deep-Sea Research 17, 445, and Weiss 1991, Physica D 48, 273.

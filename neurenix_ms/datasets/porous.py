@@ -64,11 +64,14 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         ValueError: If an argument is out of its range.
         ImportError: If samples have to be made and porespy, taufactor or scipy is missing.
         RuntimeError: If 1000 draws gave no usable geometry.
+        IndexError: If there is no such sample.
 
     Examples:
-        >>> data = PorousConduction("data", 200, size=64, spatial_dims=2)  # doctest: +SKIP
-        >>> data[0]["potential"].shape  # doctest: +SKIP
-        torch.Size([1, 64, 64])
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     data = PorousConduction(root, 1, size=16, spatial_dims=2, progress=False)
+        ...     data[0]["potential"].shape
+        torch.Size([1, 16, 16])
     """
 
     def __init__(

@@ -150,6 +150,9 @@ class _Flow:
 def pod(fields: Tensor, num_modes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Proper orthogonal decomposition: few coefficients that say most about a sequence of fields.
 
+    Use it to forecast a flow by the few numbers that carry it, or as the linear method that a network
+    should beat. What travels needs many modes; `MultiScaleNIF` needs fewer numbers there.
+
     Args:
         fields: `(T, *D)`.
         num_modes: Number of modes, by falling share of the variance.

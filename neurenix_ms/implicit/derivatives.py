@@ -39,6 +39,9 @@ def gradient(model: Field, p: Tensor, x: Tensor) -> Tensor:
 def hessian(model: Field, p: Tensor, x: Tensor) -> Tensor:
     """Second derivatives of every field value with respect to parameters and coordinates.
 
+    Use it where mixed derivatives are wanted. For the Laplacian alone, `laplacian` costs less, as it
+    leaves the parameters out.
+
     Args:
         model: Maps p `(N, P)` and x `(N, d)` to `(N, out)`, each pair for itself.
         p: Parameters.
@@ -58,6 +61,9 @@ def hessian(model: Field, p: Tensor, x: Tensor) -> Tensor:
 def laplacian(model: Field, p: Tensor, x: Tensor) -> Tensor:
     """Sum of the second derivatives along each coordinate.
 
+    The diffusion of a field at any point, exact and without a mesh: for residuals of equations as
+    losses, and to look at what a trained field says. Its memory grows with the number of points.
+
     Args:
         model: Maps p `(N, P)` and x `(N, d)` to `(N, out)`, each pair for itself.
         p: Parameters.
@@ -76,6 +82,9 @@ def laplacian(model: Field, p: Tensor, x: Tensor) -> Tensor:
 
 def time_derivative(model: Field, p: Tensor, x: Tensor, axis: int = 0) -> Tensor:
     """Derivative with respect to one of the parameters, which is time more often than not.
+
+    Use it for the left side of an evolution equation, or for the sensitivity of a field to a physical
+    parameter. `gradient` gives it together with those of the coordinates.
 
     Args:
         model: Maps p `(N, P)` and x `(N, d)` to `(N, out)`, each pair for itself.

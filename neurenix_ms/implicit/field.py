@@ -12,7 +12,11 @@ from neurenix_ms.nd import expect_positive
 
 
 class ImplicitField(Configured, nn.Module):
-    """A field u(p, x): subclasses say what pairs give, what a grid gives, and what one p fixes."""
+    """A field u(p, x): subclasses say what pairs give, what a grid gives, and what one p fixes.
+
+    Shape:
+        p `(N, parameter_dim)`, x `(N, coordinate_dim)` -> `(N, out_channels)`
+    """
 
     parameter_dim: int
     coordinate_dim: int

@@ -20,7 +20,11 @@ Nodes = Sequence[Sequence[int]] | None
 
 
 class WrittenField(ImplicitField):
-    """A field whose ShapeNet is written by the ParameterNet as a whole; its nodes can be pruned."""
+    """A field whose ShapeNet is written by the ParameterNet as a whole; its nodes can be pruned.
+
+    Shape:
+        p `(N, parameter_dim)`, x `(N, coordinate_dim)` -> `(N, out_channels)`
+    """
 
     output_mask: Tensor
     shape: Shape

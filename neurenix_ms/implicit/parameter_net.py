@@ -10,7 +10,11 @@ from neurenix_ms.nd import choose
 
 
 class Sine(nn.Module):
-    """The sine, as an activation."""
+    """The sine, as an activation.
+
+    Shape:
+        any -> the same
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x)
@@ -38,6 +42,9 @@ class ParameterNet(nn.Module):
         shortcut: Whether hidden layers add to what comes in; sine layers and blocks do not ask.
         residual_blocks: Whether hidden layers are residual blocks.
         omega: The factor of sine layers.
+
+    Shape:
+        `(N, parameter_dim)` -> `(N, latent_dim)`
     """
 
     def __init__(

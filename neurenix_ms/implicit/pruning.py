@@ -93,11 +93,20 @@ def prune_nodes(
 def sparsity(model: Prunable) -> float:
     """Share of the ShapeNet's nodes that are switched off; a compacted model has none.
 
+    Switched-off nodes still cost time and memory; `compact` makes the network that lacks them.
+
     Args:
         model: A `NIF` or `MultiScaleNIF`, or a `Normaliser` around one.
 
     Raises:
         ValueError: If the model has no nodes that could be.
+
+    Examples:
+        >>> from neurenix_ms.implicit import NIF
+        >>> model = NIF(1, 1, shape_width=10, shape_depth=1)
+        >>> prune_nodes(model, 0.5, torch.rand(5, 1))
+        >>> sparsity(model)
+        0.5
     """
     field = prunable(model)
     total = sum(map(len, field.shape.nodes))
@@ -107,6 +116,9 @@ def sparsity(model: Prunable) -> float:
 @dataclass(frozen=True)
 class PruningSchedule:
     """Shares of nodes to switch off, evenly from the first round to the last.
+
+    Many small rounds lose less than few large ones, and each costs a retraining. Any list of rising
+    shares can stand in its place.
 
     Args:
         start: Share after the first round.
@@ -141,7 +153,18 @@ class PruningSchedule:
 
 @dataclass(frozen=True)
 class PruningRound:
-    """What a round of `prune_and_retrain` ended with: the share of nodes off, and the error."""
+    """What a round of `prune_and_retrain` ended with: the share of nodes off, and the error.
+
+    A list of them is the curve by which one chooses how much to prune.
+
+    Args:
+        sparsity: Share of nodes that are off.
+        error: What `fit` returned.
+
+    Examples:
+        >>> PruningRound(0.5, 0.01).sparsity
+        0.5
+    """
 
     sparsity: float
     error: float
@@ -156,6 +179,9 @@ def prune_and_retrain(
     scope: Scope = "global",
 ) -> list[PruningRound]:
     """Train, then prune and retrain in rounds; error against sparsity comes back.
+
+    Use it to find how small a field can be made. Where the share is known already, call `prune_nodes`
+    and train once.
 
     Args:
         model: A `NIF` or `MultiScaleNIF`, or a `Normaliser` around one; it is changed.

@@ -28,6 +28,9 @@ class Shape(nn.Module):
         kind: "chain" (no shortcuts), "shortcut" (around every hidden layer), "blocks" (residual).
         act: The activation of all layers but the last.
         omega: What inputs of those layers are multiplied by once they met their weights.
+
+    Shape:
+        `(..., N, coordinate_dim)` -> `(..., N, out_channels)`
     """
 
     def __init__(

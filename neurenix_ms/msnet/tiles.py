@@ -48,7 +48,11 @@ def predicted_in_tiles(
 
 
 class Corrected(nn.Module):
-    """A stage and what its input says already: the coarser prediction in the last channels."""
+    """A stage and what its input says already: the coarser prediction in the last channels.
+
+    Shape:
+        `(B, num_features + C, *S)` -> `(B, C, *S)`
+    """
 
     def __init__(self, stage: nn.Module, num_features: int, mask_output: bool) -> None:
         super().__init__()

@@ -80,6 +80,8 @@ def random_volume(
 ) -> list[Tensor]:
     """A box of random pores and solid, half of each, at several scales: something to try a network on.
 
+    It has no physics and no structure; to train take `PorousConduction`.
+
     Args:
         size: Cells along each axis of the finest scale.
         num_scales: Number of scales.

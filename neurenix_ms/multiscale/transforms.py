@@ -193,6 +193,7 @@ class PyramidDownsample(Configured, Remembers, nn.Module):
 
     Raises:
         ValueError: If there is no level, the mode is unknown, or the map has another rank.
+        IndexError: If `get_level` is asked for a level that is not there.
 
     Examples:
         >>> import torch

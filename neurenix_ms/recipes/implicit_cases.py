@@ -187,6 +187,9 @@ class Pointwise(nn.Module):
 
     Args:
         hidden: Widths of its layers.
+
+    Shape:
+        p `(N, 2)`, x `(N, 1)` -> `(N, 1)`
     """
 
     parameter_dim, coordinate_dim, out_channels = 2, 1, 1

@@ -25,6 +25,9 @@ class OnGrid(nn.Module):
     Args:
         model: The field, called as `model.forward_grid(p, x)`.
         x: The mesh, `(N, d)`.
+
+    Shape:
+        `(T, P)` -> `(T, N, out)`
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:

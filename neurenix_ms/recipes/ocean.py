@@ -23,7 +23,12 @@ from neurenix_ms.datasets.cache import write_atomically
 from neurenix_ms.meter import parameter_table
 from neurenix_ms.recipes.ocean_maps import animate, draw_maps
 from neurenix_ms.recipes.ocean_models import DriftUNet, carry, stay
-from neurenix_ms.recipes.ocean_report import draw_errors, draw_intensity, tables
+from neurenix_ms.recipes.ocean_report import (
+    draw_errors,
+    draw_intensity,
+    error_table,
+    intensity_table,
+)
 from neurenix_ms.recipes.ocean_scores import noise_of, scores
 from neurenix_ms.recipes.ocean_training import maps_of, train
 
@@ -110,14 +115,16 @@ def main(argv: Sequence[str] | None = None) -> str:
                 result["ways"].setdefault(after, way)["runs"].append(run)
     result["data seconds"] = data.seconds
     write_atomically(options.out / "ocean.json", (json.dumps(result) + "\n").encode())
-    text = tables(result)
-    write_atomically(options.out / "ocean.md", (text + "\n").encode())
+    table, intensity = error_table(result), intensity_table(result)
+    write_atomically(options.out / "ocean.md", (table + "\n").encode())
+    write_atomically(options.out / "ocean_intensity.md", (intensity + "\n").encode())
     truth = {kind: density for kind, (density, _) in unseen.items()}
     draw_errors(options.out / "ocean_errors.png", result)
     draw_intensity(options.out / "ocean_intensity.png", result)
     draw_maps(options.out / "ocean.png", truth, shown)
     animate(options.out / "ocean.gif", truth, shown)
-    print(f"\n{text}\n\n{options.out / 'ocean'}.json, .md, .png, .gif")
+    text = f"{table}\n\n{intensity}"
+    print(f"\n{text}\n\n{options.out / 'ocean'}.json, .md, .png, .gif and more")
     return text
 
 

@@ -38,7 +38,7 @@ def draw_maps(path: Path, truth: dict[str, Tensor], predicted: Predicted) -> Non
     steps = len(truth["eddies"][0]) - 1
     times = sorted({round(steps * i / 3) for i in range(4)})
     figure = Figure(figsize=(13, 1.62 * len(names) + 0.5), dpi=100, layout="constrained")
-    halves = figure.subfigures(1, len(rows))
+    halves: Any = figure.subfigures(1, len(rows))
     for half, (kind, maps) in zip(halves, rows.items(), strict=True):
         half.suptitle(kind, fontsize=13)
         axes = half.subplots(len(names), len(times), squeeze=False)

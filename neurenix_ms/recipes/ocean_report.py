@@ -29,36 +29,49 @@ COLOURS = {
 SEEN_OTHERS = [name for name in COLOURS if "seen" in name]
 
 
-def tables(result: Result) -> str:
-    """Markdown: all ways on unseen eddies, then what was seen against where it is asked."""
+def error_table(result: Result) -> str:
+    """Markdown: error and mass of all ways on unseen eddies, and what they cost."""
+    at = _times(result)
+    head = ["way", *(f"error, {_hour(step)}" for step in at), f"mass error, {_hour(at[-1])}"]
+    lines = [[*head, "parameters", "training"]]
+    for name in _shown(result):
+        way = result["ways"][name]
+        errors = [_number(way, "eddies", "error", step) for step in at]
+        mass = _number(way, "eddies", "mass", at[-1], percent=True)
+        lines.append([name, *errors, mass, *_costs(way)])
+    noise = [f"{result['kinds']['eddies']['noise'][step]:.2f}" for step in at]
+    lines.append(["(counting particles)", *noise, "", "", ""])
+    return _joined(lines)
+
+
+def intensity_table(result: Result) -> str:
+    """Markdown: what was seen in training against what is asked, and how dense it gets."""
+    _, early, *_, last = _times(result)
+    head = ["way", *(f"{kind}: error, {_hour(early)}" for kind in result["kinds"])]
+    asked = [("sink", "square"), ("sink", "peak"), ("eddies", "square")]
+    words = {"square": "mean square", "peak": "peak"}
+    lines = [[*head, *(f"{kind}: {words[key]}, {_hour(last)}" for kind, key in asked)]]
+    for name in ("semi-Lagrangian, corrected", "double", "double, mass kept", *SEEN_OTHERS):
+        if name in result["ways"]:
+            way = result["ways"][name]
+            errors = [_number(way, kind, "error", early) for kind in result["kinds"]]
+            lines.append([name, *errors, *(_number(way, *pair, last) for pair in asked)])
+    return _joined(lines)
+
+
+def _shown(result: Result) -> list[str]:
+    """Ways in the order of the colours, but for those trained on other currents."""
+    return [n for n in COLOURS if n in result["ways"] and n not in SEEN_OTHERS]
+
+
+def _times(result: Result) -> list[int]:
+    """The first step, and those after a third, two thirds and all of the time."""
     steps = result["options"]["steps"]
-    at = sorted({max(1, round(steps * share)) for share in (1 / 12, 1 / 3, 2 / 3, 1)})
-    hours = [f"{step * INTERVAL:.0f} h" for step in at]
-    ways = result["ways"]
-    first = [
-        [
-            "way",
-            *(f"error, {h}" for h in hours),
-            f"mass error, {hours[-1]}",
-            "parameters",
-            "training",
-        ]
-    ]
-    for name in COLOURS:
-        if name in ways and name not in SEEN_OTHERS:
-            errors = [_number(ways[name], "eddies", "error", step) for step in at]
-            mass = _number(ways[name], "eddies", "mass", at[-1], percent=True)
-            first.append([name, *errors, mass, *_costs(ways[name])])
-    noise = [f"{result['kinds']['eddies']['noise'][step]:.3f}" for step in at]
-    first.append(["(counting particles)", *noise, "", "", ""])
-    second = [["way", "currents", *(f"error, {h}" for h in hours), "peak", "mean square"]]
-    for kind in result["kinds"]:
-        for name in ("semi-Lagrangian, corrected", "double", "double, mass kept", *SEEN_OTHERS):
-            if name in ways:
-                errors = [_number(ways[name], kind, "error", step) for step in at]
-                intensity = [_number(ways[name], kind, k, at[-1]) for k in ("peak", "square")]
-                second.append([name, kind, *errors, *intensity])
-    return f"{_joined(first, 1)}\n\n{_joined(second, 2)}"
+    return [1, *(max(1, round(steps * share)) for share in (1 / 3, 2 / 3, 1))]
+
+
+def _hour(step: int) -> str:
+    return f"{step * INTERVAL:.0f} h"
 
 
 def _number(way: Result, kind: str, key: str, step: int, *, percent: bool = False) -> str:
@@ -78,9 +91,9 @@ def _costs(way: Result) -> list[str]:
     return [count, f"{statistics.mean(cpu):.0f} s" if cpu else ""]
 
 
-def _joined(rows: Sequence[Sequence[str]], left: int) -> str:
+def _joined(rows: Sequence[Sequence[str]]) -> str:
     head, *others = rows
-    rule = [":---"] * left + ["---:"] * (len(head) - left)
+    rule = [":---"] + ["---:"] * (len(head) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *others))
 
 
@@ -93,11 +106,10 @@ def draw_errors(path: Path, result: Result) -> None:
     """
     figure = Figure(figsize=(12, 4.6), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name in COLOURS:
-        if name in result["ways"] and name not in SEEN_OTHERS:
-            _curves(left, result, name, "eddies", "error", 1)
-            if "corrected" not in name and name != "nothing moves":
-                _curves(right, result, name, "eddies", "mass", 100)
+    for name in _shown(result):
+        _curves(left, result, name, "eddies", "error", 1)
+        if "corrected" not in name and name != "nothing moves":
+            _curves(right, result, name, "eddies", "mass", 100)
     noise = result["kinds"]["eddies"]["noise"][1:]
     left.plot(_hours(noise), noise, ":", color="black", label="(counting particles)")
     left.set(ylabel="error / root mean square of the truth", ylim=(0, None))

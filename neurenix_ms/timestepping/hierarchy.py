@@ -11,7 +11,11 @@ from neurenix_ms.timestepping.forecasting import Times, forecast
 
 
 class CallableStepper(nn.Module):
-    """A function of states with a `step_size`, as a module."""
+    """A function of states with a `step_size`, as a module.
+
+    Shape:
+        `(B, *D)` -> the same
+    """
 
     def __init__(self, function: Stepper) -> None:
         super().__init__()

@@ -13,9 +13,19 @@ from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
 class Selection:
     """What `select_strides` keeps, and why.
 
+    The table tells how much each stride is worth; look at it before a hierarchy is deployed.
+
     Args:
         hierarchy: The steppers that are kept, shared with the hierarchy they were chosen from.
         table: Strides, coarsest first, and mean squared error of every set that was tried.
+
+    Examples:
+        >>> from neurenix_ms.timestepping import IntegratorStepper
+        >>> steppers = [IntegratorStepper(torch.neg, 0.01, stride) for stride in (1, 4)]
+        >>> trajectory = torch.exp(-0.01 * torch.arange(9.0)).view(1, 9, 1)
+        >>> chosen = select_strides(HierarchicalTimeStepper(steppers), trajectory, tolerance=0.1)
+        >>> [strides for strides, _ in chosen.table][0]
+        (4, 1)
     """
 
     hierarchy: HierarchicalTimeStepper

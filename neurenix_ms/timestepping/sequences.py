@@ -24,6 +24,18 @@ class SequenceModel(Configured, nn.Module):
 
     Raises:
         ValueError: If a count is below 1, or the input is not such a sequence.
+        NotImplementedError: If a subclass does not say how its memory starts or changes.
+
+    Examples:
+        >>> class Echo(SequenceModel):
+        ...     def start(self, x):
+        ...         return None
+        ...     def remember(self, x, memory):
+        ...         return x, memory
+        >>> model = Echo(num_features=3, hidden_size=3)
+        >>> model.readout = nn.Linear(3, 3)
+        >>> model.forecast(torch.zeros(2, 5, 3), 10).shape
+        torch.Size([2, 10, 3])
     """
 
     def __init__(self, num_features: int, hidden_size: int) -> None:
@@ -98,6 +110,8 @@ def fit_sequences(
 ) -> SequenceModel:
     """Train a recurrent network to predict the next state, and return it with its best weights.
 
+    Use it for the baselines that steppers are compared with; `fit_hierarchy` trains the steppers.
+
     Args:
         model: An `LSTMForecaster` or a `ClockworkRNN`; an `EchoStateNetwork` has a `fit` of its own.
         sequences: `(N, T, D)`.
@@ -110,7 +124,17 @@ def fit_sequences(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: If the sequences are not longer than a window.
+        ValueError: If a count is below 1, or the sequences are not longer than a window.
+        ImportError: If tqdm is missing.
+
+    Examples:
+        >>> from neurenix_ms.timestepping import LSTMForecaster
+        >>> waves = torch.sin(0.1 * torch.arange(60)).expand(4, -1).unsqueeze(2)
+        >>> model = fit_sequences(
+        ...     LSTMForecaster(1, 4), waves, validation=waves, num_iterations=2, progress=False
+        ... )
+        >>> model.forecast(waves[:, :5], 3).shape
+        torch.Size([4, 3, 1])
     """
     try:
         from tqdm.auto import tqdm

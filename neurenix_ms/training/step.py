@@ -25,7 +25,11 @@ Schedule: TypeAlias = Literal["one_cycle"] | Callable[[Optimizer, int], LRSchedu
 
 
 class Task(LightningModule):
-    """What all tasks share: what a step is, what is logged, which optimizer and schedule run."""
+    """What all tasks share: what a step is, what is logged, which optimizer and schedule run.
+
+    Shape:
+        That of the model.
+    """
 
     def __init__(
         self,

@@ -27,6 +27,11 @@ def load_hits(state_dicts: Mapping[int, Mapping[str, Any]]) -> HierarchicalTimeS
     Raises:
         ValueError: If there is no state dict, or an entry is missing, left over or misshapen; the
             message names it.
+
+    Examples:
+        >>> one = {"Linear_0.weight": torch.zeros(2, 2), "Linear_0.bias": torch.zeros(2)}
+        >>> load_hits({1: one, 8: one}).step_sizes
+        [8, 1]
     """
     if not state_dicts:
         raise ValueError("load_hits needs a state dict for at least one stride, got none")

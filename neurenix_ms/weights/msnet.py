@@ -30,6 +30,15 @@ def load_msnet(state_dict: Mapping[str, Any]) -> MSNet:
 
     Raises:
         ValueError: If an entry is missing, left over or misshapen; the message names it.
+
+    Examples:
+        >>> theirs = {"models.0.head.conv.weight": torch.zeros(4, 1, 3, 3, 3)}
+        >>> theirs |= {"models.0.head.conv.bias": torch.zeros(4)}
+        >>> theirs |= {"models.0.tail.0.weight": torch.zeros(1, 4, 1, 1, 1)}
+        >>> theirs |= {"models.0.tail.0.bias": torch.zeros(1)}
+        >>> model = load_msnet(theirs)
+        >>> model.num_scales, model.num_filters, model.kernel_size
+        (1, 4, 3)
     """
     ours = {name: torch.as_tensor(value) for name, value in rename(state_dict, RULES).items()}
     model = MSNet(**_read_off(ours))

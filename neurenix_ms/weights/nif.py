@@ -58,6 +58,15 @@ def load_nif(weights: Mapping[str, Any], config: Mapping[str, Any] | str) -> Mod
 
     Raises:
         ValueError: If an entry of either is missing, left over, misshapen or unknown.
+
+    Examples:
+        >>> sizes = {"first": (1, 4), "hidden0": (4, 4), "bottleneck": (4, 1), "last": (1, 13)}
+        >>> weights = {f"pnet.{name}.w": torch.zeros(size) for name, size in sizes.items()}
+        >>> weights |= {f"pnet.{name}.b": torch.zeros(size[1]) for name, size in sizes.items()}
+        >>> shape_net = {"input_dim": 1, "output_dim": 1, "units": 2, "nlayers": 1}
+        >>> config = {"variant": "NIF", "shape_net": shape_net, "parameter_net": {}}
+        >>> load_nif(weights, config)(torch.zeros(5, 1), torch.zeros(5, 1)).shape
+        torch.Size([5, 1])
     """
     settings = json.loads(config) if isinstance(config, str) else config
     cls = choose(VARIANTS, settings.get("variant"), "variant")

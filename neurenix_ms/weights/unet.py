@@ -60,12 +60,20 @@ def load_unet(state_dict: Mapping[str, Any]) -> UNet:
 def export_unet(model: UNet) -> dict[str, Tensor]:
     """Give the state dict of a UNet the names and the order of milesial/Pytorch-UNet.
 
+    Use it to go on with the scripts of that project; to keep a model for yourself, `save` keeps its
+    settings too.
+
     Args:
         model: A 2-D UNet of "double" blocks with batch norm. Those networks align corners, so set
             `align_corners=True` where outputs have to be equal.
 
     Raises:
         ValueError: If the model has no counterpart there; the message says why.
+
+    Examples:
+        >>> from neurenix_ms import UNet
+        >>> list(export_unet(UNet(1, 1, [4, 8], align_corners=True)))[:2]
+        ['inc.double_conv.0.weight', 'inc.double_conv.0.bias']
     """
     plain = {"block": "double", "norm": "batch", "spatial_dims": 2, "kernel_size": 3}
     for name, wanted in plain.items():
