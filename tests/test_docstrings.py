@@ -1,4 +1,4 @@
-"""What the reference says of every public name: when to use it, shapes, errors, what an example gives."""
+"""What the reference says of every name: when to use it, shapes, errors, what its example gives."""
 
 import builtins
 import importlib
