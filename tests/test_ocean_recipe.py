@@ -15,7 +15,7 @@ from neurenix_ms.recipes import ocean
 from neurenix_ms.recipes.fitting import EveryGeometryOnce
 from neurenix_ms.recipes.ocean_maps import _to_middle
 from neurenix_ms.recipes.ocean_models import PATCH, DriftUNet, Unrolled, carry, looked_up, stay
-from neurenix_ms.recipes.ocean_report import tables
+from neurenix_ms.recipes.ocean_report import error_table, intensity_table
 from neurenix_ms.recipes.ocean_scores import noise_of, scores
 from neurenix_ms.recipes.ocean_training import (
     NUM_MIRRORS,
@@ -274,9 +274,14 @@ def test_the_tables_tell_what_is_stored():
         "nothing moves": {"runs": [run]},
     }
     kinds = {kind: {"noise": [0.1, 0.2, 0.3]} for kind in ("eddies", "sink")}
-    text = tables({"options": {"steps": 2}, "ways": ways, "kinds": kinds})
-    assert "| double | 0.25 ± 0.00 | 0.50 ± 0.00 | +50.0 ± 0.0 % | 1,234 | 15 s |" in text
-    assert "| nothing moves | 0.25 | 0.50 | +50.0 % |  |  |" in text
+    result = {"options": {"steps": 2}, "ways": ways, "kinds": kinds}
+    text = error_table(result)
+    number = "0.25 ± 0.00 | 0.25 ± 0.00 | 0.25 ± 0.00 | 0.50 ± 0.00"
+    assert f"| double | {number} | +50.0 ± 0.0 % | 1,234 | 15 s |" in text
+    assert "| nothing moves | 0.25 | 0.25 | 0.25 | 0.50 | +50.0 % |  |  |" in text
+    assert intensity_table(result).splitlines()[-1] == (
+        "| double | 0.25 ± 0.00 | 0.25 ± 0.00 | 0.50 ± 0.00 | 0.50 ± 0.00 | 0.50 ± 0.00 |"
+    )
 
 
 @pytest.mark.parametrize(
