@@ -1,0 +1,88 @@
+"""Tables of the page that helps to choose follow the stored results and the code."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import RESULTS
+from docs_tools import choosing
+from neurenix_ms.multiscale.fusion import METHODS
+
+
+@pytest.fixture
+def results() -> dict:
+    return json.loads(RESULTS.read_text("utf-8"))
+
+
+def stored(results: dict, folder: Path) -> Path:
+    path = folder / "results.json"
+    path.write_text(json.dumps(results), "utf-8")
+    return path
+
+
+def row(table: str, name: str) -> list[str]:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return next(cells for cells in rows if name in cells[0])
+
+
+def test_every_way_to_fuse_has_its_word():
+    assert set(choosing.FUSIONS) == set(METHODS) - {"avg"}  # another spelling of "mean"
+    for name in choosing.FUSIONS:
+        assert len(row(choosing.fusions(), name)[1]) > 10
+
+
+def test_what_is_shown_is_what_was_stored(results: dict, tmp_path: Path):
+    case = next(
+        case
+        for case in results["benchmarks"]
+        if case["group"] == "fusion/forward"
+        and case["params"] == {"method": "sum", "size": 224, "variant": "ours"}
+    )
+    case["stats"]["median"] = 3.0
+    case["extra_info"]["params"] = 1234
+    cells = row(choosing.fusions(stored(results, tmp_path)), "sum")
+    assert "3 s" in cells
+    assert "1,234" in cells
+
+
+def test_new_groups_methods_and_settings_do_no_harm(results: dict, tmp_path: Path):
+    old = next(case for case in results["benchmarks"] if case["group"] == "fusion/forward")
+    new = {**old, "params": {"method": "median", "size": 224, "variant": "ours", "dims": 3}}
+    results["benchmarks"] += [{**old, "group": "of another kind", "params": {"a": 1}}, new]
+    path = stored(results, tmp_path)
+    assert "median" in choosing.fusions(path)
+    for table in (choosing.poolings, choosing.memory):
+        assert table(path) == table()
+
+
+def test_a_group_that_is_gone_is_named(results: dict, tmp_path: Path):
+    kept = [case for case in results["benchmarks"] if case["group"] == "pooling/forward"]
+    path = stored({**results, "benchmarks": kept}, tmp_path)
+    with pytest.raises(ValueError, match=r"one of \['pooling/forward'\], got 'fusion/forward'"):
+        choosing.fusions(path)
+
+
+def test_costs_of_scales_are_those_of_their_cells():
+    quarter, eighth = row(choosing.scales(), "[1.0, 0.5]")[2:]
+    assert (quarter, eighth) == ("1.25x", "1.12x")
+
+
+def test_a_level_doubles_what_a_pixel_sees():
+    table = choosing.levels([1, 1, 1])
+    seen = [int(row(table, str(level))[1].split()[0]) for level in (1, 2, 3)]
+    assert seen[1] >= 2 * seen[0]
+    assert seen[2] >= 2 * seen[1]
+
+
+def test_norms_differ_in_what_they_look_at():
+    table = choosing.norms()
+    assert row(table, "batch")[3] == "yes"
+    assert [row(table, name)[3] for name in ("group", "instance", "None")] == ["no"] * 3
+    passes = {name: int(row(table, name)[4]) for name in ("batch", "group", "instance", "None")}
+    assert passes["batch"] == passes["None"] == 0 < passes["group"] == passes["instance"]
+
+
+def test_tiles_are_equal_and_windows_are_not():
+    table = choosing.tiles()
+    assert float(row(table, "windows blended")[1]) > 1e-2 > 1e-5 > float(row(table, "tiles")[1])
