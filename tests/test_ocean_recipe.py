@@ -17,6 +17,7 @@ from neurenix_ms.recipes.ocean_maps import _to_middle
 from neurenix_ms.recipes.ocean_models import PATCH, DriftUNet, Unrolled, carry, looked_up, stay
 from neurenix_ms.recipes.ocean_report import error_table, intensity_table
 from neurenix_ms.recipes.ocean_scores import noise_of, scores
+from neurenix_ms.recipes.ocean_seas import SEAS, draw_seas
 from neurenix_ms.recipes.ocean_training import (
     NUM_MIRRORS,
     DriftLoss,
@@ -204,6 +205,12 @@ def test_a_profile_across_the_border_is_brought_to_the_middle():
     profile = torch.zeros(20)
     profile[[19, 0, 1]] = 1.0
     assert profile.roll(_to_middle(profile)).nonzero().flatten().tolist() == [9, 10, 11]
+
+
+def test_a_picture_shows_every_option_of_the_data(tmp_path):
+    draw_seas(tmp_path / "seas.png", tmp_path / "data", size=12, steps=1, num_particles=30)
+    assert (tmp_path / "seas.png").stat().st_size > 10_000
+    assert len(list((tmp_path / "data").iterdir())) == len(SEAS)
 
 
 class KilledError(Exception):

@@ -162,14 +162,14 @@ def place_for(velocity: Velocity, seeding: Seeding, otherwise: Tensor) -> Tensor
     `sigma = sqrt((J11 - J22)^2 + (J12 + J21)^2)`:
 
     * "converging": where `(div - sigma) / 2`, the rate at which particles come together on a line, is
-      most negative (Serra and Haller 2016).
+      most negative (Serra and Haller 2016), of places 1 km apart.
     * "hyperbolic": of the places at rest with `det J < 0`, saddles, the one with the largest `sigma`.
     * "eddies": of the places at rest, the one where `sigma^2 - curl^2` is most negative (Okubo 1970,
       Weiss 1991).
     """
     if seeding == "anywhere":
         return otherwise
-    x = _grid(128 if seeding == "converging" else 40)
+    x = _grid(100 if seeding == "converging" else 40)
     if seeding != "converging":
         x = at_rest(velocity, x)
     j = gradient(velocity, x)
