@@ -207,6 +207,7 @@ def test_a_profile_across_the_border_is_brought_to_the_middle():
     assert profile.roll(_to_middle(profile)).nonzero().flatten().tolist() == [9, 10, 11]
 
 
+@pytest.mark.slow
 def test_a_picture_shows_every_option_of_the_data(tmp_path):
     draw_seas(tmp_path / "seas.png", tmp_path / "data", size=12, steps=1, num_particles=30)
     assert (tmp_path / "seas.png").stat().st_size > 10_000
