@@ -51,7 +51,10 @@ def messages(source: Source) -> list[Message]:
 
 
 def page() -> str:
-    """All messages as Markdown: a section per room, a list in each, links to the API pages."""
+    """All messages as Markdown: a section per room, a heading per message, links to the API pages.
+
+    As headings they are found by the search of the site, which looks there first.
+    """
     source = Source()
     rooms: dict[str, dict[tuple[str, str], dict[str, None]]] = {}
     for message in messages(source):
@@ -61,10 +64,10 @@ def page() -> str:
     parts = []
     for room, entries in sorted(rooms.items()):
         lines = [
-            f"* {_code(text)}  \n    {error}{_links(list(users))}"
+            f"#### {_code(text)}\n\n{error}{_links(list(users))}"
             for (text, error), users in sorted(entries.items())
         ]
-        parts.append(f"### {room}\n\n" + "\n".join(lines))
+        parts.append(f"### {room}\n\n" + "\n\n".join(lines))
     return "\n\n".join(parts)
 
 

@@ -41,7 +41,7 @@ def test_every_raise_is_found(source: Source):
 def test_every_message_is_on_the_page(source: Source):
     text = page()
     assert [m for m in messages(source) if " ".join(m.text.split()) not in text] == []
-    assert not re.search(r"\n\* `…?`", text)  # a message that nothing is known of
+    assert not re.search(r"\n#### `…?`", text)  # a message that nothing is known of
 
 
 def test_a_helper_belongs_to_the_public_names_that_call_it(source: Source):

@@ -1,6 +1,7 @@
 """The built site in headless Chromium: every page, wide and narrow, light and dark."""
 
 import http.server
+import json
 import shutil
 import threading
 from functools import partial
@@ -54,6 +55,27 @@ RAW = """[...document.querySelectorAll('.md-content p, .md-content li, .md-conte
         c.querySelectorAll('code, pre, .katex').forEach(k => k.remove()); return c.textContent })
     .filter(t => /\\\\[(\\[]|\\\\frac|\\\\sum/.test(t)).concat(
     [...document.querySelectorAll('pre.mermaid')].map(e => e.textContent))"""
+# what the search answers, best first
+SEARCH = """(async words => {
+  const input = document.querySelector('.md-search__input');
+  input.focus(); input.value = words;
+  input.dispatchEvent(new Event('keyup')); input.dispatchEvent(new Event('input', {bubbles: true}));
+  const found = () => [...document.querySelectorAll('.md-search-result__link')]
+    .map(a => a.getAttribute('href').replace(/\\?h=[^#]*/, ''));
+  for (let i = 0; i < 200 && !found().length; i++) await new Promise(r => setTimeout(r, 50));
+  return found();
+})"""
+# text of drawings that sticks out of its box, or of the drawing
+STICKS_OUT = """[...document.querySelectorAll('figure.drawn svg')].flatMap(svg => {
+  const inside = (a, b) => a.left >= b.left && a.right <= b.right
+    && a.top >= b.top && a.bottom <= b.bottom;
+  const boxes = [...svg.querySelectorAll('rect')].map(e => e.getBoundingClientRect());
+  return [...svg.querySelectorAll('text')]
+    .filter(e => !boxes.some(box => inside(e.getBoundingClientRect(), box)))
+    .map(e => e.textContent).concat(
+      [...svg.querySelectorAll('text')].filter(e => e.getBoundingClientRect().height < 10)
+      .map(e => 'too small: ' + e.textContent));
+})"""
 UNNAMED = """[...document.querySelectorAll('img')].filter(e => !e.alt).map(e => e.src.slice(0, 80))
     .concat(
     [...document.querySelectorAll('.md-content svg[viewBox][role=img]')]
@@ -91,6 +113,7 @@ def test_a_page(page: str, scheme: str, browser: Browser, address: str):
         browser.resize(width)
         problems[f"wider than {width}"] = browser.run(WIDER)
         problems[f"contrast at {width}"] = browser.run(CONTRAST)
+        problems[f"drawn outside at {width}"] = browser.run(STICKS_OUT)
     outside = [url for url in browser.asked_for() if not url.startswith((address, "data:"))]
     problems |= {"asked for": outside, "console": browser.complaints()}
     assert {what: found for what, found in problems.items() if found} == {}
@@ -107,3 +130,32 @@ def test_the_keyboard_reaches_content_search_and_navigation(browser: Browser, ad
         reached.append(browser.run("document.activeElement.className"))
     for wanted in ("md-skip", "md-search__input", "md-tabs__link"):
         assert any(wanted in name for name in reached), (wanted, reached)
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("PyramidPooling", "api/pooling/#neurenix_ms.multiscale.PyramidPooling"),
+        ("HierarchicalTimeStepper", "#neurenix_ms.timestepping.HierarchicalTimeStepper"),
+        ("accumulate_gradients", "#neurenix_ms.execution.accumulate_gradients"),
+        ("UNet", "api/models/#neurenix_ms.multiscale.UNet"),
+        ("expected (B, C) and 2 spatial axes", "#expected-b-c-and-spatial-axes-got-shape"),
+        (
+            "expected (B, C) and 2 spatial axes, got shape (3, 64, 64)",
+            "#expected-b-c-and-spatial-axes-got-shape",
+        ),
+        ("the map must have 3 channels, got shape (1, 64, 64, 3)", "#must-have-channels-got-shape"),
+        (
+            "every grid needs one bin or more, got bins [0]",
+            "#every-grid-needs-one-bin-or-more-got-bins",
+        ),
+        ("my GPU is too small", "howto/#my-gpu-is-too-small"),
+    ],
+)
+def test_the_search_finds_names_and_messages(
+    words: str, place: str, browser: Browser, address: str
+):
+    browser.resize(1280)
+    browser.open(f"{address}/", "light")
+    found = browser.run(f"{SEARCH}({json.dumps(words)})")
+    assert any(url.endswith(place) for url in found[:4]), found
