@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test test-slow lint docs serve bench bench-smoke clean
+.PHONY: help demo test test-slow test-site lint docs serve bench bench-smoke clean
 .SECONDARY:
 
 help:  ## list the targets
@@ -27,6 +27,9 @@ test: .venv/with-dev  ## the test suite
 
 test-slow: .venv/with-dev  ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+test-site: .venv/with-dev  ## the built site in a headless browser, if chromium is there
+	$(BIN)/python -m pytest -m slow -rs tests/test_site.py
 
 lint: .venv/with-dev  ## ruff and mypy
 	$(BIN)/ruff check .
