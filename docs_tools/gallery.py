@@ -1,0 +1,48 @@
+"""Tutorials in, the pictures that they end in out, small, for the landing page.
+
+    python -m docs_tools.gallery
+
+runs the tutorials and writes their pictures beside the others of the site.
+"""
+
+import contextlib
+import io
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from docs_tools.source import ROOT
+
+TUTORIALS = ("segmentation", "features")
+FENCE = re.compile(r"^( *)(`{3,})python\b[^\n]*\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
+DPI = 60
+COLOURS = 48
+
+
+def picture(page: Path, target: Path) -> None:
+    """Run a page up to its picture, a matplotlib figure called `figure`, and write that.
+
+    Args:
+        page: Markdown with Python blocks.
+        target: Where the PNG goes.
+    """
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for block in FENCE.finditer(page.read_text("utf-8")):
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(textwrap.dedent(block[3]), page, "exec"), names)
+        if "figure" in names:
+            drawn = io.BytesIO()
+            names["figure"].savefig(drawn, dpi=DPI, facecolor="white")
+            Image.open(drawn).convert("RGB").quantize(COLOURS).save(target, optimize=True)
+            return
+    raise ValueError(f"a page must draw a figure, got none in {page}")
+
+
+if __name__ == "__main__":
+    for name in TUTORIALS:
+        picture(
+            ROOT / "docs" / "tutorials" / f"{name}.md", ROOT / "docs" / "assets" / f"{name}.png"
+        )
