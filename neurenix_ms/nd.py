@@ -3,10 +3,30 @@
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 SpatialDims = Literal[1, 2, 3]
+
+
+class MaxPool1d(nn.MaxPool1d):
+    """Max pooling along one axis that leaves its size open while it is traced.
+
+    The kernel that torch takes fixes the size to that of the example; the one that notes where each
+    maximum was, and that training takes anyway, does not.
+
+    Shape:
+        `(B, C, L)` -> `(B, C, L / stride)`
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        return F.max_pool1d(
+            x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, True
+        )[0]
+
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONVOLUTIONS: dict[int, Any] = {
@@ -18,7 +38,7 @@ BATCH_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.Batch
 INSTANCE_NORMS: dict[int, Any] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 POOLS: dict[str, dict[int, Any]] = {
     "avg": {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d},
-    "max": {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d},
+    "max": {1: MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d},
 }
 ADAPTIVE_POOLS: dict[str, dict[int, Any]] = {
     "avg": {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d},

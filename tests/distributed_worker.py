@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,8 +12,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-
-from docs_tools.running import limit
 
 SAMPLES = 2  # of each process
 
@@ -52,17 +51,30 @@ def whole(gradient: Tensor | None) -> Tensor | None:
     return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
 
 
-def sharded(model: nn.Module) -> nn.Module:
+def by_parts(model: nn.Module) -> nn.Module:
     """Parameters spread over the processes, those of every direct part in a group of their own."""
+    return sharded(
+        model, [part for part in model.children() if not isinstance(part, nn.ModuleList)]
+    )
+
+
+def by_layers(model: nn.Module) -> nn.Module:
+    """Parameters spread over the processes, those of every convolution and norm in a group."""
+    return sharded(
+        model, [part for part in model.modules() if not any(True for _ in part.children())]
+    )
+
+
+def sharded(model: nn.Module, parts: Iterable[nn.Module]) -> nn.Module:
+    """Parameters spread over the processes, those of each part in a group of their own."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    in_parts = limit("FSDP2", type(model).__name__) is None
-    for part in model.children() if in_parts else ():
-        if not isinstance(part, nn.ModuleList) and any(True for _ in part.parameters()):
+    for part in parts:
+        if any(True for _ in part.parameters()):
             fully_shard(part, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
 
-WRAPPERS = {"ddp": DistributedDataParallel, "fsdp": sharded}
+WRAPPERS = {"ddp": DistributedDataParallel, "fsdp": by_parts, "fsdp-layers": by_layers}
 
 
 def check(case: Case, wrap: str) -> str:

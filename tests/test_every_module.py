@@ -152,33 +152,39 @@ def test_compiled_without_a_break_it_gives_the_same_on_every_size(case: Case):
     assert counters["stats"]["unique_graphs"] <= 2  # one for the first size, one for all others
 
 
-@PLANE
-def test_exported_once_it_runs_on_other_sizes(case: Case):
+def equal_once_exported(case: Case) -> None:
+    """One program, from maps of one size, on maps of others."""
     model = build(case).eval()
-    height, width = Dim("height", min=8, max=256), Dim("width", min=8, max=256)
+    axes = [Dim(f"axis{k}", min=8, max=256) for k in range(case.spatial_dims)]
     finest = 2 ** (len(case.channels) - 1)
     shapes = [
-        {2: finest // 2**i * height, 3: finest // 2**i * width} for i in range(len(case.channels))
+        {2 + k: finest // 2**i * axis for k, axis in enumerate(axes)}
+        for i in range(len(case.channels))
     ]
-    exported = export(
+    program = export(
         model,
-        (case.inputs((64, 48)),),
+        (case.inputs((64, 48, 32)[: case.spatial_dims]),),
         dynamic_shapes=(shapes if case.is_list else shapes[0],),
     ).module()
-    for size in ((32, 40), (44, 36)):
-        x = case.inputs(size)
-        close(exported(x), model(x))
-    if not case.is_list:
-        x = case.inputs((19, 37))
-        close(exported(x), model(x))
+    for size in ((32, 40, 36), (44, 36, 32), *([] if case.is_list else [(19, 37, 21)])):
+        x = case.inputs(size[: case.spatial_dims])
+        close(program(x), model(x))
+
+
+@PLANE
+def test_exported_once_it_runs_on_other_sizes(case: Case):
+    equal_once_exported(case)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.spatial_dims != 2], ids=lambda c: c.name)
 @pytest.mark.slow
 def test_compiled_and_exported_in_other_dimensions(case: Case):
     torch.compiler.reset()
-    model = build(case).eval()
+    counters.clear()
+    model = build(case)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    for n in (16, 21):
+    for n in (16, 21, 18):
         x = case.inputs(case.size(n))
-        close(compiled(x), model(x))
+        close(compiled(x), copy.deepcopy(model)(x))
+    assert counters["stats"]["unique_graphs"] <= 2
+    equal_once_exported(case)

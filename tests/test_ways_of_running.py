@@ -71,11 +71,10 @@ def test_onnxruntime_gives_the_same_on_every_size(case: Case):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            "UNet-1d",
-            marks=pytest.mark.xfail(strict=True, reason="torch.export fixes the one axis"),
-        ),
+        "UNet-1d",
         "UNet-3d",
+        "PyramidNetwork-1d",
+        "MultiScalePooling-max-1d",
         "FeatureFusion-1d",
         "FeatureFusion-3d",
         "PyramidNetwork-3d",
@@ -137,7 +136,7 @@ def test_deterministic_algorithms_are_enough_and_repeat_to_the_last_bit(case: Ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp", "fsdp-layers"])
 def test_two_processes_have_the_gradients_of_one(wrap, tmp_path):
     report = tmp_path / "report.txt"
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -153,7 +152,7 @@ def test_the_table_names_every_module_and_every_limit():
     assert len(lines) == 2 + len(modules())
     assert {module for _, module in LIMITS} <= set(modules())
     assert {way for way, _ in LIMITS} <= set(WAYS)
-    assert "| `PyramidPooling` | yes | yes | yes | yes | yes | yes | yes | yes | whole |" in table()
+    assert "| `PyramidPooling` | yes | yes | yes | yes | yes | yes | yes | yes | yes |" in table()
     assert {module_name(case) for case in CASES} == set(modules())
 
 

@@ -23,7 +23,7 @@ from neurenix_ms.nd import (
     SpatialDims,
 )
 from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import Target, expect_scales, expect_target, spatial, target_size
+from neurenix_ms.sizes import Size, Target, expect_scales, expect_target, spatial, target_size
 
 FusionMethod = Literal["concat", "sum", "mean", "avg", "max", "attention"]
 
@@ -37,14 +37,14 @@ REDUCTIONS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
 METHODS = ("concat", *REDUCTIONS, "attention")
 
 
-class ConcatFusion(nn.Module):
+class SlicedConvolution(nn.Module):
     """Resize, concatenate, convolve with a 1x1 kernel: without ever making the concatenated map.
 
     A 1x1 convolution commutes with resizing, because one mixes channels and the other pixels. So each
     feature meets its slice of the weight at its own size, and only the results are resized and added.
 
     Shape:
-        list of K `(B, C_i, *S_i)` -> `(B, C, *T)`
+        list of K `(B, C_i, *S_i)` and a size `T` -> `(B, C, *T)`
     """
 
     def __init__(
@@ -52,27 +52,42 @@ class ConcatFusion(nn.Module):
         in_channels: Sequence[int],
         out_channels: int,
         spatial_dims: SpatialDims,
-        target: Target,
         resize: Resize,
         bias: bool,
     ) -> None:
         super().__init__()
         self.widths = list(in_channels)
-        self.conv = CONVOLUTIONS[spatial_dims](sum(in_channels), out_channels, 1, bias=bias)
+        conv = CONVOLUTIONS[spatial_dims](sum(in_channels), out_channels, 1, bias=bias)
+        # of this module, whose forward reads them: sharded weights are only whole inside of it
+        self.weight, self.bias = conv.weight, conv.bias
         self.convolve = CONVOLVE[spatial_dims]
         self.resize = resize
-        self.target = target
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        size = target_size([spatial(x) for x in features], self.target)
-        slices = self.conv.weight.split(self.widths, dim=1)
-        biases = [self.conv.bias] + [None] * (len(self.widths) - 1)  # the sum needs it once
+    def forward(self, features: Sequence[Tensor], size: Size) -> Tensor:
+        slices = self.weight.split(self.widths, dim=1)
+        biases = [self.bias] + [None] * (len(self.widths) - 1)  # the sum needs it once
         total: Tensor | None = None
         for x, weight, bias in zip(features, slices, biases, strict=True):
             part = self.resize(self.convolve(x, weight, bias), size)
             total = part if total is None else total.add_(part)
         assert total is not None
         return total
+
+
+class ConcatFusion(nn.Module):
+    """Bring all features to the target size, and mix their channels.
+
+    Shape:
+        list of K `(B, C_i, *S_i)` -> `(B, C, *T)`
+    """
+
+    def __init__(self, conv: SlicedConvolution, target: Target) -> None:
+        super().__init__()
+        self.conv = conv
+        self.target = target
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return self.conv(features, target_size([spatial(x) for x in features], self.target))
 
 
 class FeatureFusion(Configured, nn.Module):
@@ -142,10 +157,12 @@ class FeatureFusion(Configured, nn.Module):
         self.attention = attention
         self.reduction = reduction
         resize = Resize(mode, spatial_dims, align_corners)
-        place = (self.in_channels, out_channels, spatial_dims, self.target, resize)
         if fusion_method == "concat":
+            conv = SlicedConvolution(
+                self.in_channels, out_channels, spatial_dims, resize, bias=norm is None
+            )
             self.fuse: nn.Module = nn.Sequential(
-                ConcatFusion(*place, bias=norm is None),
+                ConcatFusion(conv, self.target),
                 make_norm(norm, out_channels, spatial_dims),
                 make_act(act),
             )
@@ -161,7 +178,9 @@ class FeatureFusion(Configured, nn.Module):
                 align_corners=align_corners,
             )
         else:
-            self.fuse = Projections(*place)
+            self.fuse = Projections(
+                self.in_channels, out_channels, spatial_dims, self.target, resize
+            )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         expect_features(features, self.in_channels, self.spatial_dims)
