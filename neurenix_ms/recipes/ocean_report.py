@@ -136,6 +136,8 @@ def draw_intensity(path: Path, result: Result) -> None:
         hours = [INTERVAL * i for i in range(len(truth["square"]))]
         true.plot(hours, truth["square"], styles[kind], color=colours[kind], label=kind)
     true.set(title="true mean square / that at first", yscale="log")
+    true.minorticks_off()
+    true.set_yticks(ticks := [0.4, 0.6, 1, 1.5, 2, 3], [f"{tick:g}" for tick in ticks])
     true.legend(frameon=False)
     shown = [n for n in ("double", "double, mass kept", *SEEN_OTHERS) if n in result["ways"]]
     for axis, kind in zip(others, ("sink", "eddies"), strict=True):
