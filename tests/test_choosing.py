@@ -68,6 +68,7 @@ def test_costs_of_scales_are_those_of_their_cells():
     assert (quarter, eighth) == ("1.25x", "1.12x")
 
 
+@pytest.mark.slow
 def test_a_level_doubles_what_a_pixel_sees():
     table = choosing.levels([1, 1, 1])
     seen = [int(row(table, str(level))[1].split()[0]) for level in (1, 2, 3)]
@@ -75,6 +76,7 @@ def test_a_level_doubles_what_a_pixel_sees():
     assert seen[2] >= 2 * seen[1]
 
 
+@pytest.mark.slow
 def test_norms_differ_in_what_they_look_at():
     table = choosing.norms()
     assert row(table, "batch")[3] == "yes"
