@@ -65,7 +65,7 @@ def fusions(path: str | Path = RESULTS) -> str:
         for name, case in forward.items()
     }
     heads = ["time", "FLOPs", "parameters", "peak", "peak of a training step"]
-    return _rows("method", FUSIONS, heads, measured)
+    return _measured_on(forward) + _rows("method", FUSIONS, heads, measured)
 
 
 def poolings(path: str | Path = RESULTS) -> str:
@@ -77,7 +77,8 @@ def poolings(path: str | Path = RESULTS) -> str:
     fields = ("time", "flops", "params", "tensor_peak_bytes")
     cases = _cases(path, "pooling/forward", "block", dims=2)
     measured = {name: _cells(case, fields) for name, case in cases.items()}
-    return _rows("block", POOLINGS, ["time", "FLOPs", "parameters", "peak"], measured)
+    heads = ["time", "FLOPs", "parameters", "peak"]
+    return _measured_on(cases) + _rows("block", POOLINGS, heads, measured)
 
 
 def memory(path: str | Path = RESULTS) -> str:
@@ -92,7 +93,8 @@ def memory(path: str | Path = RESULTS) -> str:
         name: [*_cells(case, ("tensor_peak_bytes",)), *_ratios(case, first)]
         for name, case in cases.items()
     }
-    return _rows("way", MEMORY, ["peak", "of plain", "CPU time", "FLOPs"], measured)
+    heads = ["peak", "of plain", "CPU time", "FLOPs"]
+    return _measured_on(cases) + _rows("way", MEMORY, heads, measured)
 
 
 def tiles(path: str | Path = TILES) -> str:
@@ -165,6 +167,12 @@ def _cases(path: str | Path, group: str, name: str, **wanted: Any) -> dict[str, 
         if all(params.get(key) == value for key, value in wanted.items() if value is not None):
             found[params[name]] = {**case["extra_info"], "time": case["stats"]["median"]}
     return found
+
+
+def _measured_on(cases: Mapping[str, Mapping[str, Any]]) -> str:
+    """A sentence with the shape of the input, or of the finest of several."""
+    shapes = {" x ".join(map(str, case["shape"])) for case in cases.values() if case.get("shape")}
+    return f"Measured on an input of {' or '.join(sorted(shapes))}.\n\n" if shapes else ""
 
 
 def _cells(case: Mapping[str, Any] | None, fields: Iterable[str]) -> list[str]:
