@@ -32,12 +32,12 @@ SEEN_OTHERS = [name for name in COLOURS if "seen" in name]
 def error_table(result: Result) -> str:
     """Markdown: error and mass of all ways on unseen eddies, and what they cost."""
     at = _times(result)
-    head = ["way", *(f"error, {_hour(step)}" for step in at), f"mass error, {_hour(at[-1])}"]
+    head = ["way", *(f"error, {_hour(step)}" for step in at), f"mass wrong by, {_hour(at[-1])}"]
     lines = [[*head, "parameters", "training"]]
     for name in _shown(result):
         way = result["ways"][name]
         errors = [_number(way, "eddies", "error", step) for step in at]
-        mass = _number(way, "eddies", "mass", at[-1], percent=True)
+        mass = _number(way, "eddies", "mass off", at[-1], percent=True)
         lines.append([name, *errors, mass, *_costs(way)])
     noise = [f"{result['kinds']['eddies']['noise'][step]:.2f}" for step in at]
     lines.append(["(counting particles)", *noise, "", "", ""])
@@ -78,11 +78,10 @@ def _number(way: Result, kind: str, key: str, step: int, *, percent: bool = Fals
     """The mean over trainings, and how far they are from it at most."""
     values = [run[kind][key][step - 1] for run in way["runs"]]
     mean, scale, digits = statistics.mean(values), 100 if percent else 1, 1 if percent else 2
-    sign, unit = ("+", " %") if percent else ("", "")
-    text = f"{scale * mean:{sign}.{digits}f}"
+    text = f"{scale * mean:.{digits}f}"
     if len(values) > 1:
         text += f" ± {scale * max(abs(value - mean) for value in values):.{digits}f}"
-    return text.replace("-0.0", "0.0").replace("+0.0", "0.0") + unit
+    return text + (" %" if percent else "")
 
 
 def _costs(way: Result) -> list[str]:
@@ -109,12 +108,11 @@ def draw_errors(path: Path, result: Result) -> None:
     for name in _shown(result):
         _curves(left, result, name, "eddies", "error", 1)
         if "corrected" not in name and name != "nothing moves":
-            _curves(right, result, name, "eddies", "mass", 100)
+            _curves(right, result, name, "eddies", "mass off", 100)
     noise = result["kinds"]["eddies"]["noise"][1:]
     left.plot(_hours(noise), noise, ":", color="black", label="(counting particles)")
     left.set(ylabel="error / root mean square of the truth", ylim=(0, None))
-    right.set(ylabel="mass error, %")
-    right.axhline(0, color="0.8", zorder=0)
+    right.set(ylabel="mass wrong by, %")
     for axis in (left, right):
         axis.set(xlabel="hours", xticks=_ticks(result))
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
