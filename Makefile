@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test test-slow test-site lint docs serve bench bench-smoke clean
+.PHONY: help demo test test-slow test-site lint docs serve bench bench-full bench-smoke bench-baseline bench-compare clean
 .SECONDARY:
 
 help:  ## list the targets
@@ -42,11 +42,27 @@ docs: .venv/with-docs  ## the site, strict, under site/
 serve: .venv/with-docs  ## the site, while you write it
 	$(BIN)/python -m mkdocs serve --livereload
 
-bench: .venv/with-bench  ## the benchmarks, written to docs/assets/benchmarks.json
-	$(BIN)/python -m pytest benchmarks --benchmark-json=docs/assets/benchmarks.json
+BENCH := $(BIN)/python -m pytest benchmarks
+RESULTS := docs/assets/benchmarks
 
-bench-smoke: .venv/with-bench  ## every benchmark once, untimed: do they run?
-	$(BIN)/python -m pytest benchmarks --benchmark-disable
+bench: .venv/with-bench .venv/with-peers  ## the benchmarks, written to docs/assets/benchmarks*.json
+	$(BENCH) -m headline --resident --benchmark-json=$(RESULTS)_resident.json
+	$(BENCH) --benchmark-json=$(RESULTS).json
+
+bench-full: .venv/with-bench .venv/with-peers  ## those, with large sizes and compiled forms (hours)
+	$(BENCH) -m headline --resident --benchmark-json=$(RESULTS)_resident.json
+	$(BENCH) --full --benchmark-json=$(RESULTS).json
+
+bench-smoke: .venv/with-bench .venv/with-peers  ## every benchmark once: bytes and operations as stored?
+	$(BENCH) --benchmark-disable
+
+bench-baseline: .venv/with-bench .venv/with-peers  ## store bytes and operations as what may be used
+	$(BENCH) --benchmark-disable --store
+
+BASE ?= HEAD
+ONLY ?=
+bench-compare: .venv/with-bench  ## this tree beside BASE=commit, on ONLY=benchmarks/test_unet.py
+	$(BIN)/python -m benchmarks.compare $(BASE) $(ONLY)
 
 clean:  ## remove what the other targets made, but for .venv and the cached data
 	rm -rf site runs .pytest_cache .mypy_cache .ruff_cache

@@ -4,19 +4,21 @@ Weights are registered in the order of ours, so `with_weights_of` copies them by
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import FeaturePyramidNetwork
 
 Model = TypeVar("Model", bound=nn.Module)
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 ADAPTIVE_AVG_POOL = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 AVG_POOL_FUNCTION = {2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -56,24 +58,31 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, tuple(size), mode=LINEAR[x.ndim - 2], align_corners=False)
 
 
-def scaled_list(x: Tensor, scales: Sequence[float]) -> list[Tensor]:
-    """The map at several scales."""
-    mode = LINEAR[x.ndim - 2]
-    return [
-        x if s == 1 else F.interpolate(x, scale_factor=s, mode=mode, align_corners=False)
-        for s in scales
-    ]
+def pooled_branches(in_channels: int, width: int, bins: Sequence[int], dims: int) -> nn.ModuleList:
+    """Adaptive pooling to some bins, a convolution, a norm but for one bin, ReLU."""
+    pool, conv, norm = ADAPTIVE_AVG_POOL[dims], CONV[dims], BATCH_NORM[dims]
+    branches = []
+    for n in bins:
+        layers = [pool(n), conv(in_channels, width, 1, bias=n == 1)]
+        layers += [] if n == 1 else [norm(width)]
+        branches.append(nn.Sequential(*layers, nn.ReLU(inplace=True)))
+    return nn.ModuleList(branches)
 
 
-def halved_list(x: Tensor, num_levels: int) -> list[Tensor]:
-    """The map halved again and again."""
-    levels = [x]
-    for _ in range(num_levels - 1):
-        y = levels[-1]
-        levels.append(
-            F.interpolate(y, scale_factor=0.5, mode=LINEAR[x.ndim - 2], align_corners=False)
-        )
-    return levels
+class PyramidViews(nn.Module):
+    """Pooled branches resized with aligned corners, and concatenated."""
+
+    def __init__(self, in_channels: int, width: int, bins: Sequence[int], dims: int) -> None:
+        super().__init__()
+        self.branches = pooled_branches(in_channels, width, bins, dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, mode = x.shape[2:], LINEAR[x.ndim - 2]
+        views = [
+            F.interpolate(branch(x), size, mode=mode, align_corners=True)
+            for branch in self.branches
+        ]
+        return torch.cat([x, *views], dim=1)
 
 
 class PyramidPooling(nn.Module):
@@ -82,13 +91,8 @@ class PyramidPooling(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, bins: Sequence[int], dims: int) -> None:
         super().__init__()
         width = in_channels // len(bins)
-        pool, conv, norm = ADAPTIVE_AVG_POOL[dims], CONV[dims], BATCH_NORM[dims]
-        branches = []
-        for n in bins:
-            layers = [pool(n), conv(in_channels, width, 1, bias=n == 1)]
-            layers += [] if n == 1 else [norm(width)]
-            branches.append(nn.Sequential(*layers, nn.ReLU(inplace=True)))
-        self.branches = nn.ModuleList(branches)
+        conv, norm = CONV[dims], BATCH_NORM[dims]
+        self.branches = pooled_branches(in_channels, width, bins, dims)
         self.projection = nn.Sequential(
             conv(in_channels + len(bins) * width, out_channels, 3, padding=1, bias=False),
             norm(out_channels),
@@ -98,43 +102,6 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         views = [resized(branch(x), x.shape[2:]) for branch in self.branches]
         return self.projection(torch.cat([x, *views], dim=1))
-
-
-class GaussianPyramid(nn.Module):
-    """A depthwise convolution with stride 2 after reflection, with the whole kernel or per axis."""
-
-    def __init__(self, num_levels: int, sigma: float, dims: int, separable: bool = False) -> None:
-        super().__init__()
-        self.num_levels = num_levels
-        row = torch.exp(-0.5 * ((torch.arange(5.0) - 2) / sigma) ** 2)
-        row = row / row.sum()
-        self.kernels = []
-        if separable:
-            for axis in range(dims):
-                shape = [5 if a == axis else 1 for a in range(dims)]
-                self.kernels.append(row.reshape(1, 1, *shape))
-        else:
-            kernel = row
-            for _ in range(dims - 1):
-                kernel = kernel[..., None] * row
-            self.kernels.append(kernel[None, None])
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        levels = [x]
-        for _ in range(self.num_levels - 1):
-            levels.append(self.halve(levels[-1]))
-        return levels
-
-    def halve(self, x: Tensor) -> Tensor:
-        convolve = F.conv2d if x.ndim == 4 else F.conv3d
-        for kernel in self.kernels:
-            size = kernel.shape[2:]
-            border = [n // 2 for n in reversed(size) for _ in (0, 1)]
-            weight = kernel.expand(x.shape[1], *kernel.shape[1:])
-            stride = tuple(2 if n > 1 else 1 for n in size)
-            padded = F.pad(x, border, mode="reflect")
-            x = convolve(padded, weight, stride=stride, groups=x.shape[1])
-        return x
 
 
 class ConcatFusion(nn.Module):
@@ -247,61 +214,37 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-class Encoder(nn.Module):
-    """Blocks with a max pooling between them."""
+class TransposedUNet(nn.Module):
+    """A U-Net with transposed convolutions, instance norm and leaky ReLU."""
 
-    def __init__(self, in_channels: int, widths: Sequence[int], dims: int) -> None:
+    def __init__(self, like: Any, slope: float) -> None:
         super().__init__()
-        pairs = pairwise([in_channels, *widths])
-        self.blocks = nn.ModuleList(double_conv(a, b, dims, bias=False) for a, b in pairs)
+        dims, features = like.spatial_dims, list(like.features)
+        widths = [like.in_channels, *features, like.bottleneck_channels]
+        block = partial(leaky_block, dims=dims, slope=slope)
+        self.downs = nn.ModuleList(block(a, b) for a, b in pairwise(widths))
         self.pool = MAX_POOL[dims](2)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for i, block in enumerate(self.blocks):
-            x = block(x if i == 0 else self.pool(x))
-            features.append(x)
-        return features
-
-
-class PyramidNetwork(nn.Module):
-    """An encoder and the way down of a feature pyramid to its finest map."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, widths: Sequence[int], dims: int
-    ) -> None:
-        super().__init__()
-        self.encoder = Encoder(in_channels, widths, dims)
-        self.laterals = nn.ModuleList(CONV[dims](n, widths[0], 1) for n in reversed(widths))
-        self.output = CONV[dims](widths[0], out_channels, 3, padding=1)
+        self.ups = nn.ModuleList(
+            nn.ModuleList([TRANSPOSED[dims](deep, skip, 2, stride=2), block(2 * skip, skip)])
+            for skip, deep in reversed(list(pairwise(widths[1:])))
+        )
+        self.head = CONV[dims](features[0], like.out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.encoder(x)
-        y = self.laterals[0](features[-1])
-        for lateral, finer in zip(self.laterals[1:], reversed(features[:-1]), strict=True):
-            y = lateral(finer) + F.interpolate(y, size=finer.shape[2:], mode="nearest")
-        return self.output(y)
+        skips = []
+        for down in self.downs[:-1]:
+            skips.append(down(x))
+            x = self.pool(skips[-1])
+        x = self.downs[-1](x)
+        for up, block in self.ups:
+            x = block(torch.cat([skips.pop(), up(x)], dim=1))
+        return self.head(x)
 
 
-class TorchvisionFusion(nn.Module):
-    """torchvision's feature pyramid over a list."""
-
-    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
-        super().__init__()
-        self.pyramid = FeaturePyramidNetwork(list(in_channels), out_channels)
-
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        named = {str(i): x for i, x in enumerate(features)}
-        return list(self.pyramid(named).values())
-
-
-class TorchvisionPyramid(nn.Module):
-    """An encoder and torchvision's feature pyramid, with an output per level."""
-
-    def __init__(self, in_channels: int, out_channels: int, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.encoder = Encoder(in_channels, widths, 2)
-        self.fusion = TorchvisionFusion(widths, out_channels)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return self.fusion(self.encoder(x))
+def leaky_block(in_channels: int, out_channels: int, dims: int, slope: float) -> nn.Sequential:
+    """Convolution, instance norm and leaky ReLU, twice."""
+    layers: list[nn.Module] = []
+    for a, b in ((in_channels, out_channels), (out_channels, out_channels)):
+        norm = INSTANCE_NORM[dims](b, affine=True)
+        layers += [CONV[dims](a, b, 3, padding=1), norm, nn.LeakyReLU(slope, inplace=True)]
+    return nn.Sequential(*layers)

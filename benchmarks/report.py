@@ -9,6 +9,7 @@ from docs_tools.drawings import ACCENT, INK, svg, text
 
 RESULTS = Path(__file__).parents[1] / "docs" / "assets" / "benchmarks.json"
 BASELINE = "plain"
+REFERENCES = [BASELINE, "ours", "other"]
 WIDTH = 360  # of a chart; about a telephone's screen
 
 
@@ -27,7 +28,7 @@ def table(json_path: str | Path, group: str | None = None) -> str:
     Raises:
         ValueError: If the file has no such group.
     """
-    report = _Report(json_path)
+    report = Report(json_path)
     if group is not None:
         return f"{report.machine}\n\n{_group_table(report.rows(group))}"
     parts = [f"### {name}\n\n{_group_table(report.rows(name))}" for name in report.groups]
@@ -49,7 +50,7 @@ def bars(json_path: str | Path, group: str, field: str) -> str:
     Raises:
         ValueError: If the file has no such group, or none of its cases has the field.
     """
-    report = _Report(json_path)
+    report = Report(json_path)
     rows = [row for row in report.rows(group) if row.value(field) is not None]
     if not rows:
         raise ValueError(f"group {group!r} has no value of {field!r}")
@@ -67,27 +68,32 @@ def bars(json_path: str | Path, group: str, field: str) -> str:
     return f"{report.machine}\n\n{drawing}"
 
 
-class _Report:
+class Report:
     """One run: where it was made, and its cases by group."""
 
     def __init__(self, json_path: str | Path) -> None:
         content = json.loads(Path(json_path).read_text(encoding="utf-8"))
         self.machine = _machine(content["machine_info"])
         cases = content["benchmarks"]
-        self.groups: dict[str, list[_Row]] = {case["group"]: [] for case in cases}
+        resident = _resident_peaks(Path(json_path))
         for case in cases:
-            self.groups[case["group"]].append(_Row(case))
+            case["extra_info"] |= resident.get(case.get("fullname"), {})
+        self.groups: dict[str, list[Row]] = {case["group"]: [] for case in cases}
+        for case in cases:
+            self.groups[case["group"]].append(Row(case))
 
-    def rows(self, group: str) -> list["_Row"]:
+    def rows(self, group: str) -> list["Row"]:
         if group not in self.groups:
             raise ValueError(f"group must be one of {list(self.groups)}, got {group!r}")
         for row in self.groups[group]:
             same = (other for other in self.groups[group] if other.setting == row.setting)
-            row.baseline = next((other for other in same if other.is_baseline), None)
+            row.baseline = min(same, key=lambda other: REFERENCES.index(other.kind), default=None)
+            if row.baseline is not None and row.baseline.kind == "other":
+                row.baseline = None
         return self.groups[group]
 
 
-class _Row:
+class Row:
     """One case: its parameters, what was measured, and the plain way to do the same."""
 
     def __init__(self, case: Mapping[str, Any]) -> None:
@@ -95,8 +101,14 @@ class _Row:
         self.variant = str(params.pop("variant", case["name"]))
         self.setting = params
         self.is_baseline = self.variant == BASELINE
-        self.baseline: _Row | None = None
+        self.baseline: Row | None = None
+        self.spread = case["stats"].get("iqr")
         self.measured = {**case["extra_info"], "time": case["stats"]["median"]}
+
+    @property
+    def kind(self) -> str:
+        """The plain way, ours, or something else; what others are compared with in that order."""
+        return self.variant if self.variant in REFERENCES else "other"
 
     @property
     def label(self) -> str:
@@ -109,12 +121,23 @@ class _Row:
         value = self.value(field)
         if value is None:
             return "-"
-        reference = self.baseline.value(field) if self.baseline else None
-        ratio = "" if self.is_baseline or not reference else f" ({value / reference:.2f}x)"
-        return show(value) + ratio
+        text = show(value)
+        if field == "time" and self.spread is not None:
+            text += f" ± {show(self.spread)}"
+        ratio = self.ratio(field)
+        return text if ratio is None else f"{text} ({ratio:.2f}x)"
+
+    def ratio(self, field: str) -> float | None:
+        """The value over that of the plain way; times as measured in pairs, where they were."""
+        if self.baseline is None or self.baseline is self or field == "share_of_matmul":
+            return None
+        if field == "time" and self.value("time_ratio") is not None:
+            return self.value("time_ratio")
+        value, reference = self.value(field), self.baseline.value(field)
+        return value / reference if value is not None and reference else None
 
 
-def _group_table(rows: list[_Row]) -> str:
+def _group_table(rows: list[Row]) -> str:
     settings = list(dict.fromkeys(name for row in rows for name in row.setting))
     fields = [name for name in COLUMNS if any(row.value(name) is not None for row in rows)]
     heads = [*settings, "variant", *(COLUMNS[name][0] for name in fields)]
@@ -128,6 +151,7 @@ def _group_table(rows: list[_Row]) -> str:
 
 def _machine(info: Mapping[str, Any]) -> str:
     cpu = info.get("cpu", {})
+    rates = (info.get("matmul_flops_per_s") or {}).items()
     threads = info.get("threads", "?")
     facts = [
         cpu.get("brand_raw") or info.get("processor") or info.get("machine") or "unknown processor",
@@ -135,9 +159,21 @@ def _machine(info: Mapping[str, Any]) -> str:
         f"torch {info.get('torch', '?')}",
         f"{threads} thread{'' if threads == 1 else 's'}",
         f"oneDNN {'on' if info.get('mkldnn') else 'off'}",
+        *([info["gpu"]] if info.get("gpu") else []),
+        *(f"{rate / 1e9:.0f} GFLOP/s in products of {dtype} matrices" for dtype, rate in rates),
         f"Python {info.get('python_version', '?')}",
     ]
     return f"Measured on: {_plain(', '.join(facts))}."
+
+
+def _resident_peaks(json_path: Path) -> dict[str, dict[str, float]]:
+    """Resident memory by case, from the run beside this one that measured it."""
+    beside = json_path.with_name(f"{json_path.stem}_resident.json")
+    if not beside.exists():
+        return {}
+    cases = json.loads(beside.read_text(encoding="utf-8"))["benchmarks"]
+    field = "resident_peak_bytes"
+    return {case["fullname"]: {field: case["extra_info"][field]} for case in cases}
 
 
 def _plain(words: str) -> str:
@@ -167,6 +203,10 @@ def _flops(count: float) -> str:
     return _scaled(count, ("", "K", "M", "G", "T"), 1000)
 
 
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:.3g}"
 
@@ -174,6 +214,7 @@ def _number(value: float) -> str:
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "time": ("median time", _time),
     "items_per_s": ("items per second", _number),
+    "share_of_matmul": ("of the rate of matrix products", _share),
     "tensor_peak_bytes": ("peak of live tensors", _bytes),
     "resident_peak_bytes": ("peak of resident memory", _bytes),
     "flops": ("conv and matmul FLOPs", _flops),

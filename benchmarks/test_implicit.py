@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.paired import assert_equal, only_when_timing
+from benchmarks.paired import assert_equal, measure_step, only_when_timing
 from benchmarks.plain_implicit import OneWeightVectorPerPoint
 from neurenix_ms.implicit import NIF, MultiScaleNIF, compact, prune_nodes
 
@@ -33,6 +33,13 @@ def without_gradients(call, *args: Tensor) -> Tensor:
         return call(*args)
 
 
+def on_a_grid(models: dict[str, torch.nn.Module], p: Tensor, x: Tensor) -> dict:
+    """The grid of every model as a call without arguments."""
+    return {
+        name: partial(without_gradients, model.forward_grid, p, x) for name, model in models.items()
+    }
+
+
 def step(model: torch.nn.Module, call, *args: Tensor) -> None:
     call(*args).square().mean().backward()
     model.zero_grad()
@@ -47,8 +54,8 @@ def test_paired_points(net, points, variant, measure, request):
         only_when_timing(request)
     models, (p, x) = ways(net), pairs(points)
     assert_equal(*(without_gradients(model, p, x) for model in models.values()))
-    model = models[variant]
-    measure(partial(without_gradients, model, p, x), points, model=model, x=x)
+    calls = {name: partial(without_gradients, model, p, x) for name, model in models.items()}
+    measure_step(measure, calls, variant, x, models[variant], 10, items=points)
 
 
 @pytest.mark.benchmark(group="implicit/grid")
@@ -60,8 +67,8 @@ def test_grid(net, points, variant, measure, request):
         only_when_timing(request)
     models, (p, x) = ways(net), grid(points)
     assert_equal(*(without_gradients(model.forward_grid, p, x) for model in models.values()))
-    model = models[variant]
-    measure(partial(without_gradients, model.forward_grid, p, x), points, model=model, x=x)
+    calls = on_a_grid(models, p, x)
+    measure_step(measure, calls, variant, x, models[variant], 10, items=points)
 
 
 @pytest.mark.benchmark(group="implicit/train-step")
@@ -71,11 +78,14 @@ def test_grid(net, points, variant, measure, request):
 def test_train_step(kind, points, variant, measure, request):
     if points > POINTS[0]:
         only_when_timing(request)
-    model = ways("MultiScaleNIF")[variant]
+    models = ways("MultiScaleNIF")
     p, x = pairs(points) if kind == "pairs" else grid(points)
-    call = model if kind == "pairs" else model.forward_grid
+    steps = {
+        name: partial(step, model, model if kind == "pairs" else model.forward_grid, p, x)
+        for name, model in models.items()
+    }
     rounds = 10 if points == POINTS[0] else 4
-    measure(partial(step, model, call, p, x), points, model=model, x=x, rounds=rounds)
+    measure_step(measure, steps, variant, x, models[variant], rounds, items=points)
 
 
 def pruned(net: str, share: float) -> dict[str, torch.nn.Module]:
@@ -96,5 +106,5 @@ def pruned(net: str, share: float) -> dict[str, torch.nn.Module]:
 def test_compact(net, pruned_percent, variant, measure):
     models = pruned(net, pruned_percent / 100)
     p, x = torch.rand(10, 1), torch.rand(1000, 1)
-    model = models[variant]
-    measure(partial(without_gradients, model.forward_grid, p, x), 10_000, model=model, x=x)
+    calls = on_a_grid(models, p, x)
+    measure_step(measure, calls, variant, x, models[variant], 10, items=10_000)

@@ -1,11 +1,13 @@
 """Maps in tiles: what equality costs beside the whole map, and beside windows that are blended."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.paired import only_when_timing
+from benchmarks.paired import measure_step, only_when_timing
 from neurenix_ms import UNet
 from neurenix_ms.execution import TiledModel, accumulate_gradients
 
@@ -34,7 +36,8 @@ def test_memory_tiles(variant, measure, benchmark):
         off = ((got - wanted).abs().max() / wanted.std()).item()
         assert variant == "monai" or off < 1e-4
         benchmark.extra_info["error_in_std"] = off
-        measure(lambda: ways[variant](x), 1, model=model, x=x, rounds=3)
+        calls = {name: partial(way, x) for name, way in ways.items()}
+        measure_step(measure, calls, variant, x, model, rounds=3)
 
 
 @pytest.mark.benchmark(group="memory/train")
@@ -47,19 +50,20 @@ def test_memory_train(size, norm, variant, measure, request):
         only_when_timing(request)
     model = UNet(1, 1, features=[8, 16], spatial_dims=3, norm=norm, remember=False)
     x, target = torch.randn(2, 1, 1, size, size, size)
-    whole = ("level.inner",) if variant == "deep part whole" else ()
 
-    def step() -> None:
-        if variant == "plain":
-            F.mse_loss(model(x), target).backward()
-        else:
-            accumulate_gradients(model, x, target, F.mse_loss, size // 2, whole=whole)
+    def plainly() -> None:
+        F.mse_loss(model(x), target).backward()
 
-    step()
+    def in_tiles() -> None:
+        whole = ("level.inner",)
+        accumulate_gradients(model, x, target, F.mse_loss, size // 2, whole=whole)
+
+    steps = {"plain": plainly, "deep part whole": in_tiles}
+    steps[variant]()
     got = [p.grad for p in model.parameters()]
     model.zero_grad()
     F.mse_loss(model(x), target).backward()
     most = max(p.grad.abs().max() for p in model.parameters())
     for p, gradient in zip(model.parameters(), got, strict=True):
         assert (p.grad - gradient).abs().max() < 1e-3 * most
-    measure(step, 1, model=model, x=x, rounds=2)
+    measure_step(measure, steps, variant, x, model, rounds=2)

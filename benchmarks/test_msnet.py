@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import plain, plain_msnet
-from benchmarks.paired import assert_equal, only_when_timing, paired
+from benchmarks.paired import assert_equal, measure_step, only_when_timing
 from neurenix_ms import enable_gradient_checkpointing
 from neurenix_ms.msnet import MSNet, coarsen, scale_masks
 
@@ -36,6 +36,7 @@ def train_step(
     model.zero_grad()
 
 
+@pytest.mark.headline
 @pytest.mark.benchmark(group="msnet/forward")
 @pytest.mark.parametrize("variant", ["plain", "ours"])
 @pytest.mark.parametrize("size", [64, 128])
@@ -46,13 +47,10 @@ def test_msnet_forward(size, variant, measure, request):
     with torch.no_grad():
         calls = {name: partial(model, x, masks) for name, model in models.items()}
         assert_equal(calls["ours"](), calls["plain"]())
-        call = calls[variant]
-        measured = measure(call, 1, model=models[variant], x=x[-1], rounds=5, resident=True)
-        if variant != "plain":
-            trial = request.config.getoption("benchmark_disable")
-            measured["cpu_time_ratio"] = paired(call, calls["plain"], rounds=1 if trial else 5)
+        measure_step(measure, calls, variant, x[-1], models[variant], resident=True)
 
 
+@pytest.mark.headline
 @pytest.mark.benchmark(group="msnet/train-step")
 @pytest.mark.parametrize("variant", ["plain", "ours", CHECKPOINTING])
 @pytest.mark.parametrize("size", [64, 128])
@@ -61,9 +59,8 @@ def test_msnet_train_step(size, variant, measure, request):
         only_when_timing(request)
     models, (x, masks) = networks(), volume(size)
     network = models["plain" if variant == "plain" else "ours"]
-    step = partial(train_step, network, x, masks, variant == CHECKPOINTING)
-    measured = measure(step, 1, model=network, x=x[-1], rounds=3, resident=True)
-    if variant != "plain":
-        baseline = partial(train_step, models["plain"], x, masks)
-        trial = request.config.getoption("benchmark_disable")
-        measured["cpu_time_ratio"] = paired(step, baseline, rounds=1 if trial else 3)
+    steps = {
+        "plain": partial(train_step, models["plain"], x, masks),
+        variant: partial(train_step, network, x, masks, variant == CHECKPOINTING),
+    }
+    measure_step(measure, steps, variant, x[-1], network, rounds=3, resident=True)

@@ -1,13 +1,20 @@
 """Poolings against the functions of torch and a concatenation."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import plain
-from benchmarks.paired import measure_forward
+from benchmarks import peers, plain
+from benchmarks.paired import (
+    assert_equal,
+    measure_forward,
+    measure_step,
+    only_in_full,
+    with_peer,
+)
 from neurenix_ms import MultiScalePooling, PyramidPooling, SpatialPyramidPooling
 
 Ways = dict[str, Callable[[Any], Any]]
@@ -35,18 +42,51 @@ def context(dims: int) -> Ways:
     return {"plain": plain.with_weights_of(ours, theirs), "ours": ours}
 
 
+def views(dims: int) -> Ways:
+    """The map and its views, not convolved: what segmentation_models_pytorch calls a PSP module."""
+    ours = PyramidPooling(64, 64, branch_channels=16, project=False, align_corners=True).eval()
+    theirs = plain.PyramidViews(64, 16, [1, 2, 3, 6], dims)
+    return {"plain": plain.with_weights_of(ours, theirs), "ours": ours}
+
+
 MAKERS: dict[str, Callable[[int], Ways]] = {
     "MultiScalePooling avg": lambda dims: windows("avg", dims),
     "MultiScalePooling max": lambda dims: windows("max", dims),
     "SpatialPyramidPooling": grids,
     "PyramidPooling": context,
+    "PyramidPooling, views": views,
 }
+CASES = [(block, variant) for block in MAKERS for variant in ("plain", "ours")]
+CASES.append(("PyramidPooling, views", "smp"))
 
 
 @pytest.mark.benchmark(group="pooling/forward")
-@pytest.mark.parametrize("variant", ["plain", "ours"])
-@pytest.mark.parametrize(("dims", "size"), [(2, 32), (2, 128), (3, 24)])
-@pytest.mark.parametrize("block", MAKERS)
-def test_pooling_forward(block, dims, size, variant, measure):
+@pytest.mark.parametrize(("dims", "size"), [(2, 32), (2, 128), (3, 24), (2, 512), (3, 96)])
+@pytest.mark.parametrize(("block", "variant"), CASES)
+def test_pooling_forward(block, dims, size, variant, measure, request):
+    if block == "PyramidPooling, views" and dims == 3:
+        pytest.skip("the peer has two axes")
+    if (dims, size) in ((2, 512), (3, 96)):
+        only_in_full(request)
     x = torch.randn(1, 64 if dims == 2 else 16, *(size,) * dims)
-    measure_forward(measure, MAKERS[block](dims), variant, x)
+    ways = MAKERS[block](dims)
+    ways = with_peer(ways, {"smp": lambda: peers.smp_views(ways["ours"])}, variant)
+    measure_forward(measure, ways, variant, x)
+
+
+@pytest.mark.benchmark(group="pooling/train-step")
+@pytest.mark.parametrize("variant", ["plain", "ours"])
+@pytest.mark.parametrize(("dims", "size"), [(2, 32), (2, 96), (3, 24)])
+@pytest.mark.parametrize("block", ["MultiScalePooling max", "PyramidPooling"])
+def test_pooling_train_step(block, dims, size, variant, measure):
+    x = torch.randn(2, 64 if dims == 2 else 16, *(size,) * dims, requires_grad=True)
+    ways = MAKERS[block](dims)
+    assert_equal(ways["ours"](x), ways["plain"](x))
+    measure_step(measure, {name: partial(step, way, x) for name, way in ways.items()}, variant, x)
+
+
+def step(way: Callable[[Any], Any], x: torch.Tensor) -> None:
+    way(x).square().mean().backward()
+    x.grad = None
+    if isinstance(way, torch.nn.Module):
+        way.zero_grad()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from benchmarks.paired import assert_equal, only_when_timing, paired
+from benchmarks.paired import assert_equal, measure_step, only_when_timing
 from benchmarks.plain_timestepping import PlainTraining, Residual, forecast, plain_network
 from neurenix_ms.mlp import MLP
 from neurenix_ms.timestepping import HierarchicalTimeStepper, TimeStepper
@@ -34,11 +34,7 @@ def rollouts(model: HierarchicalTimeStepper, x0: torch.Tensor, num_steps: int) -
     }
 
 
-def pairs(request: pytest.FixtureRequest, count: int = 5) -> int:
-    """Pairs to compare: one in a trial run."""
-    return 1 if request.config.getoption("benchmark_disable") else count
-
-
+@pytest.mark.headline
 @pytest.mark.benchmark(group="timestepping/rollout")
 @pytest.mark.parametrize("variant", ["plain", "ours"])
 @pytest.mark.parametrize("num_steps", [1024, 5120])
@@ -48,9 +44,7 @@ def test_rollout(num_steps, variant, measure, request):
     model, x0 = hierarchy(), torch.randn(100, 2)
     ways = rollouts(model, x0, num_steps)
     assert_equal(ways["ours"](), ways["plain"]())
-    measured = measure(ways[variant], len(x0), model=model, x=x0, rounds=3, resident=True)
-    if variant != "plain":
-        measured["cpu_time_ratio"] = paired(ways[variant], ways["plain"], rounds=pairs(request))
+    measure_step(measure, ways, variant, x0, model, rounds=3, resident=True)
 
 
 def steps(batch_size: int, horizon: int = 5) -> dict:
@@ -88,6 +82,5 @@ def test_train_step(batch_size, variant, measure, request):
     if batch_size > 32:
         only_when_timing(request)
     ways = steps(batch_size)
-    measured = measure(ways[variant], batch_size * len(STRIDES), rounds=5)
-    if variant != "plain":
-        measured["cpu_time_ratio"] = paired(ways[variant], ways["plain"], rounds=pairs(request, 15))
+    against = None if variant == "plain" else ways["plain"]
+    measure(ways[variant], batch_size * len(STRIDES), rounds=5, against=against)

@@ -1,18 +1,21 @@
 """U-Nets against the same network written the plain way."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import plain
+from benchmarks import peers, plain
 from benchmarks.paired import (
     assert_equal,
     measure_forward,
+    measure_step,
+    only_in_full,
     only_when_timing,
-    paired,
     train_step,
+    with_peer,
 )
 from neurenix_ms import UNet
 
@@ -44,9 +47,13 @@ def cube(size: int, dims: int) -> Tensor:
 @pytest.mark.benchmark(group="unet/forward")
 @pytest.mark.parametrize("variant", ["plain", "ours"])
 @pytest.mark.parametrize("memory", ["contiguous", "channels last"])
-@pytest.mark.parametrize(("dims", "size"), [(2, 64), (2, 256), (3, 48)])
+@pytest.mark.parametrize(
+    ("dims", "size"), [(2, 64), (2, 256), (3, 48), (2, 1024), (2, 2048), (3, 128), (3, 256)]
+)
 def test_unet_forward(dims, size, memory, variant, measure, request):
-    if size == 256:
+    if size > 256 or (dims, size) in ((3, 128), (3, 256)):
+        only_in_full(request)
+    elif size == 256:
         only_when_timing(request)
     layout = FORMATS[memory, dims]
     model = ours(DEFAULT if dims == 2 else SMALL, dims).eval()
@@ -54,6 +61,54 @@ def test_unet_forward(dims, size, memory, variant, measure, request):
     ways = {name: way.to(memory_format=layout) for name, way in ways.items()}
     x = cube(size, dims).contiguous(memory_format=layout)
     measure_forward(measure, ways, variant, x, rounds=3)
+
+
+def as_monai(dims: int) -> UNet:
+    """A U-Net with the blocks of MONAI's: transposed convolutions, instance norm, leaky ReLU."""
+    return UNet(
+        1,
+        2,
+        (32, 32, 64, 128) if dims == 2 else (16, 16, 32, 64),
+        bottleneck_channels=256 if dims == 2 else 128,
+        spatial_dims=dims,
+        bilinear=False,
+        norm="instance",
+        act=partial(nn.LeakyReLU, peers.SLOPE),
+        remember=False,
+    )
+
+
+def with_monai(variant: str, dims: int) -> dict[str, nn.Module]:
+    """Ours, the same written plainly, and MONAI's if it is asked for."""
+    model = as_monai(dims)
+    by_hand = plain.with_weights_of(model, plain.TransposedUNet(model, peers.SLOPE))
+    ways = {"plain": by_hand, "ours": model}
+    return with_peer(ways, {"monai": lambda: peers.monai_unet(model)}, variant)
+
+
+@pytest.mark.benchmark(group="unet/forward, as MONAI's")
+@pytest.mark.parametrize("variant", ["plain", "ours", "monai"])
+@pytest.mark.parametrize(("dims", "size"), [(2, 64), (2, 256), (3, 32), (3, 64), (3, 128)])
+def test_unet_of_monai(dims, size, variant, measure, request):
+    if (dims, size) == (3, 128):
+        only_in_full(request)
+    elif size in (256, 64) and (dims, size) != (2, 64):
+        only_when_timing(request)
+    ways = {name: way.eval() for name, way in with_monai(variant, dims).items()}
+    measure_forward(measure, ways, variant, torch.randn(1, 1, *(size,) * dims), rounds=3)
+
+
+@pytest.mark.benchmark(group="unet/train-step, as MONAI's")
+@pytest.mark.parametrize("variant", ["plain", "ours", "monai"])
+@pytest.mark.parametrize(("dims", "size"), [(2, 64), (2, 256), (3, 32), (3, 64)])
+def test_unet_step_of_monai(dims, size, variant, measure, request):
+    if size in (256, 64) and (dims, size) != (2, 64):
+        only_when_timing(request)
+    x = torch.randn(1, 1, *(size,) * dims)
+    ways = with_monai(variant, dims)
+    assert_equal(ways[variant](x), ways["plain"](x))
+    steps = {name: partial(train_step, way, x) for name, way in ways.items()}
+    measure_step(measure, steps, variant, x, ways[variant], rounds=2)
 
 
 def network_of(variant: str, model: UNet) -> nn.Module:
@@ -71,19 +126,29 @@ def network_of(variant: str, model: UNet) -> nn.Module:
     return chosen
 
 
+def steps_of(
+    variant: str, model: UNet, x: Tensor
+) -> tuple[dict[str, Callable[[], None]], nn.Module]:
+    """The plain step and that of the variant, and the network of the latter."""
+    network = network_of(variant, model)
+    step = partial(train_step, network, x, variant == CHECKPOINTING)
+    return {"plain": partial(train_step, plain_way(model), x), variant: step}, network
+
+
 @pytest.mark.benchmark(group="unet/train-step")
 @pytest.mark.parametrize("variant", STEPS)
-@pytest.mark.parametrize("size", [64, 384])
+@pytest.mark.parametrize("size", [64, 384, 1024])
 def test_unet_train_step(size, variant, measure, request):
-    if size == 384:
+    if size == 1024:
+        only_in_full(request)
+    elif size == 384:
         only_when_timing(request)
     x = cube(size, 2)
-    network = network_of(variant, ours(DEFAULT, 2))
-    on = variant == CHECKPOINTING
-    step = partial(train_step, network, x, on)
-    measure(step, 1, model=network, x=x, rounds=5 if size < 384 else 1)
+    steps, network = steps_of(variant, ours(DEFAULT, 2), x)
+    measure_step(measure, steps, variant, x, network, rounds=5 if size < 384 else 1)
 
 
+@pytest.mark.headline
 @pytest.mark.benchmark(group="memory/checkpointing")
 @pytest.mark.parametrize("variant", STEPS)
 @pytest.mark.parametrize(("dims", "size"), [(2, 64), (2, 192), (3, 32)])
@@ -91,12 +156,5 @@ def test_memory_of_checkpointing(dims, size, variant, measure, request):
     if size == 192:
         only_when_timing(request)
     x = cube(size, dims)
-    model = ours(HALF if dims == 2 else SMALL, dims)
-    network = network_of(variant, model)
-    on = variant == CHECKPOINTING
-    step = partial(train_step, network, x, on)
-    measured = measure(step, 1, model=network, x=x, rounds=3, resident=True)
-    if variant != "plain":
-        baseline = partial(train_step, plain_way(model), x)
-        trial = request.config.getoption("benchmark_disable")
-        measured["cpu_time_ratio"] = paired(step, baseline, rounds=1 if trial else 3)
+    steps, network = steps_of(variant, ours(HALF if dims == 2 else SMALL, dims), x)
+    measure_step(measure, steps, variant, x, network, rounds=3, resident=True)

@@ -1,0 +1,145 @@
+"""What other libraries have for the same question, with the weights of ours where both have the same.
+
+Each function takes our module and gives theirs, or skips the benchmark where the library is missing
+(extra `peers`).
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from benchmarks.plain import with_weights_of
+from benchmarks.plain_pyramids import TorchvisionFusion
+from neurenix_ms import AttentionFusion, PyramidFusion, PyramidPooling, UNet
+from neurenix_ms.backbones import Backbone
+
+PEERS = ("torchvision", "monai", "smp", "timm", "kornia")
+SLOPE = 0.1  # of the leaky ReLU in MONAI's U-Net
+
+
+def library(name: str) -> Any:
+    """The module of this name, or a skipped benchmark."""
+    return pytest.importorskip(name, reason=f"the peer needs {name.partition('.')[0]}")
+
+
+def monai_unet(ours: UNet) -> nn.Module:
+    """`BasicUNet`, which has our levels if the first two are of one width."""
+    nets = library("monai.networks.nets")
+    assert ours.bottleneck_channels is not None
+    widths = (*ours.features, ours.bottleneck_channels, ours.features[0])
+    theirs = nets.BasicUNet(ours.spatial_dims, ours.in_channels, ours.out_channels, widths)
+    return with_weights_of(ours, theirs)
+
+
+def torchvision_neck(ours: PyramidFusion) -> nn.Module:
+    """torchvision's feature pyramid."""
+    return with_weights_of(ours, TorchvisionFusion(ours.in_channels, ours.out_channels))
+
+
+class MonaiNeck(nn.Module):
+    """MONAI's feature pyramid over a list."""
+
+    def __init__(self, dims: int, in_channels: list[int], out_channels: int) -> None:
+        super().__init__()
+        blocks = library("monai.networks.blocks.feature_pyramid_network")
+        self.pyramid = blocks.FeaturePyramidNetwork(dims, in_channels, out_channels)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        return list(self.pyramid({str(i): x for i, x in enumerate(features)}).values())
+
+
+def monai_neck(ours: PyramidFusion) -> nn.Module:
+    """MONAI's feature pyramid, in any number of axes."""
+    theirs = MonaiNeck(ours.spatial_dims, ours.in_channels, ours.out_channels)
+    return with_weights_of(ours, theirs)
+
+
+class SmpViews(nn.Module):
+    """The PSP module of segmentation_models_pytorch, with the map in front as ours has it."""
+
+    def __init__(self, channels: int, bins: list[int]) -> None:
+        super().__init__()
+        decoder = library("segmentation_models_pytorch.decoders.pspnet.decoder")
+        self.views = decoder.PSPModule(channels, sizes=bins)
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.views(x).roll(self.channels, dims=1)
+
+
+def smp_views(ours: PyramidPooling) -> nn.Module:
+    """The PSP module; ours with `project=False` and `align_corners=True`."""
+    return with_weights_of(ours, SmpViews(ours.in_channels, ours.pool_sizes))
+
+
+class TimmAttention(nn.Module):
+    """timm's selective kernel attention over a list of maps of one size."""
+
+    def __init__(self, ours: AttentionFusion) -> None:
+        super().__init__()
+        layers = library("timm.layers.selective_kernel")
+        assert ours.channel_scores is not None
+        first, _, last = ours.channel_scores
+        self.attention = layers.SelectiveKernelAttn(
+            ours.out_channels,
+            len(ours.in_channels),
+            attn_channels=first.out_channels,
+            norm_layer=nn.Identity,
+        )
+        nn.init.zeros_(first.bias)  # theirs has biases neither here
+        nn.init.zeros_(last.bias)  # nor there
+        self.attention.fc_reduce.weight.data.copy_(first.weight)
+        self.attention.fc_select.weight.data.copy_(last.weight)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        maps = torch.stack(features, dim=1)
+        return (maps * self.attention(maps)).sum(dim=1)
+
+
+def kornia_pyramid(levels: int) -> Any:
+    """kornia's Gaussian pyramid: the same blur, then bilinear resizing where ours keeps samples."""
+    transform = library("kornia.geometry.transform")
+    return lambda x: transform.build_pyramid(x, levels)
+
+
+def kornia_laplacian(levels: int) -> Any:
+    """kornia's Laplacian pyramid, of its Gaussian one."""
+    transform = library("kornia.geometry.transform")
+    return lambda x: transform.build_laplacian_pyramid(x, levels)
+
+
+class AsList(nn.Module):
+    """The maps of a network that gives them by name."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return list(self.network(x).values())
+
+
+def torchvision_features(network: nn.Module) -> nn.Module:
+    """torchvision's extractor of the four stages of a ResNet."""
+    return AsList(create_feature_extractor(network, [f"layer{i}" for i in range(1, 5)]))
+
+
+def timm_features(name: str) -> tuple[Backbone, nn.Module]:
+    """Ours over timm's, and timm's by itself."""
+    network = library("timm").create_model(name, features_only=True).eval()
+    return Backbone(network).eval(), network
+
+
+def smp_unet() -> nn.Module:
+    """The U-Net of segmentation_models_pytorch over a ResNet-18: another decoder than ours."""
+    models = library("segmentation_models_pytorch")
+    return models.Unet("resnet18", encoder_weights=None, classes=2).eval()
+
+
+def smp_fpn() -> nn.Module:
+    """The FPN of segmentation_models_pytorch over a ResNet-18: another one than ours."""
+    models = library("segmentation_models_pytorch")
+    return models.FPN("resnet18", encoder_weights=None, classes=2).eval()

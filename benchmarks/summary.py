@@ -1,0 +1,97 @@
+"""The JSON of a benchmark run becomes what one wants to know first: who wins, and how cost grows."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.baseline import is_ours
+from benchmarks.peers import PEERS
+from benchmarks.report import Report, Row
+
+PEER_FIELDS = ("time", "tensor_peak_bytes")
+
+
+def winners(json_path: str | Path) -> str:
+    """A line per group and way of ours: time and peak beside the plain way, and beside peers.
+
+    Ratios are the median of all cases of the group, with the worst in brackets; times are those
+    measured in pairs. A peer that gives another result is left out.
+
+    Args:
+        json_path: File written by `pytest --benchmark-json`.
+
+    Returns:
+        A Markdown table.
+    """
+    report = Report(json_path)
+    lines = [
+        "| group | ours | cases | time, ours / plain | peak, ours / plain | peer "
+        "| times as fast as the peer | peak, ours / peer |",
+        "| --- | --- | --: | --: | --: | --- | --: | --: |",
+    ]
+    for group in report.groups:
+        if group.startswith("growth/"):
+            continue
+        rows = report.rows(group)
+        for variant in dict.fromkeys(row.variant for row in rows if is_ours(row.variant)):
+            ours = [row for row in rows if row.variant == variant]
+            cells = [group, variant, str(len(ours))]
+            cells += [_median_and_worst(row.ratio(field) for row in ours) for field in PEER_FIELDS]
+            faster, peaks, names = _beside_peers(rows, ours)
+            cells += [", ".join(names) or "-", _median_and_worst(faster, worst=min)]
+            cells.append(_median_and_worst(peaks))
+            lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def slopes(json_path: str | Path, group: str, power: int = 1) -> str:
+    """How time, peak and operations grow with the number that a group varies.
+
+    Args:
+        json_path: File written by `pytest --benchmark-json`.
+        group: One of the groups "growth/...".
+        power: The number is taken to this power: 2 makes cells of the edge of a 2-D map.
+
+    Returns:
+        A Markdown table of exponents: of the straight line through the logarithms.
+    """
+    rows = Report(json_path).rows(group)
+    lines = ["| network | from | to | time | peak | operations |", "|---|--:|--:|--:|--:|--:|"]
+    for variant in dict.fromkeys(row.variant for row in rows):
+        cases = [row for row in rows if row.variant == variant]
+        xs = [next(iter(row.setting.values())) ** power for row in cases]
+        exponents = (
+            _exponent(xs, [row.value(field) for row in cases])
+            for field in ("time", "tensor_peak_bytes", "flops")
+        )
+        ends = f"{min(xs):,} | {max(xs):,}"
+        lines.append(f"| {variant} | {ends} | {' | '.join(exponents)} |")
+    return "\n".join(lines)
+
+
+def _beside_peers(rows: Sequence[Row], ours: Sequence[Row]) -> tuple[list, list, list[str]]:
+    faster, peaks, names = [], [], []
+    for row in ours:
+        for peer in rows:
+            same = peer.setting == row.setting and peer.variant.startswith(PEERS)
+            if not same or peer.value("same_result") is False:
+                continue
+            names.append(peer.variant)
+            times = peer.ratio("time"), row.ratio("time")
+            if None not in times:
+                faster.append(times[0] / times[1])
+            peaks.append(row.value("tensor_peak_bytes") / peer.value("tensor_peak_bytes"))
+    return faster, peaks, list(dict.fromkeys(names))
+
+
+def _median_and_worst(ratios: Iterable[float | None], worst=max) -> str:
+    known = [ratio for ratio in ratios if ratio is not None]
+    return f"{statistics.median(known):.2f} ({worst(known):.2f})" if known else "-"
+
+
+def _exponent(xs: Sequence[float], ys: Sequence[float | None]) -> str:
+    if not all(ys) or len(set(xs)) < 2:
+        return "-"
+    slope, _ = statistics.linear_regression([math.log(x) for x in xs], [math.log(y) for y in ys])
+    return f"{slope:.2f}"

@@ -1,0 +1,86 @@
+"""How cost grows: with cells, levels, scales and channels, one at a time."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.paired import only_in_full
+from neurenix_ms import FeatureFusion, PyramidNetwork, UNet
+from neurenix_ms.msnet import MSNet, coarsen, scale_masks
+
+
+def forward(model: nn.Module, *x: object) -> None:
+    with torch.no_grad():
+        model(*x)
+
+
+def unet(width: int = 16, levels: int = 3, dims: int = 2) -> UNet:
+    features = [width * 2**i for i in range(levels)]
+    return UNet(1, 1, features, spatial_dims=dims, remember=False).eval()
+
+
+@pytest.mark.benchmark(group="growth/cells")
+@pytest.mark.parametrize("edge", [64, 128, 256, 512, 1024, 2048])
+@pytest.mark.parametrize("variant", ["UNet", "PyramidNetwork"])
+def test_cells(variant, edge, measure, request):
+    """Of a 2-D map; with cells, time and peak should grow alike."""
+    if edge > 512:
+        only_in_full(request)
+    model = unet() if variant == "UNet" else PyramidNetwork(1, 1, base_channels=16, remember=False)
+    x = torch.randn(1, 1, edge, edge)
+    measure(partial(forward, model.eval(), x), edge**2, model=model, x=x, rounds=3)
+
+
+@pytest.mark.benchmark(group="growth/cells of a volume")
+@pytest.mark.parametrize("edge", [32, 48, 64, 96, 128, 192])
+@pytest.mark.parametrize("variant", ["UNet", "MSNet"])
+def test_cells_of_a_volume(variant, edge, measure, request):
+    if edge > 64:
+        only_in_full(request)
+    model = (unet(8, dims=3) if variant == "UNet" else MSNet(3)).eval()
+    x = (torch.rand(1, 1, edge, edge, edge) < 0.5).float()
+    inputs = (x,) if variant == "UNet" else (coarsen(x, 3), scale_masks(x, 3))
+    measure(partial(forward, model, *inputs), edge**3, model=model, x=x, rounds=3)
+
+
+@pytest.mark.benchmark(group="growth/levels")
+@pytest.mark.parametrize("levels", [2, 3, 4, 5])
+@pytest.mark.parametrize("variant", ["UNet", "PyramidNetwork"])
+def test_levels(variant, levels, measure):
+    """Every level has twice the channels of the one before, and a quarter of its cells."""
+    if variant == "UNet":
+        model: nn.Module = unet(levels=levels)
+    else:
+        model = PyramidNetwork(1, 1, levels, 16, remember=False).eval()
+    x = torch.randn(1, 1, 128, 128)
+    measure(partial(forward, model, x), 1, model=model, x=x, rounds=5)
+
+
+@pytest.mark.benchmark(group="growth/scales")
+@pytest.mark.parametrize("scales", [1, 2, 3, 4])
+@pytest.mark.parametrize("variant", ["MSNet", "FeatureFusion"])
+def test_scales(variant, scales, measure):
+    if variant == "MSNet":
+        model: nn.Module = MSNet(scales).eval()
+        x = (torch.rand(1, 1, 48, 48, 48) < 0.5).float()
+        inputs = coarsen(x, scales), scale_masks(x, scales)
+    else:
+        model = FeatureFusion([32] * scales, 32).eval()
+        x = torch.randn(1, 32, 128, 128)
+        inputs = ([torch.randn(1, 32, 128 // 2**i, 128 // 2**i) for i in range(scales)],)
+    measure(partial(forward, model, *inputs), 1, model=model, x=x, rounds=5)
+
+
+@pytest.mark.benchmark(group="growth/channels")
+@pytest.mark.parametrize("width", [8, 16, 32, 64])
+@pytest.mark.parametrize("variant", ["UNet", "PyramidNetwork"])
+def test_channels(variant, width, measure):
+    """Of the finest level; operations grow with the square."""
+    if variant == "UNet":
+        model: nn.Module = unet(width)
+    else:
+        model = PyramidNetwork(1, 1, 3, width, remember=False).eval()
+    x = torch.randn(1, 1, 128, 128)
+    measure(partial(forward, model, x), 1, model=model, x=x, rounds=5)

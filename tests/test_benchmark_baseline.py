@@ -1,0 +1,111 @@
+"""Bytes and operations of the benchmarks may not grow, and who wins is read off rightly."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import baseline
+from benchmarks.summary import slopes, winners
+
+STORED = {"test_x::a": {"tensor_peak_bytes": 1000, "flops": 2000}}
+
+
+def test_a_figure_may_grow_by_one_per_cent_and_no_more():
+    assert baseline.complaint("test_x::a", {"tensor_peak_bytes": 1010, "flops": 20}, STORED) is None
+    grown = baseline.complaint("test_x::a", {"tensor_peak_bytes": 1011, "flops": 2021}, STORED)
+    assert grown is not None
+    assert "tensor_peak_bytes was 1,000 and is 1,011 and flops was 2,000 and is 2,021" in grown
+
+
+def test_a_case_that_is_not_stored_is_a_complaint():
+    words = baseline.complaint("test_x::b", STORED["test_x::a"], STORED)
+    assert words == (
+        "test_x::b has no stored figures; measure and store them with `make bench-baseline`"
+    )
+
+
+def test_storing_keeps_other_cases(tmp_path: Path):
+    path = tmp_path / "baseline.json"
+    baseline.store(STORED, path)
+    baseline.store({"test_x::b": {"tensor_peak_bytes": 1, "flops": 0}}, path)
+    assert set(baseline.load(path)) == {"test_x::a", "test_x::b"}
+    assert baseline.load(tmp_path / "none.json") == {}
+
+
+def test_peers_and_the_plain_way_are_not_ours():
+    variants = ["ours", "plain", "monai", "plain, per axis", "torch.utils.checkpoint", "stacked"]
+    assert [name for name in variants if baseline.is_ours(name)] == ["ours", "stacked"]
+
+
+@pytest.mark.slow
+def test_a_benchmark_fails_when_it_takes_more_than_is_stored(tmp_path: Path):
+    stored = {
+        name: {figure: int(0.98 * value) for figure, value in figures.items()}
+        for name, figures in baseline.load().items()
+        if "SpatialPyramidPooling-ours-2-32" in name
+    }
+    assert stored
+    path = tmp_path / "baseline.json"
+    baseline.store(stored, path)
+    only = "SpatialPyramidPooling and ours and 2-32"
+    run = [sys.executable, "-m", "pytest", "benchmarks/test_pooling.py", "-k", only]
+    run += ["--benchmark-disable", f"--baseline={path}"]
+    result = subprocess.run(run, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "tensor_peak_bytes was" in result.stdout
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    def case(group, variant, size, median, peak, **extra):
+        return {
+            "group": group,
+            "name": variant,
+            "fullname": f"{group}{variant}{size}",
+            "params": {"size": size, "variant": variant},
+            "stats": {"median": median, "iqr": median / 10},
+            "extra_info": {"tensor_peak_bytes": peak, "flops": peak, **extra},
+        }
+
+    cases = [
+        case("pool/forward", "plain", 8, 2.0, 100),
+        case("pool/forward", "ours", 8, 9.0, 50, time_ratio=0.5),  # time on the wall does not count
+        case("pool/forward", "monai", 8, 2.0, 200, time_ratio=0.75, same_result=True),
+        case("pool/forward", "kornia", 8, 0.1, 1, time_ratio=0.01, same_result=False),
+        case("growth/cells", "UNet", 10, 1.0, 10),
+        case("growth/cells", "UNet", 100, 100.0, 10),
+    ]
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps({"machine_info": {}, "benchmarks": cases}))
+    resident = [{"fullname": "pool/forwardours8", "extra_info": {"resident_peak_bytes": 7}}]
+    beside = path.with_name("benchmarks_resident.json")
+    beside.write_text(json.dumps({"benchmarks": resident}))
+    return path
+
+
+def test_winners_are_told_from_pairs_and_from_peers_with_the_same_result(results: Path):
+    line = winners(results).splitlines()[-1]
+    assert line == (
+        "| pool/forward | ours | 1 | 0.50 (0.50) | 0.50 (0.50) | monai | 1.50 (1.50) | 0.25 (0.25) |"
+    )
+
+
+def test_growth_is_the_slope_of_the_logarithms(results: Path):
+    assert (
+        slopes(results, "growth/cells").splitlines()[-1]
+        == "| UNet | 10 | 100 | 2.00 | 0.00 | 0.00 |"
+    )
+    assert (
+        slopes(results, "growth/cells", 2)
+        .splitlines()[-1]
+        .startswith("| UNet | 100 | 10,000 | 1.00")
+    )
+
+
+def test_resident_memory_comes_from_the_run_beside(results: Path):
+    from benchmarks.report import table
+
+    assert "| 7 B |" in table(results, "pool/forward")
