@@ -37,7 +37,7 @@ lint: .venv/with-dev  ## ruff and mypy
 	$(BIN)/mypy
 
 docs: .venv/with-docs  ## the site, strict, under site/
-	$(BIN)/python -m mkdocs build --strict
+	OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict
 
 serve: .venv/with-docs  ## the site, while you write it
 	$(BIN)/python -m mkdocs serve --livereload
