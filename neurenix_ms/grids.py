@@ -4,15 +4,20 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from neurenix_ms.nd import ADAPTIVE_POOLS, SpatialDims, choose
+from neurenix_ms.sizes import spatial
+
+ENDLESS = 2**62  # cells along an axis
 
 
 class Grid(nn.Module):
-    """Adaptive pooling, also in an ONNX file whose sizes are open.
+    """Adaptive pooling, also in an ONNX file and in a compiled graph whose sizes are open.
 
-    ONNX has no adaptive pooling, and the exporter writes the windows of its example down as numbers.
-    There the bins of every axis are taken in turn instead, from indices that are computed.
+    ONNX has no adaptive pooling, and the exporter writes the windows of its example down as numbers;
+    inductor fixes the size of the map. There the bins of every axis are taken in turn instead, from
+    indices that are computed.
 
     Shape:
         `(B, C, *S)` -> `(B, C, *(bins per axis))`
@@ -28,11 +33,20 @@ class Grid(nn.Module):
         self.pool_type = pool_type
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-            for axis in range(2, x.ndim):
-                x = self.along(x, axis)
-            return x
-        return self.pool(x)
+        if not self._open(x):
+            return self.pool(x)
+        for axis in reversed(range(2, x.ndim)):  # so the first of several maxima gets the gradient
+            x = self.along(x, axis)
+        return x
+
+    def _open(self, x: Tensor) -> bool:
+        """Whether the windows must be computed when the graph is run."""
+        if torch.compiler.is_exporting():
+            return torch.onnx.is_in_onnx_export()
+        # a size that is known while compiling is below any bound, an open one is not
+        return torch.compiler.is_compiling() and not all(
+            statically_known_true(n < ENDLESS) for n in spatial(x)
+        )
 
     def along(self, x: Tensor, axis: int) -> Tensor:
         """Pool one axis."""
@@ -46,4 +60,4 @@ class Grid(nn.Module):
         if self.pool_type == "avg":
             share = inside.to(x.dtype) / (stop - start)
             return (x @ share.T.to(x.dtype)).movedim(-1, axis)
-        return torch.where(inside, x.unsqueeze(-2), -torch.inf).amax(-1).movedim(-1, axis)
+        return torch.where(inside, x.unsqueeze(-2), -torch.inf).max(-1).values.movedim(-1, axis)

@@ -151,6 +151,8 @@ def test_one_map_and_a_broken_stride_are_handled_where_a_part_can_use_them():
     assert broken.strides == [1, 1.5]
     assert FeatureFusion(broken, 2)(broken(torch.zeros(2, 3, 10, 7))).shape == (2, 2, 10, 7)
     assert PyramidFusion(broken, 2)(broken(torch.zeros(2, 3, 10, 7)))[1].shape == (2, 2, 6, 4)
+    with pytest.raises(ValueError, match=r"(?s)twice the stride of the one before, got.*1\.5"):
+        UNetDecoder(broken, 2)
 
 
 def test_strides_differ_per_axis_where_the_network_does():

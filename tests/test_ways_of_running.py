@@ -93,11 +93,15 @@ def test_onnxruntime_gives_the_same_in_other_dimensions(name):
 @pytest.mark.parametrize("bins", [1, 2, 3, 6])
 def test_bins_taken_axis_by_axis_are_those_of_adaptive_pooling(pool_type, size, bins):
     grid = Grid(bins, pool_type, len(size)).double()
-    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    # few different numbers: where a bin has its maximum twice, the first gets the gradient
+    x = torch.randint(4, (2, 3, *size)).double().requires_grad_()
     y = x
-    for axis in range(2, x.ndim):
+    for axis in reversed(range(2, x.ndim)):
         y = grid.along(y, axis)
     torch.testing.assert_close(y, grid(x))
+    weights = torch.randn_like(y)
+    (mine,), (theirs,) = (torch.autograd.grad((p * weights).sum(), x) for p in (y, grid(x)))
+    torch.testing.assert_close(mine, theirs)
 
 
 @EVERY

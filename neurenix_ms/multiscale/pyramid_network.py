@@ -188,7 +188,13 @@ class Merge(nn.Module):
 
 def repeated(coarse: Tensor, size: tuple[int, ...]) -> Tensor:
     """Every entry twice along every axis; a last odd entry takes the last coarse one once more."""
-    return fit(doubled(coarse), size, mode="replicate")
+    if not torch.compiler.is_compiling():
+        return fit(doubled(coarse), size, mode="replicate")
+    # the gradient of replicate padding cannot be compiled (its layout is not the one announced)
+    for axis in range(2, coarse.ndim):
+        last = coarse.narrow(axis, coarse.shape[axis] - 1, 1)
+        coarse = torch.cat([coarse, last], dim=axis)
+    return fit(doubled(coarse), size)
 
 
 class PyramidFusion(Configured, nn.Module):

@@ -1,0 +1,99 @@
+"""Compiled to machine code: the numbers of a plain call, from one graph for all sizes."""
+
+import copy
+import os
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import CASES, Case, as_list, build, scalar
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+COMPILER = os.environ.get("CXX", "g++")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which(COMPILER) is None,
+        reason=f"inductor needs a C++ compiler, and finds no {COMPILER}",
+    ),
+]
+# one case of every module: the other cases capture the same operations, see test_every_module.py
+FIRST = [case for case in CASES if case.name.count("-") == 1]
+PLANE = [case for case in FIRST if case.spatial_dims == 2]
+BESIDE = [case for case in FIRST if case.spatial_dims != 2]
+CALLS = ((2, 24), (3, 37), (4, 30))  # maps in the batch, size; no size is a number of channels
+
+
+def step(model: nn.Module, maps: Tensor | list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs, and the gradients of parameters and maps."""
+    out = model(maps)
+    scalar(out).backward()
+    leaves = [*model.parameters(), *as_list(maps)]
+    gradients = [leaf.grad.clone() for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    return [y.detach() for y in as_list(out)], gradients
+
+
+def outputs(model: nn.Module, maps: Tensor | list[Tensor]) -> tuple[list[Tensor]]:
+    """Outputs alone."""
+    return (as_list(model(maps)),)
+
+
+def close(found: list[Tensor], wanted: list[Tensor]) -> None:
+    """Equal within rounding; biases before a norm have no gradient but that, so all share one scale."""
+    largest = max(y.abs().max() for y in wanted)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * largest
+
+
+def num_graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    torch.compiler.reset()
+    counters.clear()
+
+
+def compared(
+    case: Case, model: nn.Module, run: Callable[..., tuple[list[Tensor], ...]], *, train: bool
+) -> list[int]:
+    """Numbers of graphs after each call; what the calls give is that of the plain module."""
+    plain = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    counts = []
+    for batch, n in CALLS:
+        maps = case.inputs(case.size(n), batch, requires_grad=train)
+        for found, wanted in zip(run(compiled, maps), run(plain, maps), strict=True):
+            close(found, wanted)
+        counts.append(num_graphs())
+    for found, wanted in zip(model.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(found, wanted)  # statistics moved alike
+    return counts
+
+
+@pytest.mark.parametrize("case", PLANE, ids=lambda case: case.name)
+def test_it_trains_the_same_on_every_size(case: Case):
+    first, second, third = compared(case, build(case), step, train=True)
+    # inductor may tell small maps from large ones, at thresholds of its own, and no size from another
+    assert first == 1
+    assert third == second <= 2
+
+
+@pytest.mark.parametrize("case", BESIDE, ids=lambda case: case.name)
+def test_it_predicts_the_same_in_other_dimensions(case: Case):
+    with torch.no_grad():
+        first, second, third = compared(case, build(case).eval(), outputs, train=False)
+    assert first == 1
+    assert third == second <= 2
+
+
+@pytest.mark.parametrize("name", ["FeatureFusion-1d", "FeatureFusion-3d"])
+def test_training_in_other_dimensions_takes_a_graph_per_size(name):
+    """What the page says of inductor: it fixes sizes in the backward of 1-D and 3-D convolutions."""
+    case = next(case for case in BESIDE if case.name == name)
+    assert compared(case, build(case), step, train=True) == [1, 2, 3]
