@@ -265,7 +265,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, default=2, help="trainings of each network that sees eddies only"
     )
-    parser.add_argument("--seeds-others", type=int, default=1, help="trainings of all other ones")
+    parser.add_argument("--seeds-others", type=int, default=2, help="trainings of all other ones")
     parser.add_argument("--seed", type=int, default=0, help="of the first, for weights and order")
     parser.add_argument("--data-seed", type=int, default=0, help="for the samples")
     parser.add_argument("--out", type=Path, default=Path("runs/ocean"), help="results, checkpoints")
