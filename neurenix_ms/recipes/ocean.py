@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "source": {"sink": SINK, "time_reversed": True},
 }
 HELD_OUT_SEED = 1000  # added to that of the training samples
-MASS_WEIGHT = 0.02  # so that its gradient is no larger than that of the squared error
+MASS_WEIGHT = 0.02  # so that its gradient does not rule over that of the squared error
 Samples = list[dict[str, Tensor]]
 Step = Callable[[Tensor], Tensor]
 
