@@ -248,8 +248,8 @@ def test_a_patch_stays_together_in_an_eddy_and_is_torn_at_a_saddle(tmp_path):
     options = {"size": 50, "steps": 8, "num_particles": 200, "progress": False}
 
     def area(seeding):
-        drift = DriftDensity(tmp_path, 4, seeding=seeding, **options)
-        return sum((drift[i]["density"][-1] > 0).sum().item() for i in range(4))
+        drift = DriftDensity(tmp_path, 3, seeding=seeding, **options)
+        return sum((drift[i]["density"][-1] > 0).sum().item() for i in range(3))
 
     assert area("eddies") < 0.7 * area("hyperbolic")
     assert area("eddies") < 0.7 * area("converging")

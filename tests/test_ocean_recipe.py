@@ -245,7 +245,17 @@ def test_a_killed_training_goes_on_to_the_same_weights(samples, tmp_path, monkey
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
     small = "--samples 2 --held-out 2 --size 16 --steps 3 --particles 50 --epochs 1 --features 2 4"
-    return [*small.split(), "--quiet", "--data", str(data), "--out", str(out), *more]
+    return [
+        *small.split(),
+        "--seeds-others",
+        "1",
+        "--quiet",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 @pytest.mark.slow
