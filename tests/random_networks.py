@@ -100,7 +100,7 @@ def _layers(
             step = draw.randint(1, 3) if strided else 1
             layers.append(pool(kernel, step, ceil_mode=draw.random() < 0.3))
         elif kind == "act":
-            layers.append(draw.choice([nn.ReLU(inplace=True), nn.CELU(), nn.Sigmoid()]))
+            layers.append(draw.choice([nn.ReLU(inplace=True), nn.CELU(inplace=True), nn.Sigmoid()]))
         elif kind == "norm" and norms:
             layers.append(_norm(draw, channels, dims))
         elif kind == "glass" and depth < 2:

@@ -34,7 +34,7 @@ def summed(difference):
 def both(model: nn.Module, x: Tensor, tile, loss, target=None, **options):
     """Differences of gradients (in parts of the largest), of the loss, and of the buffers."""
     plain, tiled = copy.deepcopy(model), copy.deepcopy(model)
-    output = plain(x)
+    output = plain(x.clone())
     if target is None:
         leaves, structure = tree_flatten(output)
         target = tree_unflatten([torch.randn_like(y) for y in leaves], structure)
@@ -65,10 +65,12 @@ def test_random_networks(seed, dims):
     size = {1: (60, 150), 2: (30, 50)}[dims]
     x = torch.randn(2, 1, *(draw.randint(*size) for _ in range(dims)), dtype=torch.float64)
     try:
-        if not copy.deepcopy(model)(x).requires_grad:
+        output = copy.deepcopy(model)(x.clone())
+        if not output.requires_grad:
             return
+        output.sum().backward()
     except (RuntimeError, ValueError):
-        return  # the map is too small for this network
+        return  # the map is too small for this network, or it writes over what backward needs
     loss = F.mse_loss if draw.random() < 0.5 else lambda y, t: (y * t).tanh().sum()
     try:
         apart, off, moved = both(
@@ -172,7 +174,7 @@ def test_training_tile_by_tile_is_training():
     for _ in range(3):
         for step in steps:
             step.zero_grad()
-        F.mse_loss(plain(x), target).backward()
+        F.mse_loss(plain(x.clone()), target).backward()
         accumulate_gradients(tiled, x, target, F.mse_loss, 16)
         for step in steps:
             step.step()

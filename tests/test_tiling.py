@@ -36,7 +36,7 @@ def both(model: nn.Module, x: Tensor, tile, dims: int = 2, **options):
     """The plain and the tiled result, and the largest difference of the buffers afterwards."""
     plain, tiled = copy.deepcopy(model), copy.deepcopy(model)
     with torch.no_grad():
-        wanted = plain(x)
+        wanted = plain(x.clone())  # which may write over its input
     got = TiledModel(tiled, tile, spatial_dims=dims, **options)(x)
     pairs = zip(plain.buffers(), tiled.buffers(), strict=True)
     moved = max(((a - b).abs().max().item() for a, b in pairs if a.numel()), default=0.0)
@@ -60,7 +60,7 @@ def test_random_networks_are_equal_or_refused(seed, dims):
     model = random_network(seed, dims).double().train(draw.random() < 0.5)
     x = torch.randn(2, 1, *(draw.randint(*SIZES[dims]) for _ in range(dims)), dtype=torch.float64)
     try:
-        copy.deepcopy(model)(x)
+        copy.deepcopy(model)(x.clone())
     except (RuntimeError, ValueError):
         return  # the map is too small for this network
     try:
@@ -72,6 +72,42 @@ def test_random_networks_are_equal_or_refused(seed, dims):
         return
     assert apart(wanted, got) < EXACT
     assert moved < 1e-10
+
+
+class WritesOver(nn.Module):
+    """What a layer reads, and what it makes of it; it may write over the first."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.up = nn.Sequential(nn.Conv1d(1, 2, 3, padding=1), nn.Conv1d(2, 2, 3, padding=1))
+        self.act = act
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.up(x)
+        return y, self.act(y) * 2
+
+
+@pytest.mark.parametrize("whole", [(), ("up",), "auto"])
+def test_what_follows_may_write_over_the_result_of_a_part(whole):
+    x = torch.randn(2, 1, 61, dtype=torch.float64)
+    wanted, got, _ = both(WritesOver(nn.CELU(inplace=True)).double(), x, 8, 1, whole=whole)
+    assert apart(wanted, got) < EXACT
+
+
+def test_the_map_is_not_written_over():
+    x = torch.randn(2, 1, 61, dtype=torch.float64)
+    model = nn.Sequential(nn.CELU(inplace=True), nn.Conv1d(1, 2, 5, padding=2)).double()
+    wanted, before = model(x.clone()), x.clone()
+    assert apart(wanted, TiledModel(model, 8, spatial_dims=1)(x)) < EXACT
+    assert torch.equal(x, before)
+
+
+def test_a_part_that_writes_over_its_input_is_refused():
+    x, words = torch.randn(2, 1, 61), r"must leave its input as it is, got 'act', which writes over"
+    tiled = TiledModel(WritesOver(nn.CELU(inplace=True)), 8, spatial_dims=1, whole=("act",))
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with pytest.raises(ValueError, match=words), context:
+            tiled(x)
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ from torch.utils._pytree import tree_leaves
 
 
 def read(x: Any, index: tuple[slice, ...], like: Tensor) -> Tensor:
-    """A piece of `x`, on the device of `like`; a piece of an array also in its dtype."""
+    """A copy of a piece of `x`, on the device of `like`; of an array also in its dtype."""
     piece = x[index]
     if isinstance(piece, Tensor):
-        return piece.to(like.device)
+        return piece.to(like.device, copy=True)
     return torch.tensor(piece, device=like.device, dtype=like.dtype)
 
 

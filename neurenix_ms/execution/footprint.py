@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from neurenix_ms.execution.lengths import Lengths, Lines, measure_lengths
 from neurenix_ms.execution.observation import shapes_only
 from neurenix_ms.execution.reach import Halo, find_halos, is_site, shortest
-from neurenix_ms.execution.refusals import called, expect_nothing_random, expect_whole_ratios
+from neurenix_ms.execution.refusals import called, expect_repeatable, expect_whole_ratios
 from neurenix_ms.execution.sites import submodules
 from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose, expect_positive
 
@@ -129,8 +129,9 @@ def make_plan(
     for (known, remainder), plan in kept.items():
         if known == key and remainder == _remainder(shape, plan.stride):
             return plan
-    lengths = measure_lengths(model, shape, like, parts)
-    plan = _measured_plan(model, lengths, shape, like, parts)
+    with torch.inference_mode(False):  # in which tensors do not count what is written to them
+        lengths = measure_lengths(model, shape, like, parts)
+        plan = _measured_plan(model, lengths, shape, like, parts)
     kept[key, _remainder(shape, plan.stride)] = plan
     return plan
 
@@ -146,7 +147,7 @@ def _measured_plan(
     expect_whole_ratios(model, lengths)
     channels, remainder = shape[1], _remainder(shape, lengths.stride)
     short = shortest(model, parts, lengths, remainder, channels, like)
-    expect_nothing_random(model, like.new_zeros(1, channels, *short), parts)
+    expect_repeatable(model, like.new_zeros(1, channels, *short), parts)
     sites: list[list[Halo]] = []
     outputs: list[list[Halo]] = []
     cut = 0

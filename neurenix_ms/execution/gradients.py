@@ -160,14 +160,13 @@ class Adjoints:
         self.passes.given[number] = lambda site, tile: site.normalised(*leaves)
 
     def _give_result(self, number: int) -> None:
-        given = self.passes.given[number]
-        lines = self.passes.place(number).result
+        result, lines = self.values.results[number], self.passes.place(number).result
         assert lines is not None
 
         def crop(site: Any, tile: Tile) -> Tensor:
-            leaf = given(site, tile).detach().requires_grad_()
+            leaf = result[tile.wide_of_whole(lines)].detach().requires_grad_()
             self.crops.append((number, tile.wide_of_whole(lines), leaf))
-            return leaf
+            return leaf.clone()
 
         self.passes.given[number] = crop
 

@@ -90,7 +90,10 @@ def observe(
 
     def visit(index: int, site: Site) -> Tensor:
         result = answer(index, site)
-        run.sites.append((site, result))
+        kept = (
+            result.clone() if isinstance(site, Part) else result
+        )  # what follows may write over it
+        run.sites.append((site, kept))
         run.layers.append(site.name if isinstance(site, Part) else names[-1])
         return result
 

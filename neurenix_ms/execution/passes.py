@@ -248,7 +248,8 @@ class Values:
         self.results[number] = result
         lines = place.result
         assert lines is not None
-        self.passes.given[number] = lambda site, tile: result[tile.wide_of_whole(lines)]
+        # a copy: what follows may write over it, and the next tile reads some of the same cells
+        self.passes.given[number] = lambda site, tile: result[tile.wide_of_whole(lines)].clone()
 
 
 def _not_again() -> Tensor:

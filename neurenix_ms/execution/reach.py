@@ -17,12 +17,13 @@ from neurenix_ms.execution.lengths import Lengths, Line
 from neurenix_ms.execution.observation import Run, constants, counterparts, observe
 from neurenix_ms.execution.refusals import ADVICE, called
 from neurenix_ms.execution.sites import Part, Site
-from neurenix_ms.execution.spots import differs, first_of, last_of, nans, spoilt_at
+from neurenix_ms.execution.spots import differs, first_of, last_of, nans, spoil
 
 Halo = tuple[int, int]
 # of strides before the cut: at a prime number every shorter period is met at another phase
 CUTS = (3, 7, 11, 17, 29, 47, 79, 127, 211, 347, 577, 967, 1607, 2683, 4483)
 MOST_CELLS = 2**22
+CHEAP_CELLS = 2**12  # a probe is made as wide as this; attention would take their square
 MOST_STRIDES = 64
 SHORTEST_PIECE = 32  # cells: in few cells, what depends on the place may look equal by chance
 ENOUGH_TO_JUDGE = 256  # cells along the axis: a layer that sees all of them sees any map
@@ -51,7 +52,9 @@ class Probe:
         self.cuts = cuts
         self.end = x.shape[2 + axis]
         self.x = x
-        self.whole = observe(model, x, parts, constants)
+        self.whole = observe(
+            model, x.clone(), parts, constants
+        )  # models may write over their input
         self.maps = [t for _, t in self.whole.tensors()]
         numbers = {id(t): i for i, (_, t) in enumerate(lengths.run.tensors())}
         matched = counterparts(self.whole, lengths.run)
@@ -138,17 +141,18 @@ class Probe:
             if line is None:
                 raise ValueError(f"a part that runs whole must return a map, got {site.name!r}")
             length = line.length(start, stop, self.end)
-            y = self.whole.sites[index][1].narrow(line.dim, line.at(start), length)
+            y = self.whole.sites[index][1].narrow(line.dim, line.at(start), length).clone()
             if spoilt is None:
                 return y
             first, last = (line.at(cell) - line.at(start) for cell in spoilt)
             # a result that is shorter than the map still has a last cell
             first, last = min(first, length - 1), length if spoilt[1] == stop else last
-            return spoilt_at(y, line.dim, first, last)
+            spoil(y, line.dim, first, last)
+            return y
 
-        x = self.x.narrow(2 + self.axis, start, stop - start)
+        x = self.x.narrow(2 + self.axis, start, stop - start).clone()
         if spoilt is not None:
-            x = spoilt_at(x, 2 + self.axis, spoilt[0] - start, spoilt[1] - start)
+            spoil(x, 2 + self.axis, spoilt[0] - start, spoilt[1] - start)
         return observe(self.model, x, self.parts, cropped)
 
 
@@ -170,7 +174,7 @@ def find_halos(
         if (2 * strides - second) * stride < max(short[axis], SHORTEST_PIECE):
             continue  # every piece must be a map that the model takes
         end = 2 * strides * stride + remainder[axis]
-        shape = (1, channels, *short[:axis], end, *short[axis + 1 :])
+        shape = (1, channels, *_across(lengths, short, axis, end))
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(shape, generator=generator).to(like.device, like.dtype)
         probe = Probe(model, parts, lengths, axis, (strides * stride, second * stride), x)
@@ -186,6 +190,23 @@ def find_halos(
                 f"{called(model, seen.layer)} ({seen.function}) along axis {axis}; {ADVICE}"
             )
     raise ValueError(f"no halo was found along axis {axis} within {CUTS[-1]} strides of {stride}")
+
+
+def _across(lengths: Lengths, short: tuple[int, ...], axis: int, end: int) -> tuple[int, ...]:
+    """The size of a probe along `axis`: wide enough across that no path sees only padding there.
+
+    A network whose layers shift or shrink maps has paths that lead out of a narrow one.
+    """
+    size = [end] * len(short)
+    others = [a for a in range(len(short)) if a != axis]
+    for a in others:
+        lines = [known[a] for known in lengths.lines if known is not None]
+        shift = max((max(abs(n.inner), abs(n.outer)) * n.resolution for n in lines), default=0)
+        size[a] = short[a] + 2 * math.ceil(shift / lengths.stride[a]) * lengths.stride[a]
+    while others and math.prod(size) <= CHEAP_CELLS:
+        for a in others:
+            size[a] += lengths.stride[a]
+    return tuple(size)
 
 
 def _judged(probe: Probe, lengths: Lengths) -> tuple[list[Halo | None], int | None]:

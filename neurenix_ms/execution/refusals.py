@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from neurenix_ms.execution.lengths import Lengths
 from neurenix_ms.execution.observation import Seen, constants, observe
+from neurenix_ms.execution.sites import Part, Site
 
 ADVICE = "name a submodule that holds it in whole=(...), or replace it"
 
@@ -32,8 +33,8 @@ def expect_whole_ratios(model: nn.Module, lengths: Lengths) -> None:
                 )
 
 
-def expect_nothing_random(model: nn.Module, x: Tensor, parts: Mapping[str, nn.Module]) -> None:
-    """Refuse a model that draws random numbers: tiles would draw others than the whole map."""
+def expect_repeatable(model: nn.Module, x: Tensor, parts: Mapping[str, nn.Module]) -> None:
+    """Refuse what tiles would do otherwise: draw random numbers, or write over the input of a part."""
 
     def state() -> Tensor:
         return torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
@@ -49,4 +50,16 @@ def expect_nothing_random(model: nn.Module, x: Tensor, parts: Mapping[str, nn.Mo
             )
 
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        observe(model, x, parts, constants, listen)
+        observe(model, x, parts, _inputs_kept, listen)
+
+
+def _inputs_kept(index: int, site: Site) -> Tensor:
+    """The call, refused if a part writes over its input: the rest of the model may read that too."""
+    version = site.x._version
+    result = constants(index, site)
+    if isinstance(site, Part) and site.x._version != version:
+        raise ValueError(
+            f"a part that runs whole must leave its input as it is, got {site.name!r}, which writes "
+            "over it; set inplace=False there"
+        )
+    return result

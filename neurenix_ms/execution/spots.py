@@ -11,11 +11,9 @@ TOLERANCES = {torch.float64: 1e-11, torch.float32: 3e-5}
 IN_HALF_PRECISION = 0.05
 
 
-def spoilt_at(x: Tensor, dim: int, first: int, last: int) -> Tensor:
-    """A copy with NaN in these cells."""
-    x = x.clone()
+def spoil(x: Tensor, dim: int, first: int, last: int) -> None:
+    """Write NaN into these cells."""
     x.narrow(dim, first, max(0, last - first)).fill_(math.nan)
-    return x
 
 
 def nans(t: Tensor, line: Line | None) -> Tensor:
