@@ -23,7 +23,8 @@ pytestmark = [
 FIRST = [case for case in CASES if case.name.count("-") == 1]
 PLANE = [case for case in FIRST if case.spatial_dims == 2]
 BESIDE = [case for case in FIRST if case.spatial_dims != 2]
-CALLS = ((2, 24), (3, 37), (4, 30))  # maps in the batch, size; no size is a number of channels
+# maps in the batch, size; torch takes numbers for one that are equal in the first call
+CALLS = ((2, 27), (3, 37), (4, 30))
 
 
 def step(model: nn.Module, maps: Tensor | list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
