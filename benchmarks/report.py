@@ -119,7 +119,7 @@ class Row:
 
     def cell(self, field: str, show: Callable[[float], str]) -> str:
         value = self.value(field)
-        if value is None:
+        if value is None or (field == "share_of_matmul" and value == 0):
             return "-"
         text = show(value)
         if field == "time" and self.spread is not None:

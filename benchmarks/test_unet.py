@@ -73,7 +73,7 @@ def as_monai(dims: int) -> UNet:
         spatial_dims=dims,
         bilinear=False,
         norm="instance",
-        act=partial(nn.LeakyReLU, peers.SLOPE),
+        act=partial(nn.LeakyReLU, peers.SLOPE, inplace=True),
         remember=False,
     )
 
