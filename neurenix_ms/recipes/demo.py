@@ -8,7 +8,6 @@ writes `demo.png` and `table.md`. A run that was killed goes on where it was.
 
 import argparse
 import copy
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 from neurenix_ms.datasets import PorousConduction, effective_conductivity
 from neurenix_ms.meter import count_flops, parameter_table, peak_tensor_bytes
+from neurenix_ms.recipes.fitting import forget_other_run
+from neurenix_ms.recipes.options import expect_at_least
 from neurenix_ms.recipes.porous_models import (
     linear_field,
     multiscale,
@@ -164,7 +165,7 @@ def _trained(
         torch.manual_seed(options.seed)
         model = make().to(memory_format=torch.channels_last)
         folder = options.out / name.replace(" ", "_")
-        _expect_same_run(
+        forget_other_run(
             folder,
             {
                 **{key: getattr(options, key) for key in ("samples", "epochs", "size", "seed")},
@@ -178,17 +179,6 @@ def _trained(
         seconds[name] = train(model, seen, options.epochs, folder, seed=options.seed)
         models[name] = model
     return models, seconds
-
-
-def _expect_same_run(folder: Path, config: dict[str, int | float], fresh: bool) -> None:
-    """Drop the checkpoint of another run, or any if `fresh`, and note which run this is."""
-    note = folder / "config.json"
-    if folder.exists() and (
-        fresh or not note.exists() or json.loads(note.read_text(encoding="utf-8")) != config
-    ):
-        (folder / "last.ckpt").unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(config), encoding="utf-8")
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -205,12 +195,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the samples")
     parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
     options = parser.parse_args(argv)
-    if options.samples < 4:
-        parser.error(f"--samples must be at least 4, got {options.samples}")
-    if options.size < 16:
-        parser.error(f"--size must be at least 16, got {options.size}")
-    if options.epochs < 1:
-        parser.error(f"--epochs must be at least 1, got {options.epochs}")
+    expect_at_least(parser, options, samples=4, size=16, epochs=1)
     return options
 
 

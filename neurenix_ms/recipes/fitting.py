@@ -1,5 +1,6 @@
 """A task, a sampler and a folder in, the trained task and the seconds it took out; resumable."""
 
+import json
 import logging
 import time
 import warnings
@@ -11,6 +12,23 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from torch.utils.data import DataLoader, Sampler
+
+from neurenix_ms.datasets.cache import write_atomically
+
+
+def forget_other_run(folder: Path, run: dict[str, Any], fresh: bool = False) -> None:
+    """Remove the checkpoint of a run with other settings, or any if `fresh`, and note these.
+
+    Args:
+        folder: Where `last.ckpt` is, and `config.json` beside it.
+        run: All that the weights depend on, as JSON has it.
+        fresh: Train anew.
+    """
+    note = folder / "config.json"
+    if fresh or not note.exists() or json.loads(note.read_text(encoding="utf-8")) != run:
+        (folder / "last.ckpt").unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, json.dumps(run).encode())
 
 
 class EveryGeometryOnce(Sampler[int]):

@@ -29,6 +29,7 @@ from neurenix_ms.recipes.hierarchy_settings import (
     noisy,
     trajectories,
 )
+from neurenix_ms.recipes.options import expect_at_least
 from neurenix_ms.timestepping import (
     HierarchicalTimeStepper,
     IntegratorStepper,
@@ -179,12 +180,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of trajectories")
     parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
     options = parser.parse_args(argv)
-    if options.iterations is not None and options.iterations < 1:
-        parser.error(f"--iterations must be at least 1, got {options.iterations}")
-    if options.horizon < 1:
-        parser.error(f"--horizon must be at least 1, got {options.horizon}")
-    if min(options.noise) < 0:
-        parser.error(f"--noise must be at least 0, got {min(options.noise)}")
+    expect_at_least(parser, options, iterations=1, horizon=1, noise=0)
     return options
 
 

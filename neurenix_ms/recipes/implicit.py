@@ -15,6 +15,7 @@ import torch
 from neurenix_ms.datasets.cache import write_atomically
 from neurenix_ms.recipes import implicit_report as report
 from neurenix_ms.recipes.implicit_cases import turbulence, wave, waves
+from neurenix_ms.recipes.options import expect_at_least
 
 CASES = {
     "wave": (wave, report.wave_table, report.draw_wave),
@@ -67,8 +68,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the solved waves")
     parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
     options = parser.parse_args(argv)
-    if options.steps is not None and options.steps < 100:
-        parser.error(f"--steps must be at least 100, got {options.steps}")
+    expect_at_least(parser, options, steps=100)
     if options.iterations % 50:
         parser.error(f"--iterations must be a multiple of 50, got {options.iterations}")
     torch.set_num_threads(1)  # the networks are small

@@ -20,6 +20,7 @@ from torch import Tensor
 from neurenix_ms.datasets import PorousConduction
 from neurenix_ms.datasets.cache import write_atomically
 from neurenix_ms.meter import count_flops, parameter_table
+from neurenix_ms.recipes.fitting import forget_other_run
 from neurenix_ms.recipes.msnet_models import ConductionMSNet, network_inputs, potential_of
 from neurenix_ms.recipes.msnet_report import draw, scores
 from neurenix_ms.recipes.msnet_training import (
@@ -28,6 +29,7 @@ from neurenix_ms.recipes.msnet_training import (
     ConductionLoss,
     train,
 )
+from neurenix_ms.recipes.options import expect_at_least
 from neurenix_ms.recipes.porous_report import ArchieLaw, pick, table
 
 KINDS = [(name, radius) for name in ("blobs", "overlapping_spheres") for radius in (4, 6, 8)]
@@ -131,10 +133,7 @@ def _trained(options: argparse.Namespace, seen: Samples) -> tuple[ConductionMSNe
     model = model.to(memory_format=torch.channels_last_3d)
     names = ("samples", "size", "seed", "epochs", "filters", "growth", "scales")
     run = {**{name: getattr(options, name) for name in names}, "without": sorted(without)}
-    note, last = options.out / "config.json", options.out / "last.ckpt"
-    if options.fresh or not note.exists() or json.loads(note.read_text()) != run:
-        last.unlink(missing_ok=True)
-    write_atomically(note, json.dumps(run).encode())
+    forget_other_run(options.out, run, options.fresh)
     loss = ConductionLoss(
         flux=0.0 if "flux" in without else FLUX_WEIGHT,
         conductance=0.0 if "conductance" in without else CONDUCTANCE_WEIGHT,
@@ -192,10 +191,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the samples")
     parser.add_argument("--fresh", action="store_true", help="train anew, not from a checkpoint")
     options = parser.parse_args(argv)
-    for name, least in (("samples", 2), ("held_out", 2), ("larger", 2), ("epochs", 1)):
-        if getattr(options, name) < least:
-            option = f"--{name.replace('_', '-')}"
-            parser.error(f"{option} must be at least {least}, got {getattr(options, name)}")
+    expect_at_least(parser, options, samples=2, held_out=2, larger=2, epochs=1)
     if not 1 <= options.scales <= 4:
         parser.error(f"--scales must be between 1 and 4, got {options.scales}")
     if options.size < 16 or options.size % 8:

@@ -21,6 +21,7 @@ from neurenix_ms.conservation import Conserve, rollout
 from neurenix_ms.datasets import DriftDensity
 from neurenix_ms.datasets.cache import write_atomically
 from neurenix_ms.meter import parameter_table
+from neurenix_ms.recipes.fitting import forget_other_run
 from neurenix_ms.recipes.ocean_maps import animate, draw_maps
 from neurenix_ms.recipes.ocean_models import DriftUNet, carry, stay
 from neurenix_ms.recipes.ocean_report import (
@@ -32,6 +33,7 @@ from neurenix_ms.recipes.ocean_report import (
 from neurenix_ms.recipes.ocean_scores import noise_of, scores
 from neurenix_ms.recipes.ocean_seas import draw_seas
 from neurenix_ms.recipes.ocean_training import maps_of, train
+from neurenix_ms.recipes.options import expect_at_least
 
 SINK = 0.4  # km/h
 KINDS: dict[str, dict[str, Any]] = {
@@ -89,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         argv: Command line without the name of the program; by default that of the process.
     """
     options = _options(argv)
+    torch.set_num_threads(1)  # the networks are small
     options.out.mkdir(parents=True, exist_ok=True)
     data = Data(options)
     unseen = {kind: stacked(data.unseen(kind)) for kind in KINDS}
@@ -211,7 +214,9 @@ def _trained(
         features=tuple(options.features),
     )
     folder = options.out / "runs" / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
-    _forget_what_differs(folder, case, options)
+    tests_only = ("seed", "seeds", "seeds_others", "held_out")
+    run = {name: value for name, value in _noted(options).items() if name not in tests_only}
+    forget_other_run(folder, {**run, "case": asdict(case)}, options.fresh)
     took = train(
         model,
         data.seen(case.data),
@@ -233,17 +238,6 @@ def _noted(options: argparse.Namespace) -> dict[str, Any]:
     """What a result depends on."""
     left_out = ("out", "data", "fresh", "quiet")
     return {name: value for name, value in vars(options).items() if name not in left_out}
-
-
-def _forget_what_differs(folder: Path, case: Case, options: argparse.Namespace) -> None:
-    """Remove the checkpoint of a case or of options that are no longer what is asked for."""
-    tests_only = ("seed", "seeds", "seeds_others", "held_out")
-    noted = {name: value for name, value in _noted(options).items() if name not in tests_only}
-    run, note = {**noted, "case": asdict(case)}, folder / "config.json"
-    if options.fresh or not note.exists() or json.loads(note.read_text()) != run:
-        (folder / "last.ckpt").unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, json.dumps(run).encode())
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -273,25 +267,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
-    for name in (
-        "samples",
-        "held_out",
-        "steps",
-        "particles",
-        "epochs",
-        "unroll",
-        "seeds",
-        "seeds_others",
-    ):
-        if getattr(options, name) < 1:
-            option = f"--{name.replace('_', '-')}"
-            parser.error(f"{option} must be at least 1, got {getattr(options, name)}")
+    counts = ("samples", "held_out", "steps", "particles", "epochs", "unroll", "seeds")
+    expect_at_least(parser, options, **dict.fromkeys((*counts, "seeds_others"), 1))
     if options.unroll > options.steps:
         parser.error(f"--unroll must be at most --steps {options.steps}, got {options.unroll}")
     parts = 2 ** len(options.features)
     if options.size < parts or options.size % parts:
         parser.error(f"--size must be a multiple of {parts}, got {options.size}")
-    torch.set_num_threads(1)  # the networks are small
     return options
 
 
