@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 
-def read(x: Any, index: tuple[slice, ...], like: Tensor) -> Tensor:
-    """A copy of a piece of `x`, on the device of `like`; of an array also in its dtype."""
+def read(x: Any, index: tuple[slice, ...], like: Tensor, *, own: bool = False) -> Tensor:
+    """A piece of `x`, on the device of `like`; of an array also in its dtype; `own` makes a copy."""
     piece = x[index]
     if isinstance(piece, Tensor):
-        return piece.to(like.device, copy=True)
+        return piece.to(like.device, copy=own)
     return torch.tensor(piece, device=like.device, dtype=like.dtype)
 
 

@@ -90,9 +90,8 @@ def observe(
 
     def visit(index: int, site: Site) -> Tensor:
         result = answer(index, site)
-        kept = (
-            result.clone() if isinstance(site, Part) else result
-        )  # what follows may write over it
+        # a copy of what a part gives: what follows may write over it
+        kept = result.clone() if isinstance(site, Part) else result
         run.sites.append((site, kept))
         run.layers.append(site.name if isinstance(site, Part) else names[-1])
         return result

@@ -126,7 +126,7 @@ class Passes:
         self.buffers.restore()
         window = (slice(None), slice(None), *tile.window())
         with Interception(self.parts, visit):
-            return self.model(read(self.x, window, self.like))
+            return self.model(read(self.x, window, self.like, own=True))  # it may write over it
 
     def _other_calls(self, number: int) -> ValueError:
         return ValueError(

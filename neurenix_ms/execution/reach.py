@@ -52,9 +52,8 @@ class Probe:
         self.cuts = cuts
         self.end = x.shape[2 + axis]
         self.x = x
-        self.whole = observe(
-            model, x.clone(), parts, constants
-        )  # models may write over their input
+        # copies of the map, here and below: models may write over their input
+        self.whole = observe(model, x.clone(), parts, constants)
         self.maps = [t for _, t in self.whole.tensors()]
         numbers = {id(t): i for i, (_, t) in enumerate(lengths.run.tensors())}
         matched = counterparts(self.whole, lengths.run)
