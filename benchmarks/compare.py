@@ -43,10 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(*command: str, cwd: Path) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(cwd),
-    }  # the tree's own package, not the installed
+    environment = {**os.environ, "PYTHONPATH": str(cwd)}  # its own package, not the installed one
     subprocess.run(command, cwd=cwd, env=environment, check=True)
 
 

@@ -4,7 +4,7 @@ Weights are registered in the order of ours, so `with_weights_of` copies them by
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -136,6 +136,20 @@ class SumFusion(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return sum(self.aligned(features))
+
+
+class MeanFusion(SumFusion):
+    """The sum, divided."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return super().forward(features) / len(features)
+
+
+class MaxFusion(SumFusion):
+    """The largest instead of the sum."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return reduce(torch.maximum, self.aligned(features))
 
 
 class AttentionFusion(SumFusion):

@@ -9,7 +9,6 @@ from docs_tools.drawings import ACCENT, INK, svg, text
 
 RESULTS = Path(__file__).parents[1] / "docs" / "assets" / "benchmarks.json"
 BASELINE = "plain"
-REFERENCES = [BASELINE, "ours", "other"]
 WIDTH = 360  # of a chart; about a telephone's screen
 
 
@@ -87,9 +86,8 @@ class Report:
             raise ValueError(f"group must be one of {list(self.groups)}, got {group!r}")
         for row in self.groups[group]:
             same = (other for other in self.groups[group] if other.setting == row.setting)
-            row.baseline = min(same, key=lambda other: REFERENCES.index(other.kind), default=None)
-            if row.baseline is not None and row.baseline.kind == "other":
-                row.baseline = None
+            variants = {other.variant: other for other in same}
+            row.baseline = variants.get(BASELINE, variants.get("ours"))
         return self.groups[group]
 
 
@@ -104,11 +102,6 @@ class Row:
         self.baseline: Row | None = None
         self.spread = case["stats"].get("iqr")
         self.measured = {**case["extra_info"], "time": case["stats"]["median"]}
-
-    @property
-    def kind(self) -> str:
-        """The plain way, ours, or something else; what others are compared with in that order."""
-        return self.variant if self.variant in REFERENCES else "other"
 
     @property
     def label(self) -> str:

@@ -22,6 +22,8 @@ OUT = 256
 PLAIN = {
     "concat": plain.ConcatFusion,
     "sum": plain.SumFusion,
+    "mean": plain.MeanFusion,
+    "max": plain.MaxFusion,
     "attention": plain.AttentionFusion,
 }
 SIZES = [56, 224]  # of the finest map; every other one has half the edge of the one before

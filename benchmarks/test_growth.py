@@ -16,9 +16,12 @@ def forward(model: nn.Module, *x: object) -> None:
         model(*x)
 
 
-def unet(width: int = 16, levels: int = 3, dims: int = 2) -> UNet:
-    features = [width * 2**i for i in range(levels)]
-    return UNet(1, 1, features, spatial_dims=dims, remember=False).eval()
+def network(variant: str, width: int = 16, levels: int = 3, dims: int = 2) -> nn.Module:
+    """A U-Net or a pyramid network of one channel, its widths doubling from level to level."""
+    options = {"spatial_dims": dims, "remember": False}
+    if variant == "UNet":
+        return UNet(1, 1, [width * 2**i for i in range(levels)], **options).eval()
+    return PyramidNetwork(1, 1, levels, width, **options).eval()
 
 
 @pytest.mark.benchmark(group="growth/cells")
@@ -28,9 +31,9 @@ def test_cells(variant, edge, measure, request):
     """Of a 2-D map; with cells, time and peak should grow alike."""
     if edge > 512:
         only_in_full(request)
-    model = unet() if variant == "UNet" else PyramidNetwork(1, 1, base_channels=16, remember=False)
+    model = network(variant)
     x = torch.randn(1, 1, edge, edge)
-    measure(partial(forward, model.eval(), x), edge**2, model=model, x=x, rounds=3)
+    measure(partial(forward, model, x), edge**2, model=model, x=x, rounds=3)
 
 
 @pytest.mark.benchmark(group="growth/cells of a volume")
@@ -39,7 +42,7 @@ def test_cells(variant, edge, measure, request):
 def test_cells_of_a_volume(variant, edge, measure, request):
     if edge > 64:
         only_in_full(request)
-    model = (unet(8, dims=3) if variant == "UNet" else MSNet(3)).eval()
+    model = (network(variant, 8, dims=3) if variant == "UNet" else MSNet(3)).eval()
     x = (torch.rand(1, 1, edge, edge, edge) < 0.5).float()
     inputs = (x,) if variant == "UNet" else (coarsen(x, 3), scale_masks(x, 3))
     measure(partial(forward, model, *inputs), edge**3, model=model, x=x, rounds=3)
@@ -50,10 +53,7 @@ def test_cells_of_a_volume(variant, edge, measure, request):
 @pytest.mark.parametrize("variant", ["UNet", "PyramidNetwork"])
 def test_levels(variant, levels, measure):
     """Every level has twice the channels of the one before, and a quarter of its cells."""
-    if variant == "UNet":
-        model: nn.Module = unet(levels=levels)
-    else:
-        model = PyramidNetwork(1, 1, levels, 16, remember=False).eval()
+    model = network(variant, levels=levels)
     x = torch.randn(1, 1, 128, 128)
     measure(partial(forward, model, x), 1, model=model, x=x, rounds=5)
 
@@ -78,9 +78,6 @@ def test_scales(variant, scales, measure):
 @pytest.mark.parametrize("variant", ["UNet", "PyramidNetwork"])
 def test_channels(variant, width, measure):
     """Of the finest level; operations grow with the square."""
-    if variant == "UNet":
-        model: nn.Module = unet(width)
-    else:
-        model = PyramidNetwork(1, 1, 3, width, remember=False).eval()
+    model = network(variant, width)
     x = torch.randn(1, 1, 128, 128)
     measure(partial(forward, model, x), 1, model=model, x=x, rounds=5)

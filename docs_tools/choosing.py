@@ -8,25 +8,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.report import COLUMNS, RESULTS
+from benchmarks.report import COLUMNS, RESULTS, Report, Row
 from docs_tools.source import ROOT
 from neurenix_ms import MultiScaleModel, UNet
 from neurenix_ms.execution import footprint
 from neurenix_ms.meter import count_flops, parameter_table, peak_tensor_bytes
+from neurenix_ms.multiscale.fusion import METHODS
 
 TILES = ROOT / "docs" / "assets" / "tiles.json"
 OURS = "ours"
 FUSIONS = {
     "concat": "sources say different things, and data suffices to learn the mixture",
     "sum": "channels already mean the same at every source",
-    "mean": "the same, where their number may change; costs as much",
-    "max": "a detection at any scale should win; costs as much as a sum",
+    "mean": "the same, where their number may change",
+    "max": "a detection at any scale should win",
     "attention": "which scale matters depends on the input",
+    "attention, one size": "the same for two maps of one size, which need no resizing",
 }
 POOLINGS = {
     "MultiScalePooling avg": "every pixel should see its surroundings at several widths; no weights",
     "MultiScalePooling max": "the same, where the strongest response counts; costs the most",
     "PyramidPooling": "the class of a pixel depends on the whole scene; has weights, not for tiles",
+    "PyramidPooling, views": "its bins beside the map, for a convolution of your own",
     "SpatialPyramidPooling": "a vector is wanted from maps of any size",
 }
 MEMORY = {
@@ -88,9 +91,8 @@ def memory(path: str | Path = RESULTS) -> str:
         path: Results of the benchmarks.
     """
     cases = _cases(path, "memory/checkpointing", "variant", variant=None, dims=2)
-    first = cases.get("plain")
     measured = {
-        name: [*_cells(case, ("tensor_peak_bytes",)), *_ratios(case, first)]
+        name: [*_cells(case, ("tensor_peak_bytes",)), *_ratios(case)]
         for name, case in cases.items()
     }
     heads = ["peak", "of plain", "CPU time", "FLOPs"]
@@ -153,42 +155,32 @@ def levels(widths: Sequence[int] = (8, 16, 32, 64)) -> str:
     return "\n".join(lines)
 
 
-def _cases(path: str | Path, group: str, name: str, **wanted: Any) -> dict[str, dict[str, Any]]:
+def _cases(path: str | Path, group: str, name: str, **wanted: Any) -> dict[str, Row]:
     """Cases of a group by one parameter, at the largest size; of our own, if nothing else is said."""
     wanted = {"variant": OURS, **wanted}
-    report = json.loads(Path(path).read_text("utf-8"))
-    cases = [case for case in report["benchmarks"] if case["group"] == group]
-    if not cases:
-        known = sorted({case["group"] for case in report["benchmarks"]})
-        raise ValueError(f"group must be one of {known}, got {group!r}")
-    found: dict[str, dict[str, Any]] = {}
-    for case in sorted(cases, key=lambda case: case["params"].get("size", 0)):
-        params = case["params"]
+    found: dict[str, Row] = {}
+    for row in sorted(Report(path).rows(group), key=lambda row: row.setting.get("size", 0)):
+        params = {**row.setting, "variant": row.variant}
         if all(params.get(key) == value for key, value in wanted.items() if value is not None):
-            found[params[name]] = {**case["extra_info"], "time": case["stats"]["median"]}
+            found[params[name]] = row
     return found
 
 
-def _measured_on(cases: Mapping[str, Mapping[str, Any]]) -> str:
+def _measured_on(cases: Mapping[str, Row]) -> str:
     """A sentence with the shape of the input, or of the finest of several."""
-    shapes = {" x ".join(map(str, case["shape"])) for case in cases.values() if case.get("shape")}
-    return f"Measured on an input of {' or '.join(sorted(shapes))}.\n\n" if shapes else ""
+    shapes = {" x ".join(map(str, row.value("shape"))) for row in cases.values()}
+    return f"Measured on an input of {' or '.join(sorted(shapes))}.\n\n"
 
 
-def _cells(case: Mapping[str, Any] | None, fields: Iterable[str]) -> list[str]:
-    values = [(field, case and case.get(field)) for field in fields]
+def _cells(row: Row | None, fields: Iterable[str]) -> list[str]:
+    values = [(field, row and row.value(field)) for field in fields]
     return ["-" if value is None else COLUMNS[field][1](value) for field, value in values]
 
 
-def _ratios(case: Mapping[str, Any], first: Mapping[str, Any] | None) -> list[str]:
-    if first is None:
-        return ["-"] * 3
-    steady = case.get("cpu_time_ratio", 1.0 if case == first else None)
-    return [
-        f"{case['tensor_peak_bytes'] / first['tensor_peak_bytes']:.2f}x",
-        "-" if steady is None else f"{steady:.2f}x",
-        f"{case['flops'] / first['flops']:.2f}x",
-    ]
+def _ratios(row: Row) -> list[str]:
+    """Beside the plain way, which is 1; times as measured in pairs."""
+    ratios = (row.ratio(field) for field in ("tensor_peak_bytes", "time", "flops"))
+    return [f"{1.0 if ratio is None else ratio:.2f}x" for ratio in ratios]
 
 
 def _rows(
@@ -200,7 +192,7 @@ def _rows(
     """What there are words for first, then what was measured besides."""
     lines = [[what, "take it when", *heads], ["---", "---", *["--:"] * len(heads)]]
     for key in dict.fromkeys([*words, *measured]):
-        name = f'`"{key}"`' if isinstance(key, str) and key in (*FUSIONS, *NORMS) else _name(key)
+        name = f'`"{key}"`' if key in {*METHODS, *NORMS} - {None} else _name(key)
         cells = measured.get(key, ["-"] * len(heads))
         lines.append([name, words.get(key, ""), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -7,17 +7,15 @@ runs the tutorials and writes their pictures beside the others of the site.
 
 import contextlib
 import io
-import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from docs_tools.source import ROOT
+from docs_tools.source import PYTHON_BLOCK, ROOT
 
 TUTORIALS = ("segmentation", "features")
-FENCE = re.compile(r"^( *)(`{3,})python\b[^\n]*\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
 DPI = 60
 COLOURS = 48
 
@@ -30,7 +28,7 @@ def picture(page: Path, target: Path) -> None:
         target: Where the PNG goes.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
-    for block in FENCE.finditer(page.read_text("utf-8")):
+    for block in PYTHON_BLOCK.finditer(page.read_text("utf-8")):
         with contextlib.redirect_stdout(io.StringIO()):
             exec(compile(textwrap.dedent(block[3]), page, "exec"), names)
         if "figure" in names:

@@ -8,6 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "neurenix_ms"
 
+PYTHON_BLOCK = re.compile(
+    r"^( *)(`{3,})python\b[^\n]*\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE
+)  # of a page; the third group is the code
+
 Definition = tuple[str, str]  # module and name at its top level
 
 

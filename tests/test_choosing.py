@@ -27,7 +27,8 @@ def row(table: str, name: str) -> list[str]:
 
 
 def test_every_way_to_fuse_has_its_word():
-    assert set(choosing.FUSIONS) == set(METHODS) - {"avg"}  # another spelling of "mean"
+    named = {name for name in choosing.FUSIONS if " " not in name}
+    assert named == set(METHODS) - {"avg"}  # another spelling of "mean"
     for name in choosing.FUSIONS:
         assert len(row(choosing.fusions(), name)[1]) > 10
 
@@ -44,6 +45,23 @@ def test_what_is_shown_is_what_was_stored(results: dict, tmp_path: Path):
     cells = row(choosing.fusions(stored(results, tmp_path)), "sum")
     assert "3 s" in cells
     assert "1,234" in cells
+
+
+def test_ways_to_save_memory_are_compared_as_they_were_in_pairs(results: dict, tmp_path: Path):
+    for case in results["benchmarks"]:
+        if case["group"] == "memory/checkpointing" and case["params"]["variant"] != "plain":
+            case["extra_info"]["time_ratio"] = 1.5
+    table = choosing.memory(stored(results, tmp_path))
+    assert row(table, "plain")[3:] == ["1.00x"] * 3
+    for way in ("ours", "ours, checkpointing", "torch.utils.checkpoint"):
+        share, time, _ = row(table, way)[3:]
+        assert time == "1.50x"
+        assert 0.5 < float(share.rstrip("x")) <= 1
+
+
+def test_everything_measured_has_its_word():
+    for table in (choosing.fusions, choosing.poolings, choosing.memory):
+        assert "|  |" not in table()
 
 
 def test_new_groups_methods_and_settings_do_no_harm(results: dict, tmp_path: Path):

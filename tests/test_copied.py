@@ -7,7 +7,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from test_docs import FENCE, PAGES, ROOT
+from test_docs import PAGES, ROOT
+
+from docs_tools.source import PYTHON_BLOCK
 
 HIDDEN = re.compile(r'exec="on"(?!.*source=)')
 GIVEN = {*vars(builtins), "__file__"}
@@ -18,7 +20,8 @@ def shown(page: Path) -> list[str]:
     """Blocks that a reader sees."""
     content = page.read_text("utf-8")
     blocks = (
-        (block[0].splitlines()[0], textwrap.dedent(block[3])) for block in FENCE.finditer(content)
+        (block[0].splitlines()[0], textwrap.dedent(block[3]))
+        for block in PYTHON_BLOCK.finditer(content)
     )
     return [code for head, code in blocks if not HIDDEN.search(head)]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import neurenix_ms
+from docs_tools.source import PYTHON_BLOCK
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-FENCE = re.compile(r"^( *)(`{3,})python\b[^\n]*\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
 ROOMS = ["neurenix_ms"] + [
     room.name for room in pkgutil.iter_modules(neurenix_ms.__path__, "neurenix_ms.") if room.ispkg
 ]
@@ -22,7 +22,7 @@ def run_page(page: Path) -> int:
     """Run all blocks in one namespace, under the line numbers of the page; how many there were."""
     content = page.read_text(encoding="utf-8")
     namespace = {"__name__": "__main__"}
-    blocks = list(FENCE.finditer(content))
+    blocks = list(PYTHON_BLOCK.finditer(content))
     for block in blocks:
         lines_before = content.count("\n", 0, block.start(3))
         code = "\n" * lines_before + textwrap.dedent(block[3])
