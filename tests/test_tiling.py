@@ -6,14 +6,15 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from random_networks import random_network
+from random_networks import Hourglass, random_network
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from neurenix_ms import PyramidNetwork, PyramidPooling, UNet
-from neurenix_ms.execution import TiledModel
+from neurenix_ms.execution import TiledModel, accumulate_gradients
 from neurenix_ms.execution import passes as passes_room
 from neurenix_ms.execution.footprint import make_plan
 from neurenix_ms.execution.setting import settle
@@ -74,17 +75,39 @@ def test_random_networks_are_equal_or_refused(seed, dims):
     assert moved < 1e-10
 
 
+def test_a_relu_does_not_hide_what_depends_on_the_result_of_a_part():
+    part, up = nn.Conv1d(1, 1, 2, stride=2), nn.Upsample(scale_factor=2, mode="linear")
+    nn.init.constant_(part.bias, -100)  # zeros after the ReLU, unless the map is as large as here
+    model = nn.Sequential(part, up, nn.ReLU()).double()
+    x = 1000 * torch.randn(1, 1, 40, dtype=torch.float64)
+    wanted, got, _ = both(model, x, 4, 1, whole=("0",))
+    assert wanted.count_nonzero() > 10
+    assert apart(wanted, got) < EXACT
+
+
+@pytest.mark.parametrize("cheap", [0, 2**12])
+def test_a_path_that_leads_out_of_the_smallest_map_is_found(cheap, monkeypatch):
+    monkeypatch.setattr("neurenix_ms.execution.reach.CHEAP_CELLS", cheap)
+    # of five cells, the smallest map, the last layer reads the third only: padding after the first
+    shrunk = Hourglass(nn.Identity(), nn.Conv2d(1, 1, 4), nn.Identity(), 2)
+    model = nn.Sequential(shrunk, nn.Conv2d(2, 1, 3, padding=1, dilation=3)).double()
+    x = torch.randn(1, 1, 20, 20, dtype=torch.float64)
+    wanted, got, _ = both(model, x, 4, whole=())
+    assert apart(wanted, got) < EXACT
+
+
 class WritesOver(nn.Module):
-    """What a layer reads, and what it makes of it; it may write over the first."""
+    """What a layer reads, and what comes of it; the layer may write over the first."""
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
         self.up = nn.Sequential(nn.Conv1d(1, 2, 3, padding=1), nn.Conv1d(2, 2, 3, padding=1))
         self.act = act
+        self.last = nn.Conv1d(2, 1, 3, padding=1)  # tiles read some cells of `up` twice
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.up(x)
-        return y, self.act(y) * 2
+        return y, self.last(self.act(y))
 
 
 @pytest.mark.parametrize("whole", [(), ("up",), "auto"])
@@ -94,9 +117,22 @@ def test_what_follows_may_write_over_the_result_of_a_part(whole):
     assert apart(wanted, got) < EXACT
 
 
-def test_the_map_is_not_written_over():
+def test_gradients_where_what_follows_writes_over_the_result_of_a_part():
+    convs = [nn.Conv1d(1, 2, 3, padding=1), nn.Conv1d(2, 1, 3, padding=1)]
+    plain = nn.Sequential(convs[0], nn.CELU(inplace=True), convs[1]).double()
+    tiled, x = copy.deepcopy(plain), torch.randn(2, 1, 61, dtype=torch.float64)
+    F.mse_loss(plain(x), 2 * x).backward()
+    accumulate_gradients(tiled, x, 2 * x, F.mse_loss, 8, whole=("0",))
+    for p, q in zip(plain.parameters(), tiled.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("crop", [0, 3])  # what shows at borders only is asked at two cuts
+def test_the_map_is_not_written_over(crop):
     x = torch.randn(2, 1, 61, dtype=torch.float64)
-    model = nn.Sequential(nn.CELU(inplace=True), nn.Conv1d(1, 2, 5, padding=2)).double()
+    cut, back = nn.ConstantPad1d((0, -crop), 0.0), nn.ConstantPad1d((0, crop), 0.0)
+    conv = nn.Conv1d(1, 2, 5, padding=2)
+    model = nn.Sequential(nn.CELU(inplace=True), cut, conv, back).double()
     wanted, before = model(x.clone()), x.clone()
     assert apart(wanted, TiledModel(model, 8, spatial_dims=1)(x)) < EXACT
     assert torch.equal(x, before)
