@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurenix_ms.convolution import Conv3d, conv3d
+
 SpatialDims = Literal[1, 2, 3]
 
 
@@ -28,7 +30,7 @@ class MaxPool1d(nn.MaxPool1d):
         )[0]
 
 
-CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: Conv3d}
 TRANSPOSED_CONVOLUTIONS: dict[int, Any] = {
     1: nn.ConvTranspose1d,
     2: nn.ConvTranspose2d,
@@ -44,7 +46,7 @@ ADAPTIVE_POOLS: dict[str, dict[int, Any]] = {
     "avg": {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d},
     "max": {1: nn.AdaptiveMaxPool1d, 2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d},
 }
-CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: conv3d}
 LINEAR_MODES: dict[int, str] = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 Value = TypeVar("Value")

@@ -24,6 +24,7 @@ FLOORS = [
         "meter",
         "sizes",
         "nd",
+        "convolution",
         "remember",
         "config",
     ],

@@ -35,6 +35,12 @@ SKETCHES = {
         "A map is halved again and again; all levels come out",
         MAP,
     ),
+    "Conv3d": Sketch(
+        "Conv3d(4, 8, 3, padding=1)",
+        [[data("x")], [step("convolve", has="model")], [data("y")]],
+        "A volume is convolved; a small one by oneDNN, any other by nn.Conv3d",
+        {"x": "torch.rand(1, 4, 16, 16, 16)"},
+    ),
     "GaussianPyramid": Sketch(
         "GaussianPyramid(3)",
         [

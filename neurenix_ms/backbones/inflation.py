@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.convolution import Conv3d
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -109,7 +111,7 @@ def _convolution(flat: Any) -> nn.Module:
     options["padding"] = _three(flat.padding)
     if transposed:
         options["output_padding"] = _three(flat.output_padding)
-    make: Callable[..., Any] = nn.ConvTranspose3d if transposed else nn.Conv3d
+    make: Callable[..., Any] = nn.ConvTranspose3d if transposed else Conv3d
     full = make(
         flat.in_channels,
         flat.out_channels,
