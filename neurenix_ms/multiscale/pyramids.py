@@ -37,6 +37,7 @@ class SmoothHalve(nn.Module):
     def __init__(self, sigma: float | None, kernel_size: int, spatial_dims: SpatialDims) -> None:
         super().__init__()
         self.weights = gaussian_weights(sigma, kernel_size)
+        self.table = [[a * b for a in self.weights] for b in self.weights]
         self.spatial_dims = spatial_dims
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,8 +51,7 @@ class SmoothHalve(nn.Module):
     def _halved_at_once(self, x: Tensor) -> Tensor:
         """Both axes in one depthwise convolution, which in 2-D is faster than one after the other."""
         radius, channels = len(self.weights) // 2, x.shape[1]
-        row = x.new_tensor(self.weights)
-        kernel = torch.outer(row, row).expand(channels, 1, -1, -1)
+        kernel = x.new_tensor(self.table).expand(channels, 1, -1, -1)
         padded = F.pad(x, [radius] * 4, "reflect")
         return F.conv2d(padded, kernel, stride=2, groups=channels)
 
