@@ -16,6 +16,8 @@ from benchmarks.paired import paired
 from neurenix_ms.meter import count_flops, parameter_table, peak_resident_bytes, peak_tensor_bytes
 
 Measure = Callable[..., dict[str, Any]]
+LONG = 5.0  # seconds, of a call that is not repeated for the sake of the median
+KEPT = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations", "ops", "outliers")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,8 +56,9 @@ def pytest_benchmark_update_json(output_json: dict) -> None:
     output_json["machine_info"]["matmul_flops_per_s"] = {
         str(dtype).removeprefix("torch."): rate for (dtype, _), rate in RATES.items()
     }
-    for entry in output_json["benchmarks"]:  # every single round, which no report reads
-        entry["stats"].pop("data", None)
+    for entry in output_json["benchmarks"]:  # what reports and comparisons read; not every round
+        entry["stats"] = {name: entry["stats"][name] for name in KEPT if name in entry["stats"]}
+        entry.pop("options", None)
 
 
 def device_of(config: pytest.Config) -> torch.device:
@@ -91,12 +94,13 @@ def stored(request: pytest.FixtureRequest) -> Iterator[dict[str, dict[str, int]]
 def measure(
     benchmark: Any, request: pytest.FixtureRequest, stored: dict[str, dict[str, int]]
 ) -> Measure:
-    """Returns `measure(call, items, *, model, x, rounds, resident, against)`, which records one case.
+    """Returns `measure(call, items, *, model, x, dtype, rounds, resident, against)`: records one case.
 
     `call` takes no arguments and handles `items` samples; `model` gives the number of parameters,
-    `x` shape and dtype of the input. With `resident=True` and `--resident` on the command line the
-    resident memory is measured too. `against` is the plain way, to be timed in pairs with `call`.
-    Bytes and operations of ours may not exceed those stored. What was recorded is returned.
+    `x` shape and dtype of the input; `dtype` is that of the products if it is another. With
+    `resident=True` and `--resident` on the command line the resident memory is measured too.
+    `against` is the plain way, to be timed in pairs with `call`. Bytes and operations of ours may not
+    exceed those stored. What was recorded is returned.
     """
     option, device = request.config.getoption, device_of(request.config)
 
@@ -106,6 +110,7 @@ def measure(
         *,
         model: nn.Module | None = None,
         x: Tensor | None = None,
+        dtype: torch.dtype | None = None,
         rounds: int = 10,
         resident: bool = False,
         against: Callable[[], object] | None = None,
@@ -118,10 +123,13 @@ def measure(
             finish(device)
 
         timing = (1, 0) if option("--resident") else (rounds, 2)
+        if not option("benchmark_disable") and seconds(to_the_end) > LONG:
+            timing = (1, 0)
         benchmark.pedantic(to_the_end, rounds=timing[0], warmup_rounds=timing[1])
         timed = benchmark.stats  # None under --benchmark-disable
         median = timed.stats.median if timed else None
-        dtype = x.dtype if x is not None and x.is_floating_point() else torch.float32
+        if dtype is None:
+            dtype = x.dtype if x is not None and x.is_floating_point() else torch.float32
         flops = count_flops(call)
         measured = benchmark.extra_info
         measured.update(
@@ -133,10 +141,10 @@ def measure(
             flops=flops,
             share_of_matmul=flops / median / matmul_rate(dtype, device) if median else None,
             shape=list(x.shape) if x is not None else None,
-            dtype=str(x.dtype).removeprefix("torch.") if x is not None else None,
+            dtype=str(dtype).removeprefix("torch."),
         )
         if against is not None and not option("--resident"):
-            pairs = max(3, min(9, int(1.5 / median))) if median else 1
+            pairs = max(1 if median > LONG else 3, min(9, int(1.5 / median))) if median else 1
             measured["time_ratio"] = paired(call, against, pairs, device)
         if device.type == "cpu" and not option("--resident"):
             _hold(request.node, measured)
@@ -166,12 +174,16 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
         a = torch.randn(1024, 1024, device=device).to(dtype)
         times = []
         for _ in range(9):
-            start = time.perf_counter()
-            a @ a
-            finish(device)
-            times.append(time.perf_counter() - start)
+            times.append(seconds(lambda: (a @ a, finish(device))))
         RATES[dtype, device] = 2 * 1024**3 / statistics.median(times)
     return RATES[dtype, device]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Time of one call, on the wall."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def finish(device: torch.device) -> None:

@@ -72,6 +72,7 @@ def measure_forward(
     x: Maps,
     rounds: int = 10,
     same: bool = True,
+    resident: bool = False,
 ) -> dict[str, Any]:
     """Measure one of `ways` on `x` without gradients, if it gives what the plain way gives.
 
@@ -87,7 +88,13 @@ def measure_forward(
         model = way if isinstance(way, nn.Module) else None
         against = None if variant == reference else lambda: plain(x)
         measured = measure(
-            lambda: way(x), len(first), model=model, x=first, rounds=rounds, against=against
+            lambda: way(x),
+            len(first),
+            model=model,
+            x=first,
+            rounds=rounds,
+            against=against,
+            resident=resident,
         )
         measured["same_result"] = same
         return measured
@@ -102,6 +109,7 @@ def measure_step(
     rounds: int = 5,
     resident: bool = False,
     items: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Measure one of `steps`, calls without arguments, beside the plain one."""
     against = None if variant == "plain" else steps["plain"]
@@ -113,6 +121,7 @@ def measure_step(
         rounds=rounds,
         against=against,
         resident=resident,
+        dtype=dtype,
     )
 
 

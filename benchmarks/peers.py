@@ -34,6 +34,13 @@ def monai_unet(ours: UNet) -> nn.Module:
     return with_weights_of(ours, theirs)
 
 
+def monai_residual(dims: int, widths: tuple[int, ...]) -> nn.Module:
+    """MONAI's `UNet` of residual units: another network than our residual one."""
+    nets = library("monai.networks.nets")
+    strides = (2,) * len(widths)
+    return nets.UNet(dims, 1, 2, (*widths, 2 * widths[-1]), strides, num_res_units=2).eval()
+
+
 def torchvision_neck(ours: PyramidFusion) -> nn.Module:
     """torchvision's feature pyramid."""
     return with_weights_of(ours, TorchvisionFusion(ours.in_channels, ours.out_channels))

@@ -15,16 +15,20 @@ from torch.utils.checkpoint import checkpoint
 
 Model = TypeVar("Model", bound=nn.Module)
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-ADAPTIVE_AVG_POOL = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
-AVG_POOL_FUNCTION = {2: F.avg_pool2d, 3: F.avg_pool3d}
-MAX_POOL_FUNCTION = {2: F.max_pool2d, 3: F.max_pool3d}
-ADAPTIVE_MAX_POOL_FUNCTION = {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
-LINEAR = {2: "bilinear", 3: "trilinear"}
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+INSTANCE_NORM = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+MAX_POOL = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+ADAPTIVE_AVG_POOL = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+AVG_POOL_FUNCTION = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+MAX_POOL_FUNCTION = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+ADAPTIVE_MAX_POOL_FUNCTION = {
+    1: F.adaptive_max_pool1d,
+    2: F.adaptive_max_pool2d,
+    3: F.adaptive_max_pool3d,
+}
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def with_weights_of(ours: nn.Module, plain: Model) -> Model:

@@ -62,7 +62,7 @@ class GaussianPyramid(nn.Module):
         return levels
 
     def halve(self, x: Tensor) -> Tensor:
-        convolve = F.conv2d if x.ndim == 4 else F.conv3d
+        convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.ndim]
         for kernel in self.kernels:
             size = kernel.shape[2:]
             border = [n // 2 for n in reversed(size) for _ in (0, 1)]

@@ -36,6 +36,17 @@ def test_cells(variant, edge, measure, request):
     measure(partial(forward, model, x), edge**2, model=model, x=x, rounds=3)
 
 
+@pytest.mark.benchmark(group="growth/cells of a signal")
+@pytest.mark.parametrize("length", [2**10, 2**12, 2**14, 2**16, 2**18])
+@pytest.mark.parametrize("variant", ["UNet", "PyramidNetwork"])
+def test_cells_of_a_signal(variant, length, measure, request):
+    if length > 2**16:
+        only_in_full(request)
+    model = network(variant, dims=1)
+    x = torch.randn(1, 1, length)
+    measure(partial(forward, model, x), length, model=model, x=x, rounds=3)
+
+
 @pytest.mark.benchmark(group="growth/cells of a volume")
 @pytest.mark.parametrize("edge", [32, 48, 64, 96, 128, 192])
 @pytest.mark.parametrize("variant", ["UNet", "MSNet"])

@@ -8,11 +8,11 @@ from benchmarks.paired import measure_forward, only_in_full, with_peer
 from neurenix_ms import PyramidFusion, PyramidNetwork
 
 Ways = dict[str, torch.nn.Module]
-WIDTHS = {2: [64, 128, 256, 512], 3: [16, 32, 64]}
+WIDTHS = {1: [64, 128, 256, 512], 2: [64, 128, 256, 512], 3: [16, 32, 64]}
 
 
 def network(dims: int) -> Ways:
-    base = 64 if dims == 2 else 16
+    base = 16 if dims == 3 else 64
     ours = PyramidNetwork(3, 4, base_channels=base, spatial_dims=dims, remember=False).eval()
     theirs = plain_pyramids.PyramidNetwork(3, 4, ours.feature_channels, dims)
     return {"plain": plain.with_weights_of(ours, theirs), "ours": ours}
@@ -56,13 +56,16 @@ def neck_of(variant: str, dims: int) -> Ways:
     [
         (block, dims, size, variant)
         for block, dims, size, peers_of_it in [
+            ("PyramidNetwork", 1, 512, []),
             ("PyramidNetwork", 2, 64, []),
             ("PyramidNetwork", 2, 256, []),
             ("PyramidNetwork", 3, 48, []),
+            ("PyramidNetwork", 1, 2**17, []),
             ("PyramidNetwork", 2, 1024, []),
             ("PyramidNetwork", 3, 128, []),
             ("all levels", 2, 64, ["torchvision"]),
             ("all levels", 2, 256, ["torchvision"]),
+            ("PyramidFusion", 1, 512, ["monai"]),
             ("PyramidFusion", 2, 64, ["torchvision", "monai"]),
             ("PyramidFusion", 2, 256, ["torchvision", "monai"]),
             ("PyramidFusion", 3, 32, ["monai"]),
@@ -71,7 +74,7 @@ def neck_of(variant: str, dims: int) -> Ways:
     ],
 )
 def test_pyramid_forward(block, dims, size, variant, measure, request):
-    if size in (1024, 128):
+    if size in (2**17, 1024, 128):
         only_in_full(request)
     if block == "PyramidFusion":
         ways = neck_of(variant, dims)

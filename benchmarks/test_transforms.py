@@ -62,17 +62,21 @@ PEERS = {
     "GaussianPyramid, binomial": {"kornia": partial(peers.kornia_pyramid, 4)},
     "LaplacianPyramid, binomial": {"kornia": partial(peers.kornia_laplacian, 4)},
 }
+SIZES = [(1, 4096), (2, 64), (2, 512), (3, 48)]
+LARGE = [(1, 2**20), (2, 2048), (3, 128)]
 CASES = [(name, way) for name, make in MAKERS.items() for way in (*make(2), *PEERS.get(name, ()))]
 
 
 @pytest.mark.benchmark(group="transforms/forward")
-@pytest.mark.parametrize(("dims", "size"), [(2, 64), (2, 512), (3, 48), (2, 2048), (3, 128)])
+@pytest.mark.parametrize(
+    ("dims", "size"), [(1, 4096), (2, 64), (2, 512), (3, 48), (1, 2**20), (2, 2048), (3, 128)]
+)
 @pytest.mark.parametrize(("block", "variant"), CASES)
 def test_transforms_forward(block, dims, size, variant, measure, request):
-    if variant == "kornia" and dims == 3:
+    if variant == "kornia" and dims != 2:
         pytest.skip("kornia's pyramids have two axes")
-    if size in (2048, 128):
+    if (dims, size) in LARGE:
         only_in_full(request)
-    x = torch.randn(1, 16 if dims == 2 else 4, *(size,) * dims)
+    x = torch.randn(1, 4 if dims == 3 else 16, *(size,) * dims)
     ways = with_peer(MAKERS[block](dims), PEERS.get(block, {}), variant)
     measure_forward(measure, ways, variant, x, same=variant != "kornia")
