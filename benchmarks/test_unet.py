@@ -53,6 +53,8 @@ def cube(size: int, dims: int) -> Tensor:
 def test_unet_forward(dims, size, memory, variant, measure, request):
     if (memory, dims) not in FORMATS:
         pytest.skip("one axis has one order")
+    if (dims, size) in ((2, 2048), (3, 256)) and memory != "contiguous":
+        pytest.skip("minutes, to say what the half of it says")
     if (dims, size) in LARGE:
         only_in_full(request)
     elif size == 256:
