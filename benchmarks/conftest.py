@@ -157,8 +157,8 @@ def measure(
         name = f"{case.path.stem}::{case.name}"
         if option("--store"):
             stored[name] = {figure: measured[figure] for figure in baseline.FIGURES}
-        elif name not in stored and not option("benchmark_disable"):
-            return  # sizes that only a timed run takes
+        elif name not in stored and (option("full") or not option("benchmark_disable")):
+            return  # sizes that only a timed or a full run takes
         elif complaint := baseline.complaint(name, measured, stored):
             pytest.fail(complaint)
 

@@ -12,6 +12,9 @@ from torch.profiler import profile
 from neurenix_ms.convolution import UNFOLDED, Conv3d, _Direct, is_unfolded
 from neurenix_ms.meter import count_flops
 
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
+)
 TRIPLES = st.tuples(*[st.integers(1, 3)] * 3)
 
 
@@ -26,6 +29,7 @@ def unfolds(call) -> bool:
     return any("slow_conv" in kernel for kernel in kernels(call))
 
 
+@needs_onednn
 @given(
     size=st.tuples(*[st.integers(0, 7)] * 3),
     channels=st.tuples(st.integers(2, 5), st.integers(1, 5)),
@@ -71,6 +75,7 @@ def close(got: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(got, wanted, atol=1e-5 * wanted.abs().max().item(), rtol=1e-4)
 
 
+@needs_onednn
 def test_second_derivatives():
     tensors = arguments((5, 6, 7), (3, 3, 2))
     seconds = []
@@ -81,6 +86,7 @@ def test_second_derivatives():
         close(got, wanted)
 
 
+@needs_onednn
 def test_derivatives_forward():
     tensors = arguments((5, 6, 7), (3, 3, 2))
     changes = tuple(torch.randn_like(t) for t in tensors)
@@ -89,6 +95,7 @@ def test_derivatives_forward():
     close(got[1], wanted[1])
 
 
+@needs_onednn
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 def test_functions_over_a_batch():
     x, weight, bias = arguments((5, 6, 7), (3, 3, 2))
@@ -112,6 +119,7 @@ def test_operations_are_counted():
     assert count_flops(steps[0]) == count_flops(steps[1])
 
 
+@needs_onednn
 @pytest.mark.parametrize(("channels", "size"), [(8, 32), (16, 17), (64, 8), (3, 40)])
 def test_a_small_volume_is_not_unfolded(channels, size):
     layer = Conv3d(channels, 4, 3, padding=1)
@@ -119,6 +127,7 @@ def test_a_small_volume_is_not_unfolded(channels, size):
     assert not unfolds(lambda: layer(x).sum().backward())
 
 
+@needs_onednn
 def test_torch_still_unfolds_one_small_volume():
     """If this fails torch has changed its rule: see whether `volumes` is still needed."""
     side = (UNFOLDED // 8) ** 0.5
@@ -161,6 +170,7 @@ def test_the_order_in_memory_is_kept():
     assert layer(x).is_contiguous()
 
 
+@needs_onednn
 def test_what_torch_does_well_is_left_to_it():
     weight = torch.zeros(8, 8, 3, 3, 3)
     x = torch.zeros(1, 8, 16, 16, 16)
