@@ -13,7 +13,7 @@ PEER_FIELDS = ("time", "tensor_peak_bytes")
 
 
 def winners(json_path: str | Path) -> str:
-    """A line per group and way of ours: time and peak beside the plain way, and beside peers.
+    """A line per group, number of axes and way of ours: time and peak beside the plain way and peers.
 
     Ratios are the median of all cases of the group, with the worst in brackets; times are those
     measured in pairs. A peer that gives another result is left out.
@@ -34,9 +34,12 @@ def winners(json_path: str | Path) -> str:
         if group.startswith("growth/"):
             continue
         rows = report.rows(group)
-        for variant in dict.fromkeys(row.variant for row in rows if is_ours(row.variant)):
-            ours = [row for row in rows if row.variant == variant]
-            cells = [group, variant, str(len(ours))]
+        kinds = dict.fromkeys((row.setting.get("dims"), row.variant) for row in rows)
+        for dims, variant in sorted(kinds, key=lambda kind: kind[0] or 0):
+            if not is_ours(variant):
+                continue
+            ours = [r for r in rows if (r.setting.get("dims"), r.variant) == (dims, variant)]
+            cells = [group if dims is None else f"{group}, {dims}-D", variant, str(len(ours))]
             cells += [_median_and_worst(row.ratio(field) for row in ours) for field in PEER_FIELDS]
             faster, peaks, names = _beside_peers(rows, ours)
             cells += [", ".join(names) or "-", _median_and_worst(faster, worst=min)]

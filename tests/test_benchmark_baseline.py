@@ -60,12 +60,13 @@ def test_a_benchmark_fails_when_it_takes_more_than_is_stored(tmp_path: Path):
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    def case(group, variant, size, median, peak, **extra):
+    def case(group, variant, size, median, peak, dims=None, **extra):
+        axes = {} if dims is None else {"dims": dims}
         return {
             "group": group,
             "name": variant,
             "fullname": f"{group}{variant}{size}",
-            "params": {"size": size, "variant": variant},
+            "params": {"size": size, "variant": variant, **axes},
             "stats": {"median": median, "iqr": median / 10},
             "extra_info": {"tensor_peak_bytes": peak, "flops": peak, **extra},
         }
@@ -75,6 +76,8 @@ def results(tmp_path: Path) -> Path:
         case("pool/forward", "ours", 8, 9.0, 50, time_ratio=0.5),  # time on the wall does not count
         case("pool/forward", "monai", 8, 2.0, 200, time_ratio=0.75, same_result=True),
         case("pool/forward", "kornia", 8, 0.1, 1, time_ratio=0.01, same_result=False),
+        *(case("unet", "plain", 8, 2.0, 100, dims) for dims in (3, 2)),
+        *(case("unet", "ours", 8, 2.0, 100, dims, time_ratio=1 / dims) for dims in (3, 2)),
         case("growth/cells", "UNet", 10, 1.0, 10),
         case("growth/cells", "UNet", 100, 100.0, 10),
     ]
@@ -87,10 +90,18 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_winners_are_told_from_pairs_and_from_peers_with_the_same_result(results: Path):
-    line = winners(results).splitlines()[-1]
+    line = winners(results).splitlines()[2]
     assert line == (
         "| pool/forward | ours | 1 | 0.50 (0.50) | 0.50 (0.50) | monai | 1.50 (1.50) | 0.25 (0.25) |"
     )
+
+
+def test_numbers_of_axes_are_questions_of_their_own(results: Path):
+    lines = winners(results).splitlines()[3:]
+    assert lines == [
+        "| unet, 2-D | ours | 1 | 0.50 (0.50) | 1.00 (1.00) | - | - | - |",
+        "| unet, 3-D | ours | 1 | 0.33 (0.33) | 1.00 (1.00) | - | - | - |",
+    ]
 
 
 def test_growth_is_the_slope_of_the_logarithms(results: Path):
