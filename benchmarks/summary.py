@@ -44,6 +44,8 @@ def winners(json_path: str | Path) -> str:
             faster, peaks, names = _beside_peers(rows, ours)
             cells += [", ".join(names) or "-", _median_and_worst(faster, worst=min)]
             cells.append(_median_and_worst(peaks))
+            if set(cells[3:]) == {"-"}:
+                continue  # beside another network only
             lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines)
 

@@ -243,3 +243,13 @@ def test_every_message():
         accumulate_gradients(unet(), [1], x, F.mse_loss, 16)
     with pytest.raises(ValueError, match=r"nothing .* random, got 'level.encode.dropout.dropout'"):
         accumulate_gradients(unet(dropout=0.1), x, x, F.mse_loss, 16)
+
+
+def test_gradients_where_what_follows_writes_over_the_result_of_a_part():
+    convs = [nn.Conv1d(1, 2, 3, padding=1), nn.Conv1d(2, 1, 3, padding=1)]
+    plain = nn.Sequential(convs[0], nn.CELU(inplace=True), convs[1]).double()
+    tiled, x = copy.deepcopy(plain), torch.randn(2, 1, 61, dtype=torch.float64)
+    F.mse_loss(plain(x), 2 * x).backward()
+    accumulate_gradients(tiled, x, 2 * x, F.mse_loss, 8, whole=("0",))
+    for p, q in zip(plain.parameters(), tiled.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-12)
