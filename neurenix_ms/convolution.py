@@ -86,8 +86,8 @@ def is_unfolded(x: Tensor, weight: Tensor) -> bool:
         x.ndim == weight.ndim == 5
         and x.shape[0] == 1 < x.shape[1] == weight.shape[1]
         and x.shape[1] * x.shape[2] * x.shape[3] <= UNFOLDED
-        and x[0, 0].numel() >= FEW_CELLS
-        and x[0, 0].numel() * weight.numel() >= FEW_PRODUCTS
+        and x.shape[2:].numel() >= FEW_CELLS
+        and x.shape[2:].numel() * weight.numel() >= FEW_PRODUCTS
         and weight.shape[2] > 1
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
