@@ -31,9 +31,6 @@ class Conv3d(nn.Conv3d):
     those of `nn.Conv3d`, which also does whatever else comes: several volumes, large ones, groups, other
     types of numbers, GPUs, traced and compiled models.
 
-    Args:
-        in_channels: Channels of the volume, and so on: all as in `nn.Conv3d`.
-
     Shape:
         `(B, C, D, H, W)` -> as of `nn.Conv3d`
 
