@@ -52,6 +52,10 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["gpu"] = torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict) -> None:
+    commit_info["project"] = "neurenix_ms"  # whatever the folder is called
+
+
 def pytest_benchmark_update_json(output_json: dict) -> None:
     output_json["machine_info"]["matmul_flops_per_s"] = {
         str(dtype).removeprefix("torch."): rate for (dtype, _), rate in RATES.items()
@@ -122,10 +126,8 @@ def measure(
             call()
             finish(device)
 
-        timing = (1, 0) if option("--resident") else (rounds, 2)
-        if not option("benchmark_disable") and seconds(to_the_end) > LONG:
-            timing = (1, 0)
-        benchmark.pedantic(to_the_end, rounds=timing[0], warmup_rounds=timing[1])
+        once = option("--resident") or option("benchmark_disable") or seconds(to_the_end) > LONG
+        benchmark.pedantic(to_the_end, rounds=1 if once else rounds, warmup_rounds=0 if once else 1)
         timed = benchmark.stats  # None under --benchmark-disable
         median = timed.stats.median if timed else None
         if dtype is None:

@@ -68,9 +68,7 @@ CASES = [(name, way) for name, make in MAKERS.items() for way in (*make(2), *PEE
 
 
 @pytest.mark.benchmark(group="transforms/forward")
-@pytest.mark.parametrize(
-    ("dims", "size"), [(1, 4096), (2, 64), (2, 512), (3, 48), (1, 2**20), (2, 2048), (3, 128)]
-)
+@pytest.mark.parametrize(("dims", "size"), SIZES + LARGE)
 @pytest.mark.parametrize(("block", "variant"), CASES)
 def test_transforms_forward(block, dims, size, variant, measure, request):
     if variant == "kornia" and dims != 2:

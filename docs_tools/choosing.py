@@ -179,8 +179,9 @@ def _cells(row: Row | None, fields: Iterable[str]) -> list[str]:
 
 def _ratios(row: Row) -> list[str]:
     """Beside the plain way, which is 1; times as measured in pairs."""
-    ratios = (row.ratio(field) for field in ("tensor_peak_bytes", "time", "flops"))
-    return [f"{1.0 if ratio is None else ratio:.2f}x" for ratio in ratios]
+    own = 1.0 if row.is_baseline else None
+    ratios = [row.ratio(field) or own for field in ("tensor_peak_bytes", "time", "flops")]
+    return ["-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios]
 
 
 def _rows(

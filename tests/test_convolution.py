@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import profile
 
 from neurenix_ms.convolution import UNFOLDED, Conv3d, _Direct, is_unfolded
+from neurenix_ms.execution import TiledModel
 from neurenix_ms.meter import count_flops
 
 needs_onednn = pytest.mark.skipif(
@@ -128,8 +129,21 @@ def test_a_small_volume_is_not_unfolded(channels, size):
 
 
 @needs_onednn
+def test_in_tiles_no_layer_of_others_is_unfolded_either():
+    layer = nn.Conv3d(8, 4, 3, padding=1)
+    tiled, x = (
+        TiledModel(layer, 16, spatial_dims=3),
+        torch.randn(1, 8, 48, 32, 32),
+    )  # no tile is tiny
+    with torch.no_grad():
+        assert unfolds(lambda: layer(x[:, :, :18]))  # what a tile sees
+        close(tiled(x), layer(x))  # the first call asks what the layer sees, on tiny maps
+        assert not unfolds(lambda: tiled(x))
+
+
+@needs_onednn
 def test_torch_still_unfolds_one_small_volume():
-    """If this fails torch has changed its rule: see whether `volumes` is still needed."""
+    """If this fails torch has changed its rule: see whether `convolution` is still needed."""
     side = (UNFOLDED // 8) ** 0.5
     layer = nn.Conv3d(8, 4, 3, padding=1)
     small, large = torch.randn(1, 8, int(side), int(side), 8), torch.randn(1, 8, 51, 51, 8)
@@ -191,7 +205,7 @@ def test_a_traced_layer_serves_any_size():
     layer = Conv3d(8, 8, 3, padding=1).eval()
     small, large = torch.randn(1, 8, 16, 16, 16), torch.randn(2, 8, 40, 40, 40)
     traced = torch.jit.trace(layer, small)
-    assert traced(large).shape == large.shape
+    torch.testing.assert_close(traced(large), layer(large))
     sizes = dict.fromkeys(range(2, 5), torch.export.Dim.DYNAMIC)
     exported = torch.export.export(layer, (small,), dynamic_shapes=(sizes,)).module()
     torch.testing.assert_close(exported(large[:1]), layer(large[:1]))
