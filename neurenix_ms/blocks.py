@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.checkpointing import checkpointed, recomputed
+from neurenix_ms.hooks import is_observed
 from neurenix_ms.layers import Act, Norm, make_act, make_norm
 from neurenix_ms.nd import CONVOLUTIONS, POOLS, TRANSPOSED_CONVOLUTIONS, SpatialDims, choose
 from neurenix_ms.resize import Resize
@@ -139,12 +140,13 @@ class ConvBlock(nn.Module):
         return self.dropout(y)
 
     def _convolved(self, maps: tuple[Tensor, ...]) -> Tensor:
-        first, *others = cast(list[ConvNormAct], list(self.layers))
-        # no name and no call holds a map longer than the convolution that reads it
-        y = first.finish(first.conv(joined(maps)))
-        for layer in others:
-            y = layer.conv(y)
-            y = layer.finish(y)
+        y = joined(maps)
+        for layer in cast(list[ConvNormAct], list(self.layers)):
+            if torch.compiler.is_compiling() or is_observed(layer):
+                y = layer(y)
+            else:  # in two steps: the frames of a call would hold its input through norm and act
+                y = layer.conv(y)
+                y = layer.finish(y)
         return y
 
 

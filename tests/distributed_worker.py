@@ -13,6 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from neurenix_ms.blocks import ConvNormAct
+
 SAMPLES = 2  # of each process
 
 
@@ -65,6 +67,11 @@ def by_layers(model: nn.Module) -> nn.Module:
     )
 
 
+def by_blocks(model: nn.Module) -> nn.Module:
+    """Parameters spread over the processes, those of every convolution with its norm in a group."""
+    return sharded(model, [part for part in model.modules() if isinstance(part, ConvNormAct)])
+
+
 def sharded(model: nn.Module, parts: Iterable[nn.Module]) -> nn.Module:
     """Parameters spread over the processes, those of each part in a group of their own."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -74,7 +81,12 @@ def sharded(model: nn.Module, parts: Iterable[nn.Module]) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-WRAPPERS = {"ddp": DistributedDataParallel, "fsdp": by_parts, "fsdp-layers": by_layers}
+WRAPPERS = {
+    "ddp": DistributedDataParallel,
+    "fsdp": by_parts,
+    "fsdp-layers": by_layers,
+    "fsdp-blocks": by_blocks,
+}
 
 
 def check(case: Case, wrap: str) -> str:

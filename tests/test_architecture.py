@@ -27,6 +27,10 @@ FLOORS = [
         "convolution",
         "remember",
         "config",
+        "arguments",
+        "checks",
+        "checks",
+        "hooks",
     ],
 ]
 GROUND = FLOORS[-1]

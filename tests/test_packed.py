@@ -143,3 +143,36 @@ def test_exported_and_traced_stages_hold_the_plain_form():
         assert "update_stats" not in program.graph_module.code
         assert torch.equal(program.module()(x), plain(module, x))
         assert torch.equal(torch.jit.trace(module, x)(x), plain(module, x))
+
+
+def test_hooks_of_all_modules_see_the_calls_inside_of_a_stage():
+    module, seen = stage(), []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda called, *_: seen.append(type(called).__name__)
+    )
+    try:
+        with torch.no_grad():
+            module(torch.randn(1, 2, 4, 5, 8))
+    finally:
+        handle.remove()
+    assert seen.count("ConvNormAct") == 3
+    assert seen.count("Conv3d") == 4
+
+
+def test_a_forward_replaced_on_an_inner_layer_is_called():
+    module, x = stage(), torch.randn(1, 2, 4, 5, 8)
+    module.layers[1].conv.forward = torch.zeros_like
+    with torch.no_grad():
+        assert torch.equal(module(x), plain(module, x))
+        assert not can_pack(module, x)
+
+
+def test_vmap_and_functional_call_take_the_weights_they_are_given():
+    module, x = stage(), torch.randn(3, 1, 2, 4, 5, 8)
+    other = {name: torch.randn_like(value) for name, value in module.state_dict().items()}
+    with torch.no_grad():
+        mapped = torch.vmap(module)(x)
+        torch.testing.assert_close(mapped, torch.stack([plain(module, y) for y in x]))
+        called = torch.func.functional_call(module, other, (x[0],))
+        module.load_state_dict(other)
+        torch.testing.assert_close(called, plain(module, x[0]), atol=2e-5, rtol=2e-5)

@@ -140,7 +140,7 @@ def test_deterministic_algorithms_are_enough_and_repeat_to_the_last_bit(case: Ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrap", ["ddp", "fsdp", "fsdp-layers"])
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp", "fsdp-layers", "fsdp-blocks"])
 def test_two_processes_have_the_gradients_of_one(wrap, tmp_path):
     report = tmp_path / "report.txt"
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -1,0 +1,25 @@
+"""Tell whether a call of a module can be observed or replaced from outside."""
+
+from torch import nn
+from torch.nn.modules import module as global_hooks
+
+
+def is_observed(*modules: nn.Module) -> bool:
+    """Return whether skipping the call of one of `modules` would change what its user sees.
+
+    A faster path that goes around `module(x)` is correct only where nothing is attached to that call:
+    no forward hook or pre-hook of the module itself or of all modules (which `fully_shard`, profilers
+    and feature extractors use), and no `forward` replaced on the instance.
+    """
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+        return True
+    if global_hooks._global_backward_hooks or global_hooks._global_backward_pre_hooks:
+        return True
+    return any(
+        m._forward_hooks
+        or m._forward_pre_hooks
+        or m._backward_hooks
+        or m._backward_pre_hooks
+        or "forward" in m.__dict__
+        for m in modules
+    )
