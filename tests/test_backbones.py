@@ -332,7 +332,7 @@ def test_a_network_that_cannot_be_traced_is_refused():
             y = self.first(x)
             return self.second(y) if y.sum() > -1e9 else y
 
-    with pytest.raises(ValueError, match="maps of Branching cannot be taken out of it"):
+    with pytest.raises(ValueError, match="feature maps of Branching cannot be extracted"):
         Backbone(Branching())
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.backbones.extracting import Extractor, extractor, is_dual_graph
 from neurenix_ms.backbones.inflation import first_convolution, with_channels
 from neurenix_ms.backbones.measuring import (
     Measured,
@@ -78,6 +79,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         module = _named(network, weights) if isinstance(network, str) else network
+        if is_dual_graph(module):
+            module = Extractor(module)
         found = first_convolution(module)
         self.spatial_dims = 2 if found is None else found[1].weight.ndim - 2
         self.in_channels = found[1].in_channels if found is not None else in_channels or 3
@@ -129,7 +132,7 @@ class Backbone(nn.Module):
             chosen = self._chosen(taps(module, *probe) or measure(module, *probe))
             if [one.name for one in chosen] == ["0"]:  # no parts, or parts that give no map
                 return module, chosen
-            module = _extractor(module, [one.name for one in chosen])
+            module = extractor(module, [one.name for one in chosen])
             return module, self._sorted(measure(module, *probe))
         return module, self._chosen(measure(module, *probe))
 
@@ -183,19 +186,3 @@ def _named(name: str, weights: Any) -> nn.Module:
     if not timm.is_model(bare):
         raise ValueError(f"network must name a model of torchvision or timm, got {name!r}")
     return timm.create_model(bare, features_only=True, pretrained=weights is not None)
-
-
-def _extractor(module: nn.Module, paths: list[str]) -> nn.Module:
-    """The part of the network that these maps depend on."""
-    from torchvision.models.feature_extraction import create_feature_extractor
-
-    mode = module.training
-    try:
-        with evaluating(module):
-            extractor = create_feature_extractor(module, {path: path for path in paths})
-            return extractor.train(mode)  # of its own; the parts go back to theirs
-    except Exception as error:
-        raise ValueError(
-            f"the maps of {type(module).__name__} cannot be taken out of it; make its forward "
-            f"return them, got {type(error).__name__}: {error}"
-        ) from error

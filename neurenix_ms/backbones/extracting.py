@@ -1,0 +1,104 @@
+"""The part of a traced network that chosen feature maps depend on, as a module that can be copied."""
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from neurenix_ms.backbones.measuring import evaluating
+
+Code = tuple[str, dict[str, Any]]  # source of a forward, and the names that it reads
+
+
+class Extractor(nn.Module):
+    """Run one traced forward in training and another in evaluation, on the submodules of a network.
+
+    torchvision's own extractor chooses between its two graphs in `train` and `eval` only, and a copy of
+    it is in training, whatever it was copied from. Here the flag `training` alone decides at every
+    call, so that copies, pickles and averaged models behave as what they were made from.
+
+    Args:
+        traced: A `DualGraphModule` of torchvision, whose submodules are shared with this one.
+
+    Shape:
+        `(B, C, *S)` -> a dict of feature maps
+    """
+
+    def __init__(self, traced: Any) -> None:
+        super().__init__()
+        self.name = traced._get_name()
+        self._parameters.update(traced._parameters)
+        self._buffers.update(traced._buffers)
+        self._non_persistent_buffers_set.update(traced._non_persistent_buffers_set)
+        self._modules.update(traced._modules)
+        self.training = traced.training
+        self._codes = {True: _code(traced.train_graph), False: _code(traced.eval_graph)}
+        self._forwards = {mode: _compiled(code) for mode, code in self._codes.items()}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self._forwards[self.training](self, x)
+
+    def _get_name(self) -> str:
+        return self.name
+
+    def __getstate__(self) -> dict[str, Any]:
+        # compiled code and modules of Python can neither be copied nor pickled
+        codes = {mode: (source, _named(names)) for mode, (source, names) in self._codes.items()}
+        return {**self.__dict__, "_codes": codes, "_forwards": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._codes = {
+            mode: (source, _found(names)) for mode, (source, names) in self._codes.items()
+        }
+        self._forwards = {mode: _compiled(code) for mode, code in self._codes.items()}
+
+
+def is_dual_graph(network: nn.Module) -> bool:
+    """Whether the network is what torchvision's `create_feature_extractor` returns."""
+    return isinstance(network, fx.GraphModule) and hasattr(network, "train_graph")
+
+
+def extractor(network: nn.Module, paths: list[str]) -> Extractor:
+    """The part of the network that the outputs of the submodules `paths` depend on."""
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    mode = network.training
+    try:
+        with evaluating(network):
+            traced = create_feature_extractor(network, {path: path for path in paths})
+            return Extractor(traced.train(mode))  # the submodules go back to their own modes
+    except Exception as error:
+        raise ValueError(
+            f"the feature maps of {type(network).__name__} cannot be extracted; make its forward "
+            f"return them, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def _code(graph: fx.Graph) -> Code:
+    code = graph.python_code("self")
+    return code.src, code.globals
+
+
+def _compiled(code: Code) -> Callable[[nn.Module, Tensor], dict[str, Tensor]]:
+    source, names = code
+    namespace = dict(names)
+    exec(compile(source, "<traced forward>", "exec"), namespace)
+    forward: Callable[[nn.Module, Tensor], dict[str, Tensor]] = namespace["forward"]
+    return forward
+
+
+class _Module(str):
+    """Name of a Python module."""
+
+
+def _named(names: dict[str, Any]) -> dict[str, Any]:
+    return {k: _Module(v.__name__) if isinstance(v, ModuleType) else v for k, v in names.items()}
+
+
+def _found(names: dict[str, Any]) -> dict[str, Any]:
+    return {
+        k: importlib.import_module(v) if isinstance(v, _Module) else v for k, v in names.items()
+    }
