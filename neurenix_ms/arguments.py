@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, ParamSpec, TypeVar, Union
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,7 @@ class Kind:
     many: str = "values"
 
 
+UNCHECKED = "checked by the function itself"  # for Annotated, where a message has to say more
 PLAIN = {
     type(None): Kind("None", lambda name, value: check_name(name, value, [None]), 1),
     bool: Kind("True or False", check_flag, 2, "True or False"),
@@ -102,7 +103,7 @@ PLAIN = {
 def _described(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Kind]]:
     """Signature and kinds, found at the first call, so that importing stays quick."""
     signature = inspect.signature(function)
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     kinds = {}
     for name, parameter in signature.parameters.items():
         several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
@@ -117,12 +118,14 @@ def kind_of(annotation: Any) -> Kind | None:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is None or annotation in PLAIN:
         return PLAIN[type(None) if annotation is None else annotation]
+    if origin is Annotated:
+        return None if UNCHECKED in inner else kind_of(inner[0])
     if origin in (Union, types.UnionType):
         return _any_of([kind_of(one) for one in inner])
     if origin is Literal:
         return Kind(f"one of {list(inner)}", lambda n, v: check_name(n, v, inner), 5, "names")
     if origin is collections.abc.Callable or annotation is collections.abc.Callable:
-        return Kind("callable", check_callable, 7, "callables")
+        return Kind("a callable", check_callable, 7, "callables")
     if origin in (Sequence, list, tuple):
         return _sequence(origin, inner)
     if origin is os.PathLike:
@@ -131,7 +134,7 @@ def kind_of(annotation: Any) -> Kind | None:
     if cls in (Any, object) or not isinstance(cls, type):
         return None
     if getattr(cls, "_is_protocol", False):
-        return Kind("callable", check_callable, 7, "callables")
+        return Kind("a callable", check_callable, 7, "callables")
     return _instance(cls)
 
 
@@ -164,7 +167,7 @@ def _sequence(origin: Any, inner: tuple[Any, ...]) -> Kind:
         plain = [
             entry if k is None else k.convert(f"{name}[{i}]", entry) for i, (k, entry) in pairs
         ]
-        return tuple(plain) if origin is tuple else plain
+        return tuple(plain) if isinstance(value, tuple) or origin is tuple else plain
 
     return Kind(f"a sequence of {count}{many}", convert, 8, "sequences")
 

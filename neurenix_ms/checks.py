@@ -8,9 +8,10 @@ import math
 import operator
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Set
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 LARGEST_INTEGER = 2**63 - 1  # of a tensor's size
 LONGEST_SEQUENCE = 2**20
@@ -170,7 +171,12 @@ def check_sequence(name: str, value: Any, kind: str = "values") -> list[Any]:
 
 
 def check_integers(
-    name: str, value: Any, minimum: int | None = None, *, length: int | None = None
+    name: str,
+    value: Any,
+    minimum: int | None = None,
+    *,
+    length: int | None = None,
+    min_length: int = 0,
 ) -> list[int]:
     """Return a sequence of integers as a list of plain `int`.
 
@@ -179,6 +185,7 @@ def check_integers(
         value: What came.
         minimum: Smallest value allowed.
         length: Number of entries needed.
+        min_length: Smallest number of entries allowed.
 
     Raises:
         ValueError: If it is no sequence, an entry is no such integer, or there are more or fewer.
@@ -191,16 +198,16 @@ def check_integers(
         ValueError: features[1] must be an integer, got '8'
     """
     entries = check_sequence(name, value, "integers")
-    _check_length(name, entries, length)
+    _check_length(name, entries, length, min_length)
     return [check_integer(f"{name}[{i}]", entry, minimum) for i, entry in enumerate(entries)]
 
 
 def check_numbers(
-    name: str, value: Any, *, length: int | None = None, **limits: float
+    name: str, value: Any, *, length: int | None = None, min_length: int = 0, **limits: float
 ) -> list[float]:
     """Return a sequence of finite numbers as a list of plain `float`; limits as in `check_number`."""
     entries = check_sequence(name, value, "numbers")
-    _check_length(name, entries, length)
+    _check_length(name, entries, length, min_length)
     return [check_number(f"{name}[{i}]", entry, **limits) for i, entry in enumerate(entries)]
 
 
@@ -219,17 +226,10 @@ def check_module(name: str, value: Any) -> nn.Module:
 
 
 def check_tensor(name: str, value: Any) -> Tensor:
-    """Return a tensor."""
-    if not isinstance(value, Tensor):
+    """Return a tensor; what stands for one while a model is traced by `torch.fx` is taken too."""
+    if not isinstance(value, Tensor | Proxy):
         raise ValueError(f"{name} must be a tensor, got {shown(value)}")
-    return value
-
-
-def check_instance(name: str, value: Any, cls: type) -> Any:
-    """Return an instance of a class."""
-    if not isinstance(value, cls):
-        raise ValueError(f"{name} must be a {cls.__name__}, got {shown(value)}")
-    return value
+    return cast(Tensor, value)
 
 
 def shown(value: Any) -> str:
@@ -245,9 +245,11 @@ def shown(value: Any) -> str:
         return f"a value of type {type(value).__name__}"
 
 
-def _check_length(name: str, entries: list[Any], length: int | None) -> None:
+def _check_length(name: str, entries: list[Any], length: int | None, least: int) -> None:
     if length is not None and len(entries) != length:
         raise ValueError(f"{name} must have {length} entries, got {shown(entries)}")
+    if len(entries) < least:
+        raise ValueError(f"{name} must have at least {least} entry, got {shown(entries)}")
 
 
 def _integer(value: Any) -> int | None:

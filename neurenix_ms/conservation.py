@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.nd import choose
 
 Reduction = Literal["mean", "sum", "none"]
@@ -18,6 +19,7 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@checked
 def total_mass(
     x: Tensor, mask: Tensor | None = None, cell_area: Tensor | float | None = None
 ) -> Tensor:
@@ -45,6 +47,7 @@ def total_mass(
     return _weighed(x, mask, cell_area).sum(dim=tuple(range(2, x.ndim)))
 
 
+@checked
 def conserve_mass(
     pred: Tensor,
     reference: Tensor,
@@ -101,6 +104,7 @@ def conserve_mass(
     return _counted(kept, mask).to(kind)
 
 
+@checked
 def mass_error(
     pred: Tensor,
     true: Tensor,
@@ -158,6 +162,7 @@ class MassConservationLoss(nn.Module):
     mask: Tensor | None
     cell_area: Tensor | float | None
 
+    @checked
     def __init__(
         self,
         mask: Tensor | None = None,
@@ -179,6 +184,7 @@ class MassConservationLoss(nn.Module):
         return self.reduce((next(masses) - next(masses)).abs())
 
 
+@checked
 def rollout(
     model: Callable[[Tensor], Tensor],
     density: Tensor,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured, is_plain, library_classes
 
 FORMAT = "neurenix_ms model"
@@ -17,6 +18,7 @@ VERSION = 1
 PARTS = ("multiscale", "msnet", "timestepping", "implicit")
 
 
+@checked
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model to one file, from which `load` gives it back.
 
@@ -55,6 +57,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise
 
 
+@checked
 def load(
     path: str | os.PathLike[str],
     model: nn.Module | None = None,

@@ -14,9 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from neurenix_ms.arguments import checked
+
 MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
+@checked
 def parameter_table(model: nn.Module) -> list[tuple[str, int]]:
     """Name and number of values of every parameter, in the order of registration, and the total.
 
@@ -33,6 +36,7 @@ def parameter_table(model: nn.Module) -> list[tuple[str, int]]:
     return [*counts, ("total", sum(count for _, count in counts))]
 
 
+@checked
 def format_parameter_table(model: nn.Module) -> str:
     """`parameter_table` as text: a line per parameter, the total under a rule.
 
@@ -58,6 +62,7 @@ def format_parameter_table(model: nn.Module) -> str:
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
+@checked
 def peak_tensor_bytes(call: Callable[[], object], *, of_shapes: bool = False) -> int:
     """Most bytes of tensors made by `call` that were alive at one moment.
 
@@ -83,6 +88,7 @@ def peak_tensor_bytes(call: Callable[[], object], *, of_shapes: bool = False) ->
     return live.peak
 
 
+@checked
 def count_flops(call: Callable[[], object]) -> int:
     """Floating-point operations of the convolutions and matrix products of `call`.
 
@@ -101,6 +107,7 @@ def count_flops(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+@checked
 def peak_resident_bytes(call: Callable[[], object]) -> int | None:
     """Growth of the resident memory of this process at its highest point during `call`.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, make_act
 from neurenix_ms.nd import expect_positive
@@ -36,6 +37,7 @@ class MLP(Configured, nn.Module):
         torch.Size([5, 3])
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurenix_ms.checks import check_integer, check_tensor, shown
 from neurenix_ms.convolution import Conv3d, conv3d
 
 SpatialDims = Literal[1, 2, 3]
@@ -54,8 +55,12 @@ Value = TypeVar("Value")
 
 def choose(table: Mapping[Any, Value], key: Hashable, name: str) -> Value:
     """Look `key` up in `table`, or say which values of the argument `name` there are."""
-    if key not in table:
-        raise ValueError(f"{name} must be one of {list(table)}, got {key!r}")
+    try:
+        known = key in table
+    except TypeError:  # a list cannot be looked up
+        known = False
+    if not known:
+        raise ValueError(f"{name} must be one of {list(table)}, got {shown(key)}")
     return table[key]
 
 
@@ -63,6 +68,7 @@ def expect_map(x: Tensor, spatial_dims: int) -> None:
     """Refuse anything but a batch of maps with `spatial_dims` spatial axes."""
     if x.ndim != spatial_dims + 2:
         raise ValueError(
+    check_tensor("the input", x)
             f"expected (B, C) and {spatial_dims} spatial axes, got shape {tuple(x.shape)}"
         )
 
@@ -76,5 +82,4 @@ def expect_channels(x: Tensor, channels: int, what: str = "the map") -> None:
 def expect_positive(**counts: int) -> None:
     """Refuse a count below one."""
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        check_integer(name, count, minimum=1)

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose
 from neurenix_ms.sizes import Size, equal, spatial
 
@@ -61,6 +62,7 @@ class Resize(nn.Module):
     def __init__(
         self,
         mode: str = "bilinear",
+    @checked
         spatial_dims: SpatialDims = 2,
         align_corners: bool = False,
         antialias: bool = False,

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from neurenix_ms.checks import check_number
+
 Size = tuple[int, ...]
 Target = str | int | Sequence[int]
 
@@ -27,18 +29,16 @@ def scaled(size: Sequence[int], scale: float) -> Size:
     return tuple(sizes)
 
 
-def expect_scale(scale: float) -> float:
+def expect_scale(scale: float, name: str = "scale") -> float:
     """Refuse a scale that is not a finite positive number."""
-    if not math.isfinite(scale) or scale <= 0:
-        raise ValueError(f"a scale must be finite and above 0, got {scale}")
-    return float(scale)
+    return check_number(name, scale, above=0)
 
 
 def expect_scales(scales: Sequence[float]) -> list[float]:
     """Refuse an empty list and scales that are not finite and positive."""
-    if not scales:
+    if len(scales) == 0:
         raise ValueError("scales must hold at least one scale, got an empty list")
-    return [expect_scale(scale) for scale in scales]
+    return [expect_scale(scale, f"scales[{i}]") for i, scale in enumerate(scales)]
 
 
 def expect_halvings(size: Sequence[int], num_halvings: int) -> None:

@@ -29,7 +29,6 @@ FLOORS = [
         "config",
         "arguments",
         "checks",
-        "checks",
         "hooks",
     ],
 ]

@@ -232,7 +232,7 @@ def test_a_checked_function_gets_plain_values(given, plain):
         ({"pair": [1]}, "pair must be a sequence of 2 integers, got [1]"),
         (
             {"norm": ("instance", {"affine": True})},
-            "norm must be one of ['batch'], callable or None, got ('instance', {'affine': True})",
+            "norm must be one of ['batch'], a callable or None, got ('instance', {'affine': True})",
         ),
         ({"model": nn.ReLU}, "model must be a torch.nn.Module or None, got <class"),
         ({"mask": [1.0]}, "mask must be a tensor, a finite number or None, got [1.0]"),

@@ -250,7 +250,7 @@ def plane(c, n=4, batch=1):
         (lambda: ScaleFusion([], 3, 4), "scales must hold at least one scale"),
         (
             lambda: ScaleFusion([1, float("nan")], 3, 4),
-            "a scale must be finite and above 0, got nan",
+            r"scales\[1\] must be a finite number, got nan",
         ),
         (lambda: ScaleFusion([1, 0.5], 3, 4)([plane(3)]), "expected 2 features, got 1"),
         (lambda: PyramidFusion(8, num_scales=0), "num_scales must be at least 1, got 0"),

@@ -387,10 +387,10 @@ def test_a_map_is_cropped_or_padded_at_its_end():
         ),
         (lambda: PyramidNetwork(1, 1)(torch.zeros(1, 1, 3, 9)), "at least 4 to be halved 2 times"),
         (lambda: MultiScaleModel([]), "scales must hold at least one scale"),
-        (lambda: MultiScaleModel([float("nan")]), "finite and above 0, got nan"),
+        (lambda: MultiScaleModel([float("nan")]), r"scales\[0\] must be a finite number, got nan"),
         (lambda: MultiScaleModel(fusion_method="vote"), "fusion_method must be .*, got 'vote'"),
         (lambda: MultiScaleModel(spatial_dims=0), "spatial_dims must be one of .*, got 0"),
-        (lambda: MultiScaleModel().add_scale(0), "finite and above 0, got 0"),
+        (lambda: MultiScaleModel().add_scale(0), "scale must be above 0, got 0"),
         (lambda: MultiScaleModel().add_scale(0.5 + 1e-12), "scales must differ, got 0.5"),
         (
             lambda: MultiScaleModel().remove_scale(0.3),

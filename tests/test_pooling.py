@@ -171,8 +171,8 @@ def test_pyramid_pooling_is_the_psp_module_of_segmentation_models_pytorch():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: MultiScalePooling([]), r"pool_sizes must hold sizes of at least 1, got \[\]"),
-        (lambda: MultiScalePooling([3, 0]), r"at least 1, got \[3, 0\]"),
+        (lambda: MultiScalePooling([]), r"pool_sizes must have at least 1 entry, got \[\]"),
+        (lambda: MultiScalePooling([3, 0]), r"pool_sizes\[1\] must be at least 1, got 0"),
         (lambda: MultiScalePooling(pool_type="min"), r"pool_type must be one of .*, got 'min'"),
         (
             lambda: MultiScalePooling([1], pool_type="min"),

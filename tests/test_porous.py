@@ -303,7 +303,7 @@ def test_progress_is_shown_while_samples_are_made(tmp_path, capsys):
     ("options", "message"),
     [
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
-        ({"spatial_dims": 1}, "spatial_dims must be 2 or 3, got 1"),
+        ({"spatial_dims": 1}, r"spatial_dims must be one of \[2, 3\], got 1"),
         ({"size": 3}, "size must be at least 4 along each of 2 axes, got 3"),
         ({"size": (8, 8, 8)}, r"along each of 2 axes, got \(8, 8, 8\)"),
         ({"generator": "voronoi"}, r"generator must be one of \['blobs'.*, got 'voronoi'"),

@@ -138,7 +138,7 @@ def test_it_compiles():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: DeepSupervisionLoss(F.mse_loss, [1, -1]), r"not all 0, got \[1, -1\]"),
+        (lambda: DeepSupervisionLoss(F.mse_loss, [1, -1]), r"not all 0, got \[1.0, -1.0\]"),
         (lambda: DeepSupervisionLoss(F.mse_loss, []), r"not all 0, got \[\]"),
         (
             lambda: DeepSupervisionLoss(F.mse_loss)([], torch.zeros(1, 1, 2)),
@@ -159,7 +159,7 @@ def test_it_compiles():
             lambda: DiceLoss()(torch.zeros(1, 2, 3), torch.zeros(1, 4, dtype=torch.long)),
             r"classes \(1, 3\) or shares \(1, 2, 3\), got torch.int64 \(1, 4\)",
         ),
-        (lambda: MultiScaleInference(nn.ReLU(), [0]), "scale must be finite and above 0, got 0"),
+        (lambda: MultiScaleInference(nn.ReLU(), [0]), r"scales\[0\] must be above 0, got 0"),
         (lambda: MultiScaleInference(nn.ReLU(), [1], [2]), r"axes from 0 to 1, got \[2\]"),
         (lambda: MultiScaleInference(nn.ReLU(), [1], [1, -1]), r"axes from 0 to 1, got \[1, -1\]"),
         (

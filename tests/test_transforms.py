@@ -204,9 +204,15 @@ def test_gradients_of_the_transforms_are_right(dims):
     ("make", "words"),
     [
         (lambda: MultiScaleTransform([]), "scales must hold at least one scale, got an empty list"),
-        (lambda: MultiScaleTransform([1, 0]), "a scale must be finite and above 0, got 0"),
-        (lambda: MultiScaleTransform([float("nan")]), "finite and above 0, got nan"),
-        (lambda: MultiScaleTransform([float("inf")]), "finite and above 0, got inf"),
+        (lambda: MultiScaleTransform([1, 0]), r"scales\[1\] must be above 0, got 0"),
+        (
+            lambda: MultiScaleTransform([float("nan")]),
+            r"scales\[0\] must be a finite number, got nan",
+        ),
+        (
+            lambda: MultiScaleTransform([float("inf")]),
+            r"scales\[0\] must be a finite number, got inf",
+        ),
         (lambda: MultiScaleTransform(mode="cubic"), "mode must be one of .*, got 'cubic'"),
         (
             lambda: MultiScaleTransform(mode="bicubic", spatial_dims=3),
@@ -225,7 +231,7 @@ def test_gradients_of_the_transforms_are_right(dims):
             r"original_size must be an int, 2 ints or a shape of 4, got \(1, 2, 3\)",
         ),
         (lambda: Rescale((0.5, 0.5, 0.5)), "scale_factor must be one factor or 2, got 3"),
-        (lambda: Rescale(-1), "finite and above 0, got -1"),
+        (lambda: Rescale(-1), r"scale_factor must be above 0, got -1"),
         (lambda: PyramidDownsample(0), "num_levels must be at least 1, got 0"),
         (lambda: GaussianPyramid(0), "num_levels must be at least 1, got 0"),
         (lambda: GaussianPyramid(kernel_size=4), "kernel_size must be odd, got 4"),

@@ -176,7 +176,7 @@ def test_a_cached_run_is_read_and_another_start_is_another_run(make, tmp_path):
             r"initial must have shape \(8,\), got \(9,\)",
         ),
         (lambda: turbulence2d(-0.1), "viscosity must be 0 or more, got -0.1"),
-        (lambda: turbulence2d(float("nan")), "viscosity must be 0 or more, got nan"),
+        (lambda: turbulence2d(float("nan")), "viscosity must be a finite number, got nan"),
         (
             lambda: turbulence2d(num_points=8, initial=torch.zeros(8)),
             r"initial must have shape \(8, 8\), got \(8,\)",

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurenix_ms.arguments import checked
+
 FORMAT = 1
 LEFTOVER_AGE = 3600.0  # seconds after which a temporary file belongs to no running process
 
@@ -55,6 +57,7 @@ class SampleCache:
         {'value': tensor(9)}
     """
 
+    @checked
     def __init__(
         self,
         root: str | os.PathLike[str],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.nd import choose, expect_positive
 
 TOLERANCE = 1e-10
@@ -74,6 +75,7 @@ SYSTEMS: dict[str, System] = {
 }
 
 
+@checked
 def initial_states(system: str, num_samples: int, *, seed: int = 0) -> Tensor:
     """Random states from which the trajectories of a system start, in double precision.
 
@@ -109,6 +111,7 @@ def initial_states(system: str, num_samples: int, *, seed: int = 0) -> Tensor:
     return x
 
 
+@checked
 def simulate(
     system: str, initial_states: Tensor, dt: float, num_steps: int, *, progress: bool = False
 ) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.datasets.cache import SampleCache
 from neurenix_ms.datasets.currents import (
     LENGTH,
@@ -87,6 +88,7 @@ class DriftDensity(Dataset):
         {'density': (3, 16, 16), 'velocity': (3, 2, 16, 16)}
     """
 
+    @checked
     def __init__(
         self,
         root: str | os.PathLike[str],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.datasets.cache import SampleCache
 
 MAX_DRAWS = 1000
@@ -74,6 +75,7 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         torch.Size([1, 16, 16])
     """
 
+    @checked
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -92,8 +94,6 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
     ) -> None:
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
         shape = tuple(size) if isinstance(size, Sequence) else (size,) * spatial_dims
         if len(shape) != spatial_dims or min(shape) < 4:
             raise ValueError(
@@ -219,6 +219,7 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         return potential, conductance, converged
 
 
+@checked
 def effective_conductivity(potential: Tensor, pores: Tensor) -> Tensor:
     """Conductance of a box relative to the empty box, from the potential in its pores.
 

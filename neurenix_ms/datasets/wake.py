@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.datasets.cache import SampleCache
 from neurenix_ms.nd import expect_positive
 
@@ -17,6 +18,7 @@ WEIGHTS = torch.tensor([16, 4, 4, 4, 4, 1, 1, 1, 1], dtype=torch.float64) / 36
 OPPOSITE = [0, 3, 4, 1, 2, 7, 8, 5, 6]
 
 
+@checked
 def cylinder_wake(
     reynolds: float = 100.0,
     *,
@@ -147,6 +149,7 @@ class _Flow:
         return {"t": times, "u": torch.stack(states), "solid": self.solid.double()}
 
 
+@checked
 def pod(fields: Tensor, num_modes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Proper orthogonal decomposition: few coefficients that say most about a sequence of fields.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.datasets.cache import SampleCache
 from neurenix_ms.datasets.spectral import etdrk4, trajectory
 from neurenix_ms.nd import expect_positive
@@ -16,6 +17,7 @@ from neurenix_ms.nd import expect_positive
 Sample = dict[str, Tensor]
 
 
+@checked
 def travelling_wave(omega: float = 4.0, num_times: int = 10, num_points: int = 200) -> Sample:
     """A packet of waves that travels without changing: the smallest test of an implicit model.
 
@@ -48,6 +50,7 @@ def travelling_wave(omega: float = 4.0, num_times: int = 10, num_points: int = 2
     return {"t": t, "x": x, "u": torch.exp(-1000 * xi**2) * torch.sin(omega * xi)}
 
 
+@checked
 def kuramoto_sivashinsky(
     nu: float | Sequence[float],
     *,
@@ -127,6 +130,7 @@ def kuramoto_sivashinsky(
     return _kept_under(root, "kuramoto_sivashinsky", settings | _origin(start, seed), make)
 
 
+@checked
 def turbulence2d(
     viscosity: float = 1e-3,
     *,

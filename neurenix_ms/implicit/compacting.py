@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.implicit.normaliser import Normaliser
 from neurenix_ms.implicit.pruning import Prunable, prunable
 from neurenix_ms.implicit.shape_net import Shape
@@ -12,6 +13,7 @@ from neurenix_ms.implicit.shape_net import Shape
 Model = TypeVar("Model", bound=Prunable)
 
 
+@checked
 @torch.no_grad()
 def compact(model: Model) -> Model:
     """A smaller model without the nodes that are switched off, equal to `model` up to rounding.

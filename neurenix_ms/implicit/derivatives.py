@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
+from neurenix_ms.arguments import checked
+
 Field = Callable[[Tensor, Tensor], Tensor]
 
 
+@checked
 def gradient(model: Field, p: Tensor, x: Tensor) -> Tensor:
     """First derivatives of every field value with respect to parameters and coordinates.
 
@@ -36,6 +39,7 @@ def gradient(model: Field, p: Tensor, x: Tensor) -> Tensor:
     return _derivative(_joined(model, p.shape[1]))(_inputs(p, x))
 
 
+@checked
 def hessian(model: Field, p: Tensor, x: Tensor) -> Tensor:
     """Second derivatives of every field value with respect to parameters and coordinates.
 
@@ -58,6 +62,7 @@ def hessian(model: Field, p: Tensor, x: Tensor) -> Tensor:
     return _derivative(_derivative(_joined(model, p.shape[1])))(_inputs(p, x))
 
 
+@checked
 def laplacian(model: Field, p: Tensor, x: Tensor) -> Tensor:
     """Sum of the second derivatives along each coordinate.
 
@@ -80,6 +85,7 @@ def laplacian(model: Field, p: Tensor, x: Tensor) -> Tensor:
     return second.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
+@checked
 def time_derivative(model: Field, p: Tensor, x: Tensor, axis: int = 0) -> Tensor:
     """Derivative with respect to one of the parameters, which is time more often than not.
 

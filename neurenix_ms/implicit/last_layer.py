@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.implicit.field import ImplicitField
 from neurenix_ms.implicit.parameter_net import ParameterNet, Sine, truncated_normal
 from neurenix_ms.implicit.shape_net import Kind, Shape, ShapeNet, siren_weights
@@ -54,6 +55,7 @@ class LastLayerNIF(ImplicitField):
 
     weight_init_factor: float
 
+    @checked
     def __init__(
         self,
         parameter_dim: int,

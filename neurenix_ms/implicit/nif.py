@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.implicit.field import ImplicitField
 from neurenix_ms.implicit.parameter_net import (
     ParameterNet,
@@ -111,6 +112,7 @@ class NIF(WrittenField):
         torch.Size([5, 5, 1])
     """
 
+    @checked
     def __init__(
         self,
         parameter_dim: int,
@@ -197,6 +199,7 @@ class MultiScaleNIF(WrittenField):
         torch.Size([2, 50, 1])
     """
 
+    @checked
     def __init__(
         self,
         parameter_dim: int,

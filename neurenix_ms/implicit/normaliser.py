@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
 from neurenix_ms.implicit.field import ImplicitField
 from neurenix_ms.nd import choose
@@ -39,6 +40,7 @@ class Normaliser(Configured, nn.Module):
         torch.Size([5, 50, 1])
     """
 
+    @checked
     def __init__(
         self, model: ImplicitField, method: Literal["minmax", "standard"] = "minmax"
     ) -> None:

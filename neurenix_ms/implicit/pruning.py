@@ -2,21 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from neurenix_ms.arguments import UNCHECKED, checked
+from neurenix_ms.checks import shown
 from neurenix_ms.implicit.field import expect_rows
 from neurenix_ms.implicit.nif import WrittenField, with_one
 from neurenix_ms.implicit.normaliser import Normaliser
 from neurenix_ms.nd import choose, expect_positive
 
-Prunable = WrittenField | Normaliser
+Prunable = Annotated[WrittenField | Normaliser, UNCHECKED]
 Criterion = Literal["l2", "contribution"]
 Scope = Literal["global", "layer"]
 
 
+@checked
 @torch.no_grad()
 def prune_nodes(
     model: Prunable,
@@ -90,6 +93,7 @@ def prune_nodes(
             _switch_off(field, layer, node)
 
 
+@checked
 def sparsity(model: Prunable) -> float:
     """Share of the ShapeNet's nodes that are switched off; a compacted model has none.
 
@@ -170,6 +174,7 @@ class PruningRound:
     error: float
 
 
+@checked
 def prune_and_retrain(
     model: Prunable,
     fit: Callable[[Prunable], float],
@@ -217,8 +222,8 @@ def prunable(model: object) -> WrittenField:
     field = model.model if isinstance(model, Normaliser) else model
     if not isinstance(field, WrittenField):
         raise ValueError(
-            "only a NIF or MultiScaleNIF can be pruned, whose ShapeNet is written by its "
-            f"ParameterNet, got {type(field).__name__}"
+            "model must be a NIF or MultiScaleNIF, whose ShapeNet is written by its ParameterNet, "
+            f"to be pruned, got {shown(field)}"
         )
     return field
 

@@ -1,10 +1,12 @@
 """One array in, the same array at several scales out, coarsest first, and the masks between them."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
 from neurenix_ms.resize import doubled, halved
 from neurenix_ms.sizes import fit, spatial
@@ -18,6 +20,7 @@ def filled_up(x: Tensor, num_scales: int) -> Tensor:
 
 
 def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
+@checked
     """Average pairs of cells along every axis, again and again.
 
     A size that is no multiple of `2**(num_scales - 1)` is filled up with solid (0) at the end.
@@ -46,6 +49,7 @@ def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
 
 def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
     """The masks that keep the mean of a coarse value when it is upsampled into pores only.
+@checked
 
     With p the share of pores in a cell, the mask onto a scale is p there over p of the coarser
     cell, and 0 in a coarse cell without pores.
@@ -75,6 +79,10 @@ def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
 def random_volume(
     size: int,
     num_scales: int,
+def masks_of(x: Tensor, num_scales: int, masks: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """Return the masks as given, or those of `x`."""
+    return scale_masks(x, num_scales) if masks is None else masks
+@checked
     spatial_dims: SpatialDims = 3,
     generator: torch.Generator | None = None,
 ) -> list[Tensor]:

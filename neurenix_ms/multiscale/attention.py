@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from neurenix_ms.arguments import checked
 
 from neurenix_ms.config import Configured
 from neurenix_ms.multiscale.features import (
@@ -60,6 +61,7 @@ class AttentionFusion(Configured, nn.Module):
         (torch.Size([1, 8, 13, 9]), torch.Size([1, 2, 8, 1, 1]))
     """
 
+    @checked
     def __init__(
         self,
         in_channels: Channels,

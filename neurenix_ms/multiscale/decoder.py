@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.blocks import BlockKind, ConvBlock, Up
 from neurenix_ms.checkpointing import checkpointed, recomputes
@@ -154,6 +155,7 @@ class UNetDecoder(Configured, nn.Module):
     """
 
     def __init__(
+    @checked
         self,
         encoder_channels: Channels,
         output_channels: int,

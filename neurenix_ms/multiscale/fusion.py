@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm, make_act, make_norm
 from neurenix_ms.multiscale.attention import AttentionFusion, AttentionKind
@@ -129,6 +130,7 @@ class FeatureFusion(Configured, nn.Module):
 
     def __init__(
         self,
+    @checked
         in_channels: Channels,
         out_channels: int,
         fusion_method: FusionMethod = "concat",
@@ -223,6 +225,7 @@ class ScaleFusion(Configured, nn.Module):
 
     def __init__(
         self,
+    @checked
         scales: Sequence[float],
         in_channels: int,
         out_channels: int,

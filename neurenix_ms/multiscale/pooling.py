@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.blocks import ChannelDropout, ConvNormAct
+from neurenix_ms.checks import check_integers
 from neurenix_ms.config import Configured
 from neurenix_ms.grids import Grid
 from neurenix_ms.layers import Act, Norm, expect_normalisable, make_norm
@@ -102,13 +104,14 @@ class MultiScalePooling(Configured, nn.Module):
 
     def __init__(
         self,
+    @checked
         pool_sizes: Sequence[int] = (1, 2, 3, 6),
         pool_type: PoolType = "avg",
         *,
         spatial_dims: SpatialDims = 2,
     ) -> None:
         super().__init__()
-        self.pool_sizes = expect_pool_sizes(pool_sizes)
+        self.pool_sizes = check_integers("pool_sizes", pool_sizes, 1, min_length=1)
         self.pool_type = pool_type
         self.spatial_dims = spatial_dims
         choose(choose(POOLS, pool_type, "pool_type"), spatial_dims, "spatial_dims")
@@ -163,6 +166,7 @@ class PyramidPooling(Configured, nn.Module):
 
     def __init__(
         self,
+    @checked
         in_channels: int | Backbone,
         out_channels: int,
         pool_sizes: Sequence[int] = (1, 2, 3, 6),
@@ -182,7 +186,7 @@ class PyramidPooling(Configured, nn.Module):
             in_channels = in_channels.channels[-1]
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.pool_sizes = expect_pool_sizes(pool_sizes)
+        self.pool_sizes = check_integers("pool_sizes", pool_sizes, 1, min_length=1)
         self.spatial_dims = spatial_dims
         self.pool_type = pool_type
         self.branch_channels = branch_channels
@@ -266,6 +270,7 @@ class SpatialPyramidPooling(Configured, nn.Module):
 
     def __init__(
         self,
+    @checked
         num_levels: int = 3,
         pool_type: PoolType = "max",
         *,
@@ -289,10 +294,3 @@ class SpatialPyramidPooling(Configured, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         expect_map(x, self.spatial_dims)
         return torch.cat([grid(x).flatten(1) for grid in self.grids], dim=1)
-
-
-def expect_pool_sizes(pool_sizes: Sequence[int]) -> list[int]:
-    """Refuse an empty list, and windows or grids without a cell."""
-    if not pool_sizes or min(pool_sizes) < 1:
-        raise ValueError(f"pool_sizes must hold sizes of at least 1, got {list(pool_sizes)}")
-    return list(pool_sizes)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.blocks import BlockKind, Level, Trace
 from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.config import Configured
@@ -74,6 +75,7 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
     """
 
     def __init__(
+    @checked
         self,
         in_channels: int,
         out_channels: int,
@@ -227,6 +229,7 @@ class PyramidFusion(Configured, nn.Module):
         [(1, 4, 13, 9), (1, 4, 6, 4)]
     """
 
+    @checked
     def __init__(
         self,
         in_channels: int | Channels,

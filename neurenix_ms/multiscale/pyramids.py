@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
 from neurenix_ms.nd import CONVOLVE, LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
 from neurenix_ms.resize import Resize
@@ -107,6 +108,7 @@ class GaussianPyramid(Configured, nn.Module):
 
     def __init__(
         self,
+    @checked
         num_levels: int = 3,
         sigma: float | None = 1.0,
         kernel_size: int = 5,
@@ -161,6 +163,7 @@ class LaplacianPyramid(Configured, nn.Module):
 
     def __init__(
         self,
+    @checked
         num_levels: int = 3,
         sigma: float | None = 1.0,
         kernel_size: int = 5,

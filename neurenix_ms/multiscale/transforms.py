@@ -5,6 +5,7 @@ from typing import overload
 
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
 from neurenix_ms.nd import SpatialDims, expect_map, expect_positive
 from neurenix_ms.remember import Remembers
@@ -52,6 +53,7 @@ class MultiScaleTransform(Configured, nn.Module):
         [(1, 3, 9, 6), (1, 3, 4, 3)]
     """
 
+    @checked
     def __init__(
         self,
         scales: Sequence[float] = (1.0, 0.5, 0.25),
@@ -123,6 +125,7 @@ class Rescale(Configured, Remembers, nn.Module):
         (torch.Size([1, 3, 4, 3]), torch.Size([1, 3, 9, 6]))
     """
 
+    @checked
     def __init__(
         self,
         scale_factor: float | Sequence[float] = 0.5,
@@ -133,7 +136,7 @@ class Rescale(Configured, Remembers, nn.Module):
         antialias: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(scale_factor, int | float):
+        if isinstance(scale_factor, float | int):
             self.factors = [float(scale_factor)] * spatial_dims
         else:
             self.factors = list(scale_factor)
@@ -142,7 +145,7 @@ class Rescale(Configured, Remembers, nn.Module):
                 f"scale_factor must be one factor or {spatial_dims}, got {len(self.factors)}"
             )
         for factor in self.factors:
-            expect_scale(factor)
+            expect_scale(factor, "scale_factor")
         self.scale_factor = scale_factor
         self.mode = mode
         self.spatial_dims = spatial_dims
@@ -201,6 +204,7 @@ class PyramidDownsample(Configured, Remembers, nn.Module):
         >>> pyramid = PyramidDownsample(num_levels=3)
         >>> [tuple(y.shape) for y in pyramid(torch.zeros(1, 3, 9, 6))]
         [(1, 3, 9, 6), (1, 3, 4, 3), (1, 3, 2, 1)]
+    @checked
     """
 
     def __init__(

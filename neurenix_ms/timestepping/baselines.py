@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.nd import expect_positive
 from neurenix_ms.timestepping.sequences import SequenceModel
 
@@ -29,6 +30,7 @@ class LSTMForecaster(SequenceModel):
         torch.Size([2, 10, 3])
     """
 
+    @checked
     def __init__(self, num_features: int, hidden_size: int = 128) -> None:
         super().__init__(num_features, hidden_size)
         self.lstm = nn.LSTM(num_features, hidden_size, batch_first=True)
@@ -73,6 +75,7 @@ class ClockworkRNN(SequenceModel):
 
     slower: Tensor
 
+    @checked
     def __init__(
         self, num_features: int, hidden_size: int = 128, num_groups: int = 4, base: int = 4
     ) -> None:
@@ -140,6 +143,7 @@ class EchoStateNetwork(SequenceModel):
     inner: Tensor
     outer: Tensor
 
+    @checked
     def __init__(
         self,
         num_features: int,

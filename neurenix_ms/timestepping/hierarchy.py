@@ -5,6 +5,7 @@ from typing import Any, Literal, cast, overload
 
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
 from neurenix_ms.timestepping.coupling import Stepper
 from neurenix_ms.timestepping.forecasting import Times, forecast
@@ -59,6 +60,7 @@ class HierarchicalTimeStepper(Configured, nn.Module):
         torch.Size([3, 100, 2])
     """
 
+    @checked
     def __init__(self, steppers: Sequence[Stepper]) -> None:
         super().__init__()
         if len(steppers) == 0:

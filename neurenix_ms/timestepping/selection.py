@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.timestepping.forecasting import expect_finite, started
 from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
 
@@ -32,6 +33,7 @@ class Selection:
     table: list[tuple[tuple[int, ...], float]]
 
 
+@checked
 @torch.no_grad()
 def select_strides(
     hierarchy: HierarchicalTimeStepper, validation: Tensor, *, tolerance: float = 0.0

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
 from neurenix_ms.nd import expect_positive
 
@@ -38,6 +39,7 @@ class SequenceModel(Configured, nn.Module):
         torch.Size([2, 10, 3])
     """
 
+    @checked
     def __init__(self, num_features: int, hidden_size: int) -> None:
         super().__init__()
         expect_positive(num_features=num_features, hidden_size=hidden_size)
@@ -96,6 +98,7 @@ class SequenceModel(Configured, nn.Module):
         return torch.stack(states, dim=1)
 
 
+@checked
 def fit_sequences(
     model: SequenceModel,
     sequences: Tensor,

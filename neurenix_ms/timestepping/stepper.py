@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
 from neurenix_ms.nd import expect_positive
 from neurenix_ms.timestepping.forecasting import Times, forecast
@@ -38,6 +39,7 @@ class TimeStepper(Configured, nn.Module):
         torch.Size([3, 10, 2])
     """
 
+    @checked
     def __init__(self, network: nn.Module, step_size: int) -> None:
         super().__init__()
         expect_positive(step_size=step_size)
@@ -97,6 +99,7 @@ class IntegratorStepper(nn.Module):
         0.8187
     """
 
+    @checked
     def __init__(
         self,
         rhs: Callable[[Tensor], Tensor],

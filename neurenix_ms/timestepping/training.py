@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.nd import choose, expect_positive
 from neurenix_ms.timestepping.banks import can_be_stacked, make_bank, stacking_is_faster
 from neurenix_ms.timestepping.forecasting import expect_finite
@@ -22,6 +23,7 @@ from neurenix_ms.timestepping.windows import (
 Schedule = Literal["cosine", "plateau"] | None
 
 
+@checked
 def fit_hierarchy(
     trajectories: Tensor,
     dt: float,

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
 
 Windows = Literal["all", "start"]
@@ -34,6 +35,7 @@ class StandardisedNetwork(Configured, nn.Module):
 
     units: Tensor
 
+    @checked
     def __init__(
         self,
         network: nn.Module,

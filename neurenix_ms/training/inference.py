@@ -5,6 +5,7 @@ from itertools import combinations
 
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.nd import SpatialDims, expect_map
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import expect_scales, scaled, spatial
@@ -40,6 +41,7 @@ class MultiScaleInference(nn.Module):
         torch.Size([2, 4, 13, 9])
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[[Tensor], Tensor],

@@ -6,6 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.nd import choose
 from neurenix_ms.resize import halved
 from neurenix_ms.sizes import spatial
@@ -49,6 +50,7 @@ class MultiscaleLoss(nn.Module):
 
     mask: Tensor | None
 
+    @checked
     def __init__(
         self,
         loss: Literal["mse", "l1", "huber"] | Difference = "mse",

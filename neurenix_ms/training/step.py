@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.training.tiles import loss_in_tiles
 
@@ -31,6 +32,7 @@ class Task(LightningModule):
         That of the model.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -48,8 +50,6 @@ class Task(LightningModule):
         super().__init__()
         if learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-        if not (schedule is None or schedule == "one_cycle" or callable(schedule)):
-            raise ValueError(f"schedule must be None, 'one_cycle' or a callable, got {schedule!r}")
         self.model = model
         self.loss = self._default_loss() if loss is None else loss
         self.metrics = _collect(metrics)

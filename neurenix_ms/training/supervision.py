@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.nd import choose
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
@@ -41,6 +42,7 @@ class DeepSupervisionLoss(nn.Module):
         tensor(1.)
     """
 
+    @checked
     def __init__(
         self, loss: Callable[[Tensor, Tensor], Tensor], weights: Sequence[float] | None = None
     ) -> None:
@@ -113,6 +115,7 @@ class DiceLoss(nn.Module):
         tensor(0.)
     """
 
+    @checked
     def __init__(
         self, smooth: float = 1.0, *, include_background: bool = True, batch: bool = False
     ) -> None:

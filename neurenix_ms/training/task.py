@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.training.step import Loss, Metrics, Schedule, Task
 
 
@@ -129,6 +130,7 @@ class MultiscaleTask(Task):
         3
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.mlp import MLP
 from neurenix_ms.timestepping import HierarchicalTimeStepper, TimeStepper
 from neurenix_ms.weights.rename import fill, rename
@@ -12,6 +13,7 @@ from neurenix_ms.weights.rename import fill, rename
 RULES = [(r"(?:increment\.)?Linear_(\d+)\.(weight|bias)", r"layers.\1.\2")]
 
 
+@checked
 def load_hits(state_dicts: Mapping[int, Mapping[str, Any]]) -> HierarchicalTimeStepper:
     """Build the hierarchy that state dicts of luckystarufo/multiscale_HiTS belong to, and fill it.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.msnet import MSNet
 from neurenix_ms.weights.rename import fill, rename
 
@@ -16,6 +17,7 @@ RULES = [
 ]
 
 
+@checked
 def load_msnet(state_dict: Mapping[str, Any]) -> MSNet:
     """Build the MSNet that a state dict of je-santos/ms_net belongs to, and fill it.
 

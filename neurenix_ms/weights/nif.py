@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF
 from neurenix_ms.nd import choose
 from neurenix_ms.weights.rename import Rules, fill, rename
@@ -43,6 +44,7 @@ VARIANTS: dict[str, type[Model]] = {
 }
 
 
+@checked
 def load_nif(weights: Mapping[str, Any], config: Mapping[str, Any] | str) -> Model:
     """Build the implicit model that arrays of pswpswpsw/nif belong to, and fill it.
 

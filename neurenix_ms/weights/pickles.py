@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.weights.opcodes import Call, Global, Persistent, interpret
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # first pickle of a file written before torch 1.6
@@ -50,6 +51,7 @@ DAMAGE = (
 FetchBytes = Callable[[str], bytes]
 
 
+@checked
 def read_pickle(path: str | Path) -> dict[str, Any]:
     """State dict of the module that `torch.save(model, path)` stored whole.
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.multiscale import UNet
 from neurenix_ms.weights.rename import expect_names
 
@@ -19,6 +20,7 @@ BLOCK = {
 }
 
 
+@checked
 def load_unet(state_dict: Mapping[str, Any]) -> UNet:
     """Build the UNet that a state dict of milesial/Pytorch-UNet belongs to, and fill it.
 
@@ -57,6 +59,7 @@ def load_unet(state_dict: Mapping[str, Any]) -> UNet:
     return model
 
 
+@checked
 def export_unet(model: UNet) -> dict[str, Tensor]:
     """Give the state dict of a UNet the names and the order of milesial/Pytorch-UNet.
 
