@@ -31,6 +31,24 @@ class MaxPool1d(nn.MaxPool1d):
         )[0]
 
 
+def avg_pool3d(x: Tensor, *window: Any) -> Tensor:
+    """Return `F.avg_pool3d`, in float32 where a CPU has no kernel for half precision."""
+    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
+        return F.avg_pool3d(x.float(), *window).to(x.dtype)
+    return F.avg_pool3d(x, *window)
+class AvgPool3d(nn.AvgPool3d):
+    """Average pooling of volumes, also in half precision on a CPU.
+    Shape:
+        `(B, C, *S)` -> `(B, C, *S / stride)`
+    """
+    def forward(self, x: Tensor) -> Tensor:
+        return avg_pool3d(
+            x,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.count_include_pad,
+            self.divisor_override,
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: Conv3d}
 TRANSPOSED_CONVOLUTIONS: dict[int, Any] = {
     1: nn.ConvTranspose1d,
@@ -40,7 +58,7 @@ TRANSPOSED_CONVOLUTIONS: dict[int, Any] = {
 BATCH_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 INSTANCE_NORMS: dict[int, Any] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 POOLS: dict[str, dict[int, Any]] = {
-    "avg": {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d},
+    "avg": {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: AvgPool3d},
     "max": {1: MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d},
 }
 ADAPTIVE_POOLS: dict[str, dict[int, Any]] = {
@@ -66,9 +84,9 @@ def choose(table: Mapping[Any, Value], key: Hashable, name: str) -> Value:
 
 def expect_map(x: Tensor, spatial_dims: int) -> None:
     """Refuse anything but a batch of maps with `spatial_dims` spatial axes."""
+    check_tensor("the input", x)
     if x.ndim != spatial_dims + 2:
         raise ValueError(
-    check_tensor("the input", x)
             f"expected (B, C) and {spatial_dims} spatial axes, got shape {tuple(x.shape)}"
         )
 

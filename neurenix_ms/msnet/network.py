@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.blocks import ConvNormAct
 from neurenix_ms.arguments import checked
+from neurenix_ms.blocks import ConvNormAct
 from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm, expect_normalisable
@@ -120,9 +120,9 @@ class MSNet(Configured, nn.Module):
         torch.Size([1, 1, 13, 9, 11])
     """
 
+    @checked
     def __init__(
         self,
-    @checked
         num_scales: int = 4,
         num_features: int = 1,
         num_filters: int = 2,
@@ -219,10 +219,10 @@ class MSNet(Configured, nn.Module):
             expect_map(x, self.spatial_dims)
             masks = masks_of(x, self.num_scales, masks)
             x = coarsen(x, self.num_scales)
-        self._expect(x, masks)
-        return x, masks
         if masks is not None:  # without a batch axis as the published code makes them
             masks = [m.unsqueeze(0) if m.ndim == self.spatial_dims + 1 else m for m in masks]
+        self._expect(x, masks)
+        return x, masks
 
     def _expect(self, scales: Sequence[Tensor], masks: Sequence[Tensor] | None) -> None:
         if len(scales) != self.num_scales:

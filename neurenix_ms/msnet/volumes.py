@@ -19,8 +19,8 @@ def filled_up(x: Tensor, num_scales: int) -> Tensor:
     return fit(x, tuple((n + block - 1) // block * block for n in spatial(x)))
 
 
-def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
 @checked
+def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
     """Average pairs of cells along every axis, again and again.
 
     A size that is no multiple of `2**(num_scales - 1)` is filled up with solid (0) at the end.
@@ -47,9 +47,9 @@ def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
     return scales
 
 
+@checked
 def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
     """The masks that keep the mean of a coarse value when it is upsampled into pores only.
-@checked
 
     With p the share of pores in a cell, the mask onto a scale is p there over p of the coarser
     cell, and 0 in a coarse cell without pores.
@@ -76,13 +76,13 @@ def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
     return [*masks, shares[-1]]
 
 
-def random_volume(
-    size: int,
-    num_scales: int,
 def masks_of(x: Tensor, num_scales: int, masks: Sequence[Tensor] | None) -> Sequence[Tensor]:
     """Return the masks as given, or those of `x`."""
     return scale_masks(x, num_scales) if masks is None else masks
 @checked
+def random_volume(
+    size: int,
+    num_scales: int,
     spatial_dims: SpatialDims = 3,
     generator: torch.Generator | None = None,
 ) -> list[Tensor]:

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from neurenix_ms.arguments import checked
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
 from neurenix_ms.multiscale.features import (
     Channels,

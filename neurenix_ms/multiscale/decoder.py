@@ -154,8 +154,8 @@ class UNetDecoder(Configured, nn.Module):
         torch.Size([1, 1, 37, 53])
     """
 
-    def __init__(
     @checked
+    def __init__(
         self,
         encoder_channels: Channels,
         output_channels: int,

@@ -128,9 +128,9 @@ class FeatureFusion(Configured, nn.Module):
         torch.Size([2, 32, 13, 9])
     """
 
+    @checked
     def __init__(
         self,
-    @checked
         in_channels: Channels,
         out_channels: int,
         fusion_method: FusionMethod = "concat",
@@ -223,9 +223,9 @@ class ScaleFusion(Configured, nn.Module):
         torch.Size([1, 8, 13, 9])
     """
 
+    @checked
     def __init__(
         self,
-    @checked
         scales: Sequence[float],
         in_channels: int,
         out_channels: int,

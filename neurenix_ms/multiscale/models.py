@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.checkpointing import checkpointed
 from neurenix_ms.arguments import checked
+from neurenix_ms.checkpointing import checkpointed
 from neurenix_ms.config import Configured
 from neurenix_ms.multiscale.attention import start_at_zero
 from neurenix_ms.multiscale.features import weighted
@@ -72,9 +72,9 @@ class MultiScaleModel(Configured, nn.Module):
         torch.Size([1, 8, 13, 9])
     """
 
+    @checked
     def __init__(
         self,
-    @checked
         scales: Sequence[float] = (1.0, 0.5, 0.25),
         base_model: nn.Module | None = None,
         fusion_method: FusionMethod = "concat",

@@ -102,9 +102,9 @@ class MultiScalePooling(Configured, nn.Module):
         torch.Size([2, 24, 13, 9])
     """
 
+    @checked
     def __init__(
         self,
-    @checked
         pool_sizes: Sequence[int] = (1, 2, 3, 6),
         pool_type: PoolType = "avg",
         *,
@@ -164,9 +164,9 @@ class PyramidPooling(Configured, nn.Module):
         torch.Size([2, 32, 13, 9])
     """
 
+    @checked
     def __init__(
         self,
-    @checked
         in_channels: int | Backbone,
         out_channels: int,
         pool_sizes: Sequence[int] = (1, 2, 3, 6),
@@ -268,9 +268,9 @@ class SpatialPyramidPooling(Configured, nn.Module):
         torch.Size([2, 168])
     """
 
+    @checked
     def __init__(
         self,
-    @checked
         num_levels: int = 3,
         pool_type: PoolType = "max",
         *,

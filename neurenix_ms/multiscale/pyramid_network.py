@@ -74,8 +74,8 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         [(8, 13, 9), (16, 6, 4), (32, 3, 2)]
     """
 
-    def __init__(
     @checked
+    def __init__(
         self,
         in_channels: int,
         out_channels: int,

@@ -106,9 +106,9 @@ class GaussianPyramid(Configured, nn.Module):
         [(1, 3, 9, 6), (1, 3, 5, 3), (1, 3, 3, 2)]
     """
 
+    @checked
     def __init__(
         self,
-    @checked
         num_levels: int = 3,
         sigma: float | None = 1.0,
         kernel_size: int = 5,
@@ -161,9 +161,9 @@ class LaplacianPyramid(Configured, nn.Module):
         True
     """
 
+    @checked
     def __init__(
         self,
-    @checked
         num_levels: int = 3,
         sigma: float | None = 1.0,
         kernel_size: int = 5,

@@ -204,9 +204,9 @@ class PyramidDownsample(Configured, Remembers, nn.Module):
         >>> pyramid = PyramidDownsample(num_levels=3)
         >>> [tuple(y.shape) for y in pyramid(torch.zeros(1, 3, 9, 6))]
         [(1, 3, 9, 6), (1, 3, 4, 3), (1, 3, 2, 1)]
-    @checked
     """
 
+    @checked
     def __init__(
         self,
         num_levels: int = 3,

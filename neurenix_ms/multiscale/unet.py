@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from neurenix_ms.arguments import checked
 
+from neurenix_ms.arguments import checked
 from neurenix_ms.blocks import BlockKind, Level, Trace
 from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.config import Configured
@@ -70,8 +70,8 @@ class UNet(Configured, Remembers, nn.Module):
         >>> [tuple(y.shape[1:]) for y in model.get_encoder_features()]
         [(8, 37, 53), (16, 18, 26), (16, 9, 13)]
     """
-    @checked
 
+    @checked
     def __init__(
         self,
         in_channels: int,
