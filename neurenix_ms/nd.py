@@ -31,24 +31,6 @@ class MaxPool1d(nn.MaxPool1d):
         )[0]
 
 
-def avg_pool3d(x: Tensor, *window: Any) -> Tensor:
-    """Return `F.avg_pool3d`, in float32 where a CPU has no kernel for half precision."""
-    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
-        return F.avg_pool3d(x.float(), *window).to(x.dtype)
-    return F.avg_pool3d(x, *window)
-class AvgPool3d(nn.AvgPool3d):
-    """Average pooling of volumes, also in half precision on a CPU.
-    Shape:
-        `(B, C, *S)` -> `(B, C, *S / stride)`
-    """
-    def forward(self, x: Tensor) -> Tensor:
-        return avg_pool3d(
-            x,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.count_include_pad,
-            self.divisor_override,
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: Conv3d}
 TRANSPOSED_CONVOLUTIONS: dict[int, Any] = {
     1: nn.ConvTranspose1d,
@@ -58,7 +40,7 @@ TRANSPOSED_CONVOLUTIONS: dict[int, Any] = {
 BATCH_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 INSTANCE_NORMS: dict[int, Any] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 POOLS: dict[str, dict[int, Any]] = {
-    "avg": {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: AvgPool3d},
+    "avg": {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d},
     "max": {1: MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d},
 }
 ADAPTIVE_POOLS: dict[str, dict[int, Any]] = {

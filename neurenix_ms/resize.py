@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
-from neurenix_ms.nd import LINEAR_MODES, SpatialDims, avg_pool3d, choose
+from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose
 from neurenix_ms.sizes import Size, equal, spatial
 
 LINEAR_NAMES = ("linear", "bilinear", "trilinear")
@@ -29,7 +29,7 @@ def torch_mode(mode: str, spatial_dims: SpatialDims, antialias: bool = False) ->
 
 def halved(x: Tensor) -> Tensor:
     """The mean of every two cells along every axis; all axes must be even."""
-    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: avg_pool3d}[x.ndim - 2]
+    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[x.ndim - 2]
     return pool(x, 2)
 
 

@@ -14,7 +14,7 @@ from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.meter import format_parameter_table
 from neurenix_ms.msnet.packed import can_pack, packed
 from neurenix_ms.msnet.tiles import predicted_in_tiles
-from neurenix_ms.msnet.volumes import coarsen, masks_of
+from neurenix_ms.msnet.volumes import coarsen, scale_masks
 from neurenix_ms.nd import (
     CONVOLUTIONS,
     INSTANCE_NORMS,
@@ -217,10 +217,8 @@ class MSNet(Configured, nn.Module):
     ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
         if isinstance(x, Tensor):
             expect_map(x, self.spatial_dims)
-            masks = masks_of(x, self.num_scales, masks)
+            masks = scale_masks(x, self.num_scales) if masks is None else masks
             x = coarsen(x, self.num_scales)
-        if masks is not None:  # without a batch axis as the published code makes them
-            masks = [m.unsqueeze(0) if m.ndim == self.spatial_dims + 1 else m for m in masks]
         self._expect(x, masks)
         return x, masks
 
@@ -251,7 +249,7 @@ class MSNet(Configured, nn.Module):
             )
         for k, mask in enumerate(masks[: self.num_scales]):
             size = spatial(scales[min(k + 1, self.num_scales - 1)])
-            if mask.ndim != len(size) + 2 or spatial(mask) != size or mask.shape[1] != 1:
+            if spatial(mask) != size or mask.shape[1] != 1:
                 raise ValueError(
                     f"mask {k} must have 1 channel and size {size}, got shape {tuple(mask.shape)}"
                 )

@@ -1,6 +1,5 @@
 """One array in, the same array at several scales out, coarsest first, and the masks between them."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -76,9 +75,6 @@ def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
     return [*masks, shares[-1]]
 
 
-def masks_of(x: Tensor, num_scales: int, masks: Sequence[Tensor] | None) -> Sequence[Tensor]:
-    """Return the masks as given, or those of `x`."""
-    return scale_masks(x, num_scales) if masks is None else masks
 @checked
 def random_volume(
     size: int,
