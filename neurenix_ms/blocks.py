@@ -12,7 +12,8 @@ from neurenix_ms.hooks import is_observed
 from neurenix_ms.layers import Act, Norm, make_act, make_norm
 from neurenix_ms.nd import CONVOLUTIONS, POOLS, TRANSPOSED_CONVOLUTIONS, SpatialDims, choose
 from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import fit, spatial
+from neurenix_ms.sizes import fit, spatial, twice
+from neurenix_ms.tracing import one_module
 
 BlockKind = Literal["single", "double", "residual"]
 PADDING_MODES = dict.fromkeys(("zeros", "reflect", "replicate", "circular"))
@@ -84,6 +85,7 @@ class ChannelDropout(nn.Module):
             raise ValueError(f"dropout must be at least 0 and below 1, got {p}")
         self.dropout = nn.Dropout(p)
 
+    @one_module
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.dropout.p == 0:
             return x
@@ -165,7 +167,7 @@ class Double(nn.Module):
         return recomputed(self._doubled, x)
 
     def _doubled(self, x: Tensor) -> Tensor:
-        return self.resize(x, tuple(2 * n for n in spatial(x)))
+        return self.resize(x, twice(spatial(x)))
 
 
 class Up(nn.Module):

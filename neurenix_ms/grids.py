@@ -8,6 +8,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from neurenix_ms.nd import ADAPTIVE_POOLS, SpatialDims, choose
 from neurenix_ms.sizes import spatial
+from neurenix_ms.tracing import one_module
 
 ENDLESS = 2**62  # cells along an axis
 
@@ -32,6 +33,7 @@ class Grid(nn.Module):
         self.bins = bins
         self.pool_type = pool_type
 
+    @one_module
     def forward(self, x: Tensor) -> Tensor:
         if not self._open(x):
             return self.pool(x)

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from neurenix_ms.nd import BATCH_NORMS, INSTANCE_NORMS, SpatialDims, choose
+from neurenix_ms.sizes import spatial
+from neurenix_ms.tracing import one_call, sizes_are_open
 
 Norm = Literal["batch", "instance", "group"] | Callable[[int], nn.Module] | None
 Act = (
@@ -52,11 +54,18 @@ def make_act(act: Act) -> nn.Module:
     return act() if callable(act) else choose(ACTIVATIONS, act, "act")()
 
 
-def expect_normalisable(norm: Norm, training: bool, batch: int, size: tuple[int, ...]) -> None:
-    """Refuse a map of one pixel where the norm would have nothing to take a variance of."""
-    if math.prod(size) == 1 and (
-        norm == "instance" or (norm == "batch" and training and batch < 2)
-    ):
+def expect_normalisable(norm: Norm, training: bool, x: Tensor, num_halvings: int = 0) -> None:
+    """Raise if `x`, halved so often, has one pixel and the norm would have no variance to take."""
+    if norm == "instance" or (norm == "batch" and training):
+        _expect_several_pixels(norm, x, num_halvings)
+
+
+@one_call
+def _expect_several_pixels(norm: str, x: Tensor, num_halvings: int) -> None:
+    if sizes_are_open():
+        return
+    batch, size = x.shape[0], tuple(n >> num_halvings for n in spatial(x))
+    if math.prod(size) == 1 and (norm == "instance" or batch < 2):
         raise ValueError(
             "instance norm, and batch norm in training on a batch of one, need more than one pixel "
             f"in the smallest map, got {batch} map(s) of size {size} there with norm {norm!r}; "

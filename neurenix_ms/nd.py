@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neurenix_ms.checks import check_integer, check_tensor, shown
 from neurenix_ms.convolution import Conv3d, conv3d
+from neurenix_ms.tracing import one_call, one_module
 
 SpatialDims = Literal[1, 2, 3]
 
@@ -31,6 +32,33 @@ class MaxPool1d(nn.MaxPool1d):
         )[0]
 
 
+def avg_pool3d(x: Tensor, *window: Any) -> Tensor:
+    """Return `F.avg_pool3d`, in float32 where a CPU has no kernel for half precision."""
+    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
+        return F.avg_pool3d(x.float(), *window).to(x.dtype)
+    return F.avg_pool3d(x, *window)
+
+
+class AvgPool3d(nn.AvgPool3d):
+    """Average pooling of volumes, also in half precision on a CPU.
+
+    Shape:
+        `(B, C, *S)` -> `(B, C, *S / stride)`
+    """
+
+    @one_module
+    def forward(self, x: Tensor) -> Tensor:
+        return avg_pool3d(
+            x,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
+        )
+
+
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: Conv3d}
 TRANSPOSED_CONVOLUTIONS: dict[int, Any] = {
     1: nn.ConvTranspose1d,
@@ -40,7 +68,7 @@ TRANSPOSED_CONVOLUTIONS: dict[int, Any] = {
 BATCH_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 INSTANCE_NORMS: dict[int, Any] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 POOLS: dict[str, dict[int, Any]] = {
-    "avg": {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d},
+    "avg": {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: AvgPool3d},
     "max": {1: MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d},
 }
 ADAPTIVE_POOLS: dict[str, dict[int, Any]] = {
@@ -64,6 +92,7 @@ def choose(table: Mapping[Any, Value], key: Hashable, name: str) -> Value:
     return table[key]
 
 
+@one_call
 def expect_map(x: Tensor, spatial_dims: int) -> None:
     """Refuse anything but a batch of maps with `spatial_dims` spatial axes."""
     check_tensor("the input", x)
@@ -73,9 +102,10 @@ def expect_map(x: Tensor, spatial_dims: int) -> None:
         )
 
 
+@one_call
 def expect_channels(x: Tensor, channels: int, what: str = "the map") -> None:
-    """Refuse a map with other than `channels` channels."""
-    if x.shape[1] != channels:
+    """Raise unless `x` has `channels` channels."""
+    if not torch.jit.is_tracing() and x.shape[1] != channels:
         raise ValueError(f"{what} must have {channels} channels, got shape {tuple(x.shape)}")
 
 

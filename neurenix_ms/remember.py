@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from neurenix_ms.tracing import placeholder_in
+
 
 class Remembers:
     """A module that keeps results of its most recent forward, attached to the graph.
@@ -19,14 +21,15 @@ class Remembers:
         self._memory = None
 
     def _remember(self, **results: Any) -> None:
-        if not torch.compiler.is_exporting():
+        tracing = torch.jit.is_tracing() or placeholder_in(list(results.values())) is not None
+        if not torch.compiler.is_exporting() and not tracing:
             self._memory = results
 
     def _recall(self, name: str) -> Any:
         if self._memory is None:
             raise RuntimeError(
-                f"{type(self).__name__} remembers nothing yet: "
-                "call it on a map first, with remember=True where it has that argument"
+                f"{type(self).__name__} has no cached features; "
+                "run a forward pass first, with remember=True where it has that argument"
             )
         return self._memory[name]
 

@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
-from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose
+from neurenix_ms.nd import LINEAR_MODES, SpatialDims, avg_pool3d, choose
 from neurenix_ms.sizes import Size, equal, spatial
+from neurenix_ms.tracing import one_call, one_module
 
 LINEAR_NAMES = ("linear", "bilinear", "trilinear")
 MODES = ("nearest", *LINEAR_NAMES, "bicubic", "area")
@@ -27,12 +28,14 @@ def torch_mode(mode: str, spatial_dims: SpatialDims, antialias: bool = False) ->
     return linear if mode in LINEAR_NAMES else mode
 
 
+@one_call
 def halved(x: Tensor) -> Tensor:
     """The mean of every two cells along every axis; all axes must be even."""
-    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[x.ndim - 2]
+    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: avg_pool3d}[x.ndim - 2]
     return pool(x, 2)
 
 
+@one_call
 def doubled(x: Tensor) -> Tensor:
     """Every cell twice along every axis."""
     return F.interpolate(x, tuple(2 * n for n in spatial(x)))
@@ -72,6 +75,7 @@ class Resize(nn.Module):
         self.align_corners = None if self.mode in ("nearest", "area") else align_corners
         self.antialias = antialias
 
+    @one_module
     def forward(self, x: Tensor, size: Size) -> Tensor:
         if equal(spatial(x), size):
             return x

@@ -10,23 +10,41 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from neurenix_ms.checks import check_number
+from neurenix_ms.tracing import one_call
 
 Size = tuple[int, ...]
 Target = str | int | Sequence[int]
 
 
+@one_call
 def spatial(x: Tensor) -> Size:
     """The spatial part of the shape of `(B, C, *S)`."""
     return tuple(x.shape[2:])
 
 
-def scaled(size: Sequence[int], scale: float) -> Size:
-    """Every axis at `scale`, rounded down, never below one cell."""
+@one_call
+def scaled(size: Sequence[int], scale: float | Sequence[float]) -> Size:
+    """Return every axis at `scale`, or at its own entry of it, rounded down, at least 1."""
+    scales = [scale] * len(size) if isinstance(scale, int | float) else scale
+    if (
+        torch.jit.is_tracing()
+    ):  # sizes are tensors, and Python's arithmetic would make them constants
+        return tuple(
+            torch.as_tensor(n).double().mul(factor).floor().long().clamp(min=1)  # type: ignore[misc]
+            for n, factor in zip(size, scales, strict=True)
+        )
     if not torch.compiler.is_compiling():
-        return tuple(max(1, math.floor(n * scale)) for n in size)
+        return tuple(max(1, math.floor(n * factor)) for n, factor in zip(size, scales, strict=True))
     # math.floor stays symbolic while a model is traced; int() would freeze the example's size
-    sizes: list[Any] = [torch.sym_max(1, math.floor(n * scale)) for n in size]
+    pairs = zip(size, scales, strict=True)
+    sizes: list[Any] = [torch.sym_max(1, math.floor(n * factor)) for n, factor in pairs]
     return tuple(sizes)
+
+
+@one_call
+def twice(size: Sequence[int]) -> Size:
+    """Return the double of every axis."""
+    return tuple(2 * n for n in size)
 
 
 def expect_scale(scale: float, name: str = "scale") -> float:
@@ -41,8 +59,11 @@ def expect_scales(scales: Sequence[float]) -> list[float]:
     return [expect_scale(scale, f"scales[{i}]") for i, scale in enumerate(scales)]
 
 
+@one_call
 def expect_halvings(size: Sequence[int], num_halvings: int) -> None:
-    """Refuse a map that cannot be halved `num_halvings` times on every axis."""
+    """Raise unless every axis can be halved `num_halvings` times."""
+    if torch.jit.is_tracing():
+        return
     smallest = 2**num_halvings
     if any(n < smallest for n in size):
         raise ValueError(
@@ -67,6 +88,7 @@ def expect_target(target: Target, spatial_dims: int) -> Target:
     return target
 
 
+@one_call
 def target_size(sizes: Sequence[Size], target: Target) -> Size:
     """The size all features are brought to; the first one wins a tie."""
     if isinstance(target, str):
@@ -85,12 +107,15 @@ def target_size(sizes: Sequence[Size], target: Target) -> Size:
 
 
 def equal(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether two sizes are equal; while tracing, whether they are for every size of the input."""
+    """Return whether two sizes are equal; while tracing, whether they are for every input."""
+    if torch.jit.is_tracing():
+        return False
     if torch.compiler.is_compiling():
         return all(statically_known_true(m == n) for m, n in zip(a, b, strict=True))
     return tuple(a) == tuple(b)
 
 
+@one_call
 def fit(x: Tensor, size: Size, mode: str = "constant") -> Tensor:
     """Crop or pad `x` at the end of every axis to `size`; `mode` says what is padded."""
     if equal(spatial(x), size):

@@ -30,6 +30,8 @@ FLOORS = [
         "arguments",
         "checks",
         "hooks",
+        "probing",
+        "tracing",
     ],
 ]
 GROUND = FLOORS[-1]

@@ -219,15 +219,15 @@ def test_entry_i_takes_coarse_entry_half_of_i(n, odd, dims):
 def test_features_are_remembered_attached_and_dropped_by_copies():
     for model in (UNet(1, 1, [4]), PyramidNetwork(1, 1, 2, 4)):
         getter = "get_features" if isinstance(model, PyramidNetwork) else "get_encoder_features"
-        with pytest.raises(RuntimeError, match=f"{type(model).__name__} remembers nothing yet"):
+        with pytest.raises(RuntimeError, match=f"{type(model).__name__} has no cached features"):
             getattr(model, getter)()
         model(torch.randn(2, 1, 8, 8))
         assert getattr(model, getter)()[0].requires_grad
         assert not any("memory" in name for name in model.state_dict())
-        with pytest.raises(RuntimeError, match="remembers nothing yet"):
+        with pytest.raises(RuntimeError, match="has no cached features"):
             getattr(copy.deepcopy(model), getter)()
         model.clear_features()
-        with pytest.raises(RuntimeError, match="remembers nothing yet"):
+        with pytest.raises(RuntimeError, match="has no cached features"):
             getattr(model, getter)()
     silent = UNet(1, 1, [4], remember=False)
     silent(torch.randn(2, 1, 8, 8))

@@ -117,7 +117,7 @@ def test_every_axis_is_halved_and_never_lost(shape):
 def test_levels_can_be_asked_for():
     pyramid = PyramidDownsample(3)
     x = torch.randn(1, 1, 8, 8, requires_grad=True)
-    with pytest.raises(RuntimeError, match="PyramidDownsample remembers nothing yet"):
+    with pytest.raises(RuntimeError, match="PyramidDownsample has no cached features"):
         pyramid.get_level(0)
     levels = pyramid(x)
     assert pyramid.get_level(-1) is levels[2]
@@ -129,7 +129,7 @@ def test_levels_can_be_asked_for():
         with pytest.raises(IndexError, match=f"level must be an index into 3 levels, got {level}"):
             pyramid.get_level(level)
     pyramid.clear_features()
-    with pytest.raises(RuntimeError, match="remembers nothing yet"):
+    with pytest.raises(RuntimeError, match="has no cached features"):
         pyramid.get_level(0)
 
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from neurenix_ms.arguments import checked
 from neurenix_ms.blocks import ConvNormAct
@@ -14,7 +15,7 @@ from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.meter import format_parameter_table
 from neurenix_ms.msnet.packed import can_pack, packed
 from neurenix_ms.msnet.tiles import predicted_in_tiles
-from neurenix_ms.msnet.volumes import coarsen, scale_masks
+from neurenix_ms.msnet.volumes import coarsen, masks_of
 from neurenix_ms.nd import (
     CONVOLUTIONS,
     INSTANCE_NORMS,
@@ -26,6 +27,7 @@ from neurenix_ms.nd import (
 )
 from neurenix_ms.resize import doubled
 from neurenix_ms.sizes import spatial
+from neurenix_ms.tracing import entries
 
 
 class Stage(nn.Module):
@@ -215,10 +217,14 @@ class MSNet(Configured, nn.Module):
     def _prepared(
         self, x: Tensor | Sequence[Tensor], masks: Sequence[Tensor] | None
     ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
-        if isinstance(x, Tensor):
+        if isinstance(x, Tensor | Proxy):
             expect_map(x, self.spatial_dims)
-            masks = scale_masks(x, self.num_scales) if masks is None else masks
+            masks = masks_of(x, self.num_scales, masks)
             x = coarsen(x, self.num_scales)
+        if isinstance(x, Proxy):
+            return entries(x, self.num_scales), entries(masks, self.num_scales)
+        if masks is not None:  # without a batch axis as the published code makes them
+            masks = [m.unsqueeze(0) if m.ndim == self.spatial_dims + 1 else m for m in masks]
         self._expect(x, masks)
         return x, masks
 
@@ -237,9 +243,7 @@ class MSNet(Configured, nn.Module):
                     f"every scale must double the one before: scale {k} needs batch "
                     f"{scales[0].shape[0]} and size {wanted}, got shape {tuple(x.shape)}"
                 )
-        if not torch.compiler.is_compiling():
-            batch, size = scales[0].shape[0], spatial(scales[0])
-            expect_normalisable(self.norm, self.training, batch, size)
+        expect_normalisable(self.norm, self.training, scales[0])
         if masks is None:
             return
         if len(masks) < self.num_scales - 1 + self.mask_output:
@@ -249,7 +253,7 @@ class MSNet(Configured, nn.Module):
             )
         for k, mask in enumerate(masks[: self.num_scales]):
             size = spatial(scales[min(k + 1, self.num_scales - 1)])
-            if spatial(mask) != size or mask.shape[1] != 1:
+            if mask.ndim != len(size) + 2 or spatial(mask) != size or mask.shape[1] != 1:
                 raise ValueError(
                     f"mask {k} must have 1 channel and size {size}, got shape {tuple(mask.shape)}"
                 )

@@ -1,5 +1,6 @@
 """One array in, the same array at several scales out, coarsest first, and the masks between them."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -9,6 +10,7 @@ from neurenix_ms.arguments import checked
 from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
 from neurenix_ms.resize import doubled, halved
 from neurenix_ms.sizes import fit, spatial
+from neurenix_ms.tracing import one_call
 
 
 def filled_up(x: Tensor, num_scales: int) -> Tensor:
@@ -18,6 +20,7 @@ def filled_up(x: Tensor, num_scales: int) -> Tensor:
     return fit(x, tuple((n + block - 1) // block * block for n in spatial(x)))
 
 
+@one_call
 @checked
 def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
     """Average pairs of cells along every axis, again and again.
@@ -46,6 +49,7 @@ def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
     return scales
 
 
+@one_call
 @checked
 def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
     """The masks that keep the mean of a coarse value when it is upsampled into pores only.
@@ -73,6 +77,12 @@ def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
         share = doubled(coarse)
         masks.append(torch.where(share > 0, fine / share.clamp(min=torch.finfo(x.dtype).tiny), 0))
     return [*masks, shares[-1]]
+
+
+@one_call
+def masks_of(x: Tensor, num_scales: int, masks: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """Return the masks as given, or those of `x`."""
+    return scale_masks(x, num_scales) if masks is None else masks
 
 
 @checked

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
@@ -20,6 +19,7 @@ from neurenix_ms.multiscale.features import (
 from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose, expect_positive
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import Target, expect_target
+from neurenix_ms.tracing import entries
 
 AttentionKind = Literal["channel", "spatial", "both"]
 
@@ -113,7 +113,7 @@ class AttentionFusion(Configured, nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         expect_features(features, self.in_channels, self.spatial_dims)
         maps = self.project(features)
-        return weighted(self._weights(maps).unbind(dim=1), maps)
+        return weighted(entries(self._weights(maps).unbind(dim=1), len(maps)), maps)
 
     def attention_weights(self, features: Sequence[Tensor]) -> Tensor:
         """Weights of the K sources: `(B, K, C, 1..)`, `(B, K, 1, *T)` or `(B, K, C, *T)`."""
@@ -125,9 +125,7 @@ class AttentionFusion(Configured, nn.Module):
         if self.channel_scores is not None:
             axes = tuple(range(2, 2 + self.spatial_dims))
             means = add(maps).mean(axes, keepdim=True)
-            scores.append(
-                rearrange(self.channel_scores(means), "b (k c) ... -> b k c ...", k=len(maps))
-            )
+            scores.append(self.channel_scores(means).unflatten(1, (len(maps), -1)))
         if self.spatial_scores is not None:
             scores.append(self.spatial_scores(torch.cat(list(maps), dim=1)).unsqueeze(2))
         return torch.softmax(add(scores), dim=1)

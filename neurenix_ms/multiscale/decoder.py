@@ -14,6 +14,7 @@ from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm
 from neurenix_ms.multiscale.features import Channels, channels_of, expect_features
 from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose
+from neurenix_ms.tracing import entries
 
 FinalActivation = (
     Literal["sigmoid", "softmax", "softplus", "relu"] | Callable[[Tensor], Tensor] | None
@@ -210,7 +211,7 @@ class UNetDecoder(Configured, nn.Module):
     @recomputes
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         expect_features(features, self.encoder_channels, self.spatial_dims)
-        *skips, y = features
+        *skips, y = entries(features, self.num_scales)
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             y = checkpointed(up, skip, y)
         return self.head(y)

@@ -17,6 +17,7 @@ from neurenix_ms.nd import (
 )
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import Target, spatial, target_size
+from neurenix_ms.tracing import entries, one_call
 
 Channels = Sequence[int] | Backbone
 
@@ -26,6 +27,7 @@ def channels_of(source: Channels) -> list[int]:
     return list(source.channels if isinstance(source, Backbone) else source)
 
 
+@one_call
 def expect_features(features: Sequence[Tensor], channels: Sequence[int], spatial_dims: int) -> None:
     """Refuse a list of other length, and maps of another rank, channel count or batch size."""
     if len(features) != len(channels):
@@ -74,6 +76,7 @@ class Projections(nn.Module):
         self.target = target
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        features = entries(features, len(self.points))
         size = target_size([spatial(x) for x in features], self.target)
         projected = zip(self.points, features, strict=True)
         return [self.resize(point(x), size) for point, x in projected]

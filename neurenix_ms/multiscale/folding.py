@@ -11,6 +11,7 @@ from neurenix_ms.layers import Act, make_act
 from neurenix_ms.nd import CONVOLUTIONS, CONVOLVE, SpatialDims
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
+from neurenix_ms.tracing import one_module
 
 TAPS = 3  # of the kernel, per axis
 WORTH_IT = 2**27  # operations to save; below it the many small products cost more, as measured
@@ -57,6 +58,7 @@ class FoldedConvolution(nn.Module):
         self.bins = list(bins)
         self.resize = resize
 
+    @one_module
     def forward(self, x: Tensor, grids: Sequence[Tensor]) -> Tensor:
         if torch.compiler.is_compiling() or self.saved_by_folding(x) >= WORTH_IT:
             return self.folded(x, grids)

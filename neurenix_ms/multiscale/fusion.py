@@ -25,6 +25,7 @@ from neurenix_ms.nd import (
 )
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import Size, Target, expect_scales, expect_target, spatial, target_size
+from neurenix_ms.tracing import entries
 
 FusionMethod = Literal["concat", "sum", "mean", "avg", "max", "attention"]
 
@@ -65,7 +66,7 @@ class SlicedConvolution(nn.Module):
         self.resize = resize
 
     def forward(self, features: Sequence[Tensor], size: Size) -> Tensor:
-        slices = self.weight.split(self.widths, dim=1)
+        slices = entries(self.weight.split(self.widths, dim=1), len(self.widths))
         biases = [self.bias] + [None] * (len(self.widths) - 1)  # the sum needs it once
         total: Tensor | None = None
         for x, weight, bias in zip(features, slices, biases, strict=True):
@@ -88,6 +89,7 @@ class ConcatFusion(nn.Module):
         self.target = target
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
+        features = entries(features, len(self.conv.widths))
         return self.conv(features, target_size([spatial(x) for x in features], self.target))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from neurenix_ms.arguments import checked
 from neurenix_ms.checkpointing import checkpointed
@@ -30,6 +31,7 @@ from neurenix_ms.sizes import (
     spatial,
     target_size,
 )
+from neurenix_ms.tracing import entries, one_call
 
 
 class MultiScaleModel(Configured, nn.Module):
@@ -155,7 +157,8 @@ class MultiScaleModel(Configured, nn.Module):
         if self.fusion_method == "concat":
             return torch.cat(maps, dim=1)
         if self.fusion_method == "attention":
-            return weighted(self._weights(maps).unsqueeze(2).unbind(dim=1), maps)
+            weights = self._weights(maps).unsqueeze(2).unbind(dim=1)
+            return weighted(entries(weights, len(maps)), maps)
         return REDUCTIONS[self.fusion_method](maps)
 
     def attention_weights(self, x: Tensor) -> Tensor:
@@ -173,7 +176,7 @@ class MultiScaleModel(Configured, nn.Module):
             for network, scale in zip(self._network_per_scale(), self._scales, strict=True)
         ]
         expect_alike(outputs, self.fusion_method == "concat")
-        if outputs[0].ndim == 2:
+        if is_vector(outputs[0]):
             return outputs
         target = self.target
         if target == "largest":
@@ -196,11 +199,11 @@ class MultiScaleModel(Configured, nn.Module):
             self.channels = maps[0].shape[1]
             self.scores = self._score_head(self.channels).to(maps[0])
         pixels = maps
-        if maps[0].ndim == 2:  # a vector is a map of one pixel
+        if is_vector(maps[0]):  # a vector is a map of one pixel
             one = (1,) * self.spatial_dims
             pixels = [y.reshape(*y.shape, *one) for y in maps]
         scores = torch.cat([self.scores(y) for y in pixels], dim=1)
-        return torch.softmax(scores.flatten(1) if maps[0].ndim == 2 else scores, dim=1)
+        return torch.softmax(scores.flatten(1) if is_vector(maps[0]) else scores, dim=1)
 
     def _score_head(self, channels: int) -> nn.Sequential:
         conv = choose(CONVOLUTIONS, self.spatial_dims, "spatial_dims")
@@ -219,6 +222,12 @@ class MultiScaleModel(Configured, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def is_vector(y: Tensor) -> bool:
+    """Return whether `y` is `(B, C)`; under `torch.fx`, which knows no shapes, it is a feature map."""
+    return not isinstance(y, Proxy) and y.ndim == 2
+
+
+@one_call
 def expect_alike(outputs: Sequence[Tensor], any_channels: bool) -> None:
     """Refuse outputs of a base model that cannot be fused."""
     first = outputs[0]

@@ -19,6 +19,7 @@ from neurenix_ms.multiscale.folding import FoldedConvolution, Projection
 from neurenix_ms.nd import POOLS, SpatialDims, choose, expect_channels, expect_map
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
+from neurenix_ms.tracing import one_module
 
 PoolType = Literal["avg", "max"]
 
@@ -45,6 +46,7 @@ class Window(nn.Module):
             self.pool = pool(kernel, stride=1)
             self.border = [n for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
 
+    @one_module
     def forward(self, x: Tensor) -> Tensor:
         if not self.border:
             return self.pool(x)
@@ -231,7 +233,7 @@ class PyramidPooling(Configured, nn.Module):
         expect_map(x, self.spatial_dims)
         expect_channels(x, self.in_channels)
         if self.project:
-            expect_normalisable(self.norm, self.training, x.shape[0], spatial(x))
+            expect_normalisable(self.norm, self.training, x)
         views = [branch(x) for branch in self.branches]
         if self.projection is None:
             return torch.cat([x, *(self.resize(view, spatial(x)) for view in views)], dim=1)

@@ -28,6 +28,7 @@ from neurenix_ms.nd import (
 from neurenix_ms.remember import Remembers
 from neurenix_ms.resize import Resize, doubled
 from neurenix_ms.sizes import expect_halvings, fit, spatial
+from neurenix_ms.tracing import entries, one_call
 
 
 class PyramidNetwork(Configured, Remembers, nn.Module):
@@ -167,9 +168,7 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         expect_map(x, self.spatial_dims)
         expect_channels(x, self.in_channels)
         expect_halvings(spatial(x), self.num_levels - 1)
-        if not torch.compiler.is_compiling():
-            smallest = tuple(n >> (self.num_levels - 1) for n in spatial(x))
-            expect_normalisable(self.norm, self.training, x.shape[0], smallest)
+        expect_normalisable(self.norm, self.training, x, self.num_levels - 1)
 
 
 class Merge(nn.Module):
@@ -188,6 +187,7 @@ class Merge(nn.Module):
         return y if coarse is None else y + repeated(coarse, spatial(y))
 
 
+@one_call
 def repeated(coarse: Tensor, size: tuple[int, ...]) -> Tensor:
     """Every entry twice along every axis; a last odd entry takes the last coarse one once more."""
     if not torch.compiler.is_compiling():
@@ -256,6 +256,7 @@ class PyramidFusion(Configured, nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         expect_features(features, self.widths, self.spatial_dims)
+        features = entries(features, len(self.widths))
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for finer in range(len(maps) - 2, -1, -1):
             maps[finer] = maps[finer] + self.resize(maps[finer + 1], spatial(maps[finer]))

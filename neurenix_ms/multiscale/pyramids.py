@@ -13,6 +13,7 @@ from neurenix_ms.config import Configured
 from neurenix_ms.nd import CONVOLVE, LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
+from neurenix_ms.tracing import one_module
 
 
 def gaussian_weights(sigma: float | None, kernel_size: int) -> list[float]:
@@ -42,6 +43,7 @@ class SmoothHalve(nn.Module):
         self.table = rows if spatial_dims == 2 else self.weights
         self.spatial_dims = spatial_dims
 
+    @one_module
     def forward(self, x: Tensor) -> Tensor:
         radius = len(self.weights) // 2
         if self.spatial_dims < 3 and min(spatial(x)) > radius:

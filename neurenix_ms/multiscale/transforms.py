@@ -155,9 +155,7 @@ class Rescale(Configured, Remembers, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         expect_map(x, self.spatial_dims)
-        size = tuple(
-            scaled([n], factor)[0] for n, factor in zip(spatial(x), self.factors, strict=True)
-        )
+        size = scaled(spatial(x), self.factors)
         self._remember(before=spatial(x), after=size)
         return self.resize(x, size)
 

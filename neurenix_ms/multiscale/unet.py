@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
@@ -157,9 +156,7 @@ class UNet(Configured, Remembers, nn.Module):
         expect_map(x, self.spatial_dims)
         expect_channels(x, self.in_channels)
         expect_halvings(spatial(x), len(self.features))
-        if not torch.compiler.is_compiling():
-            smallest = tuple(n >> len(self.features) for n in spatial(x))
-            expect_normalisable(self.norm, self.training, x.shape[0], smallest)
+        expect_normalisable(self.norm, self.training, x, len(self.features))
 
 
 def expect_features_widths(features: Sequence[int]) -> list[int]:

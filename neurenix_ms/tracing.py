@@ -1,0 +1,69 @@
+"""Let `torch.fx` record what depends on the sizes of its input as single calls.
+
+`torch.fx.symbolic_trace` runs a model on placeholders that have no shape. A function or module whose
+Python code reads a shape is therefore recorded as one call, and runs as usual in the traced module.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.fx import Proxy
+
+Inputs = ParamSpec("Inputs")
+Result = TypeVar("Result")
+
+
+def one_call(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
+    """Record `function` as one `call_function` node under `torch.fx`; call it otherwise."""
+
+    @functools.wraps(function)
+    def call(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Result:
+        proxy = placeholder_in(args)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return cast(Result, proxy.tracer.create_proxy("call_function", call, args, kwargs))
+
+    return call
+
+
+def one_module(forward: Callable[..., Result]) -> Callable[..., Result]:
+    """Record the module of this `forward` as one `call_module` node under `torch.fx`."""
+
+    @functools.wraps(forward)
+    def call(self: Any, *args: Any) -> Result:
+        proxy = placeholder_in(args)
+        if proxy is None:
+            return forward(self, *args)
+        tracer: Any = proxy.tracer
+        return cast(
+            Result, tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
+        )
+
+    return call
+
+
+def placeholder_in(args: Sequence[Any]) -> Proxy | None:
+    """Return the first `torch.fx.Proxy` among arguments and lists of them, or None."""
+    for value in args:
+        if isinstance(value, Proxy):
+            return value
+        if isinstance(value, list | tuple):
+            found = placeholder_in(value)
+            if found is not None:
+                return found
+    return None
+
+
+def entries(values: Sequence[Tensor], count: int) -> Sequence[Tensor]:
+    """Return the `count` entries of a list, which a placeholder cannot tell by itself."""
+    if isinstance(values, Proxy):
+        return [values[i] for i in range(count)]
+    return values
+
+
+def sizes_are_open() -> bool:
+    """Return whether the sizes of tensors stand for those of other inputs too."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
