@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import neurenix_ms as nms
 from neurenix_ms import FeatureFusion, PyramidFusion, PyramidPooling, UNetDecoder
 from neurenix_ms.backbones import Backbone, inflate
 
@@ -207,6 +208,136 @@ def test_it_trains_copies_compiles_and_exports():
     torch.testing.assert_close(compiled(x), model(x))
 
 
+class Deep(nn.Module):
+    """Maps whose coarsest still has one pixel where the probe is twice as long."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 4, 2)
+
+    def forward(self, x):
+        maps = [self.stem(x)]
+        for _ in range(6):
+            maps.append(nn.functional.max_pool2d(maps[-1], 1, 2))
+        return maps
+
+
+class Padded(nn.Module):
+    """Rounds its size up to windows of 7, as networks with windowed attention do."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 4, 4)
+
+    def forward(self, x):
+        y = self.stem(x)
+        return [nn.functional.pad(y, (0, -y.shape[3] % 7, 0, -y.shape[2] % 7))]
+
+
+def test_a_stride_is_measured_further_than_any_level_sees():
+    assert Backbone(Deep()).strides == [2, 4, 8, 16, 32, 64, 128]
+    assert Backbone(Padded()).strides == [4]
+    assert Backbone(Given(lambda y: [nn.functional.max_pool2d(y, 11)])).strides == [11]
+    assert Backbone(Given(lambda y: [nn.functional.interpolate(y, scale_factor=0.3)])).strides == [
+        pytest.approx(10 / 3)
+    ]
+
+
+class BlocksFirst(nn.Module):
+    """Reads blocks of 2 x 2 pixels as channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = conv(12, 4)
+
+    def forward(self, x):
+        return [self.conv(nn.functional.pixel_unshuffle(x, 2))]
+
+
+class Twisted(nn.Module):
+    """Its first layer is not the first that it makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Conv1d(1, 1, 3, padding=1)
+        self.second = conv(8, 4, 2)
+        self.first = conv(1, 8)
+
+    def forward(self, x):
+        y = self.second(self.first(x))
+        return [y * self.gate(y.mean((2, 3)).unsqueeze(1)).view(-1, 4, 1, 1)]
+
+
+def test_channels_of_the_image_do_not_depend_on_the_order_of_the_layers():
+    blocks = Backbone(BlocksFirst())
+    assert (blocks.in_channels, blocks.channels, blocks.strides) == (3, [4], [2])
+    with pytest.raises(ValueError, match=r"in_channels 1 needs .*got BlocksFirst; build it for 1"):
+        Backbone(BlocksFirst(), in_channels=1)
+    twisted = Backbone(Twisted())
+    assert (twisted.in_channels, twisted.spatial_dims, twisted.strides) == (1, 2, [2])
+
+
+def test_it_is_measured_on_the_meta_device_too():
+    with torch.device("meta"):
+        backbone = Backbone("mobilenet_v3_small", normalise="imagenet")
+    assert backbone.strides == FAMILIES["mobilenet_v3_small"][1]
+    assert all(p.is_meta for p in backbone.parameters())
+
+
+class Valued(nn.Module):
+    """Looks at values, which tensors without memory do not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 4, 2)
+
+    def forward(self, x):
+        y = self.stem(x)
+        return [y, nn.functional.max_pool2d(y, 2)] if y.sum().item() > -1e9 else [y]
+
+
+def test_a_network_that_looks_at_values_is_measured_in_memory():
+    assert Backbone(Valued()).strides == [2, 4]
+
+
+def test_measuring_runs_a_copy_and_no_random_number_is_drawn():
+    network = Encoder()
+    calls = []
+    network.register_forward_pre_hook(lambda module, _: calls.append(module))
+    state = torch.get_rng_state()
+    Backbone(nn.Sequential(nn.Dropout(0.5), network))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert network not in calls
+
+
+def test_a_saved_backbone_comes_back(tmp_path):
+    x = torch.randn(1, 3, 40, 33)
+    for backbone in (
+        Backbone("mobilenet_v3_small", levels=[1, 3], normalise="imagenet"),
+        Backbone("mobilenet_v3_small", reduced_tail=True, levels=[-1]),
+        Backbone(nms.PyramidNetwork(3, 2, 3, 4, return_pyramid=True), levels=[0, 2]),
+    ):
+        nms.save(backbone.eval(), tmp_path / "b.nx")
+        again = nms.load(tmp_path / "b.nx").eval()
+        assert again.strides == backbone.strides
+        for y, expected in zip(again(x), backbone(x), strict=True):
+            assert torch.equal(y, expected)
+
+
+def test_its_config_builds_it_again():
+    named = Backbone("mobilenet_v3_small", in_channels=1, weights=None)
+    assert "weights" not in named.config
+    assert Backbone(**named.config).channels == named.channels
+    cut = Backbone(torchvision.models.resnet18(), levels=[1, 2])
+    twin = Backbone(**cut.config)
+    assert (twin.strides, twin.channels) == (cut.strides, cut.channels)
+
+
+def test_options_without_a_name_are_no_arguments():
+    with pytest.raises(TypeError, match=r"options need a network given by name, got \['levls'\]"):
+        Backbone(Encoder(), levls=[0])
+
+
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra")
 def test_models_of_timm_come_by_name_and_as_modules():
     import timm
@@ -261,21 +392,32 @@ class Fixed(nn.Module):
     ("build", "message"),
     [
         (lambda: Backbone("resnet0"), "must name a model of torchvision or timm, got 'resnet0'"),
+        (
+            lambda: Backbone("resnet18", nonsense=1),
+            r"'resnet18' must be .* with options \{'nonsense': 1\}, got TypeError: .*'nonsense'",
+        ),
+        (
+            lambda: Backbone("resnet18", pretrained=True, weights_backbone="DEFAULT"),
+            "give weights= of Backbone for pretrained ones, got pretrained, weights_backbone",
+        ),
         (lambda: Backbone(Fixed()), r"(?s)size follows.*\(1, 8, 7, 7\) .*does not follow the size"),
         (
             lambda: Backbone(Given(lambda y: [y.flatten(2)])),
-            r"(?s)every output must be a map of 2 spatial axes.*\(1, 4, 9216\)",
+            r"(?s)every output must be a feature map of 2 spatial axes.*\(1, 4, 9216\)",
         ),
         (
             lambda: Backbone(Given(lambda y: [])),
-            "(?s)every output must be a map of 2 .*got\noutput",
+            "(?s)every output must be a feature map of 2 .*got\noutput",
         ),
-        (lambda: Backbone(Given(lambda y: [None])), r"(?s)every output must be a map.*\(\)"),
+        (
+            lambda: Backbone(Given(lambda y: [None])),
+            r"(?s)every output must be a feature map.*\(\)",
+        ),
         (
             lambda: Backbone(Encoder(), levels=[0, 3]),
-            r"(?s)numbers of the 3 maps, got \[0, 3\].*\(1, 8, 24, 24\) +8  4",
+            r"(?s)numbers of the 3 feature maps, got \[0, 3\].*\(1, 8, 24, 24\) +8  4",
         ),
-        (lambda: Backbone(Encoder(), levels=[]), r"numbers of the 3 maps, got \[\]"),
+        (lambda: Backbone(Encoder(), levels=[]), r"numbers of the 3 feature maps, got \[\]"),
         (
             lambda: Backbone(Encoder(), normalise=([0.5], [1.0])),
             r"two lists of 3 numbers, got \(\[0.5\], \[1.0\]\)",
@@ -290,13 +432,16 @@ class Fixed(nn.Module):
         ),
         (
             lambda: Backbone(nn.Sequential(nn.Flatten(), nn.Linear(12, 1))),
-            r"must take maps of any size, got RuntimeError from an input of shape \(1, 3, 96, 96\)",
+            r"must take images of any size, got RuntimeError from an input of shape \(1, 3, 96, 96\)",
         ),
         (
             lambda: UNetDecoder(Backbone(Encoder(), levels=[0, 2]), 1),
             r"(?s)twice the stride of the one before, got\noutput.*\(1, 8, 24, 24\) +8  4",
         ),
-        (lambda: UNetDecoder(Backbone(conv(3, 4)), 1), r"(?s)two or more maps.*\(1, 4, 96, 96\)"),
+        (
+            lambda: UNetDecoder(Backbone(conv(3, 4)), 1),
+            r"(?s)two or more feature maps.*\(1, 4, 96, 96\)",
+        ),
         (
             lambda: inflate(nn.ConvTranspose2d(1, 1, 3, stride=2)),
             "a multiple of their stride, got ConvTranspose2d",

@@ -1,4 +1,4 @@
-"""An image in, the maps of a network at several resolutions out, finest first."""
+"""Feature maps of any network at several resolutions, finest first."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,30 +8,31 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.backbones.extracting import Extractor, extractor, is_dual_graph
-from neurenix_ms.backbones.inflation import first_convolution, with_channels
+from neurenix_ms.backbones.inflation import CONVOLUTIONS, with_channels
 from neurenix_ms.backbones.measuring import (
     Measured,
     Stride,
-    evaluating,
+    first_run,
     measure,
     named_outputs,
-    probe_shapes,
-    run,
+    sorted_by_stride,
     table,
 )
+from neurenix_ms.backbones.naming import named_network
 from neurenix_ms.backbones.tapping import taps
+from neurenix_ms.config import Configured
 from neurenix_ms.nd import expect_channels, expect_map
 
 Normalise = Literal["imagenet"] | tuple[Sequence[float], Sequence[float]] | None
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-class Backbone(nn.Module):
-    """Take the maps of any network at several resolutions, for a decoder, neck or fusion behind it.
+class Backbone(Configured, nn.Module):
+    """Take the feature maps of any network at several resolutions, for a decoder, neck or fusion.
 
-    Channels and strides are measured by running the network on small inputs when it is wrapped, never
-    taken from what it says of itself. Every map comes out as `(B, C, *S)`, also where the network
-    keeps its channels last. Nothing is downloaded unless `weights` asks for it.
+    Channels and strides are measured when the network is wrapped, on tensors without memory, never
+    taken from what it says of itself. Every feature map comes out as `(B, C, *S)`, also where the
+    network keeps its channels last. Nothing is downloaded unless `weights` asks for it.
 
     Hand the backbone itself to `UNetDecoder`, `PyramidFusion`, `FeatureFusion` or `PyramidPooling`
     in place of channels. Weights of other input channels repeat the pretrained kernels, so that an
@@ -40,20 +41,25 @@ class Backbone(nn.Module):
     Args:
         network: Name of a torchvision model, name of a timm model (extra `timm`; write
             "timm/resnet18" where torchvision has that name too), or a module: one that returns a list,
-            tuple or dict of maps is used as it is; in one that returns something else, the last map of
-            every resolution is looked for, and the rest is cut off.
-        levels: Which of the maps, counted from the finest; None takes all.
+            tuple or dict of feature maps is used as it is; in one that returns something else, the
+            last feature map of every resolution is looked for, and the rest is cut off.
+        levels: Which of the feature maps, counted from the finest; None takes all.
         in_channels: Channels of the image; None leaves them as they are; others
             are read by a copy of the network.
         normalise: "imagenet", or means and standard deviations per channel, applied to the image.
-        weights: With a name: those to download, such as "DEFAULT"; any text for timm's.
+        weights: With a name: those to download, such as "DEFAULT"; any text for timm's. A saved
+            backbone is loaded without them, and gets its own.
+        options: With a name: further arguments of `timm.create_model` or of torchvision's function,
+            such as `output_stride=8` or `img_size=96, strict_img_size=False`.
 
     Shape:
         `(B, in_channels, *S)` -> a list of `(B, channels[i], *S_i)`, `S_i` about `S / strides[i]`
 
     Raises:
-        ValueError: If the name is unknown, the network cannot be run on small maps or traced, an output
-            is no map, or a level does not exist; with the table of what was measured.
+        ValueError: If the name or an option is unknown, the network cannot be run on small images or
+            traced, an output is no feature map, or a level does not exist; with the table of what was
+            measured.
+        TypeError: If options are given with a module.
 
     Examples:
         >>> from neurenix_ms import UNetDecoder
@@ -76,21 +82,29 @@ class Backbone(nn.Module):
         in_channels: int | None = None,
         normalise: Normalise = None,
         weights: Any = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        module = _named(network, weights) if isinstance(network, str) else network
-        if is_dual_graph(module):
-            module = Extractor(module)
-        found = first_convolution(module)
-        self.spatial_dims = 2 if found is None else found[1].weight.ndim - 2
-        self.in_channels = found[1].in_channels if found is not None else in_channels or 3
-        if in_channels is not None and in_channels != self.in_channels:
-            module = with_channels(module, in_channels)
-            self.in_channels = in_channels
+        if options and not isinstance(network, str):
+            raise TypeError(
+                f"options need a network given by name, got {sorted(options)} and a "
+                f"{type(network).__name__}"
+            )
+        self.name = network if isinstance(network, str) else None
+        self.options = options
+        if isinstance(network, str):
+            module = named_network(network, weights, options)
+        else:
+            module = Extractor(network) if is_dual_graph(network) else network
+        (own_channels, dims), out = first_run(module, _images(module, in_channels))
+        self.spatial_dims = dims
+        self.in_channels = own_channels if in_channels is None else in_channels
+        if self.in_channels != own_channels:
+            module = with_channels(module, self.in_channels, own_channels)
         self.levels = None if levels is None else list(levels)
         self.normalise = normalise
         self._measured: list[Measured]
-        self.network, self._measured = self._opened(module)
+        self.network, self._measured = self._opened(module, isinstance(out, Tensor))
         self.channels: list[int] = [one.channels for one in self._measured]
         self.strides: list[Stride] = [one.stride for one in self._measured]
         mean, deviation = self._statistics()
@@ -106,8 +120,20 @@ class Backbone(nn.Module):
         return [outputs[one.name].permute(one.axes) for one in self._measured if one.axes]
 
     @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments by name, without `weights`: those are in the state dict."""
+        cut = self.name is None and isinstance(self.network, Extractor)
+        return {
+            "network": self.network if self.name is None else self.name,
+            "levels": None if cut or self.levels is None else list(self.levels),
+            "in_channels": self.in_channels,
+            "normalise": self.normalise,
+            **self.options,
+        }
+
+    @property
     def table(self) -> str:
-        """What was measured, one line per map."""
+        """What was measured, one line per feature map."""
         return table(self._measured)
 
     def expect_halving(self) -> None:
@@ -119,22 +145,20 @@ class Backbone(nn.Module):
         )
         if len(strides) < 2 or not halving:
             raise ValueError(
-                "a decoder needs two or more maps, each of twice the stride of the one before, got\n"
-                f"{self.table}"
+                "a decoder needs two or more feature maps, each of twice the stride of the one before, "
+                f"got\n{self.table}"
             )
 
-    def _opened(self, module: nn.Module) -> tuple[nn.Module, list[Measured]]:
-        """The network that returns the chosen maps, and what they are."""
-        probe = (self.in_channels, self.spatial_dims)
-        with evaluating(module):
-            out = run(module, probe_shapes(*probe)[0])
-        if isinstance(out, Tensor):
-            chosen = self._chosen(taps(module, *probe) or measure(module, *probe))
-            if [one.name for one in chosen] == ["0"]:  # no parts, or parts that give no map
-                return module, chosen
-            module = extractor(module, [one.name for one in chosen])
-            return module, self._sorted(measure(module, *probe))
-        return module, self._chosen(measure(module, *probe))
+    def _opened(self, module: nn.Module, classifies: bool) -> tuple[nn.Module, list[Measured]]:
+        """The network that returns the chosen feature maps, and what they are."""
+        image = (self.in_channels, self.spatial_dims)
+        if not classifies:
+            return module, self._chosen(measure(module, *image))
+        chosen = self._chosen(taps(module, *image) or measure(module, *image))
+        if [one.name for one in chosen] == ["0"]:  # no parts, or parts that give no feature map
+            return module, chosen
+        module = extractor(module, [one.name for one in chosen])
+        return module, self._sorted(measure(module, *image))
 
     def _chosen(self, found: list[Measured]) -> list[Measured]:
         ordered = self._sorted(found)
@@ -142,7 +166,7 @@ class Backbone(nn.Module):
             return ordered
         if not self.levels or any(not -len(ordered) <= k < len(ordered) for k in self.levels):
             raise ValueError(
-                f"levels must be numbers of the {len(ordered)} maps, got {self.levels} and\n"
+                f"levels must be numbers of the {len(ordered)} feature maps, got {self.levels} and\n"
                 f"{table(ordered)}"
             )
         indices = sorted({k % len(ordered) for k in self.levels})
@@ -151,10 +175,10 @@ class Backbone(nn.Module):
     def _sorted(self, found: list[Measured]) -> list[Measured]:
         if not found or any(one.axes is None for one in found):
             raise ValueError(
-                f"every output must be a map of {self.spatial_dims} spatial axes whose size follows "
-                f"that of the input, got\n{table(found)}"
+                f"every output must be a feature map of {self.spatial_dims} spatial axes whose size "
+                f"follows that of the input, got\n{table(found)}"
             )
-        return sorted(found, key=lambda one: torch.tensor(one.strides).prod().item())
+        return sorted_by_stride(found)
 
     def _statistics(self) -> tuple[Tensor | None, Tensor | None]:
         if self.normalise is None:
@@ -170,19 +194,15 @@ class Backbone(nn.Module):
         return mean, deviation
 
 
-def _named(name: str, weights: Any) -> nn.Module:
-    """A model of torchvision, or of timm."""
-    from torchvision import models
-
-    if name in models.list_models():
-        return models.get_model(name, weights=weights)
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(
-            f"{name!r} is no model of torchvision; those of timm need pip install 'neurenix_ms[timm]'"
-        ) from error
-    bare = name.removeprefix("timm/")
-    if not timm.is_model(bare):
-        raise ValueError(f"network must name a model of torchvision or timm, got {name!r}")
-    return timm.create_model(bare, features_only=True, pretrained=weights is not None)
+def _images(network: nn.Module, in_channels: int | None) -> list[tuple[int, int]]:
+    """Channels and spatial axes of the images that a network may take, the likeliest first."""
+    convolutions = [m for m in network.modules() if isinstance(m, CONVOLUTIONS)]
+    if not convolutions:
+        return [(in_channels or 3, 2)]
+    first = convolutions[0].in_channels
+    images = []
+    for dims in dict.fromkeys(conv.weight.ndim - 2 for conv in convolutions):
+        # or it reads blocks of pixels as channels
+        blocks = (first // edge**dims for edge in (2, 4, 8) if first % edge**dims == 0)
+        images += [(channels, dims) for channels in dict.fromkeys((first, 3, 1, *blocks))]
+    return images

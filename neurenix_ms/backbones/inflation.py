@@ -1,4 +1,4 @@
-"""A network in; one with other input channels, or with one more axis, out."""
+"""Copies of a network for other input channels, or with one more spatial axis."""
 
 import copy
 from collections.abc import Callable
@@ -18,18 +18,19 @@ def first_convolution(network: nn.Module) -> tuple[str, Any] | None:
     return next(found, None)
 
 
-def with_channels(network: nn.Module, channels: int) -> nn.Module:
-    """A copy of the network whose first convolution reads `channels` channels.
+def with_channels(network: nn.Module, channels: int, own_channels: int) -> nn.Module:
+    """A copy of the network that reads images of `channels` channels, not of `own_channels`.
 
-    Its kernels are repeated over the channels, and scaled and shifted so that an image that is the
-    same in all of them gives what it gave before.
+    The kernels of its first convolution are repeated over the channels, and scaled and shifted so
+    that an image that is the same in all of them gives what it gave before.
     """
     network = copy.deepcopy(network)
     found = first_convolution(network)
-    if found is None or found[1].groups != 1:
+    if found is None or found[1].groups != 1 or found[1].in_channels != own_channels:
         raise ValueError(
             f"in_channels {channels} needs a network that begins with a convolution without groups, "
-            f"got {type(network).__name__}"
+            f"got {type(network).__name__}; build it for {channels} channels, as timm does with "
+            f"in_chans={channels}"
         )
     _, conv = found
     weight = conv.weight.detach()

@@ -1,26 +1,39 @@
-"""A network in; what its maps are, found by running it on a small input and on longer ones, out."""
+"""The feature maps of a network: channels and strides, measured by running it on two sizes per axis."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-GROWTH = 96  # of one axis; a multiple of the usual strides, also of those with a factor 3
-BASE = {1: 96, 2: 96, 3: 32}  # cells of every axis; a cube of 96 would take seconds
+from neurenix_ms.probing import memoryless_copy
+
+BASE = {1: 96, 2: 96, 3: 32}  # pixels of every axis; a cube of 96 would take seconds with memory
+GROWTH = (
+    2**8 * 3**2 * 5 * 7
+)  # of one axis, where tensors have no memory; a multiple of most strides
+GROWTH_IN_MEMORY = 96
+LARGEST_DENOMINATOR = 64  # of a stride that does not divide the growth
 Shape = tuple[int, ...]
 Stride = int | float | tuple[int | float, ...]
+Outputs = Callable[[Any], Mapping[str, Any]]
+
+FIXED_SIZE = (
+    "networks of timm with a fixed size take others if they are made by create_model(..., img_size=, "
+    "strict_img_size=False), or with dynamic_img_size=True"
+)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One output: its name and shape, and if it is a map, the axes it has and its strides."""
+    """One output: its name and shape, and if it is a feature map, the axes it has and its strides."""
 
     name: str
     shape: Shape
-    axes: tuple[int, ...] | None  # dimensions of batch, channel and space; None where it is no map
+    axes: tuple[int, ...] | None  # dims of batch, channel and space; None if it is no feature map
     strides: tuple[float, ...]
 
     @property
@@ -31,7 +44,7 @@ class Measured:
 
     @property
     def stride(self) -> Stride:
-        """Input cells per cell: one number, or one per axis where they differ."""
+        """Input pixels per pixel: one number, or one per axis where they differ."""
         numbers = tuple(int(s) if s == int(s) else s for s in self.strides)
         return numbers[0] if len(set(numbers)) == 1 else numbers
 
@@ -44,19 +57,9 @@ def named_outputs(out: Any) -> dict[str, Any]:
     return {str(index): y for index, y in enumerate(items)}
 
 
-def probe_shapes(channels: int, spatial_dims: int) -> list[Shape]:
-    """A small input, and for every axis one that is longer along it."""
-    base = (1, channels) + (BASE[spatial_dims],) * spatial_dims
-    longer = [
-        tuple(n + GROWTH * (axis == grown) for axis, n in enumerate(base))
-        for grown in range(2, 2 + spatial_dims)
-    ]
-    return [base, *longer]
-
-
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Statistics stay and nothing is recorded for gradients; every module goes back to its mode."""
+    """Keep statistics, record no gradients, and give every module its mode back."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -67,42 +70,111 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def run(network: nn.Module, shape: Shape) -> Any:
-    """What the network returns on a probe of that shape."""
-    like = next(network.parameters(), torch.empty(0))
+def probe_shape(channels: int, spatial_dims: int) -> Shape:
+    """Shape of the smallest input that a network is run on."""
+    return (1, channels) + (BASE[spatial_dims],) * spatial_dims
+
+
+def first_run(network: nn.Module, images: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], Any]:
+    """The first kind of image, channels and spatial axes, that the network takes; what it returns.
+
+    Args:
+        network: Run without memory where that is possible, else on the first kind only.
+        images: The kinds to try.
+    """
     try:
-        return network(torch.zeros(shape, dtype=like.dtype, device=like.device))
-    except Exception as error:
-        raise ValueError(
-            f"the network must take maps of any size, got {type(error).__name__} from an input of "
-            f"shape {shape}: {error}"
-        ) from error
+        with memoryless_copy(network) as ran:
+            for image in images:
+                try:
+                    return image, _run(ran, probe_shape(*image))
+                except ValueError:
+                    continue
+    except Exception:  # of copying: a generator, a lock, a compiled part
+        if _is_meta(network):
+            raise
+    with evaluating(network):
+        return images[0], _run(network, probe_shape(*images[0]))
 
 
 def measure(
     network: nn.Module,
     channels: int,
     spatial_dims: int,
-    outputs: Callable[[Any], Mapping[str, Any]] = named_outputs,
+    watch: Callable[[nn.Module], AbstractContextManager[Outputs]] = lambda _: nullcontext(
+        named_outputs
+    ),
 ) -> list[Measured]:
-    """Every output of the network; `outputs` may look elsewhere than at what it returns."""
-    with evaluating(network):
-        probes = [
-            {
-                name: tuple(y.shape) if isinstance(y, Tensor) else ()
-                for name, y in outputs(run(network, shape)).items()
-            }
-            for shape in probe_shapes(channels, spatial_dims)
+    """Measure every output of the network, without memory where that is possible.
+
+    Args:
+        network: Run in evaluation; its statistics and modes stay as they are.
+        channels: Channels of the image.
+        spatial_dims: Number of spatial axes.
+        watch: Called with the module that will be run; gives, while it is entered, a function of what
+            the module returned that tells the outputs by name.
+    """
+    base = probe_shape(channels, spatial_dims)
+
+    def measured(ran: nn.Module, growth: int) -> list[Measured]:
+        with watch(ran) as outputs:
+            first, *longer = (
+                {
+                    name: tuple(y.shape) if isinstance(y, Tensor) else ()
+                    for name, y in outputs(_run(ran, shape)).items()
+                }
+                for shape in (base, *_longer(base, growth))
+            )
+        return [
+            _measured(name, shape, [probe.get(name, ()) for probe in longer], growth)
+            for name, shape in first.items()
         ]
-    first, *longer = probes
+
+    found: list[Measured] = _probed(network, measured)
+    return found
+
+
+def _probed(network: nn.Module, probe: Callable[[nn.Module, int], Any]) -> Any:
+    """Run a probe on a copy without memory, or in memory if the network needs values."""
+    try:
+        with memoryless_copy(network) as ran:
+            return probe(ran, GROWTH)
+    except Exception:
+        if _is_meta(network):
+            raise
+    with evaluating(network):
+        return probe(network, GROWTH_IN_MEMORY)
+
+
+def _run(network: nn.Module, shape: Shape) -> Any:
+    like = next(network.parameters(), torch.empty(0))
+    try:
+        return network(torch.zeros(shape, dtype=like.dtype, device=like.device))
+    except Exception as error:
+        raise ValueError(
+            f"the network must take images of any size, got {type(error).__name__} from an input "
+            f"of shape {shape}: {error}{_advice(network)}"
+        ) from error
+
+
+def _is_meta(network: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in network.parameters())
+
+
+def _advice(network: nn.Module) -> str:
+    of_timm = any(type(module).__module__.startswith("timm.") for module in network.modules())
+    return f"; {FIXED_SIZE}" if of_timm else ""
+
+
+def _longer(base: Shape, growth: int) -> list[Shape]:
+    """For every axis a shape that is longer along it."""
     return [
-        _measured(name, shape, [probe.get(name, ()) for probe in longer])
-        for name, shape in first.items()
+        tuple(n + growth * (dim == axis) for dim, n in enumerate(base))
+        for axis in range(2, len(base))
     ]
 
 
-def _measured(name: str, shape: Shape, longer: list[Shape]) -> Measured:
-    """A map follows every axis of the input with one dimension of its own, wherever that stands."""
+def _measured(name: str, shape: Shape, longer: list[Shape], growth: int) -> Measured:
+    """A feature map follows every axis of the input with one dim of its own, wherever that is."""
     no_map = Measured(name, shape, None, ())
     if len(shape) != len(longer) + 2 or any(len(other) != len(shape) for other in longer):
         return no_map
@@ -112,11 +184,25 @@ def _measured(name: str, shape: Shape, longer: list[Shape]) -> Measured:
         if len(changed) != 1 or changed[0] == 0 or other[changed[0]] < shape[changed[0]]:
             return no_map
         space.append(changed[0])
-        strides.append(GROWTH / (other[changed[0]] - shape[changed[0]]))
+        strides.append(_stride(growth, other[changed[0]] - shape[changed[0]]))
     rest = set(range(1, len(shape))) - set(space)
     if len(rest) != 1:
         return no_map
     return Measured(name, shape, (0, rest.pop(), *space), tuple(strides))
+
+
+def _stride(growth: int, grown: int) -> float:
+    """The simplest ratio that makes `grown` pixels of `growth`, but for rounding to whole pixels."""
+    for denominator in range(1, LARGEST_DENOMINATOR + 1):
+        numerator = round(denominator * growth / grown)
+        if numerator and abs(growth * denominator / numerator - grown) < 1:
+            return numerator / denominator
+    return growth / grown
+
+
+def sorted_by_stride(found: list[Measured]) -> list[Measured]:
+    """Finest first."""
+    return sorted(found, key=lambda one: math.prod(one.strides))
 
 
 def table(found: list[Measured]) -> str:

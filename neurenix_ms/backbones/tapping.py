@@ -1,21 +1,34 @@
-"""A classifier in, the places out where its maps are last seen at every resolution."""
+"""The submodules of a classifier that give its last feature map at every resolution."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from neurenix_ms.backbones.measuring import Measured, measure
+from neurenix_ms.backbones.measuring import Measured, Outputs, measure
 
 HEADS = ("classifier", "head", "heads", "fc")
 
 
 def taps(network: nn.Module, channels: int, spatial_dims: int) -> list[Measured]:
-    """The last map of every resolution along the trunk of a network, named by its module.
+    """Find the last feature map of every resolution along the trunk of a network, named by its module.
 
     The trunk is the chain of direct children; a `Sequential` that reduces more than once is opened,
     so that a stage counts as one piece and a chain of stages does not.
     """
+    found = {one.name: one for one in measure(network, channels, spatial_dims, _watch)}
+    trunk = set(_trunk(network, "", found))
+    last: dict[tuple[float, ...], Measured] = {}
+    for path, one in found.items():
+        if path in trunk and one.axes:
+            last[one.strides] = one
+    return list(last.values())
+
+
+@contextmanager
+def _watch(network: nn.Module) -> Iterator[Outputs]:
+    """Outputs by the name of the submodule, and inputs by that name behind a "<"."""
     seen: dict[str, Any] = {}
     entered: dict[str, Any] = {}
     handles = []
@@ -35,16 +48,10 @@ def taps(network: nn.Module, channels: int, spatial_dims: int) -> list[Measured]
         return result
 
     try:
-        found = {one.name: one for one in measure(network, channels, spatial_dims, noted)}
+        yield noted
     finally:
         for handle in handles:
             handle.remove()
-    trunk = set(_trunk(network, "", found))
-    last: dict[tuple[float, ...], Measured] = {}
-    for path, one in found.items():
-        if path in trunk and one.axes:
-            last[one.strides] = one
-    return list(last.values())
 
 
 def _trunk(module: nn.Module, path: str, found: dict[str, Measured]) -> Iterator[str]:

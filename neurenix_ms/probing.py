@@ -1,0 +1,42 @@
+"""A copy of a network that runs on tensors without memory, to find the shapes of what it returns."""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+FAKE_TENSOR_LOG = logging.getLogger("torch._subclasses.fake_tensor")
+
+
+@contextmanager
+def memoryless_copy(network: nn.Module) -> Iterator[nn.Module]:
+    """Give a copy of a network, in evaluation, that runs on tensors which have a shape only.
+
+    Inputs of any size then cost neither memory nor arithmetic, and nothing happens to the network
+    itself: its parameters, statistics and modes stay as they are, and so does the global random
+    generator. Inside, new tensors have no memory either. A network whose control flow depends on
+    values raises an exception of torch when the copy is called.
+
+    Args:
+        network: Any module that can be copied by `copy.deepcopy`.
+
+    Examples:
+        >>> with memoryless_copy(nn.Conv2d(3, 8, 3, stride=2)) as copied:
+        ...     tuple(copied(torch.empty(1, 3, 40_001, 101)).shape)
+        (1, 8, 20000, 50)
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    was_disabled, FAKE_TENSOR_LOG.disabled = FAKE_TENSOR_LOG.disabled, True
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with FakeCopyMode(mode):
+                copied = copy.deepcopy(network)
+            copied.eval()
+            with mode:
+                yield copied
+    finally:
+        FAKE_TENSOR_LOG.disabled = was_disabled
