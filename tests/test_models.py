@@ -283,16 +283,169 @@ def test_the_score_head_does_not_depend_on_the_number_of_scales():
     assert torch.equal(model(x), other(x))
 
 
-def test_a_lazy_score_head_is_built_by_a_forward_or_a_state_dict():
-    lazy = MultiScaleModel([1, 0.5], network(), "attention")
-    assert lazy.scores is None
-    eager = MultiScaleModel([1, 0.5], network(), "attention", channels=4)
-    lazy.load_state_dict(eager.state_dict())
+class Given(nn.Module):
+    """Whatever a function makes of the input."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class ChannelsLast(nn.Module):
+    """Its first layer is a linear one, over the last axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(2, 6)
+
+    def forward(self, x):
+        return self.mix(x.movedim(1, -1)).movedim(-1, 1)
+
+
+BASES = {
+    "conv": (lambda: network(), 3, 4),
+    "unet": (lambda: UNet(2, 5, features=[4, 8]), 2, 5),
+    "vector": (
+        lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)),
+        3,
+        5,
+    ),
+    "norm first": (lambda: nn.Sequential(nn.BatchNorm2d(7), nn.ReLU()), 7, 7),
+    "channels last": (ChannelsLast, 2, 6),
+    "pixels as channels": (
+        lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 1)),
+        3,
+        4,
+    ),
+    "fixed size": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2)), None, 2),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_channels_of_the_score_head_are_measured(name):
+    build, in_channels, channels = BASES[name]
+    base = build()
+    before = copy.deepcopy(base.state_dict())
+    model = MultiScaleModel([1, 0.5], base, "attention")
+    assert model.channels == channels
+    assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
+    if in_channels is not None:
+        x = torch.randn(2, in_channels, 16, 12)
+        torch.testing.assert_close(model(x), MultiScaleModel([1, 0.5], base, "mean")(x))
+
+
+def test_the_score_head_is_there_before_the_first_forward():
     x = torch.randn(1, 3, 8, 8)
-    assert torch.equal(lazy(x), eager(x))
-    other = MultiScaleModel([1, 0.5], network().double(), "attention")
-    assert other(x.double()).dtype == torch.float64
-    assert other.channels == 4
+
+    def trained_after(first_call):
+        model = MultiScaleModel([1, 0.5], network(), "attention")
+        names = [name for name, _ in model.named_parameters()]
+        assert "scores.0.weight" in names
+        first_call(model)
+        assert names == [name for name, _ in model.named_parameters()]
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        model(x).square().sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+        return model
+
+    def in_inference_mode(model):
+        with torch.inference_mode():
+            model(x)
+
+    def in_autocast(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            model(x)
+
+    for first_call in (in_inference_mode, in_autocast, lambda model: None):
+        trained_after(first_call)
+    frozen = MultiScaleModel([1, 0.5], network(), "attention").requires_grad_(False).eval()
+    frozen(x)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert not any(module.training for module in frozen.modules())
+    averaged = torch.optim.swa_utils.AveragedModel(frozen)
+    assert torch.equal(averaged(x), frozen(x))
+
+
+def test_a_measured_score_head_draws_no_random_numbers_and_fits_the_network():
+    torch.manual_seed(3)
+    MultiScaleModel([1, 0.5], network(), "mean")
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    model = MultiScaleModel([1, 0.5], network(), "attention")
+    assert torch.equal(torch.rand(3), expected)
+    torch.manual_seed(3)
+    twin = MultiScaleModel([1, 0.5], network(), "attention")
+    assert torch.equal(twin.scores[0].weight, model.scores[0].weight)
+    double = MultiScaleModel([1, 0.5], network().double(), "attention")
+    assert double(torch.randn(1, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
+    given = MultiScaleModel([1, 0.5], network().double(), "attention", channels=4)
+    assert given.scores[0].weight.dtype == torch.float64
+    with torch.device("meta"):
+        assert MultiScaleModel([1, 0.5], network(), "attention").scores[0].weight.is_meta
+
+
+def test_a_nested_score_head_is_loaded():
+    def build():
+        return nn.Sequential(MultiScaleModel([1, 0.5], network(), "attention"), nn.Conv2d(4, 2, 1))
+
+    model, other = build(), build()
+    for p in model.parameters():
+        nn.init.normal_(p)
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(other(x), model(x))
+
+
+def test_a_state_from_before_the_first_forward_of_older_models_is_loaded():
+    model = nn.Sequential(MultiScaleModel([1, 0.5], network(), "attention"))
+    state = copy.deepcopy(model.state_dict())
+    for name in [name for name in state if "scores" in name]:
+        del state[name]
+    with pytest.raises(RuntimeError, match=r"Missing key.*scores\.0\.weight"):
+        model.load_state_dict(state)
+    state._metadata["0"]["version"] = 1
+    other = nn.Sequential(MultiScaleModel([1, 0.5], network(), "attention"))
+    other.load_state_dict(state)
+    x = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(other(x), model(x))  # both are fresh, and return the mean
+
+
+class Valued(nn.Module):
+    """Looks at values, which tensors without memory do not have."""
+
+    def forward(self, x):
+        return x if x.sum().item() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        (None, "got None and Identity, which takes any number of channels"),
+        (nn.ReLU(), "got None and ReLU, which takes any number of channels"),
+        (Valued(), "got None and Valued, which takes no image that was tried: "),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.Unflatten(0, (1, 3, 9))),
+            "takes no image that was tried",
+        ),
+        (Given(lambda x: [x]), "takes no image that was tried: it returned list"),
+    ],
+)
+def test_channels_are_asked_for_where_they_cannot_be_measured(base, words):
+    with pytest.raises(ValueError, match=f"channels must be given with .*{words}"):
+        MultiScaleModel([1, 0.5], base, "attention")
+    model = MultiScaleModel([1, 0.5], base, "attention", channels=3)
+    assert model.scores is not None
+
+
+def test_outputs_that_the_score_head_was_not_built_for_are_refused():
+    model = MultiScaleModel([1, 0.5], network(), "attention", channels=5)
+    with pytest.raises(ValueError, match=r"must give 5 channels, .* got 4 at scale 0"):
+        model(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="must return one tensor, got list at scale 0"):
+        MultiScaleModel([1], Given(lambda x: [x]))(torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("method", ["concat", "sum", "attention"])

@@ -1,4 +1,4 @@
-"""One network at every scale of its input, and what it says fused."""
+"""One network at several scales of its input, with its outputs fused."""
 
 import copy
 import math
@@ -10,18 +10,14 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import checkpointed
 from neurenix_ms.config import Configured
-from neurenix_ms.multiscale.attention import start_at_zero
 from neurenix_ms.multiscale.features import weighted
 from neurenix_ms.multiscale.fusion import METHODS, REDUCTIONS, FusionMethod
+from neurenix_ms.multiscale.scoring import score_head
 from neurenix_ms.multiscale.transforms import MultiScaleTransform
-from neurenix_ms.nd import (
-    CONVOLUTIONS,
-    SpatialDims,
-    choose,
-    expect_map,
-)
+from neurenix_ms.nd import SpatialDims, expect_map
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import (
     Target,
@@ -35,7 +31,7 @@ from neurenix_ms.tracing import entries, one_call
 
 
 class MultiScaleModel(Configured, nn.Module):
-    """Apply one network to the input at several scales and fuse what it says.
+    """Apply one network to the input at several scales and fuse its outputs.
 
     Use it to make any network look at several resolutions: a shared one costs no parameters per
     scale, and scales can be added and removed after training.
@@ -45,8 +41,8 @@ class MultiScaleModel(Configured, nn.Module):
         base_model: Network applied at every scale; None passes the scaled inputs on.
         fusion_method: "concat", "sum", "mean" (also "avg"), "max" or "attention".
         spatial_dims: Number of spatial axes.
-        channels: Output channels of `base_model`; with "attention" the score head is then built at
-            once, otherwise at the first forward (call it once before making an optimizer).
+        channels: Output channels of `base_model`, for the score head of "attention"; None measures
+            them on tensors without memory.
         share_weights: One network for all scales; False copies it for each.
         mode: Interpolation of inputs and outputs.
         align_corners: As in `F.interpolate`.
@@ -61,7 +57,8 @@ class MultiScaleModel(Configured, nn.Module):
 
     Raises:
         ValueError: If a scale is not finite and positive, is added twice or removed while it is the
-            last one, a name is unknown, or the network's outputs do not fit each other.
+            last one, a name is unknown, the network's outputs do not fit each other, or `channels` is
+            needed and cannot be measured (without a base model, or where one looks at values).
 
     Source: Chen et al. 2016, "Attention to Scale", section 3, for the shared network and "attention".
 
@@ -73,6 +70,8 @@ class MultiScaleModel(Configured, nn.Module):
         >>> model(torch.zeros(1, 3, 13, 9)).shape
         torch.Size([1, 8, 13, 9])
     """
+
+    _version = 2  # of its state dict; 1 may lack the score head
 
     @checked
     def __init__(
@@ -115,8 +114,8 @@ class MultiScaleModel(Configured, nn.Module):
             network if i == 0 else copy.deepcopy(network) for i in range(count)
         )
         self.scores: nn.Sequential | None = None
-        if fusion_method == "attention" and channels is not None:
-            self.scores = self._score_head(channels)
+        if fusion_method == "attention":
+            self.channels, self.scores = score_head(channels, network, spatial_dims)
 
     @property
     def scales(self) -> list[float]:
@@ -175,7 +174,8 @@ class MultiScaleModel(Configured, nn.Module):
             self._run(network, self.shrink.at_scale(x, scale))
             for network, scale in zip(self._network_per_scale(), self._scales, strict=True)
         ]
-        expect_alike(outputs, self.fusion_method == "concat")
+        channels = self.channels if self.fusion_method == "attention" else None
+        expect_alike(outputs, self.fusion_method == "concat", channels)
         if is_vector(outputs[0]):
             return outputs
         target = self.target
@@ -191,35 +191,33 @@ class MultiScaleModel(Configured, nn.Module):
         return networks * len(self._scales) if self.share_weights else networks
 
     def _run(self, network: nn.Module, x: Tensor) -> Tensor:
-        ours = any(isinstance(module, Configured) for module in network.modules())
+        blocks = (m for m in network.modules() if isinstance(m, Configured))
+        ours = any(not isinstance(m, Backbone) for m in blocks)
         return network(x) if ours else checkpointed(network, x, foreign=True)
 
     def _weights(self, maps: Sequence[Tensor]) -> Tensor:
-        if self.scores is None:
-            self.channels = maps[0].shape[1]
-            self.scores = self._score_head(self.channels).to(maps[0])
+        assert self.scores is not None
         pixels = maps
-        if is_vector(maps[0]):  # a vector is a map of one pixel
+        if is_vector(maps[0]):  # a vector is a feature map of one pixel
             one = (1,) * self.spatial_dims
             pixels = [y.reshape(*y.shape, *one) for y in maps]
         scores = torch.cat([self.scores(y) for y in pixels], dim=1)
         return torch.softmax(scores.flatten(1) if is_vector(maps[0]) else scores, dim=1)
 
-    def _score_head(self, channels: int) -> nn.Sequential:
-        conv = choose(CONVOLUTIONS, self.spatial_dims, "spatial_dims")
-        hidden = max(channels // 4, 8)
-        head = nn.Sequential(conv(channels, hidden, 3, padding=1), nn.ReLU(), conv(hidden, 1, 1))
-        start_at_zero(head)
-        return head
-
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        first = state_dict.get(f"{prefix}scores.0.weight")
-        if first is not None and self.scores is None and self.fusion_method == "attention":
-            self.channels = first.shape[1]
-            self.scores = self._score_head(first.shape[1])
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        named = any(name.startswith(f"{prefix}scores.") for name in state_dict)
+        if self.scores is not None and local_metadata.get("version") == 1 and not named:
+            # of a time when the head was built in the first forward, and saved before it
+            for name, value in self.scores.state_dict().items():
+                state_dict[f"{prefix}scores.{name}"] = value
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
 
 def is_vector(y: Tensor) -> bool:
@@ -228,10 +226,16 @@ def is_vector(y: Tensor) -> bool:
 
 
 @one_call
-def expect_alike(outputs: Sequence[Tensor], any_channels: bool) -> None:
-    """Refuse outputs of a base model that cannot be fused."""
+def expect_alike(
+    outputs: Sequence[Tensor], any_channels: bool, channels: int | None = None
+) -> None:
+    """Refuse outputs of a base model that cannot be fused, or not by a head for `channels`."""
     first = outputs[0]
     for index, y in enumerate(outputs):
+        if not isinstance(y, Tensor):
+            raise ValueError(
+                f"the base model must return one tensor, got {type(y).__name__} at scale {index}"
+            )
         if y.ndim != first.ndim:
             raise ValueError(
                 f"the base model must give outputs of one rank, got shape {tuple(first.shape)} at "
@@ -241,4 +245,9 @@ def expect_alike(outputs: Sequence[Tensor], any_channels: bool) -> None:
             raise ValueError(
                 f"the base model must give equal channels at every scale, got {first.shape[1]} at "
                 f"scale 0 and {y.shape[1]} at scale {index}"
+            )
+        if channels is not None and y.shape[1] != channels:
+            raise ValueError(
+                f"the base model must give {channels} channels, as the score head was built for, "
+                f"got {y.shape[1]} at scale {index}"
             )
