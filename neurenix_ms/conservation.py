@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import choose
 
 Reduction = Literal["mean", "sum", "none"]
@@ -236,7 +237,7 @@ def rollout(
     for field in fields[:, :steps].unbind(1):
         density = model(torch.cat([density, field], dim=1))
         _expect_same_shape(density, start)
-        density = kept(density, start)
+        density = call_intact(kept, density, start)
         maps.append(density)
     return torch.cat(maps, dim=1)
 

@@ -158,6 +158,9 @@ class _LiveStorages(TorchDispatchMode):
         self.live = 0
         self.peak = 0
         self.counted: dict[int, int] = {}  # bytes by address; 0 for what was there before
+        self.sharing: dict[
+            int, set[int]
+        ] = {}  # addresses of storages with one memory, until written
 
     def __torch_dispatch__(
         self,
@@ -173,6 +176,10 @@ class _LiveStorages(TorchDispatchMode):
         for storage in _storages(result):
             counts = (storage.device.type == "meta") is self.of_shapes
             self._count(storage, storage.nbytes() if counts else 0)
+        if func is torch.ops.aten._lazy_clone.default:
+            self._share(*_storages((args, result)))
+        elif self.sharing:
+            self._separate((args, kwargs))
         self.peak = max(self.peak, self.live)
         return result
 
@@ -184,7 +191,42 @@ class _LiveStorages(TorchDispatchMode):
             weakref.finalize(storage, self._forget, address).atexit = False
 
     def _forget(self, address: int) -> None:
+        self._leave(address)
         self.live -= self.counted.pop(address)
+
+    def _share(self, original: torch.UntypedStorage, copy: torch.UntypedStorage) -> None:
+        """A copy on write takes no bytes yet."""
+        group = self.sharing.setdefault(original._cdata, {original._cdata})
+        group.add(copy._cdata)
+        self.sharing[copy._cdata] = group
+        self._set(copy._cdata, 0)
+
+    def _separate(self, tree: Any) -> None:
+        """What was written to has memory of its own now."""
+        for tensor in tree_leaves(tree):
+            if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+                continue
+            storage = tensor.untyped_storage()
+            written = storage._cdata in self.sharing and not torch._C._is_cow_tensor(tensor)
+            if written and self._leave(storage._cdata):
+                self._set(storage._cdata, storage.nbytes())
+
+    def _leave(self, address: int) -> bool:
+        """Take a storage out of its group, and tell whether others stay behind with the memory."""
+        group = self.sharing.pop(address, {address})
+        group.discard(address)
+        if group and self.counted[address]:  # one of those that stay answers for the memory
+            heir = next(iter(group))
+            self._set(heir, self.counted[address])
+            self._set(address, 0)
+        if len(group) == 1:
+            del self.sharing[group.pop()]
+            return True
+        return bool(group)
+
+    def _set(self, address: int, size: int) -> None:
+        self.live += size - self.counted[address]
+        self.counted[address] = size
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 FAKE_TENSOR_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
@@ -29,10 +30,12 @@ def memoryless_copy(network: nn.Module) -> Iterator[nn.Module]:
         ...     tuple(copied(torch.empty(1, 3, 40_001, 101)).shape)
         (1, 8, 20000, 50)
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = (p.fake_mode for p in network.parameters() if isinstance(p, FakeTensor))
+    mode = next(fake, None) or FakeTensorMode(allow_non_fake_inputs=True)
     was_disabled, FAKE_TENSOR_LOG.disabled = FAKE_TENSOR_LOG.disabled, True
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        # what counts or bounds bytes and operations outside is not to see those of tensors without any
+        with _disable_current_modes(), torch.random.fork_rng(devices=[]), torch.no_grad():
             with FakeCopyMode(mode):
                 copied = copy.deepcopy(network)
             copied.eval()

@@ -166,6 +166,36 @@ def test_the_text_has_a_line_per_parameter_and_equal_widths():
     assert format_parameter_table(nn.ReLU()).splitlines()[-1].split() == ["total", "0"]
 
 
+def test_a_copy_on_write_is_counted_when_it_is_written():
+    x = torch.zeros(256)
+
+    def read():
+        return torch._lazy_clone(x).sum()
+
+    def write():
+        copied = torch._lazy_clone(x)
+        copied.add_(1)
+        return copied.sum()
+
+    def write_original():
+        made = x + 1
+        copied = torch._lazy_clone(made)
+        made.add_(1)
+        return copied.sum()
+
+    def outlive():
+        made = x + 1
+        copied = torch._lazy_clone(torch._lazy_clone(made))
+        del made
+        copied.add_(1)  # the last of them takes the memory over
+        return copied + 1
+
+    assert peak_tensor_bytes(read) == 4
+    assert peak_tensor_bytes(write) == 1024 + 4
+    assert peak_tensor_bytes(write_original) == 2048 + 4
+    assert peak_tensor_bytes(outlive) == 2048
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
 def test_resident_memory_grows_by_what_is_written():

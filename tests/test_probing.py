@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from neurenix_ms.meter import peak_tensor_bytes
 from neurenix_ms.probing import memoryless_copy
@@ -44,10 +46,11 @@ def test_the_network_and_the_generator_stay_as_they_were():
     assert model(torch.zeros(1, 3, 4, 4)).shape == (1, 4, 2, 2)
 
 
-@pytest.mark.parametrize("where", ["meta", "inference", "autocast", "double", "no_grad", "grad"])
+@pytest.mark.parametrize("where", ["meta", "fake", "inference", "autocast", "double", "no_grad", "grad"])
 def test_it_works_wherever_a_model_is_built(where: str):
     context = {
         "meta": lambda: torch.device("meta"),
+        "fake": lambda: FakeTensorMode(allow_non_fake_inputs=True),
         "inference": torch.inference_mode,
         "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
         "no_grad": torch.no_grad,
@@ -56,6 +59,12 @@ def test_it_works_wherever_a_model_is_built(where: str):
         model = network()
         model = model.double() if where == "double" else model
         assert shape_at(model, 1, 3, 5, 7) == (1, 4, 3, 4)
+
+
+def test_what_counts_outside_does_not_see_it():
+    with FlopCounterMode(display=False) as counter:
+        shape_at(network(), 2, 3, 64, 64)
+    assert counter.get_total_flops() == 0
 
 
 def test_a_network_that_needs_values_says_so():

@@ -21,6 +21,7 @@ from neurenix_ms.backbones.measuring import (
 from neurenix_ms.backbones.naming import named_network
 from neurenix_ms.backbones.tapping import taps
 from neurenix_ms.config import Configured
+from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import expect_channels, expect_map
 
 Normalise = Literal["imagenet"] | tuple[Sequence[float], Sequence[float]] | None
@@ -116,7 +117,7 @@ class Backbone(Configured, nn.Module):
         expect_channels(image, self.in_channels, "the image")
         if self.mean is not None and self.deviation is not None:
             image = (image - self.mean) / self.deviation
-        outputs = named_outputs(self.network(image))
+        outputs = named_outputs(call_intact(self.network, image))
         return [outputs[one.name].permute(one.axes) for one in self._measured if one.axes]
 
     @property

@@ -13,6 +13,7 @@ from neurenix_ms.arguments import checked
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import checkpointed
 from neurenix_ms.config import Configured
+from neurenix_ms.inplace import call_intact
 from neurenix_ms.multiscale.features import weighted
 from neurenix_ms.multiscale.fusion import METHODS, REDUCTIONS, FusionMethod
 from neurenix_ms.multiscale.scoring import score_head
@@ -193,7 +194,9 @@ class MultiScaleModel(Configured, nn.Module):
     def _run(self, network: nn.Module, x: Tensor) -> Tensor:
         blocks = (m for m in network.modules() if isinstance(m, Configured))
         ours = any(not isinstance(m, Backbone) for m in blocks)
-        return network(x) if ours else checkpointed(network, x, foreign=True)
+        if ours:
+            return call_intact(network, x)
+        return checkpointed(network, x, foreign=True)
 
     def _weights(self, maps: Sequence[Tensor]) -> Tensor:
         assert self.scores is not None

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.inplace import call_intact
 from neurenix_ms.mlp import MLP
 
 
@@ -23,7 +24,8 @@ class OneByOne(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([network(y) for network, y in zip(self.networks, x, strict=True)])
+        pairs = zip(self.networks, x, strict=True)
+        return torch.stack([call_intact(network, y) for network, y in pairs])
 
     def tensors(self, k: int) -> list[Tensor]:
         """What network k consists of, to be copied from and into."""

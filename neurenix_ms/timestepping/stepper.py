@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
+from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import expect_positive
 from neurenix_ms.timestepping.forecasting import Times, forecast
 
@@ -47,7 +48,7 @@ class TimeStepper(Configured, nn.Module):
         self.step_size = step_size
 
     def forward(self, x: Tensor) -> Tensor:
-        change = self.network(x)
+        change = call_intact(self.network, x)
         if change.shape != x.shape:
             raise ValueError(
                 f"the network must give a change of the state's shape {tuple(x.shape)}, "
@@ -120,7 +121,8 @@ class IntegratorStepper(nn.Module):
         h = self.dt * self.step_size
         if self.method != "rk4":
             return self._by_torchdiffeq(x, h)
-        k1 = self.rhs(x)
+        # every later slope is that of a state made for it
+        k1 = call_intact(self.rhs, x)
         k2 = self.rhs(x + h / 2 * k1)
         k3 = self.rhs(x + h / 2 * k2)
         k4 = self.rhs(x + h * k3)
@@ -134,4 +136,4 @@ class IntegratorStepper(nn.Module):
                 f"method {self.method!r} needs torchdiffeq: pip install 'neurenix_ms[ode]'"
             ) from error
         ends = torch.tensor([0.0, h], dtype=x.dtype, device=x.device)
-        return odeint(lambda t, y: self.rhs(y), x, ends, method=self.method)[-1]
+        return odeint(lambda t, y: call_intact(self.rhs, y), x, ends, method=self.method)[-1]

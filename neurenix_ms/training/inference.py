@@ -6,6 +6,7 @@ from itertools import combinations
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import SpatialDims, expect_map
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import expect_scales, scaled, spatial
@@ -84,7 +85,7 @@ class MultiScaleInference(nn.Module):
         return total / (len(self.scales) * len(self.mirrors))
 
     def _logits(self, view: Tensor, axes: list[int], x: Tensor) -> Tensor:
-        y = self.model(view.flip(axes) if axes else view)
+        y = call_intact(self.model, view.flip(axes) if axes else view)
         if not isinstance(y, Tensor) or y.ndim != x.ndim:
             what = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
             raise ValueError(f"the model must return one map, got {what}")

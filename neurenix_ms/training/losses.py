@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import choose
 from neurenix_ms.resize import halved
 from neurenix_ms.sizes import spatial
@@ -88,7 +89,9 @@ class MultiscaleLoss(nn.Module):
         expect_same_shapes(outputs, targets)
         mask = self.mask if mask is None else mask
         if mask is None:
-            losses = [self.difference(y, t) for y, t in zip(outputs, targets, strict=True)]
+            losses = [
+                call_intact(self.difference, y, t) for y, t in zip(outputs, targets, strict=True)
+            ]
             counted = targets[-1]
         else:
             # the mean of a cell is above 0 where any of its cells counts

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from neurenix_ms.arguments import checked
 from neurenix_ms.execution import TiledModel
+from neurenix_ms.inplace import call_intact
 from neurenix_ms.training.tiles import loss_in_tiles
 
 try:
@@ -110,7 +111,7 @@ class Task(LightningModule):
             loss = loss_in_tiles(self.model, inputs, target, self.loss, self.tile_size, self.whole)
         else:
             output = self._output(inputs)
-            loss = self.loss(output, target)
+            loss = call_intact(self.loss, output, target)  # the metrics see them too
         size = len(inputs if isinstance(inputs, Tensor) else inputs[0])
         self.log(
             f"{stage}_loss",

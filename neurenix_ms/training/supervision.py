@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import choose
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
@@ -58,7 +59,7 @@ class DeepSupervisionLoss(nn.Module):
             raise ValueError(f"expected {wanted} outputs, got {len(outputs)}")
         weights = self.weights or [0.5**k for k in range(len(outputs))]
         losses = [
-            weight / sum(weights) * self.loss(y, _at_size(target, y))
+            weight / sum(weights) * call_intact(self.loss, y, _at_size(target, y))
             for weight, y in zip(weights, outputs, strict=True)
         ]
         return sum(losses[1:], start=losses[0])
