@@ -36,7 +36,7 @@ def protected(value: Any) -> Any:
 
     It shares memory with the tensor until one of both is written to; only then is it copied.
     """
-    if isinstance(value, Tensor | Proxy):
+    if isinstance(value, (Tensor, Proxy)):
         return _clone(value)
     if type(value) in (list, tuple):
         return type(value)(map(protected, value))
@@ -45,7 +45,7 @@ def protected(value: Any) -> Any:
     return value
 
 
-def _clone(x: Tensor) -> Tensor:
+def _clone(x: Any) -> Any:
     # while it is recorded, a plain copy, which compilers drop where nothing is written
     if isinstance(x, Proxy) or sizes_are_open() or not _can_share(x):
         return x.clone()

@@ -207,7 +207,8 @@ class _LiveStorages(TorchDispatchMode):
             if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
                 continue
             storage = tensor.untyped_storage()
-            written = storage._cdata in self.sharing and not torch._C._is_cow_tensor(tensor)
+            shares = torch._C._is_cow_tensor(tensor)  # type: ignore[attr-defined]
+            written = storage._cdata in self.sharing and not shares
             if written and self._leave(storage._cdata):
                 self._set(storage._cdata, storage.nbytes())
 
