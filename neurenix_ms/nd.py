@@ -78,6 +78,7 @@ ADAPTIVE_POOLS: dict[str, dict[int, Any]] = {
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: conv3d}
 LINEAR_MODES: dict[int, str] = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
+MOST_LEVELS = dict.fromkeys(("num_levels", "num_scales"), 62)
 Value = TypeVar("Value")
 
 
@@ -110,6 +111,6 @@ def expect_channels(x: Tensor, channels: int, what: str = "the map") -> None:
 
 
 def expect_positive(**counts: int) -> None:
-    """Refuse a count below one."""
+    """Raise unless every count is at least 1; levels cannot be more than a size has halvings."""
     for name, count in counts.items():
-        check_integer(name, count, minimum=1)
+        check_integer(name, count, 1, MOST_LEVELS.get(name))

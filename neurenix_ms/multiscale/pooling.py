@@ -16,7 +16,7 @@ from neurenix_ms.config import Configured
 from neurenix_ms.grids import Grid
 from neurenix_ms.layers import Act, Norm, expect_normalisable, make_norm
 from neurenix_ms.multiscale.folding import FoldedConvolution, Projection
-from neurenix_ms.nd import POOLS, SpatialDims, choose, expect_channels, expect_map
+from neurenix_ms.nd import POOLS, SpatialDims, choose, expect_channels, expect_map, expect_positive
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
 from neurenix_ms.tracing import one_module
@@ -280,6 +280,7 @@ class SpatialPyramidPooling(Configured, nn.Module):
         bins: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        expect_positive(num_levels=num_levels)
         doubling = [2**level for level in range(num_levels)]
         self.bins = list(doubling if bins is None else bins)
         if not self.bins or min(self.bins) < 1:

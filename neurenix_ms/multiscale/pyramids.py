@@ -9,17 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.checks import check_integer
 from neurenix_ms.config import Configured
 from neurenix_ms.nd import CONVOLVE, LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
 from neurenix_ms.tracing import one_module
 
+LARGEST_KERNEL = 1023  # the largest whose binomial weights are floating-point numbers
+
 
 def gaussian_weights(sigma: float | None, kernel_size: int) -> list[float]:
     """Weights that sum to 1: of a Gaussian, or with `sigma=None` binomial (Burt & Adelson)."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+    check_integer("kernel_size", kernel_size, 1, LARGEST_KERNEL)
     if sigma is None:
         row = [float(math.comb(kernel_size - 1, k)) for k in range(kernel_size)]
     elif math.isfinite(sigma) and sigma > 0:
