@@ -280,9 +280,9 @@ class SpatialPyramidPooling(Configured, nn.Module):
         bins: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        expect_positive(num_levels=num_levels)
-        doubling = [2**level for level in range(num_levels)]
-        self.bins = list(doubling if bins is None else bins)
+        if bins is None:
+            expect_positive(num_levels=num_levels)
+        self.bins = [2**k for k in range(num_levels)] if bins is None else list(bins)
         if not self.bins or min(self.bins) < 1:
             raise ValueError(f"every grid needs one bin or more, got bins {self.bins}")
         self.num_levels = len(self.bins)
