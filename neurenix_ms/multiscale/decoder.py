@@ -14,6 +14,7 @@ from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm
 from neurenix_ms.multiscale.features import Channels, channels_of, expect_features
 from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose
+from neurenix_ms.orders import check_halving
 from neurenix_ms.tracing import entries
 
 FinalActivation = (
@@ -142,7 +143,8 @@ class UNetDecoder(Configured, nn.Module):
 
     Raises:
         ValueError: If there are fewer than two maps, `num_scales` differs, the strides of a backbone
-            do not double, or a map has other channels, another rank or batch size.
+            do not double, a map has other channels, another rank or batch size, or the maps are not
+            each about half the size of the one before.
 
     Source: Ronneberger et al. 2015, "U-Net", figure 1, right half.
 
@@ -211,6 +213,7 @@ class UNetDecoder(Configured, nn.Module):
     @recomputes
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         expect_features(features, self.encoder_channels, self.spatial_dims)
+        check_halving(features, "features")
         *skips, y = entries(features, self.num_scales)
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             y = checkpointed(up, skip, y)

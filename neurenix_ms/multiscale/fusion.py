@@ -23,6 +23,7 @@ from neurenix_ms.nd import (
     CONVOLVE,
     SpatialDims,
 )
+from neurenix_ms.orders import check_scales
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import Size, Target, expect_scales, expect_target, spatial, target_size
 from neurenix_ms.tracing import entries
@@ -215,7 +216,8 @@ class ScaleFusion(Configured, nn.Module):
         list of `(B, in_channels, *S_i)` -> `(B, out_channels, *S)` of the largest scale
 
     Raises:
-        ValueError: If a scale is not finite and positive, or as FeatureFusion.
+        ValueError: If a scale is not finite and positive, a feature of a larger scale is smaller, or as
+            FeatureFusion.
 
     Examples:
         >>> import torch
@@ -268,4 +270,6 @@ class ScaleFusion(Configured, nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
+        expect_features(features, self.fuse.in_channels, self.spatial_dims)
+        check_scales(features, self.scales)
         return self.fuse(features)

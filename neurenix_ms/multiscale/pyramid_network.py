@@ -25,6 +25,7 @@ from neurenix_ms.nd import (
     expect_map,
     expect_positive,
 )
+from neurenix_ms.orders import check_descending
 from neurenix_ms.remember import Remembers
 from neurenix_ms.resize import Resize, doubled
 from neurenix_ms.sizes import expect_halvings, fit, spatial
@@ -256,6 +257,7 @@ class PyramidFusion(Configured, nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         expect_features(features, self.widths, self.spatial_dims)
+        check_descending(features, "features")
         features = entries(features, len(self.widths))
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for finer in range(len(maps) - 2, -1, -1):

@@ -12,6 +12,7 @@ from neurenix_ms.arguments import checked
 from neurenix_ms.checks import check_integer
 from neurenix_ms.config import Configured
 from neurenix_ms.nd import CONVOLVE, LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
+from neurenix_ms.orders import check_halving
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
 from neurenix_ms.tracing import one_module
@@ -153,7 +154,8 @@ class LaplacianPyramid(Configured, nn.Module):
         `(B, C, *S)` -> a list of `num_levels` maps, each axis ceil(n / 2) of the level before
 
     Raises:
-        ValueError: As GaussianPyramid, and if `reconstruct` gets another number of levels.
+        ValueError: As GaussianPyramid, and if `reconstruct` gets another number of levels, or levels
+            in another order or of other channels.
 
     Source: Burt & Adelson 1983, equations 3 to 5. Deviation: levels are enlarged linearly to the
     size of the finer one, which makes any size possible.
@@ -193,6 +195,14 @@ class LaplacianPyramid(Configured, nn.Module):
         """The map that `levels` were made from, to rounding."""
         if len(levels) != self.num_levels:
             raise ValueError(f"reconstruct needs {self.num_levels} levels, got {len(levels)}")
+        for level in levels:
+            expect_map(level, self.spatial_dims)
+            if level.shape[:2] != levels[0].shape[:2]:
+                raise ValueError(
+                    "all levels must have one batch size and number of channels, got shapes "
+                    f"{[tuple(one.shape) for one in levels]}"
+                )
+        check_halving(levels, "levels")
         x = levels[-1]
         for detail in reversed(levels[:-1]):
             x = detail + self.resize(x, spatial(detail))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from neurenix_ms.arguments import checked
 from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import choose
+from neurenix_ms.orders import check_descending
 from neurenix_ms.resize import halved
 from neurenix_ms.sizes import spatial
 
@@ -35,7 +36,8 @@ class MultiscaleLoss(nn.Module):
         alone, which is averaged) -> a scalar
 
     Raises:
-        ValueError: If a name is unknown, or the lists differ in length or shapes.
+        ValueError: If a name is unknown, or the lists differ in length or shapes or do not come coarsest
+            first.
 
     Source: Santos et al. 2021, section 2.3.
 
@@ -87,6 +89,7 @@ class MultiscaleLoss(nn.Module):
         if isinstance(targets, Tensor):
             targets = averaged(targets, len(outputs))
         expect_same_shapes(outputs, targets)
+        check_descending(list(outputs)[::-1], "outputs", "coarsest first")
         mask = self.mask if mask is None else mask
         if mask is None:
             losses = [

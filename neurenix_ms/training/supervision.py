@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from neurenix_ms.arguments import checked
 from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import choose
+from neurenix_ms.orders import check_descending
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
 
@@ -31,8 +32,8 @@ class DeepSupervisionLoss(nn.Module):
         list of `(B, C, *S_i)` and a target `(B, C, *S)`, or classes `(B, *S)` -> a scalar
 
     Raises:
-        ValueError: If the list is empty or has another length than the weights, or the weights are
-            negative or all 0.
+        ValueError: If the list is empty or has another length than the weights, the weights are negative
+            or all 0, or there are none and the outputs do not come finest first.
 
     Source: Lee et al. 2015, "Deeply-Supervised Nets", equation 3; weights of Isensee et al. 2021,
     "nnU-Net", supplementary note 2.
@@ -57,6 +58,8 @@ class DeepSupervisionLoss(nn.Module):
         if not outputs or (self.weights is not None and len(outputs) != len(self.weights)):
             wanted = "one or more" if self.weights is None else str(len(self.weights))
             raise ValueError(f"expected {wanted} outputs, got {len(outputs)}")
+        if self.weights is None:
+            check_descending(outputs, "outputs without weights")
         weights = self.weights or [0.5**k for k in range(len(outputs))]
         losses = [
             weight / sum(weights) * call_intact(self.loss, y, _at_size(target, y))
