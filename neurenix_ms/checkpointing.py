@@ -23,7 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from neurenix_ms.inplace import call_intact
+
 _enabled: ContextVar[bool] = ContextVar("gradient_checkpointing", default=False)
+_enabled_for_compiled = False
+_entered: list["enable_gradient_checkpointing"] = []
 _notebook: ContextVar["_Notebook | None"] = ContextVar("recipes_of_this_forward", default=None)
 
 Inputs = ParamSpec("Inputs")
@@ -73,6 +77,8 @@ class enable_gradient_checkpointing:  # noqa: N801  (a context manager is called
                 "got entered inside it"
             )
         self._tokens.append(_enabled.set(self.enabled))
+        _entered.append(self)
+        _tell_compiled()
         return self
 
     def __exit__(
@@ -82,6 +88,18 @@ class enable_gradient_checkpointing:  # noqa: N801  (a context manager is called
         trace: TracebackType | None,
     ) -> None:
         _enabled.reset(self._tokens.pop())
+        _entered.remove(self)
+        _tell_compiled()
+
+
+def _tell_compiled() -> None:
+    """Let compiled code see the switch: dynamo guards on a global, but reads no context variable.
+
+    The global is that of the process. Another thread that is compiling meanwhile may recompute too,
+    which costs time and changes no result.
+    """
+    global _enabled_for_compiled
+    _enabled_for_compiled = bool(_entered) and _entered[-1].enabled
 
 
 def recomputes(
@@ -114,18 +132,21 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def checkpointed(module: nn.Module, *inputs: Tensor, foreign: bool = False) -> Tensor:
     """Run a block; while the switch is on and it cannot forget by itself, under a checkpoint.
 
-    A block of ours forgets by itself, except while it is compiled; a foreign one never does.
+    A block of ours forgets by itself, except while it is compiled; a foreign one never does, and may
+    write over its inputs, which stay as they are.
     """
     compiling = torch.compiler.is_compiling()
     if not (compiling or foreign) or not _wanted():
-        return module(*inputs)
+        return call_intact(module, *inputs) if foreign else module(*inputs)
+    # a foreign block gets its inputs a second time in backward
+    run = functools.partial(call_intact, module) if foreign else module
     if compiling:  # the compiled graph holds one update of the statistics, however often it is run
-        return checkpoint(module, *inputs, use_reentrant=False)
+        return checkpoint(run, *inputs, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), statistics_kept(module)
 
-    return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
+    return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
@@ -142,7 +163,8 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def _wanted() -> bool:
-    return _enabled.get() and torch.is_grad_enabled()
+    enabled = _enabled_for_compiled if torch.compiler.is_compiling() else _enabled.get()
+    return enabled and torch.is_grad_enabled()
 
 
 class _Recipe:

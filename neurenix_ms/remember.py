@@ -18,7 +18,8 @@ class Remembers:
 
     def clear_features(self) -> None:
         """Forget what the last forward computed, so that its memory can be freed."""
-        self._memory = None
+        if self._memory is not None:  # an attribute first set in forward could not be exported
+            self._memory = None
 
     def _remember(self, **results: Any) -> None:
         tracing = torch.jit.is_tracing() or placeholder_in(list(results.values())) is not None

@@ -25,7 +25,7 @@ def spatial(x: Tensor) -> Size:
 @one_call
 def scaled(size: Sequence[int], scale: float | Sequence[float]) -> Size:
     """Return every axis at `scale`, or at its own entry of it, rounded down, at least 1."""
-    scales = [scale] * len(size) if isinstance(scale, int | float) else scale
+    scales = [scale] * len(size) if isinstance(scale, (int, float)) else scale
     if (
         torch.jit.is_tracing()
     ):  # sizes are tensors, and Python's arithmetic would make them constants
@@ -36,9 +36,16 @@ def scaled(size: Sequence[int], scale: float | Sequence[float]) -> Size:
     if not torch.compiler.is_compiling():
         return tuple(max(1, math.floor(n * factor)) for n, factor in zip(size, scales, strict=True))
     # math.floor stays symbolic while a model is traced; int() would freeze the example's size
-    pairs = zip(size, scales, strict=True)
-    sizes: list[Any] = [torch.sym_max(1, math.floor(n * factor)) for n, factor in pairs]
-    return tuple(sizes)
+    return tuple(
+        _at_least_one(math.floor(n * factor)) for n, factor in zip(size, scales, strict=True)
+    )
+
+
+def _at_least_one(n: Any) -> Any:
+    """Return `max(1, n)` for a symbol too; a size that is known stays a number."""
+    if statically_known_true(n >= 1):
+        return n
+    return 1 if statically_known_true(n < 1) else torch.sym_max(1, n)
 
 
 @one_call

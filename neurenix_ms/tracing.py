@@ -21,7 +21,7 @@ def one_call(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
 
     @functools.wraps(function)
     def call(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Result:
-        proxy = placeholder_in(args)
+        proxy = None if torch.compiler.is_compiling() else placeholder_in(args)
         if proxy is None:
             return function(*args, **kwargs)
         return cast(Result, proxy.tracer.create_proxy("call_function", call, args, kwargs))
@@ -34,7 +34,7 @@ def one_module(forward: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(forward)
     def call(self: Any, *args: Any) -> Result:
-        proxy = placeholder_in(args)
+        proxy = None if torch.compiler.is_compiling() else placeholder_in(args)
         if proxy is None:
             return forward(self, *args)
         tracer: Any = proxy.tracer
@@ -50,7 +50,7 @@ def placeholder_in(args: Sequence[Any]) -> Proxy | None:
     for value in args:
         if isinstance(value, Proxy):
             return value
-        if isinstance(value, list | tuple):
+        if isinstance(value, (list, tuple)):
             found = placeholder_in(value)
             if found is not None:
                 return found
