@@ -4,7 +4,11 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from neurenix_ms.checks import shown
+
 PLAIN = (str, int, float, bool, type(None))
+DEEPEST = 32  # levels of lists and dicts in a config
+MOST_ENTRIES = 2**17
 
 
 class Configured:
@@ -18,16 +22,51 @@ class Configured:
 
 
 def _copied(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
+    return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def is_plain(value: Any) -> bool:
-    """Whether `value` consists of numbers, texts, None, lists and dicts only."""
-    if isinstance(value, dict):
-        return all(is_plain(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return all(is_plain(item) for item in value)
-    return isinstance(value, PLAIN)
+    """Whether `value` consists of numbers, strings, None, lists and dicts by string only."""
+    try:
+        check_plain("value", value)
+    except ValueError:
+        return False
+    return True
+
+
+def check_plain(name: str, value: Any) -> None:
+    """Raise unless `value` consists of numbers, strings, None, lists and dicts by string only.
+
+    Subclasses do not count, such as the numbers of NumPy: what reads a file knows none.
+
+    Args:
+        name: What the value is called, for the message.
+        value: What came; it may contain itself.
+
+    Raises:
+        ValueError: With the name of the entry that is something else.
+    """
+    waiting, visited = [(name, value, 0)], 0
+    while waiting:
+        path, item, depth = waiting.pop()
+        visited += 1
+        if depth > DEEPEST or visited + len(waiting) > MOST_ENTRIES:
+            raise ValueError(
+                f"{name} must have at most {DEEPEST} levels of lists and dicts and {MOST_ENTRIES} "
+                f"entries, got more from {path[:80]} on"
+            )
+        if type(item) in (list, tuple):
+            waiting += [(f"{path}[{i}]", inner, depth + 1) for i, inner in enumerate(item)]
+        elif type(item) is dict:
+            for key, inner in item.items():
+                if type(key) is not str:
+                    raise ValueError(f"{path} must have strings as keys, got {shown(key)}")
+                waiting.append((f"{path}.{key[:80]}", inner, depth + 1))
+        elif type(item) not in PLAIN:
+            raise ValueError(
+                f"{path} must be a plain number, string, None, list or dict, got {shown(item)} "
+                f"of type {type(item).__name__}"
+            )
 
 
 def library_classes(cls: type = Configured) -> Iterator[type]:

@@ -1,9 +1,8 @@
 """Models as files: class name, config and state dict, written at once and read without running code."""
 
-import importlib
 import os
-import pickle
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ import torch
 from torch import nn
 
 from neurenix_ms.arguments import checked
-from neurenix_ms.config import Configured, is_plain, library_classes
-
-FORMAT = "neurenix_ms model"
-VERSION = 1
-PARTS = ("multiscale", "msnet", "timestepping", "implicit")
+from neurenix_ms.checks import shown
+from neurenix_ms.config import PLAIN, Configured, check_plain, is_plain, library_classes
+from neurenix_ms.records import DTYPES, TensorRecord
+from neurenix_ms.stored import FORMAT, VERSION, build, read_stored, read_weights
 
 
 @checked
@@ -29,6 +27,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         model: Any module. Classes of the library come back by themselves, others need `load(model=)`.
         path: Where to write; any extension.
 
+    Raises:
+        ValueError: If `load` could not read the file: an argument of the model that only looks plain,
+            such as a number of NumPy, or an entry of its state dict that is no dense tensor. Nothing
+            is written then.
+
     Examples:
         >>> import tempfile
         >>> from neurenix_ms import UNet
@@ -37,17 +40,15 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ...     load(f"{folder}/m.nx").features
         [4]
     """
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        **described(model),
-        "state_dict": model.state_dict(),
-    }
+    state = model.state_dict()
+    for name, value in state.items():
+        state[name] = _storable(name, value)
+    content = {"format": FORMAT, "version": VERSION, **described(model), "state_dict": state}
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+            _write(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
@@ -61,7 +62,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def load(
     path: str | os.PathLike[str],
     model: nn.Module | None = None,
-    map_location: Any = None,
+    map_location: str | torch.device | Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Read a model that `save` wrote; nothing in the file is executed.
 
@@ -72,14 +73,17 @@ def load(
         path: The file.
         model: The module to fill, where the file does not say how to build one: classes that are not
             the library's, and models built with callables. Left unchanged if the file does not fit.
-        map_location: Where tensors go, as in `torch.load`.
+        map_location: Device where tensors go, or a dict of devices by where they were; the CPU by
+            default.
 
     Returns:
-        The model, in training mode if it was built here; `model` itself if it was given.
+        The model, in training mode and with the types of the file if it was built here; `model`
+        itself if it was given.
 
     Raises:
-        ValueError: If the file is damaged, foreign, of a newer version, needs `model`, or does not
-            fit it.
+        ValueError: If the file is damaged, foreign, of a newer version, needs `model`, does not fit
+            it, or describes a model that is larger than what the file stores. It is refused before a
+            model is built or a weight is read.
 
     Examples:
         >>> import tempfile
@@ -90,10 +94,20 @@ def load(
         >>> torch.equal(same[0].weight, own[0].weight)
         True
     """
-    content = _read(path, map_location)
-    target = model if model is not None else _built(content, path)
-    _expect_fit(target, content["state_dict"], path)
-    target.load_state_dict(content["state_dict"])
+    with open(path, "rb") as file:
+        stored = read_stored(file, path)
+        target = build(stored, path) if model is None else model
+        _expect_fit(target, stored.tensors, path)
+        try:
+            state = read_weights(stored, map_location)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} must be a file of neurenix_ms.save, got damage: {error}"
+            ) from error
+    if model is None:
+        _take_over(target, state)
+    else:
+        target.load_state_dict(state)
     return target
 
 
@@ -102,18 +116,22 @@ def described(model: nn.Module) -> dict[str, Any]:
     if not isinstance(model, Configured) or type(model) not in set(library_classes()):
         return {"class": type(model).__name__, "config": None}
     known: Any = model  # a type checker takes every attribute of a module for a submodule
-    config = {name: _described_inside(value) for name, value in known.config.items()}
+    config = {name: _described_inside(name, value) for name, value in known.config.items()}
     whole = is_plain(config) and all(
         inner["config"] is not None for value in config.values() for inner in _modules_of(value)
     )
     return {"class": type(model).__name__, "config": config if whole else None}
 
 
-def _described_inside(value: Any) -> Any:
+def _described_inside(name: str, value: Any) -> Any:
     """A module becomes its description, a list of modules one of descriptions."""
     if isinstance(value, nn.Module):
         return described(value)
-    return [_described_inside(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_described_inside(f"{name}[{i}]", item) for i, item in enumerate(value)]
+    if isinstance(value, (*PLAIN, dict)) or hasattr(value, "dtype"):  # or it only looks like it
+        check_plain(name, value)
+    return value
 
 
 def _modules_of(value: Any) -> list[dict[str, Any]]:
@@ -121,72 +139,75 @@ def _modules_of(value: Any) -> list[dict[str, Any]]:
     return [item for item in items if isinstance(item, dict)]
 
 
-def _read(path: str | os.PathLike[str], map_location: Any) -> dict[str, Any]:
-    damages = (RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError)
-    with open(path, "rb") as file:
-        try:
-            content = torch.load(file, map_location=map_location, weights_only=True)
-        except (*damages, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{path} must be a file of neurenix_ms.save, got damage: {error}"
-            ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} must be a file of neurenix_ms.save, got something else")
-    version = content.get("version")
-    if not isinstance(version, int) or version > VERSION:
+def _storable(name: str, value: Any) -> torch.Tensor:
+    """An entry of a state dict as a tensor that `load` reads, copied only where it has to be."""
+    plain = type(value) in (torch.Tensor, nn.Parameter) and value.layout is torch.strided
+    if not plain or value.is_nested or value.is_meta or value.dtype not in DTYPES.values():
+        kind = f"{value.layout} {value.dtype}" if isinstance(value, torch.Tensor) else "no tensor"
         raise ValueError(
-            f"{path} must have a format version of at most {VERSION}, got {version}; "
-            "a newer neurenix_ms reads it"
+            f"state_dict[{name!r}] must be a dense tensor of numbers on a device, got {shown(value)} "
+            f"({type(value).__name__}, {kind}); convert it before saving"
         )
-    if not isinstance(content.get("class"), str) or not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"{path} must hold a class name and a state dict, got {sorted(content)}")
-    return content
+    value = value.detach().resolve_conj().resolve_neg()
+    stored = value.untyped_storage().nbytes() // value.dtype.itemsize
+    return value.contiguous() if value.numel() > stored else value
 
 
-def _built(content: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
-    if not isinstance(content.get("config"), dict):
-        raise ValueError(
-            f"{path} holds a {content['class']} that cannot be rebuilt from the file alone; "
-            "build it and pass it as model="
-        )
-    classes = {cls.__name__: cls for cls in library_classes()}
-    if content["class"] not in classes:  # of a part that nothing has imported yet
-        for part in PARTS:
-            importlib.import_module(f"neurenix_ms.{part}")
-        classes = {cls.__name__: cls for cls in library_classes()}
-    if content["class"] not in classes:
-        raise ValueError(f"{path} must hold one of {sorted(classes)}, got {content['class']!r}")
-    arguments = {name: _built_inside(value, path) for name, value in content["config"].items()}
+def _write(content: dict[str, Any], file: Any) -> None:
+    """Write with a checksum of every tensor, whatever this process has chosen for its own files."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
     try:
-        return classes[content["class"]](**arguments)
-    except TypeError as error:
-        raise ValueError(f"{path} has a config that does not fit its class: {error}") from error
+        torch.save(content, file)
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
-def _built_inside(value: Any, path: str | os.PathLike[str]) -> Any:
-    if isinstance(value, dict):
-        return _built(value, path)
-    return [_built_inside(item, path) for item in value] if isinstance(value, list) else value
+def _take_over(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Fill a fresh model; it gets the types and the device of what is in the file."""
+    floating = [value for value in state.values() if value.is_floating_point()]
+    kinds = {value.dtype for value in floating}
+    if floating:
+        model.to(floating[0].device)
+    if len(kinds) == 1 and kinds != {torch.get_default_dtype()}:
+        model.to(dtype=kinds.pop())
+    if len(kinds) > 1:  # parameters that have types of their own are replaced
+        model.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
+    else:
+        model.load_state_dict(state)
 
 
-def _expect_fit(model: nn.Module, state: dict[str, Any], path: str | os.PathLike[str]) -> None:
+def _expect_fit(
+    model: nn.Module, tensors: dict[str, TensorRecord], path: str | os.PathLike[str]
+) -> None:
     """Refuse before anything is changed: load_state_dict itself would stop half-way."""
-    if any(not isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold tensors only in its state dict")
     own = model.state_dict()
-    lazy = {name for name in state if name.startswith("scores.") and name not in own}
-    missing = sorted(set(own) - set(state))
-    extra = sorted(set(state) - set(own) - lazy)
+    lazy = {name for name in tensors if name.startswith("scores.") and name not in own}
+    missing = sorted(set(own) - set(tensors))
+    extra = sorted(set(tensors) - set(own) - lazy)
     shapes = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        f"{name} {tensors[name].size} instead of {tuple(own[name].shape)}"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if name in tensors and tensors[name].size != tuple(own[name].shape)
     ]
     if missing or extra or shapes:
         raise ValueError(
             f"{path} does not fit {type(model).__name__}: missing {missing[:3]}, "
             f"left over {extra[:3]}, misshapen {shapes[:3]}"
         )
+    kinds = [
+        f"{name} {tensors[name].dtype} instead of {own[name].dtype}"
+        for name in own
+        if name in tensors and _kind(tensors[name].dtype) != _kind(own[name].dtype)
+    ]
+    if kinds:
+        raise ValueError(f"{path} does not fit {type(model).__name__}: other types {kinds[:3]}")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point or dtype.is_complex:
+        return "complex" if dtype.is_complex else "floating point"
+    return "bool" if dtype is torch.bool else "integer"
 
 
 def _umask() -> int:

@@ -13,7 +13,7 @@ FLOORS = [
     ["weights"],
     ["multiscale", "msnet", "timestepping", "implicit"],
     ["datasets", "training", "files"],
-    ["execution", "backbones", "conservation"],
+    ["execution", "backbones", "conservation", "stored"],
     [
         "blocks",
         "mlp",
@@ -27,6 +27,8 @@ FLOORS = [
         "convolution",
         "remember",
         "config",
+        "records",
+        "opcodes",
         "arguments",
         "checks",
         "hooks",

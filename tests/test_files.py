@@ -7,11 +7,24 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
+from cases import CASES, Case, as_list, build
 from torch import nn
 
 from neurenix_ms import MultiScaleModel, PyramidNetwork, UNet, load, save
+from neurenix_ms.config import check_plain
+from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF, Normaliser
+from neurenix_ms.mlp import MLP
+from neurenix_ms.timestepping import (
+    ClockworkRNN,
+    EchoStateNetwork,
+    HierarchicalTimeStepper,
+    LSTMForecaster,
+    StandardisedNetwork,
+    TimeStepper,
+)
 
 MODELS = {
     "unet": lambda: UNet(3, 1, [4, 8], dropout=0.1, norm="group"),
@@ -125,7 +138,7 @@ def test_a_newer_or_unknown_content_is_refused_by_what_it_is(tmp_path):
     with pytest.raises(ValueError, match="config that does not fit its class"):
         load(path)
     torch.save({**content, "state_dict": {"a": 1}}, path)
-    with pytest.raises(ValueError, match="must hold tensors only"):
+    with pytest.raises(ValueError, match="does not hold a model: 'a' is a int, not a tensor"):
         load(path)
     torch.save({key: content[key] for key in ("format", "version", "class")}, path)
     with pytest.raises(ValueError, match="must hold a class name and a state dict"):
@@ -182,3 +195,219 @@ def test_a_killed_save_leaves_the_old_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert load(path).features == [4]
+
+
+BUILT_OF_FOREIGN_NUMBERS = {
+    "UNet": lambda: UNet(
+        np.int64(3),
+        np.int64(4),
+        features=list(np.array([4, 8])),
+        dropout=np.float64(0.1),
+        norm=np.str_("group"),
+        bilinear=np.bool_(True),
+        kernel_size=torch.tensor(3),
+    ),
+    "UNet-array": lambda: UNet(3, 2, np.array([4, 8]), bottleneck_channels=np.int32(6)),
+    "UNet-tensor": lambda: UNet(3, 2, torch.tensor([4, 8]), residual_channel=None),
+}
+
+
+@pytest.mark.parametrize("name", BUILT_OF_FOREIGN_NUMBERS)
+def test_a_model_of_foreign_numbers_has_a_plain_config_and_comes_back(name, tmp_path):
+    torch.manual_seed(0)
+    model = BUILT_OF_FOREIGN_NUMBERS[name]().eval()
+    check_plain("config", model.config)
+    save(model, tmp_path / "m.nx")
+    loaded = load(tmp_path / "m.nx").eval()
+    x = torch.randn(1, 3, 16, 20)
+    assert torch.equal(loaded(x), model(x))
+    assert loaded.config == model.config
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (torch.eye(3).to_sparse(), r"'odd'\] must be a dense tensor of numbers on a device, got"),
+        (torch.zeros(2, device="meta"), "must be a dense tensor"),
+        (torch.zeros(2, dtype=torch.float8_e4m3fn), "must be a dense tensor"),
+        (torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), "must be a dense tensor"),
+    ],
+)
+def test_what_load_could_not_read_is_refused_before_it_is_written(entry, words, tmp_path):
+    path = tmp_path / "m.nx"
+    save(nn.Linear(1, 1), path)
+    before = path.read_bytes()
+    model = nn.Linear(1, 1)
+    model.register_buffer("odd", entry)
+    with pytest.raises(ValueError, match=words):
+        save(model, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["m.nx"]
+
+
+class WithState(nn.Linear):
+    def get_extra_state(self):
+        return {"steps": 3}
+
+
+def test_a_state_that_is_no_tensor_is_refused_before_it_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"'_extra_state'\] must be a dense tensor .*no tensor"):
+        save(WithState(1, 1), tmp_path / "m.nx")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("dropout", np.float64(0.1), "dropout must be a plain number, string, .* of type float64"),
+        ("features", [np.int64(4)], r"features\[0\] must be a plain number, .* of type int64"),
+        ("features", np.array([4]), "features must be a plain number, .* of type ndarray"),
+        ("norm", np.str_("group"), "norm must be a plain number, .* of type str_"),
+        ("dropout", torch.tensor(0.1), "dropout must be a plain number, .* of type Tensor"),
+    ],
+)
+def test_an_argument_that_was_changed_to_a_foreign_one_is_refused(name, value, words, tmp_path):
+    model = UNet(1, 1, [4])
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=words):
+        save(model, tmp_path / "m.nx")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_type_of_the_weights_comes_back(dtype, tmp_path):
+    model = UNet(1, 1, [4]).to(dtype)
+    save(model, tmp_path / "m.nx")
+    for a, b in zip(model.parameters(), load(tmp_path / "m.nx").parameters(), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+def test_a_model_of_several_types_comes_back_as_it_was(tmp_path):
+    model = UNet(1, 1, [4]).half()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.float()
+    save(model, tmp_path / "m.nx")
+    loaded = load(tmp_path / "m.nx")
+    kinds = [(name, p.dtype) for name, p in loaded.state_dict().items()]
+    assert kinds == [(name, p.dtype) for name, p in model.state_dict().items()]
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_versions_of_layers_are_kept_for_models_that_ask_for_them(tmp_path):
+    class Versioned(nn.Linear):
+        _version = 7
+
+        def _load_from_state_dict(self, state, prefix, metadata, *args):
+            self.seen = metadata.get("version")
+            super()._load_from_state_dict(state, prefix, metadata, *args)
+
+    save(Versioned(1, 1), tmp_path / "m.nx")
+    assert load(tmp_path / "m.nx", model=Versioned(1, 1)).seen == 7
+
+
+def test_a_view_is_stored_and_an_expanded_buffer_too(tmp_path):
+    model = nn.Linear(2, 2)
+    model.register_buffer("wide", torch.ones(1).expand(1000))
+    model.register_buffer("part", torch.arange(10.0)[3:5])
+    model.register_buffer("turned", torch.arange(6.0).view(2, 3).T)
+    save(model, tmp_path / "m.nx")
+    other = nn.Linear(2, 2)
+    other.register_buffer("wide", torch.zeros(1000))
+    other.register_buffer("part", torch.zeros(2))
+    other.register_buffer("turned", torch.zeros(3, 2))
+    load(tmp_path / "m.nx", model=other)
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+
+
+def test_where_tensors_go_can_be_said(tmp_path):
+    save(UNet(1, 1, [4]), tmp_path / "m.nx")
+    for place in ("cpu", torch.device("cpu"), {"cpu": "cpu"}, {}, None):
+        assert next(load(tmp_path / "m.nx", map_location=place).parameters()).is_cpu
+    with pytest.raises(ValueError, match="map_location must be "):
+        load(tmp_path / "m.nx", map_location=3)
+
+
+def test_a_file_of_a_process_without_checksums_is_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        save(UNet(1, 1, [4]), tmp_path / "m.nx")
+        assert not torch.serialization.get_crc32_options()
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert load(tmp_path / "m.nx").features == [4]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_public_module_comes_back_with_equal_outputs(case: Case, tmp_path):
+    if case.spatial_dims == 3 and "PyramidNetwork" in case.name:
+        size = (8, 9, 10)
+    else:
+        size = case.size(9 if case.spatial_dims == 3 else 13)
+    model = build(case).eval()
+    x = case.inputs(size, batch=1)
+    expected = model(x)
+    save(model, tmp_path / "m.nx")
+    content = torch.load(tmp_path / "m.nx", weights_only=True)
+    other = None if content["config"] is not None else case.build()
+    loaded = load(tmp_path / "m.nx", model=other).eval()
+    for a, b in zip(as_list(expected), as_list(loaded(x)), strict=True):
+        assert torch.equal(a, b)
+
+
+def foreign(value, how: str):
+    """A plain argument as an array library gives it; None where it has no such form."""
+    if isinstance(value, bool):
+        return {"numpy": np.bool_(value), "tensor": torch.tensor(value)}[how]
+    if isinstance(value, int | float):
+        number = np.asarray(value)[()]
+        return {"numpy": number, "tensor": torch.tensor(value, dtype=WIDE[type(value)])}[how]
+    if isinstance(value, str):
+        return np.str_(value)
+    if isinstance(value, list) and value and all(type(v) in (int, float) for v in value):
+        return (
+            np.asarray(value) if how == "numpy" else torch.tensor(value, dtype=WIDE[type(value[0])])
+        )
+    return value
+
+
+WIDE = {int: torch.int64, float: torch.float64}
+OTHERS = {
+    "NIF": lambda: NIF(1, 2, shape_width=4, parameter_width=4),
+    "MultiScaleNIF": lambda: MultiScaleNIF(1, 2, shape_width=4, parameter_width=4, omega_0=3.0),
+    "LastLayerNIF": lambda: LastLayerNIF(1, 2, shape_width=4, parameter_width=4),
+    "Normaliser": lambda: Normaliser(NIF(1, 2, shape_width=4, parameter_width=4)),
+    "MLP": lambda: MLP(2, 3, [4, 5]),
+    "TimeStepper": lambda: TimeStepper(MLP(2, 2, [4]), 3),
+    "HierarchicalTimeStepper": lambda: HierarchicalTimeStepper([TimeStepper(MLP(2, 2, [4]), 3)]),
+    "LSTMForecaster": lambda: LSTMForecaster(2, 4),
+    "ClockworkRNN": lambda: ClockworkRNN(2, 8, 2),
+    "EchoStateNetwork": lambda: EchoStateNetwork(2, 8),
+    "StandardisedNetwork": lambda: StandardisedNetwork(
+        MLP(2, 2, [4]), [0.0, 1.0], [1.0, 2.0], [1.0, 1.0]
+    ),
+}
+MAKERS = {case.name: case.build for case in CASES if case.spatial_dims == 2} | OTHERS
+
+
+@pytest.mark.parametrize("how", ["numpy", "tensor"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_constructor_takes_foreign_numbers_and_comes_back(name, how, tmp_path):
+    torch.manual_seed(0)
+    plain = MAKERS[name]()
+    model = type(plain)(**{k: foreign(v, how) for k, v in plain.config.items()})
+    fixed = {k: v for k, v in model.config.items() if not isinstance(v, nn.Module)}
+    if "steppers" not in fixed:
+        check_plain("config", {k: v for k, v in fixed.items() if not callable(v)})
+        assert fixed == {k: v for k, v in plain.config.items() if k in fixed}
+    save(model, tmp_path / "m.nx")
+    content = torch.load(tmp_path / "m.nx", weights_only=True)
+    loaded = load(
+        tmp_path / "m.nx", model=None if content["config"] is not None else MAKERS[name]()
+    )
+    state = loaded.state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(state[key], value)

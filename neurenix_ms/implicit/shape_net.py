@@ -54,7 +54,8 @@ class Shape(nn.Module):
             if kind == "chain":
                 stream = units
             elif self.adds(layer):
-                stream = [*stream, *(unit for unit in units if unit not in set(stream))]
+                known = set(stream)
+                stream = [*stream, *(unit for unit in units if unit not in known)]
                 place = {unit: i for i, unit in enumerate(stream)}
                 places = torch.tensor([place[unit] for unit in units])
                 self.register_buffer(f"places_{layer}", places, persistent=False)

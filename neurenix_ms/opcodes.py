@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's, in protocol 2
+
+
+class Ordered(dict[Any, Any]):
+    """An ordered dict of the pickle, and the attributes that are set on it."""
+
+    state: Any = None
+
+
 CONTAINERS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": dict,
+    "collections.OrderedDict": Ordered,
     "builtins.set": set,
     "builtins.frozenset": frozenset,
 }
@@ -127,7 +135,7 @@ class _Machine:
 
     def build(self) -> None:
         state = self.pop()
-        if isinstance(self.stack[-1], Call):  # what is set on a dict are attributes, no entries
+        if isinstance(self.stack[-1], Call | Ordered):  # on a dict they are attributes, no entries
             self.stack[-1].state = state
 
     def append(self, items: list[Any]) -> None:
