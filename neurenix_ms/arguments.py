@@ -6,7 +6,7 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union
 
@@ -128,6 +128,8 @@ def kind_of(annotation: Any) -> Kind | None:
         return Kind("a callable", check_callable, 7, "callables")
     if origin in (Sequence, list, tuple):
         return _sequence(origin, inner)
+    if origin in (Mapping, dict):
+        return _mapping(*map(kind_of, inner))
     if origin is os.PathLike:
         return _instance(os.PathLike)
     cls = annotation if origin is None else origin
@@ -138,7 +140,7 @@ def kind_of(annotation: Any) -> Kind | None:
     return _instance(cls)
 
 
-def _instance(cls: type) -> Kind:
+def _instance(cls: Any) -> Kind:
     word = "torch.nn.Module" if cls is nn.Module else cls.__name__
     words = f"{'an' if word[0] in 'AEIO' else 'a'} {word}"
 
@@ -148,6 +150,23 @@ def _instance(cls: type) -> Kind:
         return value
 
     return Kind(words, convert, 0, f"{word}s")
+
+
+def _mapping(keys: Kind | None, values: Kind | None) -> Kind:
+    whole = _instance(Mapping)
+    if keys is None or values is None:
+        return whole
+
+    def convert(name: str, value: Any) -> Any:
+        whole.convert(name, value)
+        return {
+            keys.convert(f"{name}[{shown(key)}] (the key)", key): values.convert(
+                f"{name}[{shown(key)}]", entry
+            )
+            for key, entry in value.items()
+        }
+
+    return Kind("a Mapping", convert, 7, "Mappings")
 
 
 def _sequence(origin: Any, inner: tuple[Any, ...]) -> Kind:

@@ -3,7 +3,7 @@
 import enum
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -188,6 +188,7 @@ def every_kind(
     model: nn.Module | None = None,
     mask: Tensor | float | None = None,
     tensors: Sequence[Tensor] = (),
+    by_stride: Mapping[int, Mapping[str, Any]] | None = None,
     anything: Any = None,
 ) -> dict[str, Any]:
     """All arguments."""
@@ -211,6 +212,7 @@ def every_kind(
         ({"norm": nn.BatchNorm2d}, nn.BatchNorm2d),
         ({"mask": np.float64(2)}, 2.0),
         ({"anything": ["x"]}, ["x"]),
+        ({"by_stride": {np.int64(3): {"a": 1}}}, {3: {"a": 1}}),
     ],
 )
 def test_a_checked_function_gets_plain_values(given, plain):
@@ -241,6 +243,9 @@ def test_a_checked_function_gets_plain_values(given, plain):
             "tensors must be a sequence of tensors, got a tensor of shape (2, 3)",
         ),
         ({"tensors": [1]}, "tensors[0] must be a tensor, got 1"),
+        ({"by_stride": [1]}, "by_stride must be a Mapping or None, got [1]"),
+        ({"by_stride": {4: 1}}, "by_stride[4] must be a Mapping, got 1"),
+        ({"by_stride": {"a": {}}}, "by_stride['a'] (the key) must be an integer, got 'a'"),
     ],
 )
 def test_a_checked_function_refuses_the_rest_by_name(given, words):

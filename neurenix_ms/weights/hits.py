@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from neurenix_ms.arguments import checked
 from neurenix_ms.mlp import MLP
 from neurenix_ms.timestepping import HierarchicalTimeStepper, TimeStepper
-from neurenix_ms.weights.rename import fill, rename
+from neurenix_ms.weights.rename import LOOKED_FOR, as_tensor, fill, rename, unwrapped
 
 RULES = [(r"(?:increment\.)?Linear_(\d+)\.(weight|bias)", r"layers.\1.\2")]
 
@@ -21,7 +19,9 @@ def load_hits(state_dicts: Mapping[int, Mapping[str, Any]]) -> HierarchicalTimeS
 
     Args:
         state_dicts: For every stride in steps of dt, names such as `increment.Linear_0.weight` to
-            tensors or numpy arrays. `read_pickle` gets them from a file of a whole model.
+            tensors or numpy arrays. `read_pickle` gets them from a file of a whole model. Checkpoints
+            of Lightning are taken too, and names that a tool has put "module.", "model.",
+            "_orig_mod." or "net." before.
 
     Returns:
         A hierarchy in training mode.
@@ -31,6 +31,7 @@ def load_hits(state_dicts: Mapping[int, Mapping[str, Any]]) -> HierarchicalTimeS
             message names it.
 
     Examples:
+        >>> import torch
         >>> one = {"Linear_0.weight": torch.zeros(2, 2), "Linear_0.bias": torch.zeros(2)}
         >>> load_hits({1: one, 8: one}).step_sizes
         [8, 1]
@@ -44,12 +45,16 @@ def load_hits(state_dicts: Mapping[int, Mapping[str, Any]]) -> HierarchicalTimeS
 
 def _network(state: Mapping[str, Any], stride: int) -> MLP:
     try:
-        ours = {name: torch.as_tensor(value) for name, value in rename(state, RULES).items()}
+        renamed = rename(unwrapped(state), RULES)
+        ours = {name: as_tensor(name, value) for name, value in renamed.items()}
         num_layers = 1 + max((int(name.split(".")[1]) for name in ours), default=0)
         for i in range(num_layers):
             for kind in ("weight", "bias"):
                 if f"layers.{i}.{kind}" not in ours:
-                    raise ValueError(f"missing: increment.Linear_{i}.{kind}")
+                    raise ValueError(f"missing: increment.Linear_{i}.{kind} {LOOKED_FOR}")
+        for name, value in ours.items():
+            if value.ndim != (2 if name.endswith("weight") else 1):
+                raise ValueError(f"{name} must be a matrix or a vector, got {tuple(value.shape)}")
         weights = [ours[f"layers.{i}.weight"] for i in range(num_layers)]
         widths = [weights[0].shape[-1], *map(len, weights)]
         network = MLP(widths[0], widths[-1], widths[1:-1]).to(weights[0].dtype)

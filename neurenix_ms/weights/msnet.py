@@ -8,7 +8,7 @@ import torch
 
 from neurenix_ms.arguments import checked
 from neurenix_ms.msnet import MSNet
-from neurenix_ms.weights.rename import fill, rename
+from neurenix_ms.weights.rename import LOOKED_FOR, as_tensor, fill, rename, unwrapped
 
 RULES = [
     (r"(?:models\.)?(\d+)\.head\.conv\.(\w+)", r"stages.\1.layers.0.conv.\2"),
@@ -25,7 +25,9 @@ def load_msnet(state_dict: Mapping[str, Any]) -> MSNet:
 
     Args:
         state_dict: Names such as `models.0.head.conv.weight` (or without `models.`, as in the files
-            that hold the list of models alone) to tensors or numpy arrays.
+            that hold the list of models alone) to tensors or numpy arrays. A checkpoint of Lightning
+            is taken too, and names that a tool has put "module.", "model.", "_orig_mod." or "net."
+            before.
 
     Returns:
         An MSNet in training mode.
@@ -42,7 +44,8 @@ def load_msnet(state_dict: Mapping[str, Any]) -> MSNet:
         >>> model.num_scales, model.num_filters, model.kernel_size
         (1, 4, 3)
     """
-    ours = {name: torch.as_tensor(value) for name, value in rename(state_dict, RULES).items()}
+    renamed = rename(unwrapped(state_dict), RULES)
+    ours = {name: as_tensor(name, value) for name, value in renamed.items()}
     model = MSNet(**_read_off(ours))
     fill(model, ours)
     return model
@@ -54,7 +57,12 @@ def _read_off(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     def shape(stage: int) -> torch.Size:
         name = f"stages.{stage}.layers.0.conv.weight"
         if name not in state:
-            raise ValueError(f"missing: models.{stage}.head.conv.weight")
+            raise ValueError(f"missing: models.{stage}.head.conv.weight {LOOKED_FOR}")
+        if not 3 <= state[name].ndim <= 5 or 0 in state[name].shape:
+            raise ValueError(
+                f"models.{stage}.head.conv.weight must have 3 to 5 axes and no empty one, "
+                f"got shape {tuple(state[name].shape)}"
+            )
         return state[name].shape
 
     num_scales = 1 + max((int(re.findall(r"\d+", name)[0]) for name in state), default=0)
@@ -62,14 +70,17 @@ def _read_off(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     layers = [re.fullmatch(r"stages\.0\.layers\.(\d+)\.conv\.weight", name) for name in state]
     growth = shape(num_scales - 2)[0] // finest[0] if num_scales > 1 else 1
     out = state.get("stages.0.tail.weight")
-    if out is None:
-        raise ValueError("missing: models.0.tail.0.weight")
+    if out is None or out.ndim == 0:
+        raise ValueError("missing: models.0.tail.0.weight, or it is a single number")
+    count = 1 + max(int(match[1]) for match in layers if match)
+    if count > len(state):
+        raise ValueError(f"missing: layers of models.0 below {count}, of {len(state)} entries")
     return {
         "num_scales": num_scales,
         "num_features": coarsest[1],
         "num_filters": finest[0],
         "filter_growth": growth,
-        "num_layers": 1 + max(int(match[1]) for match in layers if match),
+        "num_layers": count,
         "kernel_size": coarsest[2],
         "out_channels": out.shape[0],
         "spatial_dims": len(coarsest) - 2,

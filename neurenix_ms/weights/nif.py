@@ -5,14 +5,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.checks import check_integer, check_number, shown
 from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF
 from neurenix_ms.nd import choose
-from neurenix_ms.weights.rename import Rules, fill, rename
+from neurenix_ms.weights.rename import Rules, as_tensor, fill, rename, unwrapped
 
+MOST_LAYERS, MOST_UNITS = 1000, 2**16  # of a ShapeNet, whose sizes are in no array
 Model = NIF | MultiScaleNIF | LastLayerNIF
 KINDS = {"w": "weight", "b": "bias"}
 RULES: Rules = [
@@ -62,6 +63,7 @@ def load_nif(weights: Mapping[str, Any], config: Mapping[str, Any] | str) -> Mod
         ValueError: If an entry of either is missing, left over, misshapen or unknown.
 
     Examples:
+        >>> import torch
         >>> sizes = {"first": (1, 4), "hidden0": (4, 4), "bottleneck": (4, 1), "last": (1, 13)}
         >>> weights = {f"pnet.{name}.w": torch.zeros(size) for name, size in sizes.items()}
         >>> weights |= {f"pnet.{name}.b": torch.zeros(size[1]) for name, size in sizes.items()}
@@ -70,10 +72,11 @@ def load_nif(weights: Mapping[str, Any], config: Mapping[str, Any] | str) -> Mod
         >>> load_nif(weights, config)(torch.zeros(5, 1), torch.zeros(5, 1)).shape
         torch.Size([5, 1])
     """
-    settings = json.loads(config) if isinstance(config, str) else config
+    settings = _settings(config)
     cls = choose(VARIANTS, settings.get("variant"), "variant")
-    depth = settings.get("shape_net", {}).get("nlayers", 0)
-    blocks = bool(settings.get("shape_net", {}).get("use_resblock"))
+    part = _part(settings, "shape_net")
+    depth = check_integer("shape_net.nlayers", part.get("nlayers", 0), 0, MOST_LAYERS)
+    blocks = bool(part.get("use_resblock"))
     bottleneck = 1 + depth * (2 if blocks else 1)
     rules = [
         *RULES,
@@ -83,12 +86,22 @@ def load_nif(weights: Mapping[str, Any], config: Mapping[str, Any] | str) -> Mod
         ),
         *BASIS_RULES,
     ]
-    arrays = {name: torch.as_tensor(value) for name, value in weights.items()}
+    arrays = {name: as_tensor(name, value) for name, value in unwrapped(weights).items()}
     matrices = {name: a.mT if a.ndim == 2 else a for name, a in arrays.items()}
     ours = rename(matrices, rules if cls is LastLayerNIF else RULES)
     model = cls(**_arguments(cls, settings, arrays))
     fill(model, ours if cls is LastLayerNIF else ours | {"output_mask": model.output_mask})
     return model
+
+
+def _settings(config: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    try:
+        settings = json.loads(config) if isinstance(config, str) else config
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"config must be JSON, got {shown(config)}: {error}") from error
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"config must be a dict of settings, got {shown(settings)}")
+    return settings
 
 
 def _arguments(
@@ -106,12 +119,14 @@ def _arguments(
     act = _act(parameter_net)
     arguments = {
         "parameter_dim": arrays["pnet.first.w"].shape[0],
-        "coordinate_dim": shape_net["input_dim"],
-        "out_channels": shape_net["output_dim"],
-        "shape_width": shape_net["units"],
-        "shape_depth": shape_net["nlayers"],
+        "coordinate_dim": _count(shape_net, "input_dim"),
+        "out_channels": _count(shape_net, "output_dim"),
+        "shape_width": _count(shape_net, "units"),
+        "shape_depth": _count(shape_net, "nlayers", MOST_LAYERS),
         "parameter_width": arrays["pnet.first.w"].shape[1],
-        "parameter_depth": parameter_net.get("nlayers", found),
+        "parameter_depth": check_integer(
+            "parameter_net.nlayers", parameter_net.get("nlayers", found), 0, len(arrays)
+        ),
         "latent_dim": arrays["pnet.bottleneck.w"].shape[1],
         "parameter_shortcut": not parameter_net.get("no_shortcut", False),
     }
@@ -123,13 +138,21 @@ def _arguments(
             )
         return arguments | {"act": act}
     return arguments | {
-        "omega_0": float(shape_net["omega_0"]),
+        "omega_0": check_number("shape_net.omega_0", shape_net["omega_0"]),
         "residual_blocks": bool(shape_net.get("use_resblock")),
-        "weight_init_factor": float(shape_net.get("weight_init_factor", 0.01)),
+        "weight_init_factor": check_number(
+            "shape_net.weight_init_factor", shape_net.get("weight_init_factor", 0.01)
+        ),
         "parameter_act": act,
         "parameter_residual_blocks": bool(parameter_net.get("use_resblock")),
-        "parameter_omega_0": float(parameter_net.get("omega_0", 30.0)),
+        "parameter_omega_0": check_number(
+            "parameter_net.omega_0", parameter_net.get("omega_0", 30.0)
+        ),
     }
+
+
+def _count(part: Mapping[str, Any], key: str, most: int = MOST_UNITS) -> int:
+    return check_integer(f"shape_net.{key}", part[key], 0, most)
 
 
 def _act(part: Mapping[str, Any]) -> str:

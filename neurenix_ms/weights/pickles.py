@@ -50,7 +50,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
             than a module, or asks for something that no model needs.
 
     Examples:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> model = torch.nn.Linear(3, 2)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save(model, f"{folder}/model.pt")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.checks import shown
 from neurenix_ms.multiscale import UNet
-from neurenix_ms.weights.rename import expect_names
+from neurenix_ms.weights.rename import LOOKED_FOR, as_tensor, expect_names, unwrapped
 
 # our path inside one level and one block -> theirs
 BLOCK = {
@@ -29,7 +30,8 @@ def load_unet(state_dict: Mapping[str, Any]) -> UNet:
 
     Args:
         state_dict: Names such as `inc.double_conv.0.weight` to tensors or numpy arrays; the
-            `mask_values` entry of released checkpoints is ignored.
+            `mask_values` entry of released checkpoints is ignored. A checkpoint of Lightning is taken
+            too, and names that a tool has put "module.", "model.", "_orig_mod." or "net." before.
 
     Returns:
         A UNet in training mode.
@@ -43,11 +45,10 @@ def load_unet(state_dict: Mapping[str, Any]) -> UNet:
         >>> load_unet(export_unet(model)).features
         [4, 8]
     """
-    theirs = {
-        name: torch.as_tensor(value) for name, value in state_dict.items() if name != "mask_values"
-    }
+    entries = unwrapped(state_dict, ignored=("mask_values",))
+    theirs = {name: as_tensor(name, value) for name, value in entries.items()}
     model = UNet(**_read_off(theirs), align_corners=True)
-    wanted = export_unet(model)
+    wanted = _named(model)
     expect_names(theirs, wanted)
     for name, value in wanted.items():
         if theirs[name].shape != value.shape:
@@ -64,26 +65,64 @@ def export_unet(model: UNet) -> dict[str, Tensor]:
     """Give the state dict of a UNet the names and the order of milesial/Pytorch-UNet.
 
     Use it to go on with the scripts of that project; to keep a model for yourself, `save` keeps its
-    settings too.
+    settings too. The format holds weights only, so the settings must be those of that project: build
+    the model as `UNet(3, 2, conv_bias=False, align_corners=True)`, with `bilinear` as there. Its
+    convolutions have had no bias since release v3.0; leave `conv_bias` at True for older ones.
 
     Args:
-        model: A 2-D UNet of "double" blocks with batch norm. Those networks align corners, so set
-            `align_corners=True` where outputs have to be equal.
+        model: A 2-D UNet with all other settings at their defaults, widths apart.
 
     Raises:
-        ValueError: If the model has no counterpart there; the message says why.
+        ValueError: If a setting or a layer of the model has no counterpart there, so that the network
+            that loads the file would compute something else; the message names it.
 
     Examples:
         >>> from neurenix_ms import UNet
-        >>> list(export_unet(UNet(1, 1, [4, 8], align_corners=True)))[:2]
-        ['inc.double_conv.0.weight', 'inc.double_conv.0.bias']
+        >>> model = UNet(1, 1, [4, 8], conv_bias=False, align_corners=True)
+        >>> list(export_unet(model))[:2]
+        ['inc.double_conv.0.weight', 'inc.double_conv.1.weight']
     """
-    plain = {"block": "double", "norm": "batch", "spatial_dims": 2, "kernel_size": 3}
-    for name, wanted in plain.items():
-        if getattr(model, name) != wanted:
+    _expect_plain(model)
+    return _named(model)
+
+
+def _expect_plain(model: UNet) -> None:
+    """Refuse a model that is not the one that `load_unet` would build from its weights."""
+    sizes = ("in_channels", "out_channels", "features", "bottleneck_channels", "bilinear")
+    # None leaves the bias out where a norm follows, as everywhere here
+    kept = {name: getattr(model, name) for name in sizes} | {"conv_bias": bool(model.conv_bias)}
+    with torch.device("meta"):
+        twin = UNet(**kept, align_corners=True)
+    given = model.config | {"conv_bias": bool(model.conv_bias)}
+    config = twin.config
+    config["align_corners"] = config.pop(
+        "align_corners"
+    )  # last: it is the least of what may differ
+    for name, wanted in config.items():
+        unused = name == "remember" or (name == "align_corners" and not model.bilinear)
+        spelt = name in ("norm", "act") and callable(given[name])  # its layers are compared below
+        if not unused and not spelt and given[name] != wanted:
             raise ValueError(
-                f"export_unet needs a UNet with {name} {wanted!r}, got {getattr(model, name)!r}"
+                f"export_unet needs a UNet with {name} {wanted!r}, got {shown(given[name])}; "
+                "milesial/Pytorch-UNet has no other"
             )
+    same_forward = type(model).forward is UNet.forward and "forward" not in vars(model)
+    layers = zip(_layers(model), _layers(twin), strict=False)
+    other = next((f"{ours} for {theirs}" for ours, theirs in layers if ours != theirs), None)
+    if other or not same_forward or len(_layers(model)) != len(_layers(twin)):
+        raise ValueError(
+            "export_unet needs a UNet with the layers it was built with, got "
+            f"{other or type(model).__name__ + ' with others'}"
+        )
+
+
+def _layers(model: UNet) -> list[str]:
+    """Every layer in a line, without what only matters in training or in memory."""
+    aligned = r"(, )?(align_corners=\w+|momentum=[\d.e-]+|inplace=True)"
+    return re.sub(aligned, "", str(model)).splitlines()[1:]
+
+
+def _named(model: UNet) -> dict[str, Tensor]:
     return {
         their_name(name, len(model.features)): value for name, value in model.state_dict().items()
     }
@@ -112,7 +151,7 @@ def _read_off(state: Mapping[str, Tensor]) -> dict[str, Any]:
     def shape(name: str) -> torch.Size:
         if name not in state:
             raise ValueError(
-                f"a state dict of milesial/Pytorch-UNet needs {name}, which is missing"
+                f"a state dict of milesial/Pytorch-UNet needs {name}, which is missing {LOOKED_FOR}"
             )
         if state[name].ndim != 4:
             raise ValueError(f"{name} must have 4 axes, got shape {tuple(state[name].shape)}")

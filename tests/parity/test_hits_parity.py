@@ -136,3 +136,35 @@ def changed(**entries):
 def test_what_is_missing_left_over_or_misshapen_is_named(state_dicts, message):
     with pytest.raises(ValueError, match=message):
         load_hits(state_dicts)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "net.", "model._orig_mod."])
+def test_the_prefixes_of_tools_are_taken_off(prefix):
+    wrapped = {f"{prefix}{name}": value for name, value in states(4).items()}
+    expected = hierarchy([4]).state_dict()
+    for given in (wrapped, {"state_dict": {**wrapped, "loss.scale": torch.ones(1)}, "epoch": 1}):
+        for name, value in load_hits({4: given}).state_dict().items():
+            assert torch.equal(value, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"increment.Linear_0.weight": torch.zeros(())}, "must be a matrix or a vector"),
+        ({"increment.Linear_999999999.weight": torch.zeros(1, 1)}, "missing: increment.Linear_"),
+        (
+            {"foreign": torch.zeros(1)},
+            r"step size 4: left over, .*'foreign' \(also looked for behind",
+        ),
+        ({3: torch.zeros(1)}, "step size 4: a state dict must have strings as names, got 3"),
+    ],
+)
+def test_a_state_dict_of_nonsense_is_refused_soon(change, words):
+    with pytest.raises(ValueError, match=words):
+        load_hits({4: {**states(4), **change}})
+
+
+@pytest.mark.parametrize("given", [[], {}, None, 3, {4: 5}, {"a": {}}, {0: {}}, {-1: {}}])
+def test_what_is_no_dict_of_state_dicts_is_refused(given):
+    with pytest.raises(ValueError, match=r"state_dicts|load_hits needs|step size"):
+        load_hits(given)

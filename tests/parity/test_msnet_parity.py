@@ -99,3 +99,35 @@ def test_the_usage_example_runs():
     x = rnd_array(size=16, scales=3)
     y = net(x, get_masks(x[-1], scales=3))
     assert [tuple(a.shape[2:]) for a in y] == [(4,) * 3, (8,) * 3, (16,) * 3]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "net.", "model._orig_mod."])
+def test_the_prefixes_of_tools_are_taken_off(prefix, state):
+    expected = load_msnet(state).state_dict()
+    wrapped = {f"{prefix}{name}": value for name, value in state.items()}
+    for given in (wrapped, {"state_dict": {**wrapped, "loss.scale": torch.ones(1)}, "epoch": 1}):
+        for name, value in load_msnet(given).state_dict().items():
+            assert torch.equal(value, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"models.0.head.conv.weight": torch.zeros(())}, "must have 3 to 5 axes"),
+        ({"models.2.head.conv.weight": torch.zeros(0, 1, 3, 3, 3)}, "no empty one"),
+        (
+            {"models.0.body.block999999999.conv.weight": torch.zeros(1)},
+            "missing: layers of models.0",
+        ),
+        ({"models.999999999.head.conv.weight": torch.zeros(1, 1, 1)}, "missing: models"),
+        ({"models.0.tail.0.weight": torch.zeros(())}, "or it is a single number"),
+        ({"models.0.head.conv.weight": "text"}, "must be a tensor or an array, got 'text'"),
+        (
+            {"foreign": torch.zeros(1)},
+            r"left over, .*'foreign' \(also looked for behind 'module\.'",
+        ),
+    ],
+)
+def test_a_state_dict_of_nonsense_is_refused_soon(change, words, state):
+    with pytest.raises(ValueError, match=words):
+        load_msnet({**state, **change})

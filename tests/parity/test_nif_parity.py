@@ -168,3 +168,46 @@ def changed(**parts):
 def test_what_is_missing_left_over_or_misshapen_is_named(entries, words):
     with pytest.raises(ValueError, match=words):
         load_nif(*entries)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "net."])
+def test_the_prefixes_of_tools_are_taken_off(prefix):
+    plain = Reference("plain")
+    wrapped = {f"{prefix}{name}": value for name, value in plain.weights.items()}
+    expected = plain.model().state_dict()
+    for given in (wrapped, {"state_dict": wrapped, "epoch": 1}):
+        for name, value in load_nif(given, plain.config).state_dict().items():
+            assert torch.equal(value, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nlayers": 10**9}, "shape_net.nlayers must be at most 1000, got 1000000000"),
+        ({"nlayers": "two"}, "shape_net.nlayers must be an integer, got 'two'"),
+        ({"units": 10**9}, "shape_net.units must be at most 65536"),
+        ({"units": [3]}, "shape_net.units must be an integer"),
+        ({"input_dim": None}, "shape_net.input_dim must be an integer, got None"),
+    ],
+)
+def test_settings_of_nonsense_are_refused_by_their_name(change, words):
+    plain = Reference("plain")
+    config = {**plain.config, "shape_net": {**plain.config["shape_net"], **change}}
+    with pytest.raises(ValueError, match=words):
+        load_nif(plain.weights, config)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("not json", "config must be JSON, got 'not json'"),
+        ("[" * 100_000, "config must be JSON"),
+        ("[1, 2]", r"config must be a dict of settings, got \[1, 2\]"),
+        ({"variant": ["NIF"]}, r"variant must be one of \['NIF', .*got \['NIF'\]"),
+        ({"variant": "NIF", "shape_net": 3}, "missing: shape_net of the config"),
+        (3, "config must be a Mapping or a string, got 3"),
+    ],
+)
+def test_a_config_of_nonsense_is_refused(config, words):
+    with pytest.raises(ValueError, match=words):
+        load_nif(Reference("plain").weights, config)
