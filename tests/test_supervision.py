@@ -85,6 +85,51 @@ def test_dice_has_the_right_gradient_and_survives_half_precision():
     assert DiceLoss()(large, torch.ones(1, 300, 300, dtype=torch.long)).isfinite()
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64])
+def test_classes_of_any_integer_are_taken(dtype):
+    logits = torch.randn(2, 2, 5, 4)
+    classes = torch.randint(2, (2, 5, 4))
+    expected = DiceLoss()(logits, F.one_hot(classes, 2).movedim(-1, 1).float())
+    torch.testing.assert_close(DiceLoss()(logits, classes.to(dtype)), expected)
+    one = torch.randn(2, 1, 5, 4)
+    for target in (classes, classes.unsqueeze(1)):
+        torch.testing.assert_close(
+            DiceLoss()(one, target.to(dtype)), DiceLoss()(one, classes.unsqueeze(1).float())
+        )
+
+
+def test_masks_that_are_rounded_past_one_are_taken():
+    logits = torch.randn(1, 1, 4)
+    mask = torch.tensor([[[0.0, 1.0, 1.0 + 1e-6, -1e-6]]])
+    torch.testing.assert_close(DiceLoss()(logits, mask), DiceLoss()(logits, mask.round()))
+    assert DiceLoss()(torch.zeros(0, 2, 4), torch.zeros(0, 4, dtype=torch.long)).numel() == 1
+
+
+@pytest.mark.parametrize("way", ["compile", "export", "vmap", "grad", "second"])
+def test_dice_in_every_way_of_running(way):
+    torch.compiler.reset()
+    loss = DiceLoss()
+    logits, classes = torch.randn(3, 4, 6, 5), torch.randint(4, (3, 6, 5))
+    expected = loss(logits, classes)
+    if way == "compile":
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(logits, classes), expected)
+    elif way == "export":
+        program = torch.export.export(loss, (logits, classes)).module()
+        torch.testing.assert_close(program(logits, classes), expected)
+    elif way == "vmap":
+        one = torch.vmap(loss)(logits.unsqueeze(1), classes.unsqueeze(1))
+        torch.testing.assert_close(one.mean(), expected)
+    elif way == "grad":
+        leaf = logits.clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(loss(leaf, classes), leaf)
+        torch.testing.assert_close(torch.func.grad(loss)(logits, classes), wanted)
+    else:
+        small = logits[:1, :, :2, :2].double().requires_grad_()
+        few = classes[:1, :2, :2]
+        assert torch.autograd.gradgradcheck(lambda x: loss(x, few), small)
+
+
 def test_a_network_of_single_pixels_is_not_changed_by_mirrors():
     model = nn.Conv2d(3, 4, 1)
     x = torch.randn(2, 3, 7, 10)
@@ -158,6 +203,38 @@ def test_it_compiles():
         (
             lambda: DiceLoss()(torch.zeros(1, 2, 3), torch.zeros(1, 4, dtype=torch.long)),
             r"classes \(1, 3\) or shares \(1, 2, 3\), got torch.int64 \(1, 4\)",
+        ),
+        (
+            lambda: DiceLoss()(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)),
+            r"logits must be \(B, C, \*S\), got shape \(2, 3\)",
+        ),
+        (
+            lambda: DiceLoss()(torch.zeros(1, 1, 3), torch.tensor([[0, 255, 255]])),
+            r"in \[0, 1\] where .* one channel, got values from 0 to 255; divide a mask",
+        ),
+        (
+            lambda: DiceLoss()(torch.zeros(1, 1, 3), torch.tensor([[[0, 1, -1]]])),
+            "got values from -1 to 1",
+        ),
+        (
+            lambda: DiceLoss()(torch.zeros(1, 1, 3), torch.tensor([[[0.0, 255.0, 7.0]]])),
+            "got values from 0 to 255",
+        ),
+        (
+            lambda: DiceLoss()(torch.zeros(1, 2, 3), torch.full((1, 2, 3), 1.5)),
+            r"must be in \[0, 1\] where it holds shares .* from 1.5 to 1.5",
+        ),
+        (
+            lambda: DiceLoss()(torch.zeros(1, 2, 3), torch.full((1, 2, 3), torch.nan)),
+            "got values from nan to nan",
+        ),
+        (
+            lambda: DiceLoss()(torch.zeros(1, 3, 3), torch.tensor([[0, 2, 3]])),
+            "classes from 0 to 2, one per channel of the logits, got values from 0 to 3; relabel",
+        ),
+        (
+            lambda: DiceLoss()(torch.zeros(1, 3, 3), torch.tensor([[0, -100, 2]])),
+            "classes from 0 to 2, .*, got values from -100 to 2",
         ),
         (lambda: MultiScaleInference(nn.ReLU(), [0]), r"scales\[0\] must be above 0, got 0"),
         (lambda: MultiScaleInference(nn.ReLU(), [1], [2]), r"axes from 0 to 1, got \[2\]"),

@@ -1,10 +1,9 @@
-"""Outputs of several resolutions, or logits of classes, and one target in; one number out."""
+"""Losses of outputs at several resolutions, and of the overlap of regions."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
@@ -13,6 +12,7 @@ from neurenix_ms.nd import choose
 from neurenix_ms.orders import check_descending
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import spatial
+from neurenix_ms.training.overlap import region_sums
 
 
 class DeepSupervisionLoss(nn.Module):
@@ -107,14 +107,16 @@ class DiceLoss(nn.Module):
         is taken through a sigmoid, several through a softmax.
 
     Raises:
-        ValueError: If `smooth` is negative, no class is left, or the target has another shape.
+        ValueError: If `smooth` is negative, no class is left, the target has another shape, a class is
+            none of the C, or a share is outside [0, 1] (as those of masks of 0 and 255 are). Values are
+            not looked at in a compiled or traced call.
 
     Source: Milletari et al. 2016, "V-Net", section 3, with the sum of squares in the denominator
     replaced by the sum (Drozdzal et al. 2016).
 
     Examples:
         >>> classes = torch.tensor([[0, 1, 1, 2]])
-        >>> logits = 100.0 * F.one_hot(classes, 3).movedim(-1, 1)
+        >>> logits = 100.0 * nn.functional.one_hot(classes, 3).movedim(-1, 1)
         >>> DiceLoss()(logits, classes)
         tensor(0.)
     """
@@ -132,32 +134,13 @@ class DiceLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         num_classes = logits.shape[1]
+        if not self.include_background and num_classes < 2:
+            raise ValueError(
+                f"include_background=False needs two classes or more, got {num_classes}"
+            )
         logits = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
-        share = logits.sigmoid() if num_classes == 1 else logits.softmax(dim=1)
-        truth = _shares(target, logits).to(share.dtype)
-        if not self.include_background:
-            if num_classes < 2:
-                raise ValueError(
-                    f"include_background=False needs two classes or more, got {num_classes}"
-                )
-            share, truth = share[:, 1:], truth[:, 1:]
-        cells = tuple(range(2, logits.ndim))
-        over = (0, *cells) if self.batch else cells
-        both = (share * truth).sum(over)
-        either = share.sum(over) + truth.sum(over)
-        dice = (2 * both + self.smooth) / (either + self.smooth)
+        first = 0 if self.include_background else 1
+        sums = (one[:, first:] for one in region_sums(logits, target))
+        both, predicted, true = (one.sum(0) for one in sums) if self.batch else sums
+        dice = (2 * both + self.smooth) / (predicted + true + self.smooth)
         return 1 - dice.mean()
-
-
-def _shares(target: Tensor, logits: Tensor) -> Tensor:
-    """How much of every cell belongs to every class."""
-    if target.shape == logits.shape:
-        return target
-    if target.shape != logits.shape[:1] + logits.shape[2:] or target.is_floating_point():
-        raise ValueError(
-            f"target must be classes {tuple(logits.shape[:1] + logits.shape[2:])} or shares "
-            f"{tuple(logits.shape)}, got {target.dtype} {tuple(target.shape)}"
-        )
-    if logits.shape[1] == 1:
-        return target.unsqueeze(1)
-    return F.one_hot(target.long(), logits.shape[1]).movedim(-1, 1)

@@ -1,0 +1,94 @@
+"""Sums over the regions of a segmentation: predicted, true, and both."""
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Proxy
+
+from neurenix_ms.tracing import sizes_are_open
+
+ROUNDING = 1e-3  # of interpolated masks and low precision
+Sums = tuple[Tensor, Tensor, Tensor]
+
+
+def region_sums(logits: Tensor, target: Tensor) -> Sums:
+    """Sum probabilities, true regions, and their product over all pixels, per sample and class.
+
+    Args:
+        logits: `(B, C, *S)`; one channel goes through a sigmoid, several through a softmax.
+        target: Classes `(B, *S)`, or probabilities `(B, C, *S)`.
+
+    Returns:
+        Product, probabilities and true regions, each `(B, C)`.
+
+    Raises:
+        ValueError: If the target has another shape, a class is none of the C, or a probability is
+            outside [0, 1].
+    """
+    _check_shape(logits, target)
+    num_classes = logits.shape[1]
+    if target.shape == logits.shape or num_classes == 1:
+        _check_shares(target)
+        truth = target.reshape(logits.shape).to(logits.dtype)
+    else:
+        _check_classes(target, num_classes)
+        truth = _one_hot(target, logits)
+    share = logits.sigmoid() if num_classes == 1 else logits.softmax(dim=1)
+    pixels = tuple(range(2, logits.ndim))
+    return (share * truth).sum(pixels), share.sum(pixels), truth.sum(pixels)
+
+
+def _one_hot(classes: Tensor, logits: Tensor) -> Tensor:
+    """1 in the channel of the class, and 0 elsewhere, `(B, C, *S)` as the logits.
+
+    Comparing floating-point numbers is several times as fast as comparing integers or scattering ones.
+    """
+    numbers = torch.arange(logits.shape[1], dtype=logits.dtype, device=logits.device)
+    apart = classes.unsqueeze(1).to(logits.dtype) - numbers.view(-1, *(1,) * (logits.ndim - 2))
+    if not sizes_are_open() and torch._C._functorch.is_functorch_wrapped_tensor(apart):
+        return (apart == 0).to(apart.dtype)  # under vmap there is no comparison in place
+    return apart.eq_(0)
+
+
+def _check_shape(logits: Tensor, target: Tensor) -> None:
+    classes = logits.shape[:1] + logits.shape[2:]
+    if logits.ndim < 3:
+        raise ValueError(f"logits must be (B, C, *S), got shape {tuple(logits.shape)}")
+    if target.shape != logits.shape and (
+        target.shape != classes or target.is_floating_point() or target.is_complex()
+    ):
+        raise ValueError(
+            f"target must be classes {tuple(classes)} or shares {tuple(logits.shape)}, "
+            f"got {target.dtype} {tuple(target.shape)}"
+        )
+
+
+def _check_shares(target: Tensor) -> None:
+    least, most = _range(target)
+    margin = ROUNDING if target.is_floating_point() else 0
+    if not -margin <= least <= most <= 1 + margin:
+        raise ValueError(
+            "target must be in [0, 1] where it holds shares or there is one channel, got values from "
+            f"{least:g} to {most:g}; divide a mask by its largest value"
+        )
+
+
+def _check_classes(target: Tensor, num_classes: int) -> None:
+    least, most = _range(target)
+    if not 0 <= least <= most < num_classes:
+        raise ValueError(
+            f"target must hold classes from 0 to {num_classes - 1}, one per channel of the logits, "
+            f"got values from {least} to {most}; relabel other pixels"
+        )
+
+
+def _range(target: Tensor) -> tuple[float, float]:
+    """Least and largest value; 0 where values cannot be looked at.
+
+    That is under compilers, tracers and transforms of functions, and for tensors without memory.
+    """
+    hidden = sizes_are_open() or isinstance(target, Proxy | FakeTensor) or target.is_meta
+    if hidden or torch._C._functorch.is_functorch_wrapped_tensor(target) or target.numel() == 0:
+        return 0, 0
+    least, most = target.detach().aminmax()
+    return least.item(), most.item()
