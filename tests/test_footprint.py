@@ -1,7 +1,5 @@
 """What a model sees of its input: closed forms for single layers, and layers that cannot be cut."""
 
-import copy
-import pickle
 import time
 from fractions import Fraction
 
@@ -109,17 +107,6 @@ def test_a_four_level_network_in_three_dimensions_is_asked_in_ten_seconds():
     start = time.process_time()
     assert footprint(model, 1, 3).halo == ((112, 112),) * 3
     assert time.process_time() - start < 20  # on one core
-
-
-def test_the_answer_is_kept_with_the_model_and_travels_with_it():
-    model = UNet(1, 1, features=[4, 8], norm=None)
-    found = footprint(model, 1)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        plans = other.__dict__["_footprint_plans"]
-        start = len(plans)
-        assert footprint(other, 1) == found
-        assert len(plans) == start == 1
-    assert "_footprint_plans" not in model.state_dict()
 
 
 def test_a_changed_layer_is_asked_again():

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.checkpointing import statistics_kept
+from neurenix_ms.execution.culprits import LayerError, SizeError
 from neurenix_ms.execution.footprint import Plan, make_plan
 from neurenix_ms.execution.grid import Grid
 from neurenix_ms.execution.lengths import Lengths, Lines, measure_lengths
 from neurenix_ms.execution.observation import constants, without_memory
+from neurenix_ms.execution.refusals import uneven_resizing
 from neurenix_ms.execution.sites import (
     Interception,
     Part,
@@ -22,6 +24,11 @@ from neurenix_ms.execution.sites import (
 from neurenix_ms.meter import peak_tensor_bytes
 
 Edge = tuple[int, ...]
+# single layers that see one cell: a tile of them needs no halo, a pass of its own gains nothing
+POINTWISE = {
+    f"torch.nn.modules.{kind}"
+    for kind in ("activation", "batchnorm", "instancenorm", "normalization", "dropout", "linear")
+}
 
 
 def choose_parts(
@@ -35,17 +42,27 @@ def choose_parts(
 
     Without a limit, what one tile takes is the limit.
     """
-    lengths = measure_lengths(model, (1, *shape[1:]), like, {})
-    calls = _candidates(lengths)
-    for coarseness in sorted(set(calls.values())):
-        names = _outermost([name for name, c in calls.items() if c >= coarseness])
+    with torch.inference_mode(False):  # in which tensors do not count what is written to them
+        lengths = measure_lengths(model, (1, *shape[1:]), like, {})
+    calls = _candidates(model, lengths)
+    # layers that cannot run in tiles: the parts must hold them
+    outside = {seen.layer for seen, _ in uneven_resizing(lengths)}
+    choices = (
+        _outermost([name for name, c in calls.items() if c >= coarseness])
+        for coarseness in sorted(set(calls.values()))
+    )
+    for names in dict.fromkeys(choices):
+        if not all(any(_is_inside(layer, name) for name in names) for layer in outside):
+            continue
         needed = _bytes_whole(model, names, lengths, shape[0])
         if memory_limit is not None and needed > memory_limit:
             continue
         try:
             plan = make_plan(model, shape, like, names)
-        except ValueError:
-            continue  # what is left of the model does not run in tiles
+        except ValueError as error:  # what is left of the model does not run in tiles
+            if isinstance(error, LayerError) and not isinstance(error, SizeError):
+                outside.add(error.layer)  # of no further choice, either
+            continue
         if memory_limit is None:
             grid = Grid(shape[2:], plan.stride, edge or shape[2:], plan.least)
             if needed > peak_of_tile(model, shape, like, plan, grid, names):
@@ -142,10 +159,11 @@ def _peak_without_memory(model: nn.Module, run: Callable[[], None]) -> int:
         return peak_tensor_bytes(run, of_shapes=True)
 
 
-def _candidates(lengths: Lengths) -> dict[str, Fraction]:
+def _candidates(model: nn.Module, lengths: Lengths) -> dict[str, Fraction]:
     """Submodules that could run whole, and how many cells of the map one at their ends holds."""
     found: dict[str, Fraction] = {}
     refused = {call.name for call in lengths.run.calls if not call.alone}
+    refused |= {name for name, m in model.named_modules() if type(m).__module__ in POINTWISE}
     for call, *ends in lengths.calls():
         cells = min(_cells(lines) for lines in ends)
         if cells < 2:
@@ -162,4 +180,10 @@ def _cells(lines: Lines | None) -> Fraction:
 
 
 def _outermost(names: list[str]) -> tuple[str, ...]:
-    return tuple(n for n in names if not any(n.startswith(f"{outer}.") for outer in names))
+    return tuple(
+        n for n in names if not any(_is_inside(n, outer) and n != outer for outer in names)
+    )
+
+
+def _is_inside(name: str, outer: str) -> bool:
+    return name == outer or name.startswith(f"{outer}.")

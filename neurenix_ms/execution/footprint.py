@@ -1,20 +1,26 @@
 """A model in; how its cells see the map, and the plan by which it runs in tiles, out."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.execution.culprits import called
 from neurenix_ms.execution.lengths import Lengths, Lines, measure_lengths
 from neurenix_ms.execution.observation import shapes_only
-from neurenix_ms.execution.reach import Halo, find_halos, is_site, shortest
-from neurenix_ms.execution.refusals import called, expect_repeatable, expect_whole_ratios
+from neurenix_ms.execution.plans import kept
+from neurenix_ms.execution.reach import Halo, find_halos, is_site, noise
+from neurenix_ms.execution.refusals import (
+    expect_even_resizing,
+    expect_no_global_layer,
+    expect_repeatable,
+)
 from neurenix_ms.execution.sites import submodules
+from neurenix_ms.execution.smallest import shortest, shortest_piece
 from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose, expect_positive
 
-KEPT_UNDER = "_footprint_plans"
 SIZES_TO_TRY = tuple(2**k for k in range(3, 12))
 
 
@@ -60,13 +66,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Plan:
-    """All numbers by which a model runs in tiles, for maps of one remainder by the stride.
+    """All numbers by which a model runs in tiles, for maps of one remainder by the period.
 
     `sites` has None where a normalisation is of something else than a map.
     """
 
     stride: tuple[int, ...]
-    least: tuple[int, ...]  # size that the model takes
+    period: tuple[int, ...]  # of the sizes that the whole model takes
+    remainder: tuple[int, ...]
+    least: tuple[int, ...]  # size of a tile
     sites: tuple[Place | None, ...]
     outputs: tuple[Place, ...]
 
@@ -82,9 +90,13 @@ def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2)
     """What part of the input one cell of the output depends on, found by asking the model.
 
     Use it to see whether and how cheaply a model runs in tiles: `TiledModel` and
-    `accumulate_gradients` ask by themselves. The answer is kept with the model (and pickled with it)
-    until a layer, or the mode, changes. Any module will do, as long as it takes one tensor, returns
-    tensors, and does the same whatever is in the map.
+    `accumulate_gradients` ask by themselves. Any module will do, as long as it takes one tensor,
+    returns tensors, and does the same whatever is in the map.
+
+    The answer is kept, outside the model, until the model changes: a layer, an attribute, a hook, a
+    method, the mode or the shape of a parameter. Values of parameters do not count. What cannot be
+    noticed is a change of a global variable, of a variable of a closure or inside an object that is
+    itself an attribute of an object; after one, use a `copy.deepcopy` of the model.
 
     Args:
         model: Any module; it is asked in its present mode, train or eval.
@@ -123,17 +135,18 @@ def make_plan(
 ) -> Plan:
     """The plan for maps of this shape; made once for every remainder, mode and choice of parts."""
     parts = submodules(model, whole)
-    key = (structure_of(model), whole, shape[1], len(shape), like.dtype, like.device)
     shape = (1, *shape[1:])
-    kept: dict[tuple[Hashable, tuple[int, ...]], Plan] = model.__dict__.setdefault(KEPT_UNDER, {})
-    for (known, remainder), plan in kept.items():
-        if known == key and remainder == _remainder(shape, plan.stride):
-            return plan
-    with torch.inference_mode(False):  # in which tensors do not count what is written to them
-        lengths = measure_lengths(model, shape, like, parts)
-        plan = _measured_plan(model, lengths, shape, like, parts)
-    kept[key, _remainder(shape, plan.stride)] = plan
-    return plan
+
+    def measured() -> Plan:
+        with torch.inference_mode(False):  # in which tensors do not count what is written to them
+            lengths = measure_lengths(model, shape, like, parts)
+            return _measured_plan(model, lengths, shape, like, parts)
+
+    def fits(plan: Plan) -> bool:
+        return plan.remainder == _remainder(shape, plan.period)
+
+    question = ("plan", whole, shape[1], len(shape), like.dtype, like.device)
+    return kept(model, question, measured, fits)
 
 
 def _measured_plan(
@@ -144,15 +157,19 @@ def _measured_plan(
     parts: Mapping[str, nn.Module],
 ) -> Plan:
     _expect_maps(model, lengths, shape)
-    expect_whole_ratios(model, lengths)
-    channels, remainder = shape[1], _remainder(shape, lengths.stride)
+    expect_even_resizing(model, lengths)
+    channels, remainder = shape[1], _remainder(shape, lengths.period)
     short = shortest(model, parts, lengths, remainder, channels, like)
+    least = shortest_piece(model, parts, lengths, short, channels, like)
     expect_repeatable(model, like.new_zeros(1, channels, *short), parts)
+    expect_no_global_layer(model, lengths, noise((1, channels, *short), like), parts)
     sites: list[list[Halo]] = []
     outputs: list[list[Halo]] = []
     cut = 0
     for axis in range(len(remainder)):
-        found = find_halos(model, parts, lengths, remainder, channels, axis, short, like, cut)
+        found = find_halos(
+            model, parts, lengths, remainder, channels, axis, short, least, like, cut
+        )
         sites.append(found[0])
         outputs.append(found[1])
         cut = found[2]
@@ -173,7 +190,7 @@ def _measured_plan(
         shape = tuple(lengths.run.outputs[number].shape)
         if lines is not None:
             ends.append(Place("", tuple(axis[number] for axis in outputs), lines, None, shape))
-    return Plan(lengths.stride, short, tuple(places), tuple(ends))
+    return Plan(lengths.stride, lengths.period, remainder, least, tuple(places), tuple(ends))
 
 
 def _expect_maps(model: nn.Module, lengths: Lengths, shape: tuple[int, ...]) -> None:
@@ -196,11 +213,6 @@ def like_parameters(model: nn.Module) -> Tensor:
     tensors = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
     first = next(tensors, torch.empty(0))
     return torch.empty(0, dtype=first.dtype, device=first.device)
-
-
-def structure_of(model: nn.Module) -> Hashable:
-    """Layers, their settings and their modes: what a plan holds for."""
-    return tuple((name, type(m), m.training, m.extra_repr()) for name, m in model.named_modules())
 
 
 def _remainder(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:

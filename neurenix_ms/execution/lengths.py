@@ -3,6 +3,7 @@
 Found by running the model on tensors without memory, so any size costs nothing.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from fractions import Fraction
 
 from torch import Tensor, nn
 
-from neurenix_ms.execution.observation import ModuleCall, Run, counterparts, shapes_only
+from neurenix_ms.execution.observation import ModuleCall, Run, counterparts, matches, shapes_only
 
 STEP = math.factorial(10)  # a multiple of every stride that is met in practice
 
@@ -50,12 +51,17 @@ Lines = tuple[Line, ...]
 class Lengths:
     """The stride of a model, and the lines of all tensors of a run.
 
-    A tensor whose axes do not follow those of the map has None.
+    A tensor whose axes do not follow those of the map has None. Sizes that differ by multiples of
+    `period` are taken alike by the whole model, also by the parts that run whole inside; elsewhere it
+    is the stride. `combining` has the calls, by their number in `run.seen`, of which a value takes all
+    cells of an axis, and that axis.
     """
 
     stride: tuple[int, ...]
+    period: tuple[int, ...]
     lines: list[Lines | None]
     run: Run
+    combining: dict[int, int]
 
     def site(self, number: int) -> tuple[Lines | None, Lines | None]:
         """The lines of input and result of a site."""
@@ -80,6 +86,7 @@ def measure_lengths(
     """Stride and lines for maps of this shape, `(B, C, *S)`."""
     dims = len(shape) - 2
 
+    @functools.cache
     def run(*size: int) -> Run:
         return shapes_only(model, (*shape[:2], *size), like, parts)
 
@@ -88,17 +95,29 @@ def measure_lengths(
 
     here = run(*shape[2:])
     shapes = [t.shape for _, t in here.tensors()]
-    growths = [_grown(here, run(*longer(a, STEP)), STEP) for a in range(dims)]
+    there = [run(*longer(a, STEP)) for a in range(dims)]
+    growths = [_grown(here, longest, STEP) for longest in there]
     follows = [_follows(per_axis) for per_axis in zip(*growths, strict=True)]
-    stride = tuple(
-        math.lcm(*(places[a][1].numerator for places in follows if places is not None))
-        for a in range(dims)
-    )
-    _expect_period(
-        here, run(*(n + s for n, s in zip(shape[2:], stride, strict=True))), stride, follows
-    )
-    aligned = tuple(-(-n // s) * s for n, s in zip(shape[2:], stride, strict=True))
-    ends_inside = counterparts(here, run(*aligned))
+    stride = _common_stride(follows, dims)
+
+    def aligned(period: tuple[int, ...]) -> tuple[tuple[int, ...], Run]:
+        """The next size that the period divides; one period more must be taken alike."""
+        more = run(*(n + p for n, p in zip(shape[2:], period, strict=True)))
+        _expect_period(here, more, period, follows)
+        size = tuple(-(-n // p) * p for n, p in zip(shape[2:], period, strict=True))
+        return size, run(*size)
+
+    period = stride
+    try:
+        size, ending_inside = aligned(period)
+    except ValueError:
+        if not parts:
+            raise
+        # a part that runs whole may take multiples of its own stride only
+        inside = measure_period(model, shape, like)
+        period = tuple(math.lcm(s, p) for s, p in zip(stride, inside, strict=True))
+        size, ending_inside = aligned(period)
+    ends_inside = counterparts(here, ending_inside)
     lines: list[Lines | None] = []
     for places, outer, inner in zip(follows, shapes, ends_inside, strict=True):
         if places is None or inner is None:
@@ -107,13 +126,41 @@ def measure_lengths(
         lines.append(
             tuple(
                 Line(dim, r, inner.shape[dim] - m / r, outer[dim] - n / r)
-                for (dim, r), m, n in zip(places, aligned, shape[2:], strict=True)
+                for (dim, r), m, n in zip(places, size, shape[2:], strict=True)
             )
         )
-    return Lengths(stride, lines, here)
+    combining = {i: a for a in reversed(range(dims)) for i in _combining(here, there[a])}
+    return Lengths(stride, period, lines, here, combining)
+
+
+def measure_period(model: nn.Module, shape: tuple[int, ...], like: Tensor) -> tuple[int, ...]:
+    """The stride of all layers of a model, those in parts that run whole among them."""
+    dims = len(shape) - 2
+    sizes = [tuple(n + STEP * (a == axis) for a, n in enumerate(shape[2:])) for axis in range(dims)]
+    here = shapes_only(model, shape, like, {})
+    longer = (shapes_only(model, (*shape[:2], *size), like, {}) for size in sizes)
+    growths = [_grown(here, run, STEP) for run in longer]
+    follows = [_follows(axes) for axes in zip(*growths, strict=True)]
+    # what divides no step is the length of something else, such as a list of positions
+    known = [p if p and all(STEP % r.numerator == 0 for _, r in p) else None for p in follows]
+    return _common_stride(known, dims)
 
 
 Place = tuple[int, Fraction]
+
+
+def _common_stride(follows: list[tuple[Place, ...] | None], dims: int) -> tuple[int, ...]:
+    known = [places for places in follows if places is not None]
+    return tuple(math.lcm(*(places[a][1].numerator for places in known)) for a in range(dims))
+
+
+def _combining(here: Run, longer: Run) -> list[int]:
+    """The calls of which a value takes more cells on the longer map."""
+    return [
+        i
+        for i, (seen, j) in enumerate(zip(here.seen, matches(here, longer), strict=False))
+        if j is not None and longer.seen[j].combined > seen.combined
+    ]
 
 
 def _grown(here: Run, there: Run, step: int) -> list[list[Place]]:

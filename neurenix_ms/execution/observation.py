@@ -10,25 +10,42 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from neurenix_ms.checkpointing import enable_gradient_checkpointing, statistics_kept
+from neurenix_ms.execution.culprits import ADVICE, LayerError, SizeError, called, failing_layer
+from neurenix_ms.execution.mixing import cells_combined
+from neurenix_ms.execution.progress import tell_of_a_long_search
 from neurenix_ms.execution.sites import Interception, Part, Site, nothing_remembered
+from neurenix_ms.execution.statistics import Normalisation
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A tensor that a function of torch returned, and in which module."""
+    """A tensor that a function of torch returned, and in which module.
+
+    `combined` is the number of cells in one of its values, where the function combines all of an axis;
+    `ends_fixed` tells that it was resized with `align_corners=True`.
+    """
 
     layer: str
     function: str
     tensor: Tensor
+    combined: int = 0
+    ends_fixed: bool = False
 
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """A call of a submodule; `alone` if it got one tensor and returned one, and nothing else."""
+    """A call of a submodule.
+
+    It is `alone` if it got one tensor, left that as it was and returned one, and nothing else.
+    """
 
     name: str
     alone: bool
@@ -61,19 +78,24 @@ class Run:
 
 def counterparts(run: Run, other: Run) -> list[Tensor | None]:
     """For every tensor of `run` the same one of `other`; sizes that need no padding leave some out."""
-    mine, theirs = run.tensors(), other.tensors()
-    keys, other_keys = [key for key, _ in mine], [key for key, _ in theirs]
+    theirs = [t for _, t in other.tensors()]
+    return [None if i is None else theirs[i] for i in matches(run, other)]
+
+
+def matches(run: Run, other: Run) -> list[int | None]:
+    """For every tensor of `run` where the same one stands in `other`."""
+    keys, other_keys = ([key for key, _ in r.tensors()] for r in (run, other))
     if keys == other_keys:
-        return [t for _, t in theirs]
+        return list(range(len(keys)))
     if len(run.sites) != len(other.sites) or len(run.outputs) != len(other.outputs):
         raise ValueError(
             "a model run in tiles must do the same on maps of every size, got "
             f"{len(run.sites)} sites and {len(run.outputs)} outputs on one size, "
             f"{len(other.sites)} and {len(other.outputs)} on another"
         )
-    found: list[Tensor | None] = [None] * len(mine)
+    found: list[int | None] = [None] * len(keys)
     for i, j, n in SequenceMatcher(None, keys, other_keys, autojunk=False).get_matching_blocks():
-        found[i : i + n] = [t for _, t in theirs[j : j + n]]
+        found[i : i + n] = range(j, j + n)
     return found
 
 
@@ -82,48 +104,68 @@ def observe(
     x: Tensor,
     parts: Mapping[str, nn.Module],
     answer: Callable[[int, Site], Tensor],
-    listen: Callable[[Seen], None] | None = None,
+    listen: Callable[[int, Seen], None] | None = None,
+    shapes: bool = False,
 ) -> Run:
-    """Run `model` on `x`, sites answered by `answer`, and note what happens."""
+    """Run `model` on `x`, sites answered by `answer`, and note what happens.
+
+    With `shapes`, normalisations return an empty tensor.
+    """
     run = Run()
     names: list[str] = [""]
+    versions: list[list[int]] = []
 
     def visit(index: int, site: Site) -> Tensor:
-        result = answer(index, site)
+        if shapes and isinstance(site, Normalisation):
+            result = site.of_its_shape()
+        else:
+            result = answer(index, site)
         # a copy of what a part gives: what follows may write over it
         kept = result.clone() if isinstance(site, Part) else result
         run.sites.append((site, kept))
         run.layers.append(site.name if isinstance(site, Part) else names[-1])
         return result
 
-    def watch(function: Callable[..., Any], result: Any, args: tuple[Any, ...]) -> None:
+    def watch(
+        function: Callable[..., Any], result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        tell_of_a_long_search()
         name = getattr(function, "__name__", str(function))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                run.seen.append(Seen(names[-1], name, leaf))
-                if listen is not None:
-                    listen(run.seen[-1])
-        if function in (F.interpolate, F.upsample) and isinstance(args[0], Tensor):
-            run.seen.append(Seen(names[-1], "resized", args[0]))
+        leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        combined = cells_combined(function, args, kwargs, result) if leaves else 0
+        for leaf in leaves:
+            run.seen.append(Seen(names[-1], name, leaf, combined))
+            if listen is not None:
+                listen(len(run.seen) - 1, run.seen[-1])
+        if function in (F.interpolate, F.upsample):
+            x = args[0] if args else kwargs["input"]
+            ends_fixed = bool(args[4] if len(args) > 4 else kwargs.get("align_corners"))
+            run.seen.append(Seen(names[-1], "resized", x, ends_fixed=ends_fixed))
 
     def enter(name: str) -> Callable[..., None]:
-        return lambda *_: names.append(name)
+        def pushed(module: nn.Module, args: Any, kwargs: Any) -> None:
+            names.append(name)
+            versions.append(_version(args, kwargs))
+
+        return pushed
 
     def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         if result is not None and not mode.inside_a_part:
             leaves = tree_leaves((args, kwargs))
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             only = len(tensors) == 1 and all(leaf is None or leaf is tensors[0] for leaf in leaves)
-            alone = only and isinstance(result, Tensor)
+            untouched = versions[-1] == _version(args, kwargs)
+            alone = only and untouched and isinstance(result, Tensor)
             ends = (tensors[0], result) if alone else (None, None)
             run.calls.append(ModuleCall(names[-1], alone, *ends))
         names.pop()
+        versions.pop()
 
-    mode = Interception(parts, visit, watch)
+    mode = Interception(parts, visit, watch, shapes)
     handles = []
     for name, module in model.named_modules():
         if name:
-            handles.append(module.register_forward_pre_hook(enter(name)))
+            handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
             handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
     try:
         with (
@@ -134,6 +176,25 @@ def observe(
             mode,
         ):
             leaves, run.structure = tree_flatten(model(x))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        layer = failing_layer(model, error)
+        if layer is None:
+            raise
+        if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+            raise LayerError(
+                "what a model run in tiles does must not depend on values, got "
+                f"{called(model, layer)} ({error.func}); {ADVICE}",
+                layer,
+            ) from error
+        said = str(error).strip().split("\n")[0][:200]
+        raise SizeError(
+            "a model run in tiles must take maps of other sizes, too, got "
+            f"{type(error).__name__} in {called(model, layer)} for shape {tuple(x.shape)} ({said}); "
+            f"take a size that it was made for, {ADVICE}",
+            layer,
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -142,6 +203,12 @@ def observe(
         raise ValueError(f"a model run in tiles must return tensors only, got {kinds}")
     run.outputs = leaves
     return run
+
+
+def _version(args: Any, kwargs: Any) -> list[int]:
+    """How often the inputs were written to."""
+    leaves = tree_leaves((args, kwargs))
+    return [t._version for t in leaves if isinstance(t, Tensor) and not t.is_inference()]
 
 
 def constants(index: int, site: Site) -> Tensor:
@@ -155,7 +222,7 @@ def shapes_only(
     """What happens on a map of this shape, without computing it."""
     with without_memory(model):
         x = torch.empty(shape, dtype=like.dtype, device=like.device)
-        return observe(model, x, parts, constants)
+        return observe(model, x, parts, constants, shapes=True)
 
 
 @contextmanager

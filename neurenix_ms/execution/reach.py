@@ -13,9 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.execution.culprits import ADVICE, LayerError, called
 from neurenix_ms.execution.lengths import Lengths, Line
 from neurenix_ms.execution.observation import Run, constants, counterparts, observe
-from neurenix_ms.execution.refusals import ADVICE, called
 from neurenix_ms.execution.sites import Part, Site
 from neurenix_ms.execution.spots import differs, first_of, last_of, nans, spoil
 
@@ -24,7 +24,6 @@ Halo = tuple[int, int]
 CUTS = (3, 7, 11, 17, 29, 47, 79, 127, 211, 347, 577, 967, 1607, 2683, 4483)
 MOST_CELLS = 2**22
 CHEAP_CELLS = 2**12  # a probe is made as wide as this; attention would take their square
-MOST_STRIDES = 64
 SHORTEST_PIECE = 32  # cells: in few cells, what depends on the place may look equal by chance
 ENOUGH_TO_JUDGE = 256  # cells along the axis: a layer that sees all of them sees any map
 
@@ -155,6 +154,12 @@ class Probe:
         return observe(self.model, x, self.parts, cropped)
 
 
+def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """The same random values at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
+
+
 def find_halos(
     model: nn.Module,
     parts: Mapping[str, nn.Module],
@@ -163,19 +168,24 @@ def find_halos(
     channels: int,
     axis: int,
     short: tuple[int, ...],
+    least: tuple[int, ...],
     like: Tensor,
     first_cut: int = 0,
 ) -> tuple[list[Halo], list[Halo], int]:
-    """What every site and every output needs along `axis`, and the cut that was long enough."""
-    stride = lengths.stride[axis]
+    """What every site and every output needs along `axis`, and the cut that was long enough.
+
+    `short` is the smallest map that the model takes, `least` the smallest piece of one.
+    """
+    stride, period = lengths.stride[axis], lengths.period[axis]
     for strides in (n for n in CUTS if n >= first_cut):
         second = strides + max(1, strides // 3)
-        if (2 * strides - second) * stride < max(short[axis], SHORTEST_PIECE):
+        if (2 * strides - second) * stride < max(least[axis], SHORTEST_PIECE):
             continue  # every piece must be a map that the model takes
-        end = 2 * strides * stride + remainder[axis]
+        end = -(-2 * strides * stride // period) * period + remainder[axis]
+        if end < short[axis]:
+            continue
         shape = (1, channels, *_across(lengths, short, axis, end))
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(shape, generator=generator).to(like.device, like.dtype)
+        x = noise(shape, like)
         probe = Probe(model, parts, lengths, axis, (strides * stride, second * stride), x)
         halos, culprit = _judged(probe, lengths)
         if culprit is None:
@@ -184,9 +194,10 @@ def find_halos(
         enough = end >= max(ENOUGH_TO_JUDGE, 16 * stride) and 16 * earlier <= end
         if enough or 4 * x[0, 0].numel() > MOST_CELLS:
             seen = probe.whole.seen[min(culprit, len(probe.whole.seen) - 1)]
-            raise ValueError(
-                f"every layer must see a bounded part of the map and treat all of it alike, got "
-                f"{called(model, seen.layer)} ({seen.function}) along axis {axis}; {ADVICE}"
+            raise LayerError(
+                "every layer must see a bounded part of the map and treat all of it alike, got "
+                f"{called(model, seen.layer)} ({seen.function}) along axis {axis}; {ADVICE}",
+                seen.layer,
             )
     raise ValueError(f"no halo was found along axis {axis} within {CUTS[-1]} strides of {stride}")
 
@@ -201,10 +212,10 @@ def _across(lengths: Lengths, short: tuple[int, ...], axis: int, end: int) -> tu
     for a in others:
         lines = [known[a] for known in lengths.lines if known is not None]
         shift = max((max(abs(n.inner), abs(n.outer)) * n.resolution for n in lines), default=0)
-        size[a] = short[a] + 2 * math.ceil(shift / lengths.stride[a]) * lengths.stride[a]
+        size[a] = short[a] + 2 * math.ceil(shift / lengths.period[a]) * lengths.period[a]
     while others and math.prod(size) <= CHEAP_CELLS:
         for a in others:
-            size[a] += lengths.stride[a]
+            size[a] += lengths.period[a]
     return tuple(size)
 
 
@@ -249,32 +260,3 @@ def is_site(lengths: Lengths, number: int) -> bool:
             )
         return True
     return inputs is not None and all(line.dim == 2 + a for a, line in enumerate(inputs))
-
-
-def shortest(
-    model: nn.Module,
-    parts: Mapping[str, nn.Module],
-    lengths: Lengths,
-    remainder: tuple[int, ...],
-    channels: int,
-    like: Tensor,
-) -> tuple[int, ...]:
-    """The smallest size of this remainder that the model takes, and on which no layer sees only padding.
-
-    On the latter NaN everywhere would not show in its result, although it shows on a larger map.
-    """
-
-    def untouched(strides: int) -> int:
-        size = [strides * s + r for s, r in zip(lengths.stride, remainder, strict=True)]
-        x = torch.full((1, channels, *size), math.nan, dtype=like.dtype, device=like.device)
-        maps = [t for _, t in observe(model, x, parts, constants).tensors()]
-        return sum(not bool(t.isnan().any()) for t in maps if t.is_floating_point())
-
-    for strides in range(1, MOST_STRIDES):
-        try:
-            enough = untouched(strides) <= untouched(2 * strides)
-        except (ValueError, RuntimeError):
-            continue  # too small for the model
-        if enough:
-            return tuple(strides * s + r for s, r in zip(lengths.stride, remainder, strict=True))
-    raise ValueError(f"the model takes no map of up to {MOST_STRIDES} strides of {lengths.stride}")

@@ -1,36 +1,94 @@
 """Models that cannot run in tiles are refused, and the layer is named."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.execution.culprits import ADVICE, LayerError, called
 from neurenix_ms.execution.lengths import Lengths
-from neurenix_ms.execution.observation import Seen, constants, observe
+from neurenix_ms.execution.observation import Seen, constants, matches, observe
 from neurenix_ms.execution.sites import Part, Site
 
-ADVICE = "name a submodule that holds it in whole=(...), or replace it"
+
+def expect_even_resizing(model: nn.Module, lengths: Lengths) -> None:
+    """Refuse to resize by factors that are not whole, nor their inverse: positions would be rounded.
+
+    With `align_corners=True` the positions depend on the size of the map.
+    """
+    for seen, factor in uneven_resizing(lengths):
+        if seen.ends_fixed:
+            raise LayerError(
+                "every layer must treat all of the map alike, got align_corners=True in "
+                f"{called(model, seen.layer)} (interpolate); set align_corners=False, {ADVICE}",
+                seen.layer,
+            )
+        raise LayerError(
+            f"maps must be resized by whole factors or their inverse, got {factor} in "
+            f"{called(model, seen.layer)}; {ADVICE}",
+            seen.layer,
+        )
 
 
-def called(model: nn.Module, layer: str) -> str:
-    """A layer as an error message names it."""
-    kind = type(model.get_submodule(layer)).__name__
-    return f"{layer!r} ({kind})" if layer else kind
-
-
-def expect_whole_ratios(model: nn.Module, lengths: Lengths) -> None:
-    """Refuse to resize by factors that are not whole, nor their inverse: positions would be rounded."""
+def uneven_resizing(lengths: Lengths) -> Iterator[tuple[Seen, Fraction]]:
+    """The calls that resize unevenly, and by which factor."""
     for i, seen in enumerate(lengths.run.seen):
         before, after = lengths.lines[i], lengths.lines[i - 1]
         if seen.function != "resized" or before is None or after is None:
             continue
         for b, a in zip(before, after, strict=True):
             factor = b.resolution / a.resolution
-            if 1 not in (factor.numerator, factor.denominator):
-                raise ValueError(
-                    f"maps must be resized by whole factors or their inverse, got {factor} in "
-                    f"{called(model, seen.layer)}; {ADVICE}"
-                )
+            if 1 not in (factor.numerator, factor.denominator) or (seen.ends_fixed and factor != 1):
+                yield seen, factor
+
+
+def expect_no_global_layer(
+    model: nn.Module, lengths: Lengths, x: Tensor, parts: Mapping[str, nn.Module]
+) -> None:
+    """Refuse layers that combine all cells of an axis, if the result depends on them.
+
+    Such calls are known by name, so a small feature map tells: NaN everywhere shows whether such a
+    layer depends on the values, NaN in place of its result whether anything depends on the layer.
+    """
+    if not lengths.combining:
+        return
+    spoilt = observe(model, torch.full_like(x, math.nan), parts, constants)
+    here = matches(lengths.run, spoilt)[: len(lengths.run.seen)]
+    suspects = {
+        j: lengths.combining[i]
+        for i, j in enumerate(here)
+        if i in lengths.combining and j is not None and _is_spoilt(spoilt.seen[j].tensor)
+    }
+    if not _reach_a_result(model, x, parts, set(suspects)) or _reach_a_result(
+        model, x, parts, set()
+    ):
+        return
+    culprit = next(j for j in suspects if _reach_a_result(model, x, parts, {j}))
+    seen = spoilt.seen[culprit]
+    raise LayerError(
+        "every layer must see a bounded part of the map and treat all of it alike, got "
+        f"{called(model, seen.layer)} ({seen.function}) along axis {suspects[culprit]}; {ADVICE}",
+        seen.layer,
+    )
+
+
+def _reach_a_result(
+    model: nn.Module, x: Tensor, parts: Mapping[str, nn.Module], calls: set[int]
+) -> bool:
+    """Whether a result of the model, or what a site reads, rests on any of these calls."""
+
+    def listen(number: int, seen: Seen) -> None:
+        if number in calls and not seen.tensor._is_view():
+            seen.tensor.fill_(math.nan)
+
+    run = observe(model, x.clone(), parts, constants, listen)
+    return any(map(_is_spoilt, (*run.outputs, *(site.x for site, _ in run.sites))))
+
+
+def _is_spoilt(t: Tensor) -> bool:
+    return t.is_floating_point() and bool(t.isnan().any())
 
 
 def expect_repeatable(model: nn.Module, x: Tensor, parts: Mapping[str, nn.Module]) -> None:
@@ -41,12 +99,13 @@ def expect_repeatable(model: nn.Module, x: Tensor, parts: Mapping[str, nn.Module
 
     states = [state()]
 
-    def listen(seen: Seen) -> None:
+    def listen(_: int, seen: Seen) -> None:
         states.append(state())
         if not torch.equal(states.pop(0), states[0]):
-            raise ValueError(
+            raise LayerError(
                 f"nothing in a model run in tiles may be random, got {called(model, seen.layer)} "
-                f"({seen.function}); call model.eval(), or set its rate to 0"
+                f"({seen.function}); call model.eval(), or set its rate to 0",
+                seen.layer,
             )
 
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):

@@ -1,7 +1,6 @@
 """What a user asks for in; plan, tiles and parts for maps of one size out."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -12,15 +11,15 @@ from neurenix_ms.execution.footprint import (
     Plan,
     like_parameters,
     make_plan,
-    structure_of,
 )
 from neurenix_ms.execution.grid import Grid
 from neurenix_ms.execution.passes import Passes
+from neurenix_ms.execution.plans import kept
+from neurenix_ms.execution.progress import search_for_a_plan
 from neurenix_ms.execution.sites import submodules
 
 TileSize = int | Sequence[int] | Literal["auto"]
 Whole = Literal["auto"] | Sequence[str]
-KEPT_UNDER = "_tiling_settings"
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,17 @@ def settle(
     whole: Whole,
     memory_limit: int | None,
 ) -> Setting | None:
-    """The setting for maps of this shape, kept with the model; None where one tile holds the map."""
+    """The setting for maps of this shape; None where one tile holds the map.
+
+    It is kept as long as the model stays as it is.
+    """
     whole = whole if isinstance(whole, str) else tuple(whole)
     tile_size = tile_size if isinstance(tile_size, (int, str)) else tuple(tile_size)
-    asked_for = (shape, like.dtype, like.device, tile_size, whole, memory_limit)
-    kept: dict[Hashable, Setting | None] = model.__dict__.setdefault(KEPT_UNDER, {})
-    key = (structure_of(model), asked_for)
-    if key not in kept:
-        kept[key] = _settled(model, shape, like, tile_size, whole, memory_limit)
-    return kept[key]
+    question = ("setting", shape, like.dtype, like.device, tile_size, whole, memory_limit)
+    with search_for_a_plan(model):
+        return kept(
+            model, question, lambda: _settled(model, shape, like, tile_size, whole, memory_limit)
+        )
 
 
 def _settled(
@@ -125,17 +126,3 @@ def expect_map_of(x: Any, spatial_dims: int, model: nn.Module) -> tuple[tuple[in
         )
     like = like_parameters(model)
     return shape, like.to(x.dtype) if isinstance(x, Tensor) else like
-
-
-@contextmanager
-def progress_bar(wanted: bool, title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A function that is called after every tile."""
-    if not wanted:
-        yield lambda: None
-        return
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("a progress bar needs tqdm: pip install tqdm") from error
-    with tqdm(total=total, desc=title, unit="tile") as bar:
-        yield lambda: cast(None, bar.update())

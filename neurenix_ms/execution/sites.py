@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -30,9 +31,10 @@ class Part:
 
 
 Site = Normalisation | Part
+BATCH_NORMS = (F.batch_norm, torch.batch_norm)
 FASTER = {F.conv3d: conv3d}  # tiles are small, and those of other people's layers too
 Visit = Callable[[int, Site], Tensor]
-Watch = Callable[[Callable[..., Any], Any, tuple[Any, ...]], None]
+Watch = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], None]
 
 
 class Interception(TorchFunctionMode):
@@ -42,15 +44,22 @@ class Interception(TorchFunctionMode):
         parts: The submodules that run whole, by name.
         visit: Gets the number of the site and the call, and returns the call's result.
         watch: Gets a function of torch, its result and its arguments.
+        shapes: Only shapes count: a normalisation by running statistics, which torch takes apart
+            into many calls where tensors have no memory, returns an empty tensor.
     """
 
     def __init__(
-        self, parts: Mapping[str, nn.Module], visit: Visit, watch: Watch | None = None
+        self,
+        parts: Mapping[str, nn.Module],
+        visit: Visit,
+        watch: Watch | None = None,
+        shapes: bool = False,
     ) -> None:
         super().__init__()
         self.parts = parts
         self.visit = visit
         self.watch = watch
+        self.shapes = shapes
         self.count = 0
         self.inside_a_part = False
 
@@ -78,12 +87,15 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         func = FASTER.get(func, func)
+        call = func
+        if self.shapes and func in BATCH_NORMS:
+            call = of_the_shape
         if self.inside_a_part:
-            return func(*args, **kwargs)
+            return call(*args, **kwargs)
         norm = normalisation(func, args, kwargs)
-        result = func(*args, **kwargs) if norm is None else self._visited(norm)
+        result = call(*args, **kwargs) if norm is None else self._visited(norm)
         if self.watch is not None:
-            self.watch(func, result, args)
+            self.watch(func, result, args, kwargs)
         return result
 
     def _visited(self, site: Site) -> Tensor:
@@ -124,6 +136,11 @@ def submodules(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]
                 f"got {name!r}"
             )
     return {name: found[name] for name in names}
+
+
+def of_the_shape(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """An empty tensor like the first argument."""
+    return torch.empty_like(x)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Tensors in, the places along an axis where they hold NaN, or differ, out."""
+"""Find where along an axis tensors hold NaN, or differ."""
 
 import math
 
@@ -45,7 +45,7 @@ def differs(wanted: Tensor, got: Tensor | None, dim: int, same_length: bool = Fa
 
 def along(spots: Tensor, dim: int) -> Tensor:
     """Where along `dim` there is any spot."""
-    return spots.movedim(dim, 0).flatten(1).any(1).cpu()
+    return spots.movedim(dim, 0).reshape(spots.shape[dim], -1).any(1).cpu()
 
 
 def first_of(spots: Tensor) -> int:

@@ -86,6 +86,10 @@ class Normalisation:
         scale, shift = (t.to(x.dtype).reshape(*t.shape, *ones) for t in (scale, shift))
         return torch.addcmul(shift, x, scale).to(self._result_dtype())
 
+    def of_its_shape(self) -> Tensor:
+        """An empty tensor like the result."""
+        return torch.empty_like(self.x, dtype=self._result_dtype())
+
     def seed(self, core: Tensor, moments: Moments, d_mean: Tensor, d_var: Tensor) -> Tensor:
         """Gradient of the moments' share in the loss with respect to `core`.
 

@@ -10,13 +10,13 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from neurenix_ms.execution.arrays import expect_arrays, read, write
 from neurenix_ms.execution.footprint import Place, like_parameters
 from neurenix_ms.execution.passes import find_values
+from neurenix_ms.execution.progress import progress_bar
 from neurenix_ms.execution.setting import (
     Setting,
     TileSize,
     Whole,
     expect_asked,
     expect_map_of,
-    progress_bar,
     settle,
 )
 from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose

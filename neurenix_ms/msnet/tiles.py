@@ -1,4 +1,4 @@
-"""An array in, the finest prediction of an MSNet out, large stages run tile by tile.
+"""The finest prediction of an MSNet, computed tile by tile.
 
 Nothing of the finest size is made but the result: what a stage reads, the array beside the masked and
 upsampled coarser prediction, is made for one tile at a time.
@@ -17,6 +17,7 @@ from neurenix_ms.resize import doubled, halved
 from neurenix_ms.sizes import spatial
 
 SLAB = 32  # cells of the first axis that are looked at together
+THIN_SLAB = 8  # the same where several fields are made of them
 
 
 def predicted_in_tiles(
@@ -35,35 +36,27 @@ def predicted_in_tiles(
         shares.append(halved_pores(scales[-1]) if finer is None else halved(finer))
     shares.reverse()
 
-    def tiled(module: nn.Module) -> TiledModel:
-        return TiledModel(module, tile_size, spatial_dims=spatial_dims, whole=())
+    def tiled(stage: nn.Module) -> TiledModel:
+        return TiledModel(stage, tile_size, spatial_dims=spatial_dims, whole=())
 
     y = tiled(stages[0])(scales[0])
     for stage, fine, (coarse_share, share) in zip(
         stages[1:], scales[1:], pairwise(shares), strict=True
     ):
-        last = mask_output and fine is scales[-1]
-        y = tiled(Corrected(stage, x.shape[1], last))(Joined(fine, y, share, coarse_share))
+        joined = Joined(fine, y, share, coarse_share)
+        y = tiled(stage)(joined)  # the stage itself, so that its plan serves the next prediction
+        correct(y, joined, mask_output and fine is scales[-1])
     return y
 
 
-class Corrected(nn.Module):
-    """A stage and what its input says already: the coarser prediction in the last channels.
-
-    Shape:
-        `(B, num_features + C, *S)` -> `(B, C, *S)`
-    """
-
-    def __init__(self, stage: nn.Module, num_features: int, mask_output: bool) -> None:
-        super().__init__()
-        self.stage = stage
-        self.num_features = num_features
-        self.mask_output = mask_output
-        self.train(stage.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.stage(x) + x[:, self.num_features :]
-        return y * (x[:, :1] > 0) if self.mask_output else y
+def correct(y: Tensor, joined: "Joined", mask_output: bool) -> None:
+    """Add what the input of a stage says already, the coarser prediction, slab by slab."""
+    features = joined.fine.shape[1]
+    for start in range(0, y.shape[2], THIN_SLAB):
+        slab = (slice(None), slice(None), slice(start, min(start + THIN_SLAB, y.shape[2])))
+        y[slab] += joined[slab][:, features:]
+        if mask_output:
+            y[slab] *= joined.fine[slab][:, :1] > 0
 
 
 class Joined:
