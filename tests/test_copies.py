@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 
 import implicit_cases
 import pytest
@@ -114,6 +115,19 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple]] = {
     "MultiscaleLoss": (lambda: MultiscaleLoss(), ([(2, 3, 8)], (2, 3, 8))),
     "MassConservationLoss": (lambda: MassConservationLoss(), ((2, 3, 8), (2, 3, 8))),
 }
+
+
+def task(name: str) -> nn.Module:
+    pytest.importorskip("lightning")
+    from neurenix_ms import training
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    arguments = [nn.MSELoss()] if name == "MultiscaleTask" else []
+    return getattr(training, name)(model, *arguments)
+
+
+for one in ("RegressionTask", "SegmentationTask", "MultiscaleTask"):
+    OTHERS[one] = (partial(task, one), (IMAGE,))
 
 
 def given(what):
