@@ -36,6 +36,7 @@ def check_integer(
         ValueError: If it is no integer (a bool is none), or out of range.
 
     Examples:
+        >>> import torch
         >>> check_integer("num_levels", torch.tensor(3), minimum=1)
         3
         >>> check_integer("num_levels", 2.5)
@@ -191,6 +192,7 @@ def check_integers(
         ValueError: If it is no sequence, an entry is no such integer, or there are more or fewer.
 
     Examples:
+        >>> import torch
         >>> check_integers("features", torch.tensor([4, 8]), minimum=1)
         [4, 8]
         >>> check_integers("features", [4, "8"])
@@ -227,9 +229,35 @@ def check_module(name: str, value: Any) -> nn.Module:
 
 def check_tensor(name: str, value: Any) -> Tensor:
     """Return a tensor; what stands for one while a model is traced by `torch.fx` is taken too."""
-    if not isinstance(value, Tensor | Proxy):
+    if not isinstance(value, (Tensor, Proxy)):
         raise ValueError(f"{name} must be a tensor, got {shown(value)}")
     return cast(Tensor, value)
+
+
+def check_made(name: str, make: Callable[..., Any], *args: Any) -> nn.Module:
+    """Return the module that a callable makes, as `norm` and `act` may be.
+
+    Args:
+        name: Name of the argument.
+        make: What came.
+        args: What it is called with.
+
+    Raises:
+        ValueError: If it takes other arguments, or makes something else.
+
+    Examples:
+        >>> check_made("act", nn.ReLU)
+        ReLU()
+    """
+    try:
+        module = make(*args)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be a callable that makes a module of {args}, got {shown(make)} ({error})"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{name} must make a torch.nn.Module of {args}, got {shown(module)}")
+    return module
 
 
 def shown(value: Any) -> str:

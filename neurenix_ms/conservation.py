@@ -8,16 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.checks import check_tensor
 from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import choose
 
 Reduction = Literal["mean", "sum", "none"]
 Conserve = Literal["scale", "shift"] | Callable[[Tensor, Tensor], Tensor] | None
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": torch.mean,
-    "sum": torch.sum,
-    "none": lambda x: x,
-}
+Reduce = Callable[[Tensor], Tensor]
+REDUCTIONS: dict[str, Reduce] = {"mean": torch.mean, "sum": torch.sum, "none": lambda x: x}
 
 
 @checked
@@ -89,7 +87,7 @@ def conserve_mass(
                   [0., 0.]]]])
     """
     choose({"scale": 0, "shift": 0}, method, "method")
-    _expect_same_shape(pred, reference)
+    _expect_same_shape(pred=pred, reference=reference)
     mass = partial(_mass_per_cell, mask=mask, cell_area=cell_area)
     pred, kind = _counted(pred, mask), pred.dtype  # a NaN on land would come back in the gradient
     wanted, area = mass(reference), mass(torch.ones_like(pred))
@@ -133,7 +131,7 @@ def mass_error(
         >>> mass_error(torch.tensor([[[2.0, -5.0, 1.0]]]), torch.ones(1, 1, 3))
         tensor([[0.]])
     """
-    _expect_same_shape(pred, true)
+    _expect_same_shape(pred=pred, true=true)
     return total_mass(pred.clamp(min=0), mask, cell_area) - total_mass(true, mask, cell_area)
 
 
@@ -180,7 +178,7 @@ class MassConservationLoss(nn.Module):
             self.cell_area = cell_area
 
     def forward(self, pred: Tensor, true: Tensor) -> Tensor:
-        _expect_same_shape(pred, true)
+        _expect_same_shape(pred=pred, true=true)
         masses = (total_mass(x, self.mask, self.cell_area) for x in (pred, true))
         return self.reduce((next(masses) - next(masses)).abs())
 
@@ -220,9 +218,7 @@ def rollout(
         tensor([0.5000, 0.2500, 0.1250])
     """
     if density.ndim < 3 or density.shape[1] != 1:
-        raise ValueError(
-            f"density must have one channel and spatial axes, (B, 1, *S), got {tuple(density.shape)}"
-        )
+        raise ValueError(f"density must be (B, 1, *S), got shape {tuple(density.shape)}")
     if fields.ndim == density.ndim:
         fields = fields.unsqueeze(1).expand(-1, max(1, steps), *(-1,) * (density.ndim - 1))
     if fields.ndim != density.ndim + 1 or fields.shape[3:] != density.shape[2:]:
@@ -235,9 +231,9 @@ def rollout(
     kept = _conserving(conserve)
     start, maps = density, []
     for field in fields[:, :steps].unbind(1):
-        density = model(torch.cat([density, field], dim=1))
-        _expect_same_shape(density, start)
-        density = call_intact(kept, density, start)
+        density = check_tensor("what model returns", model(torch.cat([density, field], dim=1)))
+        _expect_same_shape(**{"what model returns": density, "density": start})
+        density = check_tensor("what conserve returns", call_intact(kept, density, start))
         maps.append(density)
     return torch.cat(maps, dim=1)
 
@@ -255,7 +251,8 @@ def _conserving(conserve: Conserve) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _weighed(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | None) -> Tensor:
     if x.ndim < 3:
-        raise ValueError(f"expected a density (B, C, *S), got shape {tuple(x.shape)}")
+        raise ValueError(f"x must be a density (B, C, *S), got shape {tuple(x.shape)}")
+    _expect_real(x=x)
     counted = _counted(x.float() if x.dtype in (torch.half, torch.bfloat16) else x, mask)
     if isinstance(cell_area, Tensor):
         _expect_fit("cell_area", cell_area, x)
@@ -278,15 +275,24 @@ def _mass_per_cell(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | N
 
 
 def _expect_fit(name: str, given: Tensor, x: Tensor) -> None:
+    _expect_real(**{name: given})
     sizes = zip(reversed(given.shape), reversed(x.shape), strict=False)
     if given.ndim > x.ndim or any(n not in (1, m) for n, m in sizes):
-        raise ValueError(
-            f"{name} must be broadcastable to {tuple(x.shape)}, got {tuple(given.shape)}"
-        )
+        shapes = f"{tuple(x.shape)}, got {tuple(given.shape)}"
+        raise ValueError(f"{name} must be broadcastable to {shapes}")
+    if given.device != x.device and (given.ndim or given.is_meta):
+        raise ValueError(f"{name} must be on {x.device}, where the density is, got {given.device}")
 
 
-def _expect_same_shape(pred: Tensor, other: Tensor) -> None:
-    if pred.shape != other.shape:
-        raise ValueError(
-            f"both densities must have one shape, got {tuple(pred.shape)} and {tuple(other.shape)}"
-        )
+def _expect_real(**tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        if x.dtype.is_complex:
+            raise ValueError(f"{name} must hold real numbers, got {x.dtype}")
+
+
+def _expect_same_shape(**densities: Tensor) -> None:
+    (name, pred), (other_name, other) = densities.items()
+    _expect_real(**densities)
+    if pred.shape != other.shape or pred.ndim < 3:
+        shapes = f"{tuple(pred.shape)} and {tuple(other.shape)}"
+        raise ValueError(f"{name} and {other_name} must have one shape (B, C, *S), got {shapes}")

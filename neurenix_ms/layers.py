@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from neurenix_ms.checks import check_made
 from neurenix_ms.nd import BATCH_NORMS, INSTANCE_NORMS, SpatialDims, choose
 from neurenix_ms.sizes import spatial
 from neurenix_ms.tracing import one_call, sizes_are_open
@@ -39,7 +40,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 def make_norm(norm: Norm, channels: int, spatial_dims: SpatialDims) -> nn.Module:
     """The normalisation called `norm` for `channels` channels."""
     if callable(norm):
-        return norm(channels)
+        return check_made("norm", norm, channels)
     table: dict[str | None, Callable[[int], nn.Module]] = {
         "batch": choose(BATCH_NORMS, spatial_dims, "spatial_dims"),
         "instance": partial(INSTANCE_NORMS[spatial_dims], affine=True),
@@ -51,7 +52,7 @@ def make_norm(norm: Norm, channels: int, spatial_dims: SpatialDims) -> nn.Module
 
 def make_act(act: Act) -> nn.Module:
     """The activation called `act`."""
-    return act() if callable(act) else choose(ACTIVATIONS, act, "act")()
+    return check_made("act", act) if callable(act) else choose(ACTIVATIONS, act, "act")()
 
 
 def expect_normalisable(norm: Norm, training: bool, x: Tensor, num_halvings: int = 0) -> None:

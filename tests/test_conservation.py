@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -204,7 +205,7 @@ X = torch.zeros(1, 1, 4, 5)
         (lambda: MassConservationLoss()(X, X[0]), r"got \(1, 1, 4, 5\) and \(1, 4, 5\)"),
         (
             lambda: rollout(grow, torch.zeros(1, 2, 4), torch.zeros(1, 1, 1, 4), 1),
-            r"one channel and spatial axes, \(B, 1, \*S\), got \(1, 2, 4\)",
+            r"density must be \(B, 1, \*S\), got shape \(1, 2, 4\)",
         ),
         (
             lambda: rollout(grow, X, torch.zeros(1, 3, 2, 4, 4), 1),
@@ -222,3 +223,39 @@ X = torch.zeros(1, 1, 4, 5)
 def test_every_message(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["mask", "cell_area"])
+@pytest.mark.parametrize("value", [[1.0], "land", np.ones((2, 2)), torch.tensor(1j), {}])
+def test_a_mask_or_an_area_that_is_no_tensor_is_refused_by_its_name(name, value):
+    x = torch.ones(1, 1, 2, 2)
+    for call in (
+        total_mass,
+        lambda x, **k: conserve_mass(x, x, **k),
+        lambda x, **k: mass_error(x, x, **k),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must "):
+            call(x, **{name: value})
+    with pytest.raises(ValueError, match=f"^{name} must "):
+        MassConservationLoss(**{name: value})(x, x)
+
+
+def test_densities_that_are_no_tensors_are_refused_by_their_name():
+    x = torch.ones(1, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"^x must be a tensor, got \[1\]"):
+        total_mass([1])
+    with pytest.raises(ValueError, match=r"^pred must be a tensor, got an array of shape"):
+        conserve_mass(np.ones((1, 1, 2, 2)), x)
+    with pytest.raises(ValueError, match=r"^true must be a tensor, got None"):
+        mass_error(x, None)
+    with pytest.raises(ValueError, match=r"^x must hold real numbers, got torch.complex64"):
+        total_mass(x + 0j)
+    with pytest.raises(ValueError, match=r"^what model returns must be a tensor, got None"):
+        rollout(lambda y: None, x, torch.ones(1, 2, 1, 2, 2), 2)
+    with pytest.raises(ValueError, match=r"^what conserve returns must be a tensor, got None"):
+        rollout(lambda y: y[:, :1], x, torch.ones(1, 2, 1, 2, 2), 2, conserve=lambda a, b: None)
+
+
+def test_a_loss_of_masses_compiles_in_one_piece():
+    loss = torch.compile(MassConservationLoss(cell_area=2.0), fullgraph=True, backend="eager")
+    assert loss(torch.zeros(1, 1, 3), torch.ones(1, 1, 3)).item() == 6

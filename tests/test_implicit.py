@@ -382,7 +382,7 @@ def nan(*shape):
         ),
         (
             lambda: time_derivative(NIF(1, 1), torch.zeros(3, 1), torch.zeros(3, 1), 1),
-            "axis must name one of 1 parameters, got 1",
+            r"axis must name a column of p, of shape \(3, 1\), got 1",
         ),
         (lambda: Normaliser(NIF(1, 1), "max"), "method must be one of .*, got 'max'"),
         (

@@ -171,7 +171,10 @@ def test_a_masked_loss_sees_its_cells_only():
         ),
         (lambda: small().predict(torch.zeros(1, 2, 8, 8, 8), 4), "channels"),
         (lambda: coarsen(torch.zeros(1, 1, 8), 0), "num_scales must be at least 1, got 0"),
-        (lambda: coarsen(torch.zeros(8, 8), 2), "number of spatial axes must be one of .*, got 0"),
+        (
+            lambda: coarsen(torch.zeros(8, 8), 2),
+            "number of spatial axes of x must be one of .*, got 0",
+        ),
         (lambda: random_volume(0, 2), "size must be at least 1, got 0"),
         (lambda: MultiscaleLoss("lp"), "loss must be one of .*, got 'lp'"),
         (lambda: MultiscaleLoss(normalise=0), "normalise must be above 0, got 0"),

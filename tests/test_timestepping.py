@@ -305,11 +305,11 @@ def nan_start():
         (lambda: HierarchicalTimeStepper([]), "at least one stepper, got none"),
         (
             lambda: hierarchy([1, 4, 4]),
-            r"every stepper must have a stride of its own, got \[1, 4, 4\]",
+            r"steppers must have a stride of their own each, got \[1, 4, 4\]",
         ),
         (
             lambda: HierarchicalTimeStepper([Exact(0), Exact(2)]),
-            r"every step size must be at least 1, got \[0, 2\]",
+            r"steppers\[0\]\.step_size must be at least 1, got 0",
         ),
         (
             lambda: TimeStepper(nn.Linear(2, 3), 1)(torch.zeros(4, 2)),

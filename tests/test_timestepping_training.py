@@ -263,9 +263,9 @@ def other_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: fit([1, 1]), r"every step size may occur once, got \[1, 1\]"),
-        (lambda p: fit([0, 1]), r"every step size must be at least 1, got \[0, 1\]"),
-        (lambda p: fit([]), r"every step size must be at least 1, got \[\]"),
+        (lambda p: fit([1, 1]), r"step_sizes must be different, got \[1, 1\]"),
+        (lambda p: fit([0, 1]), r"step_sizes\[0\] must be at least 1, got 0"),
+        (lambda p: fit([]), r"step_sizes must have at least 1 entry, got \[\]"),
         (
             lambda p: fit([1, 60]),
             "trajectories must have more rows than the largest step size 60, got 60",

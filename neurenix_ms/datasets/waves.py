@@ -16,6 +16,8 @@ from neurenix_ms.nd import expect_positive
 
 Sample = dict[str, Tensor]
 
+MOST_STEPS = 10**9  # of a solver between two times
+
 
 @checked
 def travelling_wave(omega: float = 4.0, num_times: int = 10, num_points: int = 200) -> Sample:
@@ -240,6 +242,11 @@ def _kept(k: Tensor) -> Tensor:
 def _divided(end_time: float, num_times: int, time_step: float) -> tuple[int, float]:
     """Steps between two times, and their length."""
     interval = end_time / max(1, num_times - 1)
+    if not interval / time_step <= MOST_STEPS:
+        raise ValueError(
+            f"time_step must be at least end_time / (num_times - 1) / {MOST_STEPS}, got {time_step} "
+            f"for end_time {end_time} and num_times {num_times}"
+        )
     steps = math.ceil(interval / time_step * (1 - 1e-12))
     return steps, interval / steps
 

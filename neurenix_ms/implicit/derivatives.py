@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.checks import shown
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,7 +37,8 @@ def gradient(model: Field, p: Tensor, x: Tensor) -> Tensor:
         <BLANKLINE>
                 [[ 9., 12.]]])
     """
-    return _derivative(_joined(model, p.shape[1]))(_inputs(p, x))
+    rows = _inputs(p, x)
+    return _derivative(_joined(model, p.shape[1]))(rows)
 
 
 @checked
@@ -59,7 +61,8 @@ def hessian(model: Field, p: Tensor, x: Tensor) -> Tensor:
         tensor([[[[0., 2.],
                   [2., 4.]]]])
     """
-    return _derivative(_derivative(_joined(model, p.shape[1])))(_inputs(p, x))
+    rows = _inputs(p, x)
+    return _derivative(_derivative(_joined(model, p.shape[1])))(rows)
 
 
 @checked
@@ -81,6 +84,7 @@ def laplacian(model: Field, p: Tensor, x: Tensor) -> Tensor:
         >>> laplacian(lambda p, x: (x**2).sum(1, keepdim=True), torch.zeros(1, 1), torch.ones(1, 3))
         tensor([[6.]])
     """
+    _inputs(p, x)
     second = _derivative(_derivative(lambda points: model(p, points)))(x)
     return second.diagonal(dim1=-2, dim2=-1).sum(-1)
 
@@ -108,8 +112,9 @@ def time_derivative(model: Field, p: Tensor, x: Tensor, axis: int = 0) -> Tensor
         >>> time_derivative(lambda p, x: p * x**2, torch.zeros(1, 1), torch.full((1, 1), 3.0))
         tensor([[9.]])
     """
+    _inputs(p, x)
     if not -p.shape[1] <= axis < p.shape[1]:
-        raise ValueError(f"axis must name one of {p.shape[1]} parameters, got {axis}")
+        raise ValueError(f"axis must name a column of p, of shape {tuple(p.shape)}, got {axis}")
     return _derivative(lambda q: model(q, x))(p)[..., axis]
 
 
@@ -123,6 +128,7 @@ def _inputs(p: Tensor, x: Tensor) -> Tensor:
             "p and x must be pairs (N, P) and (N, d) of equal number, "
             f"got shapes {tuple(p.shape)} and {tuple(x.shape)}"
         )
+    expect_floating(p=p, x=x)
     return torch.cat([p, x], dim=1)
 
 
@@ -134,3 +140,10 @@ def _derivative(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
         return slopes.movedim(-2, 0)
 
     return derivative
+
+
+def expect_floating(**tensors: Tensor) -> None:
+    """Raise unless all tensors hold real floating-point numbers, of which there are derivatives."""
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {shown(value)}")

@@ -6,9 +6,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.checks import check_number
 from neurenix_ms.config import Configured
 from neurenix_ms.implicit.parameter_net import ParameterNet
 from neurenix_ms.nd import expect_positive
+
+SMALLEST_OMEGA = 1e-30  # initial weights are divided by it, and stay floating-point numbers
 
 
 class ImplicitField(Configured, nn.Module):
@@ -127,6 +130,10 @@ class ImplicitField(Configured, nn.Module):
         counts = ("dim", "width", "channels", "depth")
         expect_positive(**{k: v for k, v in arguments.items() if k.split("_")[-1] in counts})
         for name, value in arguments.items():
+            if name.endswith("omega_0"):
+                check_number(name, value, minimum=SMALLEST_OMEGA)
+            elif name == "weight_init_factor":
+                check_number(name, value, minimum=0, maximum=1 / SMALLEST_OMEGA)
             setattr(self, name, value)
 
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.checks import check_made
 from neurenix_ms.layers import ACTIVATIONS, Act
 from neurenix_ms.nd import choose
 
@@ -25,7 +26,7 @@ ACTS = {**ACTIVATIONS, "swish": nn.SiLU, "sine": Sine}
 
 def activation(act: Act | str, name: str = "act") -> nn.Module:
     """The activation called `act`."""
-    return act() if callable(act) else choose(ACTS, act, name)()
+    return check_made(name, act) if callable(act) else choose(ACTS, act, name)()
 
 
 class ParameterNet(nn.Module):

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from neurenix_ms.arguments import UNCHECKED, checked
-from neurenix_ms.checks import shown
+from neurenix_ms.checks import check_integer, check_number, shown
 from neurenix_ms.implicit.field import expect_rows
 from neurenix_ms.implicit.nif import WrittenField, with_one
 from neurenix_ms.implicit.normaliser import Normaliser
-from neurenix_ms.nd import choose, expect_positive
+from neurenix_ms.nd import choose
 
 Prunable = Annotated[WrittenField | Normaliser, UNCHECKED]
 Criterion = Literal["l2", "contribution"]
+MOST_ROUNDS = 2**20
 Scope = Literal["global", "layer"]
 
 
@@ -142,7 +143,9 @@ class PruningSchedule:
     rounds: int
 
     def __post_init__(self) -> None:
-        expect_positive(rounds=self.rounds)
+        for name in ("start", "end"):
+            object.__setattr__(self, name, check_number(name, getattr(self, name)))
+        object.__setattr__(self, "rounds", check_integer("rounds", self.rounds, 1, MOST_ROUNDS))
         if not 0 <= self.start <= self.end < 1:
             raise ValueError(
                 f"start and end must be 0 <= start <= end < 1, got {self.start} and {self.end}"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.checks import shown
 from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
 from neurenix_ms.resize import doubled, halved
 from neurenix_ms.sizes import fit, spatial
@@ -42,7 +43,9 @@ def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
         [(1, 1, 2, 2, 2), (1, 1, 4, 4, 4), (1, 1, 8, 8, 8)]
     """
     expect_positive(num_scales=num_scales)
-    expect_map(x, choose({n: n for n in LINEAR_MODES}, x.ndim - 2, "the number of spatial axes"))
+    expect_map(
+        x, choose({n: n for n in LINEAR_MODES}, x.ndim - 2, "the number of spatial axes of x")
+    )
     scales = [filled_up(x, num_scales)]
     while len(scales) < num_scales:
         scales.insert(0, halved(scales[0]))
@@ -71,6 +74,10 @@ def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
         >>> [tuple(m.shape) for m in scale_masks(torch.ones(1, 1, 8, 8), 3)]
         [(1, 1, 4, 4), (1, 1, 8, 8), (1, 1, 8, 8)]
     """
+    if x.ndim < 3 or not x.is_floating_point():
+        raise ValueError(
+            f"x must be floating point, (B, C) and 1 to 3 spatial axes, got {shown(x)}"
+        )
     shares = coarsen((x[:, :1] > 0).to(x.dtype), num_scales)
     masks = []
     for coarse, fine in pairwise(shares):

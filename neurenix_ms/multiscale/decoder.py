@@ -10,10 +10,11 @@ from neurenix_ms.arguments import checked
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.blocks import BlockKind, ConvBlock, Up
 from neurenix_ms.checkpointing import checkpointed, recomputes
+from neurenix_ms.checks import check_integers, check_made
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm
 from neurenix_ms.multiscale.features import Channels, channels_of, expect_features
-from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose
+from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose, expect_positive
 from neurenix_ms.orders import check_halving
 from neurenix_ms.tracing import entries
 
@@ -47,7 +48,7 @@ class Head(nn.Module):
         self.conv = CONVOLUTIONS[spatial_dims](in_channels, out_channels, 1)
         self.act: Callable[[Tensor], Tensor]
         if isinstance(final_activation, type):
-            self.act = final_activation()
+            self.act = check_made("final_activation", final_activation)
         elif callable(final_activation):
             self.act = final_activation
         else:
@@ -177,7 +178,8 @@ class UNetDecoder(Configured, nn.Module):
         final_activation: FinalActivation = None,
     ) -> None:
         super().__init__()
-        widths = channels_of(encoder_channels)
+        widths = check_integers("encoder_channels", channels_of(encoder_channels), minimum=1)
+        expect_positive(output_channels=output_channels)
         if isinstance(encoder_channels, Backbone):
             encoder_channels.expect_halving()
         if len(widths) < 2:

@@ -186,6 +186,7 @@ class PyramidPooling(Configured, nn.Module):
         super().__init__()
         if isinstance(in_channels, Backbone):
             in_channels = in_channels.channels[-1]
+        expect_positive(in_channels=in_channels, out_channels=out_channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.pool_sizes = check_integers("pool_sizes", pool_sizes, 1, min_length=1)

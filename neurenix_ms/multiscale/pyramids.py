@@ -28,7 +28,8 @@ def gaussian_weights(sigma: float | None, kernel_size: int) -> list[float]:
     if sigma is None:
         row = [float(math.comb(kernel_size - 1, k)) for k in range(kernel_size)]
     elif math.isfinite(sigma) and sigma > 0:
-        row = [math.exp(-0.5 * ((k - kernel_size // 2) / sigma) ** 2) for k in range(kernel_size)]
+        steps = [(k - kernel_size // 2) / sigma for k in range(kernel_size)]
+        row = [math.exp(-0.5 * step * step) for step in steps]
     else:
         raise ValueError(f"sigma must be finite and above 0, or None, got {sigma}")
     return [weight / sum(row) for weight in row]

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast, overload
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.checks import check_integer
 from neurenix_ms.config import Configured
 from neurenix_ms.timestepping.coupling import Stepper
 from neurenix_ms.timestepping.forecasting import Times, forecast
@@ -64,12 +65,12 @@ class HierarchicalTimeStepper(Configured, nn.Module):
     def __init__(self, steppers: Sequence[Stepper]) -> None:
         super().__init__()
         if len(steppers) == 0:
-            raise ValueError("a hierarchy must have at least one stepper, got none")
+            raise ValueError("steppers must have at least one stepper, got none")
+        for i, stepper in enumerate(steppers):
+            check_integer(f"steppers[{i}].step_size", getattr(stepper, "step_size", None), 1)
         strides = sorted(stepper.step_size for stepper in steppers)
-        if strides[0] < 1:
-            raise ValueError(f"every step size must be at least 1, got {strides}")
         if len(set(strides)) < len(strides):
-            raise ValueError(f"every stepper must have a stride of its own, got {strides}")
+            raise ValueError(f"steppers must have a stride of their own each, got {strides}")
         self.steppers = nn.ModuleList(
             stepper if isinstance(stepper, nn.Module) else CallableStepper(stepper)
             for stepper in steppers

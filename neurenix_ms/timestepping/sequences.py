@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.checks import check_number
 from neurenix_ms.config import Configured
 from neurenix_ms.nd import expect_positive
 
@@ -144,6 +145,7 @@ def fit_sequences(
     except ImportError as error:
         raise ImportError("training needs tqdm: pip install 'neurenix_ms[ode]'") from error
     expect_positive(num_iterations=num_iterations, batch_size=batch_size, length=length)
+    check_number("learning_rate", learning_rate, above=0)
     for name, data in (("sequences", sequences), ("validation", validation)):
         if data.ndim != 3 or data.shape[1] <= length:
             raise ValueError(

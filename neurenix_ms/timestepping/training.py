@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.checks import check_integers, check_made, check_number
 from neurenix_ms.nd import choose, expect_positive
 from neurenix_ms.timestepping.banks import can_be_stacked, make_bank, stacking_is_faster
 from neurenix_ms.timestepping.forecasting import expect_finite
@@ -115,7 +116,8 @@ def fit_hierarchy(
         batch_size=batch_size,
         check_every=check_every,
     )
-    networks = [network().to(trajectories) for _ in step_sizes]
+    check_number("learning_rate", learning_rate, above=0)
+    networks = [check_made("network", network).to(trajectories) for _ in step_sizes]
     source = WindowSource(trajectories, step_sizes, horizon, windows)
     held_out = WindowSource(validation.to(trajectories), step_sizes, horizon, windows)
     flat = trajectories.transpose(1, 2).transpose(0, 1).flatten(1)
@@ -165,10 +167,9 @@ def fit_hierarchy(
 def _expect(trajectories: Tensor, dt: float, step_sizes: Sequence[int], validation: Tensor) -> None:
     if not dt > 0:
         raise ValueError(f"dt must be positive, got {dt}")
-    if not step_sizes or min(step_sizes) < 1:
-        raise ValueError(f"every step size must be at least 1, got {list(step_sizes)}")
+    check_integers("step_sizes", step_sizes, 1, min_length=1)
     if len(set(step_sizes)) < len(step_sizes):
-        raise ValueError(f"every step size may occur once, got {list(step_sizes)}")
+        raise ValueError(f"step_sizes must be different, got {list(step_sizes)}")
     for name, data in (("trajectories", trajectories), ("validation", validation)):
         if data.ndim < 3 or len(data) == 0:
             raise ValueError(f"{name} must be (N, T, *D), got shape {tuple(data.shape)}")

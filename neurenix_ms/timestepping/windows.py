@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.checks import check_numbers
 from neurenix_ms.config import Configured
 
 Windows = Literal["all", "start"]
@@ -27,6 +28,9 @@ class StandardisedNetwork(Configured, nn.Module):
     Shape:
         `(B, *D)` -> the same
 
+    Raises:
+        ValueError: If the lists are empty or differ in length, or a standard deviation is 0.
+
     Examples:
         >>> network = StandardisedNetwork(nn.Identity(), mean=[1.0], std=[2.0], scale=[4.0])
         >>> network(torch.tensor([[3.0]])).item()
@@ -45,9 +49,14 @@ class StandardisedNetwork(Configured, nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.mean = list(mean)
-        self.std = list(std)
-        self.scale = list(scale)
+        self.mean = check_numbers("mean", mean, min_length=1)
+        self.std = check_numbers("std", std)
+        self.scale = check_numbers("scale", scale)
+        lengths = [len(self.mean), len(self.std), len(self.scale)]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"mean, std and scale must be of one length, got {lengths}")
+        if 0 in self.std:
+            raise ValueError(f"std must not hold 0, got {self.std}")
         units = torch.tensor([self.mean, self.std, self.scale])
         self.register_buffer("units", units, persistent=False)
 
