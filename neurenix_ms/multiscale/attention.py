@@ -10,8 +10,10 @@ from neurenix_ms.arguments import checked
 from neurenix_ms.config import Configured
 from neurenix_ms.multiscale.features import (
     Channels,
+    Features,
     Projections,
     add,
+    as_list,
     expect_features,
     expect_widths,
     weighted,
@@ -43,7 +45,7 @@ class AttentionFusion(Configured, nn.Module):
         align_corners: As in `F.interpolate`.
 
     Shape:
-        list of K `(B, in_channels[i], *S_i)` -> `(B, out_channels, *T)`
+        list of K `(B, in_channels[i], *S_i)`, or a dict of them -> `(B, out_channels, *T)`
 
     Raises:
         ValueError: If a name is unknown, the list is empty or of another length, or a feature has
@@ -110,13 +112,15 @@ class AttentionFusion(Configured, nn.Module):
             )
             start_at_zero(self.spatial_scores)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Features) -> Tensor:
+        features = as_list(features)
         expect_features(features, self.in_channels, self.spatial_dims)
         maps = self.project(features)
         return weighted(entries(self._weights(maps).unbind(dim=1), len(maps)), maps)
 
-    def attention_weights(self, features: Sequence[Tensor]) -> Tensor:
+    def attention_weights(self, features: Features) -> Tensor:
         """Weights of the K sources: `(B, K, C, 1..)`, `(B, K, 1, *T)` or `(B, K, C, *T)`."""
+        features = as_list(features)
         expect_features(features, self.in_channels, self.spatial_dims)
         return self._weights(self.project(features))
 

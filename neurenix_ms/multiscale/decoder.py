@@ -13,7 +13,13 @@ from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.checks import check_integers, check_made
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm
-from neurenix_ms.multiscale.features import Channels, channels_of, expect_features
+from neurenix_ms.multiscale.features import (
+    Channels,
+    Features,
+    as_list,
+    channels_of,
+    expect_features,
+)
 from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose, expect_positive
 from neurenix_ms.orders import check_halving
 from neurenix_ms.tracing import entries
@@ -139,7 +145,7 @@ class UNetDecoder(Configured, nn.Module):
         final_activation: As in UNet.
 
     Shape:
-        list of `(B, encoder_channels[i], *S_i)` -> `(B, output_channels, *S_0)`; each map about half
+        list of `(B, encoder_channels[i], *S_i)`, or a dict of them, finest first -> `(B, output_channels, *S_0)`; each map about half
         the size of the one before (upsampled by two, then padded or cropped at the end)
 
     Raises:
@@ -213,7 +219,8 @@ class UNetDecoder(Configured, nn.Module):
         self.head = Head(skips[0], output_channels, spatial_dims, final_activation)
 
     @recomputes
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Features) -> Tensor:
+        features = as_list(features)
         expect_features(features, self.encoder_channels, self.spatial_dims)
         check_halving(features, "features")
         *skips, y = entries(features, self.num_scales)

@@ -1,12 +1,14 @@
 """A list of features: checked, projected to equal channels, brought to one size, summed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from neurenix_ms.backbones import Backbone
+from neurenix_ms.checks import shown
 from neurenix_ms.nd import (
     CONVOLUTIONS,
     SpatialDims,
@@ -20,11 +22,21 @@ from neurenix_ms.sizes import Target, spatial, target_size
 from neurenix_ms.tracing import entries, one_call
 
 Channels = Sequence[int] | Backbone
+Features = Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def channels_of(source: Channels) -> list[int]:
     """Channels of every map, as given or as a backbone measured them."""
     return list(source.channels if isinstance(source, Backbone) else source)
+
+
+def as_list(features: Features) -> Sequence[Tensor]:
+    """Return the feature maps of a list, or of a dict in its order, as torchvision's networks give."""
+    if isinstance(features, Mapping):
+        return list(features.values())
+    if isinstance(features, Tensor) or not isinstance(features, (list, tuple, Proxy)):
+        raise ValueError(f"features must be a list or a dict of tensors, got {shown(features)}")
+    return features
 
 
 @one_call

@@ -11,8 +11,10 @@ from neurenix_ms.layers import Act, Norm, make_act, make_norm
 from neurenix_ms.multiscale.attention import AttentionFusion, AttentionKind
 from neurenix_ms.multiscale.features import (
     Channels,
+    Features,
     Projections,
     add,
+    as_list,
     average,
     expect_features,
     expect_widths,
@@ -114,7 +116,8 @@ class FeatureFusion(Configured, nn.Module):
         reduction: Its bottleneck.
 
     Shape:
-        list of `(B, in_channels[i], *S_i)` -> `(B, out_channels, *T)`
+        list of `(B, in_channels[i], *S_i)`, or a dict of them in that order ->
+        `(B, out_channels, *T)`
 
     Raises:
         ValueError: If a name is unknown, the list is empty or of another length, or a feature has
@@ -187,7 +190,8 @@ class FeatureFusion(Configured, nn.Module):
                 self.in_channels, out_channels, spatial_dims, self.target, resize
             )
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Features) -> Tensor:
+        features = as_list(features)
         expect_features(features, self.in_channels, self.spatial_dims)
         fused = self.fuse(features)
         return REDUCTIONS[self.fusion_method](fused) if isinstance(fused, list) else fused
@@ -269,7 +273,8 @@ class ScaleFusion(Configured, nn.Module):
             reduction=reduction,
         )
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Features) -> Tensor:
+        features = as_list(features)
         expect_features(features, self.fuse.in_channels, self.spatial_dims)
         check_scales(features, self.scales)
         return self.fuse(features)

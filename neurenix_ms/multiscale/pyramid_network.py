@@ -1,6 +1,8 @@
 """Feature pyramids: what coarse maps know is handed down to the finer ones."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.multiscale.decoder import block_maker
 from neurenix_ms.multiscale.features import (
     Channels,
+    Features,
+    as_list,
     channels_of,
     expect_features,
     expect_widths,
@@ -213,7 +217,8 @@ class PyramidFusion(Configured, nn.Module):
         spatial_dims: Number of spatial axes.
 
     Shape:
-        list of `(B, in_channels[i], *S_i)` -> list of `(B, out_channels, *S_i)`
+        list of `(B, in_channels[i], *S_i)` -> list of `(B, out_channels, *S_i)`; a dict of feature maps,
+        finest first, gives an ordered dict with the same names, as torchvision's networks expect
 
     Raises:
         ValueError: If a count is below 1, the list is of another length, or a map has other channels,
@@ -255,11 +260,18 @@ class PyramidFusion(Configured, nn.Module):
         self.outputs = nn.ModuleList(conv(out, out, 3, padding=1) for _ in widths)
         self.resize = Resize("nearest", spatial_dims)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+    @overload
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]: ...
+    @overload
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def forward(self, features: Features) -> list[Tensor] | dict[str, Tensor]:
+        names = list(features) if isinstance(features, Mapping) else None
+        features = as_list(features)
         expect_features(features, self.widths, self.spatial_dims)
         check_descending(features, "features")
         features = entries(features, len(self.widths))
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for finer in range(len(maps) - 2, -1, -1):
             maps[finer] = maps[finer] + self.resize(maps[finer + 1], spatial(maps[finer]))
-        return [output(x) for output, x in zip(self.outputs, maps, strict=True)]
+        results = [output(x) for output, x in zip(self.outputs, maps, strict=True)]
+        return results if names is None else OrderedDict(zip(names, results, strict=True))
