@@ -7,10 +7,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.checkpointing import checkpointed, recomputed
+from neurenix_ms.checkpointing import checkpointed, kept, recomputed
 from neurenix_ms.hooks import is_observed
 from neurenix_ms.layers import Act, Norm, make_act, make_norm
 from neurenix_ms.nd import CONVOLUTIONS, POOLS, TRANSPOSED_CONVOLUTIONS, SpatialDims, choose
+from neurenix_ms.recomputation import Kept
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import fit, spatial, twice
 from neurenix_ms.tracing import one_module
@@ -240,13 +241,19 @@ class Level(nn.Module):
 
 
 class Trace:
-    """The maps of one pass through nested levels."""
+    """The feature maps of one pass through nested levels.
 
-    def __init__(self) -> None:
-        self.encoded: list[Tensor] = []
-        self.decoded: list[Tensor] = []
+    Args:
+        decoded: Keep the decoded ones too.
+    """
+
+    def __init__(self, decoded: bool = True) -> None:
+        self.keeps_decoded = decoded
+        self.encoded: list[Tensor | Kept] = []
+        self.decoded: list[Tensor | Kept] = []
 
     def add(self, encoded: Tensor, decoded: Tensor) -> None:
         """Levels report from the inside out: encoded maps fine to coarse, decoded ones the reverse."""
-        self.encoded.insert(0, encoded)
-        self.decoded.append(decoded)
+        self.encoded.insert(0, kept(encoded))
+        if self.keeps_decoded:
+            self.decoded.append(kept(decoded))

@@ -12,9 +12,8 @@ which the cheap operations are not known, run under `torch.utils.checkpoint`.
 """
 
 import functools
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
@@ -24,11 +23,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from neurenix_ms.inplace import call_intact
+from neurenix_ms.recomputation import Kept, Notebook, statistics_kept, unpack
 
 _enabled: ContextVar[bool] = ContextVar("gradient_checkpointing", default=False)
 _enabled_for_compiled = False
 _entered: list["enable_gradient_checkpointing"] = []
-_notebook: ContextVar["_Notebook | None"] = ContextVar("recipes_of_this_forward", default=None)
+_notebook: ContextVar["Notebook | None"] = ContextVar("recipes_of_this_forward", default=None)
 
 Inputs = ParamSpec("Inputs")
 Result = TypeVar("Result")
@@ -111,10 +111,10 @@ def recomputes(
     def switched(self: Model, /, *args: Inputs.args, **kwargs: Inputs.kwargs) -> Result:
         if torch.compiler.is_compiling() or not _wanted() or _notebook.get() is not None:
             return forward(self, *args, **kwargs)
-        notebook = _Notebook()
+        notebook = Notebook()
         token = _notebook.set(notebook)
         try:
-            with torch.autograd.graph.saved_tensors_hooks(notebook.pack, _unpack):
+            with torch.autograd.graph.saved_tensors_hooks(notebook.pack, unpack):
                 return forward(self, *args, **kwargs)
         finally:
             _notebook.reset(token)
@@ -149,139 +149,13 @@ def checkpointed(module: nn.Module, *inputs: Tensor, foreign: bool = False) -> T
     return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-@contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Let `module` write to copies of its buffers, so that running it again moves no statistics."""
-    owners = [(m, dict(m._buffers)) for m in module.modules() if m._buffers]
-    for owner, buffers in owners:
-        owner._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})
-    try:
-        yield
-    finally:
-        for owner, buffers in owners:
-            owner._buffers.update(buffers)
+def kept(x: Tensor) -> Tensor | Kept:
+    """Return `x`; while the switch is on, and if `x` can be made again, what `tensor_of` needs."""
+    notebook = None if torch.compiler.is_compiling() else _notebook.get()
+    found = None if notebook is None else notebook.kept(x)
+    return x if found is None else found
 
 
 def _wanted() -> bool:
     enabled = _enabled_for_compiled if torch.compiler.is_compiling() else _enabled.get()
     return enabled and torch.is_grad_enabled()
-
-
-class _Recipe:
-    """How a map is made again: a function, and maps or further recipes as its inputs."""
-
-    def __init__(self, function: Callable[..., Tensor], inputs: list["Tensor | _Recipe"]) -> None:
-        self.function = function
-        self.inputs = inputs
-        self.versions = [x._version if isinstance(x, Tensor) else 0 for x in inputs]
-        self.autocast = _autocast_state(inputs)
-        self.uses = 0
-        self.left = 0
-        self.value: Tensor | None = None
-
-    def untouched(self) -> bool:
-        return all(
-            not isinstance(x, Tensor) or x._version == version
-            for x, version in zip(self.inputs, self.versions, strict=True)
-        )
-
-    def make(self) -> Tensor:
-        if self.value is not None:
-            return self.value
-        if not self.untouched():
-            raise RuntimeError(
-                "a map needed to recompute another one was modified by an in-place operation; "
-                "gradient checkpointing needs it unchanged until backward"
-            )
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            for device, dtype, enabled in self.autocast:
-                stack.enter_context(torch.autocast(device, dtype, enabled))
-            if isinstance(self.function, nn.Module):
-                stack.enter_context(statistics_kept(self.function))
-            return self.function(*[x.make() if isinstance(x, _Recipe) else x for x in self.inputs])
-
-    def take(self) -> Tensor:
-        """The value for one of the graph's uses; it stays until the last of them."""
-        value = self.make()
-        self.left = (self.left or self.uses) - 1
-        self.value = value if self.left else None
-        return value
-
-
-class _Saved:
-    """What the graph holds in the place of a tensor: the tensor, or how it is made again."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor: Tensor | None = tensor
-        self.recipe: _Recipe | None = None
-
-    def forget(self, recipe: _Recipe) -> None:
-        recipe.uses += 1
-        self.tensor, self.recipe = None, recipe
-
-
-def _unpack(saved: _Saved) -> Tensor:
-    if saved.recipe is not None:
-        return saved.recipe.take()
-    assert saved.tensor is not None
-    return saved.tensor
-
-
-class _Notebook:
-    """The recipes of one forward pass, found by the memory of the map they make."""
-
-    def __init__(self) -> None:
-        self.recipes: dict[int, tuple[weakref.ref[Tensor], _Recipe]] = {}
-        self.fresh: list[_Saved] | None = None
-
-    def pack(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor)
-        recipe = self.find(tensor)
-        if recipe is not None:
-            saved.forget(recipe)
-        elif self.fresh is not None:
-            self.fresh.append(saved)
-        return saved
-
-    def find(self, tensor: Tensor) -> _Recipe | None:
-        made, recipe = self.recipes.get(_memory(tensor), (lambda: None, None))
-        return recipe if recipe is not None and _same(made(), tensor) else None
-
-    def record(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        # detached: a recipe sits in the graph, and must not hold on to it
-        recipe = _Recipe(function, [self.find(x) or x.detach() for x in inputs])
-        outer, self.fresh = self.fresh, []
-        result = function(*inputs)
-        fresh, self.fresh = self.fresh, outer
-        passed_on = any(_memory(result) == _memory(x) for x in inputs)
-        if result.requires_grad and not passed_on and recipe.untouched():
-            self.recipes[_memory(result)] = (weakref.ref(result), recipe)
-            for saved in fresh:  # an activation saves its own result before it can be known here
-                if saved.tensor is not None and _same(result, saved.tensor):
-                    saved.forget(recipe)
-        return result
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _same(made: Tensor | None, tensor: Tensor) -> bool:
-    return bool(
-        made is not None
-        and _memory(made) == _memory(tensor)
-        and made.dtype == tensor.dtype
-        and made.shape == tensor.shape
-        and made.stride() == tensor.stride()
-        and made.storage_offset() == tensor.storage_offset()
-        and made._version == tensor._version
-    )
-
-
-def _autocast_state(inputs: list[Tensor | _Recipe]) -> list[tuple[str, torch.dtype, bool]]:
-    devices = {x.device.type for x in inputs if isinstance(x, Tensor)}
-    return [
-        (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        for device in devices
-    ] + [state for x in inputs if isinstance(x, _Recipe) for state in x.autocast][:1]

@@ -1,5 +1,7 @@
 """One map resampled to a size: the one place where interpolation modes are looked up."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,8 +33,9 @@ def torch_mode(mode: str, spatial_dims: SpatialDims, antialias: bool = False) ->
 @one_call
 def halved(x: Tensor) -> Tensor:
     """The mean of every two cells along every axis; all axes must be even."""
-    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: avg_pool3d}[x.ndim - 2]
-    return pool(x, 2)
+    pools: dict[int, Callable[..., Tensor]]
+    pools = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: avg_pool3d}
+    return pools[x.ndim - 2](x, 2)
 
 
 @one_call

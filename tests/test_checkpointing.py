@@ -146,6 +146,7 @@ def test_the_switch_nests_and_ends():
     x = torch.randn(1, 1, 64, 64)
 
     def peak(call):
+        model.zero_grad()  # all steps create their gradients
         return peak_tensor_bytes(lambda: scalar(call()).backward())
 
     def inner_off():
@@ -242,3 +243,65 @@ def test_a_compiled_step_has_the_gradients_of_an_eager_one(make):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-9, rtol=1e-9, msg=name)
     for a, b in zip(model.buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def switched_step(model: torch.nn.Module, x: torch.Tensor, enabled: bool) -> list[torch.Tensor]:
+    model.zero_grad()
+    with enable_gradient_checkpointing(enabled):
+        loss = model(x).square().mean()
+    loss.backward()
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "most"),
+    [
+        (lambda: PyramidNetwork(3, 1, num_levels=4, base_channels=32), (96, 80), 0.80),
+        (lambda: PyramidNetwork(3, 1, 4, 32, remember=False), (96, 80), 0.75),
+        (lambda: UNet(3, 1, [8, 16, 32]), (96, 96), 0.62),
+    ],
+    ids=["pyramid", "pyramid-without-features", "unet"],
+)
+def test_kept_features_cost_no_memory_and_change_no_gradient(model, size, most):
+    network, x = model(), torch.randn(2, 3, *size)
+    twin = copy.deepcopy(network)
+    plain = peak_tensor_bytes(lambda: switched_step(network, x, False))
+    assert peak_tensor_bytes(lambda: switched_step(twin, x, True)) <= most * plain
+    for a, b in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "group", None])
+@pytest.mark.parametrize("act", ["relu", "gelu"])
+def test_features_made_again_are_those_of_the_forward_pass_and_have_its_gradients(norm, act):
+    plain = UNet(1, 1, [4, 8], norm=norm, act=act, dropout=0.2).double()
+    switched = copy.deepcopy(plain)
+    x = torch.randn(2, 1, 13, 17, dtype=torch.float64)
+    for network, enabled in ((plain, False), (switched, True)):
+        torch.manual_seed(0)
+        with enable_gradient_checkpointing(enabled):
+            out = network(x)
+        maps = [*network.get_encoder_features(), *network.get_decoder_features()]
+        (out.square().sum() + sum(y.pow(3).sum() for y in maps)).backward()
+    pairs = zip(plain.named_buffers(), switched.named_buffers(), strict=True)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)
+    with torch.no_grad():
+        for a, b in zip(
+            plain.get_encoder_features() + plain.get_decoder_features(),
+            switched.get_encoder_features() + switched.get_decoder_features(),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+    for a, b in zip(plain.parameters(), switched.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_forward_features_are_the_encoded_feature_maps_of_a_forward():
+    model, x = UNet(1, 1, [4, 8]).eval(), torch.randn(1, 1, 13, 17)
+    model(x)
+    expected = model.get_encoder_features()
+    model.clear_features()
+    for a, b in zip(model.forward_features(x), expected, strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(RuntimeError, match="no cached features"):
+        model.get_encoder_features()

@@ -30,6 +30,7 @@ from neurenix_ms.nd import (
     expect_positive,
 )
 from neurenix_ms.orders import check_descending
+from neurenix_ms.recomputation import tensor_of
 from neurenix_ms.remember import Remembers
 from neurenix_ms.resize import Resize, doubled
 from neurenix_ms.sizes import expect_halvings, fit, spatial
@@ -145,13 +146,15 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         self.clear_features()
         self._expect(x)
-        trace = Trace() if self.remember or self.return_pyramid else None
+        keeps = self.remember or self.return_pyramid
+        trace = Trace(decoded=self.return_pyramid) if keeps else None
         finest = self.level(x, trace)
         if trace is not None and self.remember:
             self._remember(features=trace.encoded)
         if trace is None or not self.return_pyramid:
             return self.outputs[0](finest)
-        return [out(y) for out, y in zip(self.outputs, reversed(trace.decoded), strict=True)]
+        levels = map(tensor_of, reversed(trace.decoded))
+        return [out(y) for out, y in zip(self.outputs, levels, strict=True)]
 
     @recomputes
     def forward_features(self, x: Tensor) -> list[Tensor]:
@@ -167,7 +170,7 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
 
     def get_features(self) -> list[Tensor]:
         """The encoded maps of the last forward, fine to coarse."""
-        return list(self._recall("features"))
+        return [tensor_of(y) for y in self._recall("features")]
 
     def _expect(self, x: Tensor) -> None:
         expect_map(x, self.spatial_dims)
@@ -189,7 +192,8 @@ class Merge(nn.Module):
 
     def forward(self, features: Tensor, coarse: Tensor | None = None) -> Tensor:
         y = self.lateral(features)
-        return y if coarse is None else y + repeated(coarse, spatial(y))
+        # added into the upsampled feature map, which nothing else reads
+        return y if coarse is None else repeated(coarse, spatial(y)).add_(y)
 
 
 @one_call

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
 from neurenix_ms.blocks import BlockKind, Level, Trace
-from neurenix_ms.checkpointing import recomputes
+from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.multiscale.decoder import FinalActivation, Head, block_maker, make_ups
@@ -17,6 +17,7 @@ from neurenix_ms.nd import (
     expect_map,
     expect_positive,
 )
+from neurenix_ms.recomputation import tensor_of
 from neurenix_ms.remember import Remembers
 from neurenix_ms.sizes import expect_halvings, spatial
 
@@ -144,13 +145,28 @@ class UNet(Configured, Remembers, nn.Module):
         k = self.residual_channel
         return self.head(y, None if k is None else x[:, k : k + 1])
 
+    @recomputes
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Return the encoded feature maps of `x`, finest first, the bottleneck last, and keep none.
+
+        The decoder is not run. Use it in place of a forward pass and `get_encoder_features`.
+        """
+        self._expect(x)
+        features: list[Tensor] = []
+        level: Level | None = self.level
+        while level is not None:
+            features.append(checkpointed(level.encode, x))
+            x = features[-1] if level.pool is None else level.pool(features[-1])
+            level = level.inner
+        return features
+
     def get_encoder_features(self) -> list[Tensor]:
         """Encoded maps of the last forward, fine to coarse, the bottleneck last."""
-        return list(self._recall("encoder"))
+        return [tensor_of(y) for y in self._recall("encoder")]
 
     def get_decoder_features(self) -> list[Tensor]:
         """Decoded maps of the last forward, coarse to fine; the last one feeds the head."""
-        return list(self._recall("decoder"))
+        return [tensor_of(y) for y in self._recall("decoder")]
 
     def _expect(self, x: Tensor) -> None:
         expect_map(x, self.spatial_dims)
