@@ -1,6 +1,7 @@
 """Whatever an argument is, a public call works, or refuses it by its name, and soon."""
 
 import inspect
+import re
 import time
 import warnings
 from collections import OrderedDict
@@ -106,6 +107,7 @@ CALLED = (
     "conserve",
 )  # what these do is their own business
 CONTENT = "state_dict", "state_dicts", "weights", "config"  # refused by the name of an entry
+STATES = "x0", "history"  # refused by the network that gets them
 WRITTEN = "root", "checkpoint"  # places on disk
 SLOW = {timestepping.fit_hierarchy, timestepping.fit_sequences}
 
@@ -256,6 +258,7 @@ def outcome(
             function(**{**options, name: value})
     except (ValueError, TypeError) as error:
         of_content = name in CONTENT and isinstance(value, dict)
+        of_content |= name in STATES and isinstance(value, torch.Tensor)
         if name not in str(error) and not of_content:
             return f"{type(error).__name__} without the name: {error}"
     except Exception as error:
@@ -299,3 +302,101 @@ def test_every_public_callable_has_a_case():
 )
 def test_every_value_of_every_argument_works_or_is_refused_by_its_name(function):
     assert wrong([call for call in CALLS if call[0] is function]) == []
+
+
+class Steps:
+    """What takes part in a forecast without being a module."""
+
+    step_size = 1
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+METHODS: list[tuple[Callable[[], Any], str, dict[str, Any]]] = [
+    (nms.MultiScaleModel, "add_scale", {"scale": 0.3}),
+    (nms.MultiScaleModel, "remove_scale", {"scale": 0.5}),
+    (
+        lambda: MSNet(1, num_layers=1),
+        "predict",
+        {"x": torch.rand(1, 1, 4, 4, 4), "tile_size": None},
+    ),
+    (
+        hierarchy,
+        "forecast",
+        {"x0": torch.rand(1, 2), "num_steps": 3, "times": None, "chunk_size": 2},
+    ),
+    (hierarchy, "only", {"step_sizes": [1]}),
+    (lambda: hierarchy().steppers[0], "forecast", {"x0": torch.rand(1, 2), "num_steps": 2}),
+    (
+        lambda: timestepping.LSTMForecaster(2, 2),
+        "forecast",
+        {"history": torch.rand(1, 3, 2), "num_steps": 2},
+    ),
+    (
+        lambda: timestepping.EchoStateNetwork(2, 4),
+        "fit",
+        {"sequences": torch.rand(1, 9, 2), "washout": 2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "method", "options"), METHODS, ids=range(len(METHODS)))
+def test_an_argument_of_a_method_works_or_is_refused_by_its_name(make, method, options):
+    found = []
+    for name in options:
+        for value in VALUES:
+
+            def call(_name=name, **arguments):
+                getattr(make(), method)(**arguments)
+
+            if (words := outcome(call, options, name, value)) is not None:
+                found.append(f"{method}({name}={type(value)}): {words[:200]}")
+    assert found == []
+
+
+def test_a_call_with_a_wrong_signature_is_a_type_error_of_python():
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'out_channels'"):
+        nms.UNet(3)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'widths'"):
+        nms.UNet(3, 1, widths=[4])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: nms.UNet(1, 1, kernel_size=(3, 3)), "kernel_size must be an integer, got (3, 3)"),
+        (lambda: nms.UNet(1, 1, 64), "features must be a sequence of integers, got 64"),
+        (
+            lambda: nms.UNet(1, 1, norm=("instance", {"affine": True})),
+            "norm must be one of ['batch', 'instance', 'group'], a callable or None, got ('instance',",
+        ),
+        (lambda: nms.UNet(1.0, 1), "in_channels must be an integer, got 1.0"),
+        (
+            lambda: DeepSupervisionLoss(nn.MSELoss(), 1),
+            "weights must be a sequence of numbers or None",
+        ),
+        (lambda: nms.MultiScalePooling(2), "pool_sizes must be a sequence of integers, got 2"),
+        (
+            lambda: nms.PyramidFusion(1.5),
+            "in_channels must be an integer, a sequence of integers or a",
+        ),
+        (
+            lambda: nms.UNetDecoder(1.5, 1),
+            "encoder_channels must be a sequence of integers or a Back",
+        ),
+        (lambda: nms.UNet(1, 1, [4], act=["relu"]), "act must be one of ['relu', "),
+    ],
+)
+def test_frequent_mistakes_are_said(call, words):
+    with pytest.raises(ValueError, match="^" + re.escape(words)):
+        call()
+
+
+def test_arrays_and_tensors_of_numbers_become_plain():
+    model = nms.UNet(np.int64(3), torch.tensor(2), np.array([4, 8]), dropout=np.float32(0.5))
+    assert model.config["features"] == [4, 8]
+    kinds = {name: type(value) for name, value in model.config.items()}
+    assert kinds["in_channels"] is kinds["out_channels"] is int
+    assert kinds["dropout"] is float
+    assert [type(width) for width in model.features] == [int, int]

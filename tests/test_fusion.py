@@ -1,6 +1,7 @@
 """Fusions against their definition, torchvision and timm."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from sizes_for import maps
 from torchvision.ops import FeaturePyramidNetwork
 
-from neurenix_ms import AttentionFusion, FeatureFusion, PyramidFusion, ScaleFusion
+from neurenix_ms import AttentionFusion, FeatureFusion, PyramidFusion, ScaleFusion, UNetDecoder
 from neurenix_ms.meter import count_flops, peak_tensor_bytes
 from neurenix_ms.nd import CONVOLVE, LINEAR_MODES
 from neurenix_ms.sizes import target_size
@@ -261,3 +262,51 @@ def plane(c, n=4, batch=1):
 def test_bad_input_is_refused_by_what_it_is(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def feature_maps(channels=(3, 5, 4)):
+    return [torch.randn(2, c, 16 >> k, 12 >> k) for k, c in enumerate(channels)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FeatureFusion([3, 5, 4], 4),
+        lambda: FeatureFusion([3, 5, 4], 4, "sum"),
+        lambda: FeatureFusion([3, 5, 4], 4, "attention"),
+        lambda: AttentionFusion([3, 5, 4], 4),
+        lambda: UNetDecoder([3, 5, 4], 2),
+    ],
+)
+def test_a_dict_of_feature_maps_is_taken_in_its_order(make):
+    maps, model = feature_maps(), make().eval()
+    for names in ("210", "abc"):
+        assert torch.equal(model(dict(zip(names, maps, strict=True))), model(maps))
+
+
+def test_a_pyramid_of_a_dict_is_an_ordered_dict_with_its_names():
+    maps, neck = feature_maps(), PyramidFusion([3, 5, 4], 4)
+    found = neck(OrderedDict(zip(["2", "1", "0"], maps, strict=True)))
+    assert type(found) is OrderedDict
+    assert list(found) == ["2", "1", "0"]
+    assert all(torch.equal(a, b) for a, b in zip(found.values(), neck(maps), strict=True))
+
+
+def test_a_pyramid_of_a_dict_compiles_in_one_piece():
+    maps, neck = feature_maps(), PyramidFusion([3, 5, 4], 4)
+    given = OrderedDict(zip("abc", maps, strict=True))
+    found = torch.compile(neck, fullgraph=True, backend="eager")(given)
+    assert all(torch.equal(a, b) for a, b in zip(found.values(), neck(maps), strict=True))
+
+
+@pytest.mark.parametrize("given", [torch.zeros(3, 3, 4, 4), 3, "maps", None, iter([])])
+def test_what_is_no_list_of_feature_maps_is_refused(given):
+    for model in (
+        FeatureFusion([3, 5, 4], 4),
+        PyramidFusion([3, 5, 4], 4),
+        UNetDecoder([3, 5, 4], 2),
+    ):
+        with pytest.raises(ValueError, match="features must be a list or a dict of tensors, got "):
+            model(given)
+    with pytest.raises(ValueError, match="the input must be a tensor, got 1"):
+        FeatureFusion([3], 4)([1])

@@ -351,7 +351,7 @@ def nan_start():
         ),
         (
             lambda: hierarchy([1, 2]).only([2, 8]),
-            r"step sizes must be among \[2, 1\], got \[8\]",
+            r"step_sizes must be among \[2, 1\], got \[8\]",
         ),
     ],
 )

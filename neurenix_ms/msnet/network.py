@@ -196,6 +196,7 @@ class MSNet(Configured, nn.Module):
             outputs[-1] = outputs[-1] * masks[-1]
         return outputs
 
+    @checked
     @torch.no_grad()
     def predict(self, x: Tensor, tile_size: int | None = None) -> Tensor:
         """The finest prediction for an array of any size, at its size, without recording gradients.

@@ -145,8 +145,9 @@ class UNetDecoder(Configured, nn.Module):
         final_activation: As in UNet.
 
     Shape:
-        list of `(B, encoder_channels[i], *S_i)`, or a dict of them, finest first -> `(B, output_channels, *S_0)`; each map about half
-        the size of the one before (upsampled by two, then padded or cropped at the end)
+        list of `(B, encoder_channels[i], *S_i)`, or a dict of them, finest first ->
+        `(B, output_channels, *S_0)`; each map about half the size of the one before (upsampled by
+        two, then padded or cropped at the end)
 
     Raises:
         ValueError: If there are fewer than two maps, `num_scales` differs, the strides of a backbone

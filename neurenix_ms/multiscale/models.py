@@ -129,6 +129,7 @@ class MultiScaleModel(Configured, nn.Module):
         network = self.networks[0]
         return None if type(network) is nn.Identity else network
 
+    @checked
     def add_scale(self, scale: float) -> None:
         """Look at one more scale from the next forward on; it comes last in the order of fusion.
 
@@ -141,6 +142,7 @@ class MultiScaleModel(Configured, nn.Module):
         if not self.share_weights:
             self.networks.append(copy.deepcopy(self.networks[0]))
 
+    @checked
     def remove_scale(self, scale: float) -> None:
         """Stop looking at a scale from the next forward on."""
         index = next((i for i, s in enumerate(self._scales) if math.isclose(s, scale)), None)

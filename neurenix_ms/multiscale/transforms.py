@@ -237,6 +237,7 @@ class PyramidDownsample(Configured, Remembers, nn.Module):
             levels.append(self.resize(levels[-1], scaled(spatial(levels[-1]), 0.5)))
         return levels
 
+    @checked
     def get_level(self, level: int, x: Tensor | None = None) -> Tensor:
         """One level of the latest forward, or of `x` if it is given; negative ones from the end."""
         if not -self.num_levels <= level < self.num_levels:

@@ -177,6 +177,7 @@ class EchoStateNetwork(SequenceModel):
         hidden = torch.tanh(x @ self.outer + memory @ self.inner)
         return hidden, hidden
 
+    @checked
     @torch.no_grad()
     def fit(self, sequences: Tensor, washout: int = 20) -> "EchoStateNetwork":
         """Solve for the readout by ridge regression, and return the network.

@@ -74,6 +74,8 @@ def warn_of_divergence(states: Tensor, times: Tensor | None) -> None:
 
 
 def _queries(times: Times, num_steps: int, device: torch.device) -> Tensor:
+    if isinstance(times, Tensor) and (times.is_meta or times.is_complex()):
+        raise ValueError(f"times must be real numbers, got {times.dtype} on {times.device}")
     queries = torch.as_tensor(times, dtype=torch.float64, device=device)
     if queries.ndim != 1 or len(queries) == 0:
         raise ValueError(f"times must be a sequence of numbers, got shape {tuple(queries.shape)}")

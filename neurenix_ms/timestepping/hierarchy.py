@@ -6,7 +6,7 @@ from typing import Any, Literal, cast, overload
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
-from neurenix_ms.checks import check_integer
+from neurenix_ms.checks import check_integer, check_integers
 from neurenix_ms.config import Configured
 from neurenix_ms.timestepping.coupling import Stepper
 from neurenix_ms.timestepping.forecasting import Times, forecast
@@ -115,6 +115,7 @@ class HierarchicalTimeStepper(Configured, nn.Module):
         return_indices: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...
 
+    @checked
     def forecast(
         self,
         x0: Tensor,
@@ -148,10 +149,12 @@ class HierarchicalTimeStepper(Configured, nn.Module):
         )
         return (result, rows) if return_indices else result
 
+    @checked
     def only(self, step_sizes: Sequence[int]) -> "HierarchicalTimeStepper":
         """The hierarchy of some of the strides; its steppers are shared with this one."""
+        check_integers("step_sizes", step_sizes, 1, min_length=1)
         if missing := sorted(set(step_sizes) - set(self.step_sizes)):
-            raise ValueError(f"step sizes must be among {self.step_sizes}, got {missing}")
+            raise ValueError(f"step_sizes must be among {self.step_sizes}, got {missing}")
         return HierarchicalTimeStepper(
             [s for s in self.coarse_first() if s.step_size in step_sizes]
         )

@@ -81,6 +81,7 @@ class SequenceModel(Configured, nn.Module):
                 f"a sequence must be (B, T, {self.num_features}), got shape {tuple(x.shape)}"
             )
 
+    @checked
     def forecast(self, history: Tensor, num_steps: int) -> Tensor:
         """What follows a history: the network is told its own predictions from then on.
 

@@ -56,6 +56,7 @@ class TimeStepper(Configured, nn.Module):
             )
         return x + change
 
+    @checked
     def forecast(
         self,
         x0: Tensor,
