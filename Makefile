@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test test-slow test-site lint docs serve bench bench-full bench-smoke bench-baseline bench-compare clean
+.PHONY: help demo test test-slow test-site test-peers test-oldest dist lint docs serve bench bench-full bench-smoke bench-baseline bench-compare clean
 .SECONDARY:
 
 help:  ## list the targets
@@ -23,13 +23,28 @@ demo: .venv/with-demo  ## train a multiscale and a single-scale model; picture a
 	$(BIN)/python -m neurenix_ms.recipes.demo
 
 test: .venv/with-dev  ## the test suite
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/peers
 
 test-slow: .venv/with-dev  ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
 test-site: .venv/with-dev  ## the built site in a headless browser, if chromium is there
 	$(BIN)/python -m pytest -m slow -rs tests/test_site.py
+
+test-peers: .venv/with-dev .venv/with-peers  ## beside the networks of MONAI, smp, timm and torchvision
+	$(BIN)/python -m pytest tests/peers
+
+test-oldest: pyproject.toml  ## the test suite with the lowest versions that pyproject.toml allows
+	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
+		--editable '.[dev,timm]'
+	.venv-oldest/bin/python -m pytest -m 'not slow' --ignore=tests/peers
+
+dist: .venv/with-dev  ## the files of a release, checked
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
 
 lint: .venv/with-dev  ## ruff and mypy
 	$(BIN)/ruff check .

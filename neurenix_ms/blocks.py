@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.checkpointing import checkpointed, kept, recomputed
+from neurenix_ms.checkpointing import checkpointed, is_recorded, kept, recomputed
 from neurenix_ms.hooks import is_observed
 from neurenix_ms.layers import Act, Norm, make_act, make_norm
 from neurenix_ms.nd import CONVOLUTIONS, POOLS, TRANSPOSED_CONVOLUTIONS, SpatialDims, choose
@@ -61,7 +61,10 @@ class ConvNormAct(nn.Module):
 
     def finish(self, y: Tensor) -> Tensor:
         """What follows the convolution, and is cheap enough to be done again in backward."""
-        return recomputed(self.act, recomputed(self.norm, y))
+        norm, act = self._modules["norm"], self._modules["act"]  # attributes of modules are slow
+        if not is_recorded():
+            return act(norm(y))
+        return recomputed(act, recomputed(norm, y))
 
 
 def joined(maps: tuple[Tensor, ...]) -> Tensor:
@@ -148,7 +151,7 @@ class ConvBlock(nn.Module):
             if torch.compiler.is_compiling() or is_observed(layer):
                 y = layer(y)
             else:  # in two steps: the frames of a call would hold its input through norm and act
-                y = layer.conv(y)
+                y = layer._modules["conv"](y)
                 y = layer.finish(y)
         return y
 

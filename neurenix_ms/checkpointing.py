@@ -129,6 +129,11 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return function(*inputs) if notebook is None else notebook.record(function, inputs)
 
 
+def is_recorded() -> bool:
+    """Return whether what `recomputed` returns here is made again in backward."""
+    return not torch.compiler.is_compiling() and _notebook.get() is not None
+
+
 def checkpointed(module: nn.Module, *inputs: Tensor, foreign: bool = False) -> Tensor:
     """Run a block; while the switch is on and it cannot forget by itself, under a checkpoint.
 

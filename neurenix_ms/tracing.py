@@ -21,7 +21,9 @@ def one_call(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
 
     @functools.wraps(function)
     def call(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Result:
-        proxy = None if torch.compiler.is_compiling() else placeholder_in(args)
+        if type(args[0]) is Tensor or torch.compiler.is_compiling():  # nothing is traced by torch.fx
+            return function(*args, **kwargs)
+        proxy = placeholder_in(args)
         if proxy is None:
             return function(*args, **kwargs)
         return cast(Result, proxy.tracer.create_proxy("call_function", call, args, kwargs))
@@ -34,7 +36,9 @@ def one_module(forward: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(forward)
     def call(self: Any, *args: Any) -> Result:
-        proxy = None if torch.compiler.is_compiling() else placeholder_in(args)
+        if type(args[0]) is Tensor or torch.compiler.is_compiling():
+            return forward(self, *args)
+        proxy = placeholder_in(args)
         if proxy is None:
             return forward(self, *args)
         tracer: Any = proxy.tracer
@@ -48,9 +52,12 @@ def one_module(forward: Callable[..., Result]) -> Callable[..., Result]:
 def placeholder_in(args: Sequence[Any]) -> Proxy | None:
     """Return the first `torch.fx.Proxy` among arguments and lists of them, or None."""
     for value in args:
+        kind = type(value)
+        if kind is Tensor or kind is int or kind is torch.Size:  # most of what comes
+            continue
         if isinstance(value, Proxy):
             return value
-        if isinstance(value, (list, tuple)):
+        if kind is list or kind is tuple:
             found = placeholder_in(value)
             if found is not None:
                 return found

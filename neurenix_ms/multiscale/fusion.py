@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
@@ -28,7 +29,7 @@ from neurenix_ms.nd import (
 from neurenix_ms.orders import check_scales
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import Size, Target, expect_scales, expect_target, spatial, target_size
-from neurenix_ms.tracing import entries
+from neurenix_ms.tracing import entries, one_module, sizes_are_open
 
 FusionMethod = Literal["concat", "sum", "mean", "avg", "max", "attention"]
 
@@ -40,6 +41,9 @@ REDUCTIONS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
     "max": greatest,
 }
 METHODS = ("concat", *REDUCTIONS, "attention")
+
+
+SMALL = 2**18  # products
 
 
 class SlicedConvolution(nn.Module):
@@ -68,8 +72,12 @@ class SlicedConvolution(nn.Module):
         self.convolve = CONVOLVE[spatial_dims]
         self.resize = resize
 
+    @one_module
     def forward(self, features: Sequence[Tensor], size: Size) -> Tensor:
-        slices = entries(self.weight.split(self.widths, dim=1), len(self.widths))
+        if self.is_small(features):
+            stacked = torch.cat([self.resize(x, size) for x in features], dim=1)
+            return self.convolve(stacked, self.weight, self.bias)
+        slices = self.weight.split(self.widths, dim=1)
         biases = [self.bias] + [None] * (len(self.widths) - 1)  # the sum needs it once
         total: Tensor | None = None
         for x, weight, bias in zip(features, slices, biases, strict=True):
@@ -77,6 +85,12 @@ class SlicedConvolution(nn.Module):
             total = part if total is None else total.add_(part)
         assert total is not None
         return total
+
+    def is_small(self, features: Sequence[Tensor]) -> bool:
+        """Return whether one convolution costs less than the calls of several, as measured."""
+        if sizes_are_open() or torch._C._is_torch_function_mode_enabled():
+            return False  # what is traced, or run in tiles, does the same at every size
+        return sum(x.numel() for x in features) * len(self.weight) <= SMALL
 
 
 class ConcatFusion(nn.Module):
