@@ -61,7 +61,8 @@ class ConvNormAct(nn.Module):
 
     def finish(self, y: Tensor) -> Tensor:
         """What follows the convolution, and is cheap enough to be done again in backward."""
-        norm, act = self._modules["norm"], self._modules["act"]  # attributes of modules are slow
+        modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
+        norm, act = modules["norm"], modules["act"]
         if not is_recorded():
             return act(norm(y))
         return recomputed(act, recomputed(norm, y))
@@ -151,7 +152,7 @@ class ConvBlock(nn.Module):
             if torch.compiler.is_compiling() or is_observed(layer):
                 y = layer(y)
             else:  # in two steps: the frames of a call would hold its input through norm and act
-                y = layer._modules["conv"](y)
+                y = layer.conv(y)
                 y = layer.finish(y)
         return y
 

@@ -1,5 +1,7 @@
 """Hooks, functional_call, parametrizations and sharding see every call, whatever path is faster."""
 
+import copy
+
 import pytest
 import torch
 from cases import CASES, Case, as_list, build
@@ -7,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from neurenix_ms.blocks import ConvBlock, ConvNormAct
+from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -88,3 +91,48 @@ def test_a_parametrized_weight_is_the_one_that_is_used(case: Case):
             parametrize.register_parametrization(module, "weight", Doubled())
         for y, wanted in zip(as_list(model(x)), as_list(expected), strict=True):
             torch.testing.assert_close(y, wanted, atol=1e-4, rtol=1e-4)
+
+
+IMPLICIT = {
+    "NIF": lambda: NIF(1, 2, shape_width=4, parameter_width=4),
+    "MultiScaleNIF": lambda: MultiScaleNIF(1, 2, shape_width=4, parameter_width=4),
+    "LastLayerNIF": lambda: LastLayerNIF(1, 2, shape_width=4, parameter_act="sine", latent_dim=3),
+}
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_linear_layers_of_implicit_models_are_called_or_refused(name):
+    model = IMPLICIT[name]()
+    p, x = torch.rand(5, 1), torch.rand(5, 2)
+    expected = model(p, x)
+    called: set[nn.Module] = set()
+    for module in model.modules():
+        module.register_forward_hook(lambda m, *_: called.add(m))
+    torch.testing.assert_close(model(p, x), expected)
+    linear = {m for m in model.modules() if isinstance(m, nn.Linear)}
+    assert linear - called <= ({model.last} if name != "LastLayerNIF" else set())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_implicit_models_are_quantized_or_say_why_not(name):
+    model = IMPLICIT[name]().eval()
+    p, x = torch.rand(5, 1), torch.rand(5, 2)
+    small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
+    if name == "LastLayerNIF":
+        assert (small(p, x) - model(p, x)).abs().max() < 0.1
+    else:
+        with pytest.raises(ValueError, match="leave the model out of quantization"):
+            small(p, x)
+
+
+def test_a_layer_that_is_sharded_by_itself_is_refused():
+    class Sharded(torch.Tensor):
+        def full_tensor(self) -> torch.Tensor:
+            return self
+
+    model = NIF(1, 2, shape_width=4, parameter_width=4)
+    del model.last.weight
+    model.last.weight = torch.zeros(model.last.out_features, 1).as_subclass(Sharded)
+    with pytest.raises(ValueError, match="call fully_shard on the model"):
+        model(torch.rand(5, 1), torch.rand(5, 2))

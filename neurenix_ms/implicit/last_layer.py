@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.hooks import is_observed
+from neurenix_ms.implicit.dense import weights_of
 from neurenix_ms.implicit.field import ImplicitField
 from neurenix_ms.implicit.parameter_net import ParameterNet, Sine, truncated_normal
 from neurenix_ms.implicit.shape_net import Kind, Shape, ShapeNet, siren_weights
@@ -132,7 +134,7 @@ class LastLayerNIF(ImplicitField):
 
     def _fixed(self, z: Tensor) -> nn.Module:
         coefficients = self.last(z)[0]
-        *dense, basis = [(layer.weight.mT, layer.bias) for layer in self._dense()]
+        *dense, basis = [(w.mT, b) for w, b in map(weights_of, self.shape_layers)]
         matrix, bias = (
             part.unflatten(-1, (-1, len(coefficients))) @ coefficients for part in basis
         )
@@ -151,18 +153,18 @@ class LastLayerNIF(ImplicitField):
         parts = [m.flatten() for m, _ in layers] + [b for _, b in layers]
         return ShapeNet(shape, torch.cat(parts)).to(z.device)
 
-    def _dense(self) -> list[nn.Linear]:
-        return [layer for layer in self.shape_layers if isinstance(layer, nn.Linear)]
-
     def _linear(self, layer: int, u: Tensor) -> Tensor:
-        dense = self._dense()[layer]
-        return torch.addmm(dense.bias[:, None], dense.weight, u, alpha=self.shape.factor(layer))
+        dense, factor = self.shape_layers[layer], self.shape.factor(layer)
+        if is_observed(dense) or type(dense) is not nn.Linear:  # sharded, quantized, with hooks
+            return dense(factor * u.mT).mT
+        return torch.addmm(dense.bias[:, None], dense.weight, u, alpha=factor)
 
     @torch.no_grad()
     def _start(self) -> None:
         weights = siren_weights(self.shape)
         matrices, biases = self.shape.slices()
-        for dense, m, b in zip(self._dense(), matrices, biases, strict=True):
+        for dense, m, b in zip(self.shape_layers, matrices, biases, strict=True):
+            assert isinstance(dense, nn.Linear)
             dense.weight.copy_(weights[m].view(dense.weight.mT.shape).mT)
             dense.bias.copy_(weights[b])
         truncated_normal(self.last)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.implicit.dense import weights_of
 from neurenix_ms.implicit.field import ImplicitField
 from neurenix_ms.implicit.parameter_net import (
     ParameterNet,
@@ -40,7 +41,8 @@ class WrittenField(ImplicitField):
 
     def table(self) -> Tensor:
         """B and the A_k of `W(z) = B + sum_k z_k A_k`, masked, `(latent_dim + 1, num_weights)`."""
-        return torch.cat([self.last.bias[None], self.last.weight.mT]) * self.output_mask
+        weight, bias = weights_of(self.last)
+        return torch.cat([bias[None], weight.mT]) * self.output_mask
 
     def weights(self, p: Tensor) -> Tensor:
         """All weights of the ShapeNet: matrices `(in, out)` row by row, then biases.

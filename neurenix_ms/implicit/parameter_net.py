@@ -97,8 +97,7 @@ class ParameterNet(nn.Module):
     def _layer(self, layer: nn.Module, h: Tensor) -> Tensor:
         if not self.sine:
             return self.act(layer(h))
-        weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
-        return torch.sin(torch.addmm(bias, h, weight.mT, alpha=self.omega))
+        return torch.sin(layer(self.omega * h))
 
     def _start(self, layer: nn.Linear) -> None:
         if not self.sine:
