@@ -73,16 +73,9 @@ def check_number(
 ) -> float:
     """Return a finite real number as a plain `float`; NumPy scalars and 0-d tensors are numbers.
 
-    Args:
-        name: Name of the argument.
-        value: What came.
-        minimum: Smallest value allowed.
-        maximum: Largest value allowed.
-        above: A value that it must exceed.
-        below: A value that it must not reach.
-
     Raises:
-        ValueError: If it is no number (a bool is none), not finite, or out of range.
+        ValueError: If it is no number (a bool is none), not finite, below `minimum`, beyond `maximum`,
+            or not strictly `above` or `below` what is given.
 
     Examples:
         >>> check_number("dropout", 0, minimum=0, below=1)
@@ -149,15 +142,10 @@ def check_name(name: str, value: Any, choices: Collection[Any]) -> Any:
 
 
 def check_sequence(name: str, value: Any, kind: str = "values") -> list[Any]:
-    """Return the entries of a sequence, NumPy array or tensor as a list; a string is none.
-
-    Args:
-        name: Name of the argument.
-        value: What came.
-        kind: What the entries are, for the message.
+    """Return the entries of a sequence, NumPy array or tensor as a list; `kind` says what they are.
 
     Raises:
-        ValueError: If it is no sequence, or an array with other than one axis.
+        ValueError: If it is no sequence (a string is none), or an array with other than one axis.
 
     Examples:
         >>> check_sequence("features", (4, 8))
@@ -235,12 +223,7 @@ def check_tensor(name: str, value: Any) -> Tensor:
 
 
 def check_made(name: str, make: Callable[..., Any], *args: Any) -> nn.Module:
-    """Return the module that a callable makes, as `norm` and `act` may be.
-
-    Args:
-        name: Name of the argument.
-        make: What came.
-        args: What it is called with.
+    """Return the module that a callable makes of `args`, as `norm` and `act` may be.
 
     Raises:
         ValueError: If it takes other arguments, or makes something else.

@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from neurenix_ms.checks import shown
@@ -33,6 +33,7 @@ PARTS = ("multiscale", "msnet", "timestepping", "implicit", "backbones", "compat
 SPARE_BYTES = 2**20  # of constants that no state dict holds
 MEASURED_BYTES = 2**26  # a backbone runs its network once, on a small input
 SPARE_MODULES = 1000
+FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.arange}
 LARGEST_COUNT = 2**16  # in a config; a larger width would show in the number of weights
 
 
@@ -186,6 +187,8 @@ def _expect_small(name: str, value: Any, most: int, path: str | os.PathLike[str]
             if key != "seed":
                 _expect_small(f"{name}.{key}", item, most, path)
     elif isinstance(value, list | tuple):
+        if len(value) > most:
+            raise ValueError(f"{path} has too few weights for {name} of {len(value)} entries")
         for i, item in enumerate(value):
             _expect_small(f"{name}[{i}]", item, most, path)
     elif isinstance(value, int) and abs(value) > most:
@@ -227,7 +230,7 @@ def _built_inside(value: Any, path: str | os.PathLike[str]) -> Any:
     return [_built_inside(item, path) for item in value] if isinstance(value, list) else value
 
 
-class _Bounded(TorchDispatchMode):
+class _Bounded(TorchFunctionMode):
     """Refuses to make more bytes of tensors than a number, if possible before they are made."""
 
     def __init__(self, most_bytes: int) -> None:
@@ -235,7 +238,7 @@ class _Bounded(TorchDispatchMode):
         self.most_bytes = most_bytes
         self.made = 0
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self,
         func: Any,
         types: Any,
@@ -243,15 +246,18 @@ class _Bounded(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        before = {id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        if not before and args and isinstance(args[0], list | tuple):  # a shape, for a fresh tensor
-            numbers = [n for n in args[0] if isinstance(n, int)]
+        if func in FACTORIES:
+            sizes = [n for n in tree_leaves((args, kwargs.get("size"))) if type(n) is int]
             kind = kwargs.get("dtype") or torch.get_default_dtype()
-            self._expect(math.prod(numbers) * kind.itemsize, kwargs.get("device"))
+            self._expect(math.prod(sizes) * kind.itemsize, kwargs.get("device"))
         made = func(*args, **kwargs)
+        before: set[int] | None = None
         for one in tree_leaves(made):
-            if isinstance(one, torch.Tensor) and id(one) not in before and one._base is None:
-                self._expect(one.numel() * one.dtype.itemsize, one.device, count=True)
+            if isinstance(one, Tensor) and one._base is None:
+                if before is None:
+                    before = {id(x) for x in tree_leaves((args, kwargs))}
+                if id(one) not in before:
+                    self._expect(one.numel() * one.dtype.itemsize, one.device, count=True)
         return made
 
     def _expect(self, num_bytes: int, device: Any, count: bool = False) -> None:
