@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+
 from neurenix_ms.checks import shown
 
 PLAIN = (str, int, float, bool, type(None))
@@ -11,7 +13,21 @@ DEEPEST = 32  # levels of lists and dicts in a config
 MOST_ENTRIES = 2**17
 
 
-class Configured:
+class Described:
+    """A module that shows its constructor arguments in its `repr`."""
+
+    def extra_repr(self) -> str:
+        """Return the constructor arguments that differ from their defaults, but for modules."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        known = [(p, getattr(self, p.name)) for p in parameters if hasattr(self, p.name)]
+        return ", ".join(
+            f"{parameter.name}={shown(value)}"
+            for parameter, value in known
+            if not isinstance(value, nn.Module) and not _is_default(value, parameter.default)
+        )
+
+
+class Configured(Described):
     """A module that keeps every constructor argument under its own name and can be rebuilt from them."""
 
     @property
@@ -19,6 +35,11 @@ class Configured:
         """Constructor arguments by name; `type(model)(**model.config)` builds the same network."""
         names = inspect.signature(type(self)).parameters
         return {name: _copied(getattr(self, name)) for name in names}
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    value, default = _copied(value), _copied(default)
+    return type(value) is type(default) and bool(value == default)
 
 
 def _copied(value: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
 from neurenix_ms.checks import check_tensor
+from neurenix_ms.config import Described
 from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import choose
 
@@ -135,7 +136,7 @@ def mass_error(
     return total_mass(pred.clamp(min=0), mask, cell_area) - total_mass(true, mask, cell_area)
 
 
-class MassConservationLoss(nn.Module):
+class MassConservationLoss(Described, nn.Module):
     """Compare the masses of two densities; add it, weighed, to the loss of a surrogate.
 
     It is a soft form of `conserve_mass`: the model may still lose mass where that pays. It does not

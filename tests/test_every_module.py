@@ -1,6 +1,8 @@
 """One contract for every public module, in one, two and three dimensions."""
 
 import copy
+import importlib
+import inspect
 import io
 import pickle
 
@@ -188,3 +190,29 @@ def test_compiled_and_exported_in_other_dimensions(case: Case):
         close(compiled(x), copy.deepcopy(model)(x))
     assert counters["stats"]["unique_graphs"] <= 2
     equal_once_exported(case)
+
+
+@EVERY
+def test_its_repr_names_what_was_chosen(case: Case):
+    model = case.build()
+    shown = model.extra_repr()
+    assert f"spatial_dims={model.spatial_dims}" in shown or model.spatial_dims == 2
+    for name, parameter in inspect.signature(type(model)).parameters.items():
+        assert parameter.default is not inspect.Parameter.empty or f"{name}=" in shown
+
+
+def test_every_public_module_has_an_extra_repr():
+    packages = (
+        "",
+        ".msnet",
+        ".execution",
+        ".training",
+        ".timestepping",
+        ".implicit",
+        ".conservation",
+    )
+    for package in packages:
+        for value in vars(importlib.import_module(f"neurenix_ms{package}")).values():
+            if isinstance(value, type) and issubclass(value, torch.nn.Module):
+                ours = value.__module__.startswith("neurenix_ms")
+                assert not ours or value.extra_repr is not torch.nn.Module.extra_repr, value

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
-from neurenix_ms.config import Configured
+from neurenix_ms.config import Configured, Described
 from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import expect_positive
 from neurenix_ms.timestepping.forecasting import Times, forecast
@@ -76,7 +76,7 @@ class TimeStepper(Configured, nn.Module):
         return forecast([self], x0, num_steps, times=times, chunk_size=chunk_size)[0]
 
 
-class IntegratorStepper(nn.Module):
+class IntegratorStepper(Described, nn.Module):
     """Advance a state by one step of a classical integrator.
 
     The fine level of a hybrid forecast: where the right-hand side is known, coarse networks give

@@ -6,13 +6,14 @@ from itertools import combinations
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.config import Described
 from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import SpatialDims, expect_map
 from neurenix_ms.resize import Resize
 from neurenix_ms.sizes import expect_scales, scaled, spatial
 
 
-class MultiScaleInference(nn.Module):
+class MultiScaleInference(Described, nn.Module):
     """Run a network on its input at several scales and mirrored, and average what it says.
 
     Use it once a segmenter is trained, where a steadier answer is worth a run per scale and mirror

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.config import Described
 from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import choose
 from neurenix_ms.orders import check_descending
@@ -17,7 +18,7 @@ Difference = Callable[[Tensor, Tensor], Tensor]
 DIFFERENCES: dict[str, Difference] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
-class MultiscaleLoss(nn.Module):
+class MultiscaleLoss(Described, nn.Module):
     """The sum over all scales of a loss, in units of the variance of the finest target.
 
     Use it for networks that predict coarse to fine, such as MSNet: every scale is held to the

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.config import Described
 from neurenix_ms.inplace import call_intact
 from neurenix_ms.nd import choose
 from neurenix_ms.orders import check_descending
@@ -15,7 +16,7 @@ from neurenix_ms.sizes import spatial
 from neurenix_ms.training.overlap import region_sums
 
 
-class DeepSupervisionLoss(nn.Module):
+class DeepSupervisionLoss(Described, nn.Module):
     """Hold the outputs of several resolutions to one target, each at its own resolution.
 
     Use it for networks with a head per level, such as `PyramidNetwork(return_pyramid=True)`: the deep
@@ -89,7 +90,7 @@ def _nearest(classes: Tensor, size: Sequence[int]) -> Tensor:
     return classes
 
 
-class DiceLoss(nn.Module):
+class DiceLoss(Described, nn.Module):
     """One minus the overlap of predicted and true regions, averaged over classes.
 
     Unlike cross entropy it does not care how many cells a class has, so small structures count as much
