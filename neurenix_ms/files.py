@@ -96,6 +96,9 @@ def load(
     """
     with open(path, "rb") as file:
         stored = read_stored(file, path)
+        if model is None and stored.has_backbone:
+            with torch.device("meta"):  # whether it fits is known before there is any memory for it
+                _expect_fit(build(stored, path), stored.tensors, path)
         target = build(stored, path) if model is None else model
         _expect_fit(target, stored.tensors, path)
         try:
