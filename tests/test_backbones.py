@@ -485,3 +485,24 @@ def test_without_timm_its_models_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"'resnet10t' is no model .*'neurenix_ms\[timm\]'"):
         Backbone("resnet10t")
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_unet_is_a_backbone_by_its_encoder(dims, tmp_path):
+    network = nms.UNet(3, 1, [4, 8], spatial_dims=dims, norm="group")
+    backbone = Backbone(network)
+    assert backbone.channels == [4, 8, 8]
+    assert backbone.strides == [1, 2, 4]
+    x = torch.randn(2, 3, *(16,) * dims)
+    for y, expected in zip(backbone(x), network.forward_features(x), strict=True):
+        assert torch.equal(y, expected)
+    decoder = nms.UNetDecoder(backbone, 1, spatial_dims=dims)
+    assert decoder(backbone(x)).shape == (2, 1, *(16,) * dims)
+    nms.save(backbone, tmp_path / "b.nx")
+    for y, expected in zip(nms.load(tmp_path / "b.nx")(x), backbone(x), strict=True):
+        assert torch.equal(y, expected)
+
+
+def test_a_pyramid_network_is_a_backbone_by_its_encoder():
+    backbone = Backbone(nms.PyramidNetwork(3, 2, 3, 4), levels=[1, 2])
+    assert (backbone.channels, backbone.strides) == ([8, 16], [2, 4])

@@ -7,7 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.backbones.extracting import Extractor, extractor, is_dual_graph
+from neurenix_ms.backbones.extracting import (
+    EncoderOf,
+    Extractor,
+    extractor,
+    is_dual_graph,
+    is_encoder,
+)
 from neurenix_ms.backbones.inflation import CONVOLUTIONS, with_channels
 from neurenix_ms.backbones.measuring import (
     Measured,
@@ -42,8 +48,9 @@ class Backbone(Configured, nn.Module):
     Args:
         network: Name of a torchvision model, name of a timm model (extra `timm`; write
             "timm/resnet18" where torchvision has that name too), or a module: one that returns a list,
-            tuple or dict of feature maps is used as it is; in one that returns something else, the
-            last feature map of every resolution is looked for, and the rest is cut off.
+            tuple or dict of feature maps is used as it is; of a `UNet` or `PyramidNetwork` the encoder
+            is; in one that returns something else, the last feature map of every resolution is looked
+            for, and the rest is cut off.
         levels: Which of the feature maps, counted from the finest; None takes all.
         in_channels: Channels of the image; None leaves them as they are; others
             are read by a copy of the network.
@@ -97,6 +104,7 @@ class Backbone(Configured, nn.Module):
             module = named_network(network, weights, options)
         else:
             module = Extractor(network) if is_dual_graph(network) else network
+            module = EncoderOf(module) if is_encoder(module) else module
         (own_channels, dims), out = first_run(module, _images(module, in_channels))
         self.spatial_dims = dims
         self.in_channels = own_channels if in_channels is None else in_channels
@@ -124,8 +132,9 @@ class Backbone(Configured, nn.Module):
     def config(self) -> dict[str, Any]:
         """Constructor arguments by name, without `weights`: those are in the state dict."""
         cut = self.name is None and isinstance(self.network, Extractor)
+        network = self.network.network if isinstance(self.network, EncoderOf) else self.network
         return {
-            "network": self.network if self.name is None else self.name,
+            "network": network if self.name is None else self.name,
             "levels": None if cut or self.levels is None else list(self.levels),
             "in_channels": self.in_channels,
             "normalise": self.normalise,

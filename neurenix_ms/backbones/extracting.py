@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from neurenix_ms.backbones.measuring import evaluating
+from neurenix_ms.config import Configured
 
 Code = tuple[str, dict[str, Any]]  # source of a forward, and the names that it reads
 
@@ -54,6 +55,30 @@ class Extractor(nn.Module):
             mode: (source, _found(names)) for mode, (source, names) in self._codes.items()
         }
         self._forwards = {mode: _compiled(code) for mode, code in self._codes.items()}
+
+
+class EncoderOf(nn.Module):
+    """Run the encoder of a U-Net or a pyramid network of this library.
+
+    Args:
+        network: A network with `forward_features(x)`.
+
+    Shape:
+        `(B, C, *S)` -> a list of feature maps, finest first
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.network.forward_features(x)  # type: ignore[operator]
+        return features
+
+
+def is_encoder(network: nn.Module) -> bool:
+    """Return whether `network` is a network of this library that gives its encoded feature maps."""
+    return isinstance(network, Configured) and hasattr(network, "forward_features")
 
 
 def is_dual_graph(network: nn.Module) -> bool:
