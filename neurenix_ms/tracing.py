@@ -21,9 +21,12 @@ def one_call(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
 
     @functools.wraps(function)
     def call(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Result:
-        if type(args[0]) is Tensor or torch.compiler.is_compiling():  # nothing is traced by torch.fx
+        given = args or tuple(kwargs.values())
+        if (
+            type(given[0]) is Tensor or torch.compiler.is_compiling()
+        ):  # nothing is traced by torch.fx
             return function(*args, **kwargs)
-        proxy = placeholder_in(args)
+        proxy = placeholder_in((*args, *kwargs.values()))
         if proxy is None:
             return function(*args, **kwargs)
         return cast(Result, proxy.tracer.create_proxy("call_function", call, args, kwargs))

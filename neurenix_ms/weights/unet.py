@@ -117,9 +117,14 @@ def _expect_plain(model: UNet) -> None:
 
 
 def _layers(model: UNet) -> list[str]:
-    """Every layer in a line, without what only matters in training or in memory."""
-    aligned = r"(, )?(align_corners=\w+|momentum=[\d.e-]+|inplace=True)"
-    return re.sub(aligned, "", str(model)).splitlines()[1:]
+    """The kind of every module and the settings of every layer, but not those of training alone."""
+    unimportant = r"(, )?(align_corners=\w+|momentum=[\d.e-]+|inplace=True)"
+    described = []
+    for name, module in model.named_modules():
+        if name:  # of the model itself, the settings are compared
+            what = type(module).__name__ if list(module.children()) else str(module)
+            described.append(f"{name}: {re.sub(unimportant, '', what)}")
+    return described
 
 
 def _named(model: UNet) -> dict[str, Tensor]:
