@@ -180,7 +180,7 @@ def test_pyramid_pooling_is_the_psp_module_of_segmentation_models_pytorch():
         ),
         (lambda: MultiScalePooling(spatial_dims=4), r"spatial_dims must be one of .*, got 4"),
         (lambda: MultiScalePooling([1], spatial_dims=4), r"spatial_dims must be one of .*, got 4"),
-        (lambda: SpatialPyramidPooling(0), r"every grid needs one bin or more, got bins \[\]"),
+        (lambda: SpatialPyramidPooling(0), "num_levels must be at least 1, got 0"),
         (lambda: SpatialPyramidPooling(bins=[2, 0]), r"got bins \[2, 0\]"),
         (lambda: SpatialPyramidPooling(pool_type="l2"), r"pool_type must be one of .*, got 'l2'"),
         (
