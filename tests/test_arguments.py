@@ -34,6 +34,12 @@ from neurenix_ms.training import (
 )
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Some of the values are names of files."""
+    monkeypatch.chdir(tmp_path)
+
+
 class Raising:
     """An object of a foreign library that raises whatever it is asked."""
 
