@@ -420,7 +420,7 @@ MESSAGES = [
     ({"tile_size": 8, "memory_limit": 0}, r"memory_limit must be at least 1 byte, got 0"),
     ({"tile_size": 8, "whole": "all"}, r"whole must be 'auto' or names of submodules, got 'all'"),
     ({"tile_size": 8, "whole": ("deep",)}, r"submodules of Conv2d .* got 'deep'"),
-    ({"tile_size": 8, "reduce": "max"}, r"reduce must be one of \['argmax', None\], got 'max'"),
+    ({"tile_size": 8, "reduce": "max"}, r"reduce must be one of \['argmax'\] or None, got 'max'"),
     ({"tile_size": 8, "spatial_dims": 4}, r"spatial_dims must be one of \[1, 2, 3\], got 4"),
 ]
 

@@ -1,4 +1,4 @@
-"""A model, a map and a memory limit in; the parts that run whole, and the size of tiles, out."""
+"""Choose the parts that run whole, and the size of tiles, by the memory that they take."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ def choose_parts(
         if memory_limit is not None and needed > memory_limit:
             continue
         try:
-            plan = make_plan(model, shape, like, names)
+            plan = make_plan(model, shape, like, names, memory_limit)
         except ValueError as error:  # what is left of the model does not run in tiles
             if isinstance(error, LayerError) and not isinstance(error, SizeError):
                 outside.add(error.layer)  # of no further choice, either
@@ -111,8 +111,7 @@ def peak_of_tile(
     whole: tuple[str, ...],
 ) -> int:
     """Bytes of tensors alive at one moment while the largest tile runs; counted without running it."""
-    wide = [tile.wide for tile in grid.tiles(plan.output_halo())]
-    largest = max(wide, key=lambda axes: math.prod(stop - start for start, stop in axes))
+    largest = grid.largest(plan.output_halo())
 
     def given(number: int, site: Site) -> Tensor:
         place = plan.sites[number]

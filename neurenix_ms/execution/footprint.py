@@ -1,4 +1,4 @@
-"""A model in; how its cells see the map, and the plan by which it runs in tiles, out."""
+"""Find out how the cells of a model see the map, and plan how it runs in tiles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,11 +6,15 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from neurenix_ms.execution.culprits import called
+from neurenix_ms.arguments import checked
+from neurenix_ms.execution.compiled import plain_module, uncompiled
+from neurenix_ms.execution.culprits import SizeError, called
 from neurenix_ms.execution.lengths import Lengths, Lines, measure_lengths
 from neurenix_ms.execution.observation import shapes_only
 from neurenix_ms.execution.plans import kept
+from neurenix_ms.execution.progress import search_for_a_plan
 from neurenix_ms.execution.reach import Halo, find_halos, is_site, noise
 from neurenix_ms.execution.refusals import (
     expect_even_resizing,
@@ -19,9 +23,11 @@ from neurenix_ms.execution.refusals import (
 )
 from neurenix_ms.execution.sites import submodules
 from neurenix_ms.execution.smallest import shortest, shortest_piece
-from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose, expect_positive
+from neurenix_ms.nd import SpatialDims, expect_positive
 
-SIZES_TO_TRY = tuple(2**k for k in range(3, 12))
+MOST_BYTES = 2**32  # of the maps on which a model is asked, without a memory limit
+SMALL_PROBE = 2**28  # bytes that are taken whatever the limit
+SIZES_TO_TRY = (8, 16, 32, 64, 96, 128, 224, 256, 384, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Plan:
         )
 
 
+@checked
 def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2) -> Footprint:
     """What part of the input one cell of the output depends on, found by asking the model.
 
@@ -119,11 +126,12 @@ def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2)
         >>> footprint(UNet(1, 1, features=[4, 8], norm=None), in_channels=1)
         Footprint(halo=((28, 28), (28, 28)), stride=(4, 4), scale=(1, 1), global_layers=())
     """
-    choose(LINEAR_MODES, spatial_dims, "spatial_dims")
     expect_positive(in_channels=in_channels)
+    model = plain_module(model)
     like = like_parameters(model)
-    size = _taken_size(model, in_channels, spatial_dims, like)
-    plan = make_plan(model, (1, in_channels, *size), like, ())
+    with uncompiled(), search_for_a_plan(model):
+        size = taken_size(model, in_channels, spatial_dims, like)
+        plan = make_plan(model, (1, in_channels, *size), like, ())
     scale = (1 / line.resolution for line in plan.outputs[0].lines)
     layers = dict.fromkeys(place.layer for place in plan.sites if place is not None)
     whole_numbers = (int(s) if s.denominator == 1 else s for s in scale)
@@ -131,16 +139,21 @@ def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2)
 
 
 def make_plan(
-    model: nn.Module, shape: tuple[int, ...], like: Tensor, whole: tuple[str, ...]
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    whole: tuple[str, ...],
+    memory_limit: int | None = None,
 ) -> Plan:
     """The plan for maps of this shape; made once for every remainder, mode and choice of parts."""
+    most = MOST_BYTES if memory_limit is None else max(memory_limit, SMALL_PROBE)
     parts = submodules(model, whole)
     shape = (1, *shape[1:])
 
     def measured() -> Plan:
         with torch.inference_mode(False):  # in which tensors do not count what is written to them
             lengths = measure_lengths(model, shape, like, parts)
-            return _measured_plan(model, lengths, shape, like, parts)
+            return _measured_plan(model, lengths, shape, like, parts, most)
 
     def fits(plan: Plan) -> bool:
         return plan.remainder == _remainder(shape, plan.period)
@@ -155,6 +168,7 @@ def _measured_plan(
     shape: tuple[int, ...],
     like: Tensor,
     parts: Mapping[str, nn.Module],
+    most_bytes: int,
 ) -> Plan:
     _expect_maps(model, lengths, shape)
     expect_even_resizing(model, lengths)
@@ -168,7 +182,7 @@ def _measured_plan(
     cut = 0
     for axis in range(len(remainder)):
         found = find_halos(
-            model, parts, lengths, remainder, channels, axis, short, least, like, cut
+            model, parts, lengths, remainder, channels, axis, short, least, like, most_bytes, cut
         )
         sites.append(found[0])
         outputs.append(found[1])
@@ -208,10 +222,16 @@ def _expect_maps(model: nn.Module, lengths: Lengths, shape: tuple[int, ...]) -> 
             )
 
 
-def like_parameters(model: nn.Module) -> Tensor:
-    """An empty tensor of the model's dtype and device."""
-    tensors = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
-    first = next(tensors, torch.empty(0))
+def like_parameters(model: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty tensor of the model's dtype and device; of `dtype` where it has no parameters."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(map(is_lazy, tensors)):
+        raise ValueError(
+            "a model must have its parameters before it runs in tiles, got "
+            f"{type(model).__name__} with uninitialized ones; call it once on a map"
+        )
+    numbers = (t for t in tensors if t.is_floating_point() or t.is_complex())
+    first = next(numbers, torch.empty(0, dtype=dtype))
     return torch.empty(0, dtype=first.dtype, device=first.device)
 
 
@@ -219,15 +239,19 @@ def _remainder(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ..
     return tuple(n % s for n, s in zip(shape[2:], stride, strict=True))
 
 
-def _taken_size(
-    model: nn.Module, in_channels: int, spatial_dims: int, like: Tensor
+def taken_size(
+    model: nn.Module,
+    in_channels: int,
+    spatial_dims: int,
+    like: Tensor,
+    sizes: tuple[int, ...] = SIZES_TO_TRY,
 ) -> tuple[int, ...]:
-    """A size that the model takes."""
-    for n in SIZES_TO_TRY:
+    """The first of these sizes, along every axis, that the model takes."""
+    for n in sizes:
         try:
             shapes_only(model, (1, in_channels, *(n,) * spatial_dims), like, {})
-        except (ValueError, RuntimeError):
-            if n == SIZES_TO_TRY[-1]:
+        except SizeError:
+            if n == sizes[-1]:
                 raise
         else:
             break

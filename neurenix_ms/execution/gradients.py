@@ -1,28 +1,32 @@
-"""A model, a map and its target in; the loss and the gradient of the whole map, found tile by tile."""
+"""Exact gradients of a loss over a whole map, accumulated tile by tile."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
+from neurenix_ms.arguments import UNCHECKED, checked
 from neurenix_ms.checkpointing import statistics_kept
-from neurenix_ms.execution.arrays import read
+from neurenix_ms.execution.arrays import check_array, read, read_target
+from neurenix_ms.execution.compiled import plain_module, uncompiled
 from neurenix_ms.execution.grid import Tile
 from neurenix_ms.execution.passes import Passes, Values, find_values, whole_shape
 from neurenix_ms.execution.reduction import Reduction
 from neurenix_ms.execution.setting import (
     TileSize,
     Whole,
-    expect_asked,
-    expect_map_of,
+    check_asked,
+    check_map_of,
     settle,
 )
 from neurenix_ms.execution.sites import Site
 from neurenix_ms.execution.statistics import Normalisation
+from neurenix_ms.inplace import call_intact
 
 
+@checked
 def accumulate_gradients(
     model: nn.Module,
     x: Any,
@@ -30,7 +34,7 @@ def accumulate_gradients(
     loss: Callable[[Any, Any], Tensor],
     tile_size: TileSize,
     *,
-    whole: Whole = (),
+    whole: Annotated[Whole, UNCHECKED] = (),
     reduction: Literal["mean", "sum"] | None = None,
 ) -> Tensor:
     """Add the gradient of `loss(model(x), target)` to every parameter's `.grad`, tile by tile.
@@ -39,13 +43,15 @@ def accumulate_gradients(
     gradients, loss and running statistics are those of the whole map to rounding, and memory is that
     of a tile (and of the parts run whole). Every normalisation costs two more passes over the tiles,
     so parts that hold them should be as shallow as memory allows. Where a step fits, the plain one is
-    faster. Gradient checkpointing is off meanwhile.
+    faster. Gradient checkpointing is off meanwhile, and a compiled model runs as the plain one.
 
     Args:
         model: Any module that takes one tensor and returns tensors.
-        x: The map `(B, C, *S)`, a tensor or an array that slices.
+        x: The map `(B, C, *S)`, a tensor or an array that slices; it is converted to the model's
+            dtype.
         target: What the loss compares with: a tensor or array of the output's spatial size, or
-            several of them.
+            several of them. Numbers are converted to the model's dtype, integers to int64; booleans
+            stay.
         loss: A function of output and target that is a mean or a sum over cells of something local.
         tile_size: Edge of a tile in cells, or one per axis; the halo comes on top.
         whole: Names of submodules that run on the whole map of lower resolution; "auto" takes the
@@ -73,17 +79,29 @@ def accumulate_gradients(
         >>> torch.allclose(value, F.mse_loss(model(x), y))
         True
     """
-    if not hasattr(x, "shape"):
-        raise ValueError(f"x must be a tensor or an array, got {type(x).__name__}")
-    dims = len(x.shape) - 2
-    expect_asked(model, tile_size, whole, dims, None)
-    shape, like = expect_map_of(x, dims, model)
-    setting = settle(model, shape, like, tile_size, whole, None)
-    if setting is None:
-        value = loss(model(read(x, (slice(None),), like)), _all_of(target, like))
-        value.backward()
-        return value.detach()
-    passes = setting.passes(model, x, like, lambda: None)
+    model = plain_module(model)
+    shape, like = check_map_of(x, None, model)
+    whole = check_asked(model, tile_size, whole, len(shape) - 2, None)
+    for leaf in tree_leaves(target):
+        if hasattr(leaf, "shape"):
+            check_array("target", leaf, like.dtype)
+    with uncompiled():
+        setting = settle(model, shape, like, tile_size, whole, None)
+        if setting is None:
+            output = call_intact(model, read(x, (slice(None),), like))
+            value = loss(output, _all_of(target, like))
+            value.backward()
+            return value.detach()
+        passes = setting.passes(model, x, like, lambda: None)
+        return _accumulated(passes, target, loss, reduction)
+
+
+def _accumulated(
+    passes: Passes,
+    target: Any,
+    loss: Callable[[Any, Any], Tensor],
+    reduction: Literal["mean", "sum"] | None,
+) -> Tensor:
     with passes.running():
         values = find_values(passes, keep_inputs=True)
         adjoints = Adjoints(passes, values)
@@ -218,7 +236,7 @@ class Adjoints:
                     cells = tile.core_of_whole(place.lines)
                     index = [slice(None)] * (len(leaf.shape) - dims)
                     window = (*index, *(cells[line.dim] for line in place.lines))
-                    return read(leaf, window, self._like(leaf))
+                    return read_target(leaf, window, self.passes.like)
             raise ValueError(
                 f"target must have the spatial size of an output, one of {sizes}, got shape "
                 f"{tuple(leaf.shape)}"
@@ -226,17 +244,9 @@ class Adjoints:
 
         return tree_map(piece, target)
 
-    def _like(self, leaf: Any) -> Tensor:
-        """Labels stay integers; other arrays take the model's dtype."""
-        labels = "int" in str(leaf.dtype) or "bool" in str(leaf.dtype)
-        return self.passes.like.long() if labels else self.passes.like
-
 
 def _all_of(target: Any, like: Tensor) -> Any:
     def whole(leaf: Any) -> Any:
-        if not hasattr(leaf, "shape"):
-            return leaf
-        labels = "int" in str(leaf.dtype) or "bool" in str(leaf.dtype)
-        return read(leaf, (slice(None),), like.long() if labels else like)
+        return read_target(leaf, (slice(None),), like) if hasattr(leaf, "shape") else leaf
 
     return tree_map(whole, target)

@@ -1,4 +1,4 @@
-"""A size and the edge of a tile in; the cores that cover it, and what each needs around it, out."""
+"""Cover a map with cores of one size, and find what each needs around it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,6 +70,14 @@ class Grid:
         for core in product(*(self._cores(axis) for axis in range(len(self.size)))):
             wide = (self._widened(a, core[a], halo[a]) for a in range(len(core)))
             yield Tile(core, tuple(wide), self.size)
+
+    def largest(self, halo: Sequence[Halo]) -> tuple[tuple[int, int], ...]:
+        """The wide range of the largest tile."""
+        ranges = []
+        for axis, around in enumerate(halo):
+            wide = (self._widened(axis, core, around) for core in self._cores(axis))
+            ranges.append(max(wide, key=lambda ends: ends[1] - ends[0]))
+        return tuple(ranges)
 
     def _cores(self, axis: int) -> list[tuple[int, int]]:
         size, stride = self.size[axis], self.stride[axis]

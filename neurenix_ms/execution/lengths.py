@@ -62,6 +62,7 @@ class Lengths:
     lines: list[Lines | None]
     run: Run
     combining: dict[int, int]
+    size: tuple[int, ...]  # of the map
 
     def site(self, number: int) -> tuple[Lines | None, Lines | None]:
         """The lines of input and result of a site."""
@@ -74,6 +75,12 @@ class Lengths:
         first = self.run.site_index(len(self.run.sites))
         pairs = zip(self.lines[first::2], self.lines[first + 1 :: 2], strict=False)
         return [(call, x, y) for call, (x, y) in zip(alone, pairs, strict=False)]
+
+    def bytes_per_cell(self) -> float:
+        """Bytes of all tensors of a run, per cell of the map."""
+        storages = {id(s.tensor.untyped_storage()): s.tensor for s in self.run.seen}
+        total = sum(t.numel() * t.element_size() for t in storages.values())
+        return total / math.prod(self.size)
 
     def outputs(self) -> list[Lines | None]:
         """The lines of the outputs."""
@@ -130,7 +137,7 @@ def measure_lengths(
             )
         )
     combining = {i: a for a in reversed(range(dims)) for i in _combining(here, there[a])}
-    return Lengths(stride, period, lines, here, combining)
+    return Lengths(stride, period, lines, here, combining, shape[2:])
 
 
 def measure_period(model: nn.Module, shape: tuple[int, ...], like: Tensor) -> tuple[int, ...]:

@@ -17,12 +17,13 @@ from neurenix_ms.execution.culprits import ADVICE, LayerError, called
 from neurenix_ms.execution.lengths import Lengths, Line
 from neurenix_ms.execution.observation import Run, constants, counterparts, observe
 from neurenix_ms.execution.sites import Part, Site
-from neurenix_ms.execution.spots import differs, first_of, last_of, nans, spoil
+from neurenix_ms.execution.spots import can_hold_nan, differs, first_of, last_of, nans, spoil
 
 Halo = tuple[int, int]
 # of strides before the cut: at a prime number every shorter period is met at another phase
 CUTS = (3, 7, 11, 17, 29, 47, 79, 127, 211, 347, 577, 967, 1607, 2683, 4483)
 MOST_CELLS = 2**22
+PROBES = 2  # whose tensors are held at a time: a whole one, and a piece of it
 CHEAP_CELLS = 2**12  # a probe is made as wide as this; attention would take their square
 SHORTEST_PIECE = 32  # cells: in few cells, what depends on the place may look equal by chance
 ENOUGH_TO_JUDGE = 256  # cells along the axis: a layer that sees all of them sees any map
@@ -170,6 +171,7 @@ def find_halos(
     short: tuple[int, ...],
     least: tuple[int, ...],
     like: Tensor,
+    most_bytes: int,
     first_cut: int = 0,
 ) -> tuple[list[Halo], list[Halo], int]:
     """What every site and every output needs along `axis`, and the cut that was long enough.
@@ -177,6 +179,7 @@ def find_halos(
     `short` is the smallest map that the model takes, `least` the smallest piece of one.
     """
     stride, period = lengths.stride[axis], lengths.period[axis]
+    layer = ""
     for strides in (n for n in CUTS if n >= first_cut):
         second = strides + max(1, strides // 3)
         if (2 * strides - second) * stride < max(least[axis], SHORTEST_PIECE):
@@ -185,15 +188,24 @@ def find_halos(
         if end < short[axis]:
             continue
         shape = (1, channels, *_across(lengths, short, axis, end))
+        needed = math.ceil(PROBES * lengths.bytes_per_cell() * math.prod(shape[2:]))
+        if needed > most_bytes:
+            raise LayerError(
+                f"memory_limit must hold a map of {shape[2:]} on which the model is asked what its "
+                f"cells see, {needed} bytes, got {most_bytes}: in smaller ones no bound was found "
+                f"for {called(model, layer)}; raise memory_limit, {ADVICE}",
+                layer,
+            )
         x = noise(shape, like)
         probe = Probe(model, parts, lengths, axis, (strides * stride, second * stride), x)
         halos, culprit = _judged(probe, lengths)
         if culprit is None:
             return *_of_places(probe, halos, lengths), strides
         earlier = max((max(h) for h in halos[:culprit] if h is not None), default=0)
+        seen = probe.whole.seen[min(culprit, len(probe.whole.seen) - 1)]
+        layer = seen.layer
         enough = end >= max(ENOUGH_TO_JUDGE, 16 * stride) and 16 * earlier <= end
         if enough or 4 * x[0, 0].numel() > MOST_CELLS:
-            seen = probe.whole.seen[min(culprit, len(probe.whole.seen) - 1)]
             raise LayerError(
                 "every layer must see a bounded part of the map and treat all of it alike, got "
                 f"{called(model, seen.layer)} ({seen.function}) along axis {axis}; {ADVICE}",
@@ -238,12 +250,12 @@ def _of_places(
 ) -> tuple[list[Halo], list[Halo]]:
     """The halos of the sites that are maps, and of the outputs."""
     whole = probe.whole
-    known = [h for h, t in zip(halos, probe.maps, strict=True) if h and t.is_floating_point()]
+    known = [h for h, t in zip(halos, probe.maps, strict=True) if h and can_hold_nan(t)]
     most = (max((h[0] for h in known), default=0), max((h[1] for h in known), default=0))
     numbers = [whole.site_index(i) for i in range(len(whole.sites)) if is_site(lengths, i)]
     last = len(halos) - len(whole.outputs)
     outputs = [
-        halo if halo is not None and t.is_floating_point() else most  # labels show no NaN
+        halo if halo is not None and can_hold_nan(t) else most  # labels show no NaN
         for halo, t in zip(halos[last:], probe.maps[last:], strict=True)
     ]
     return [halos[i] or (0, 0) for i in numbers], outputs

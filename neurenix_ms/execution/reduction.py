@@ -86,7 +86,9 @@ class Reduction:
         self._expect(a, b, both, 0.5)
 
     def _expect(self, a: Any, b: Any, both: Any, share: float) -> None:
-        one, other, together = (self.loss(*piece) for piece in (a, b, both))
+        # copies: the loss may write over what it gets
+        pieces = (tree_map(_copied, piece) for piece in (a, b, both))
+        one, other, together = (self.loss(*piece) for piece in pieces)
         size = sum(abs(float(value)) for value in (one, other, together))
         rounding = ROUNDING.get(together.dtype, IN_HALF_PRECISION) * size
         by_rule = {"sum": one + other, "mean": share * one + (1 - share) * other}
@@ -102,6 +104,10 @@ class Reduction:
                 "ignore_index) must be a sum divided by a number known beforehand"
             )
         self.possible &= fitting
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _disturbed(y: Tensor) -> Tensor:

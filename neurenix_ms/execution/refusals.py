@@ -11,6 +11,7 @@ from neurenix_ms.execution.culprits import ADVICE, LayerError, called
 from neurenix_ms.execution.lengths import Lengths
 from neurenix_ms.execution.observation import Seen, constants, matches, observe
 from neurenix_ms.execution.sites import Part, Site
+from neurenix_ms.execution.spots import can_hold_nan
 
 
 def expect_even_resizing(model: nn.Module, lengths: Lengths) -> None:
@@ -88,7 +89,7 @@ def _reach_a_result(
 
 
 def _is_spoilt(t: Tensor) -> bool:
-    return t.is_floating_point() and bool(t.isnan().any())
+    return can_hold_nan(t) and bool(t.isnan().any())
 
 
 def expect_repeatable(model: nn.Module, x: Tensor, parts: Mapping[str, nn.Module]) -> None:

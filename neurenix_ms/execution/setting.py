@@ -1,4 +1,4 @@
-"""What a user asks for in; plan, tiles and parts for maps of one size out."""
+"""Find plan, tiles and parts for what a user asks for and maps of one size."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,16 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
+from neurenix_ms.checks import check_sequence, check_text
+from neurenix_ms.execution.arrays import check_array, dtype_of
 from neurenix_ms.execution.choice import Edge, choose_edge, choose_parts
+from neurenix_ms.execution.compiled import uncompiled
 from neurenix_ms.execution.footprint import (
+    SIZES_TO_TRY,
     Plan,
     like_parameters,
     make_plan,
+    taken_size,
 )
 from neurenix_ms.execution.grid import Grid
 from neurenix_ms.execution.passes import Passes
@@ -20,6 +25,7 @@ from neurenix_ms.execution.sites import submodules
 
 TileSize = int | Sequence[int] | Literal["auto"]
 Whole = Literal["auto"] | Sequence[str]
+EARLY_SIZES = {1: 256, 2: 256, 3: 64}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,17 @@ class Setting:
     def passes(self, model: nn.Module, x: Any, like: Tensor, step: Callable[[], None]) -> Passes:
         """The passes over one map."""
         return Passes(model, x, self.plan, self.grid, self.whole, like, step)
+
+
+def settle_early(
+    model: nn.Module, in_channels: int, spatial_dims: int, whole: Whole, memory_limit: int | None
+) -> None:
+    """Raise if the model cannot run in tiles, found on a map that there is not yet."""
+    like = like_parameters(model)
+    with uncompiled(), search_for_a_plan(model):
+        sizes = (EARLY_SIZES[spatial_dims], *SIZES_TO_TRY)
+        size = taken_size(model, in_channels, spatial_dims, like, sizes)
+        settle(model, (1, in_channels, *size), like, 1, whole, memory_limit)
 
 
 def settle(
@@ -75,7 +92,7 @@ def _settled(
         names = choose_parts(model, shape, like, asked, memory_limit)
     else:
         names = tuple(whole)
-    plan = make_plan(model, shape, like, names)
+    plan = make_plan(model, shape, like, names, memory_limit)
     if asked is None:
         asked = choose_edge(model, shape, like, plan, names, cast(int, memory_limit))
     grid = Grid(tuple(shape[2:]), plan.stride, asked, plan.least)
@@ -87,16 +104,16 @@ def edges(tile_size: int | Sequence[int], spatial_dims: int) -> Edge:
     return (tile_size,) * spatial_dims if isinstance(tile_size, int) else tuple(tile_size)
 
 
-def expect_asked(
+def check_asked(
     model: nn.Module,
     tile_size: TileSize,
     whole: Whole,
     spatial_dims: int,
     memory_limit: int | None,
-) -> None:
-    """Refuse what no map could be run with."""
+) -> Whole:
+    """Raise where no map could be run so; return the parts as a tuple of names."""
     if isinstance(tile_size, str):
-        if tile_size != "auto" or memory_limit is None:
+        if memory_limit is None:
             raise ValueError(
                 "tile_size must be cells, cells per axis, or 'auto' together with memory_limit, "
                 f"got {tile_size!r} and memory_limit {memory_limit}"
@@ -112,17 +129,24 @@ def expect_asked(
     if isinstance(whole, str):
         if whole != "auto":
             raise ValueError(f"whole must be 'auto' or names of submodules, got {whole!r}")
-    else:
-        submodules(model, tuple(whole))
+        return "auto"
+    names = check_sequence("whole", whole, "names of submodules")
+    names = [check_text(f"whole[{i}]", name) for i, name in enumerate(names)]
+    submodules(model, tuple(names))
+    return tuple(names)
 
 
-def expect_map_of(x: Any, spatial_dims: int, model: nn.Module) -> tuple[tuple[int, ...], Tensor]:
-    """The shape of a map, and what tiles of it are like."""
-    shape = tuple(int(n) for n in getattr(x, "shape", ()))
-    if len(shape) != spatial_dims + 2 or min(shape) < 1:
+def check_map_of(
+    x: Any, spatial_dims: int | None, model: nn.Module
+) -> tuple[tuple[int, ...], Tensor]:
+    """The shape of a map, and an empty tensor like its tiles: of the model's dtype and device."""
+    like = like_parameters(model, dtype_of(x))
+    check_array("x", x, like.dtype)
+    shape = tuple(int(n) for n in x.shape)
+    wrong = spatial_dims is not None and len(shape) != spatial_dims + 2
+    if wrong or len(shape) not in (3, 4, 5) or min(shape) < 1:
+        axes = "one to three" if spatial_dims is None else spatial_dims
         raise ValueError(
-            f"expected (B, C) and {spatial_dims} spatial axes, none of them empty, got "
-            f"{shape or type(x).__name__}"
+            f"expected (B, C) and {axes} spatial axes, none of them empty, got {shape}"
         )
-    like = like_parameters(model)
-    return shape, like.to(x.dtype) if isinstance(x, Tensor) else like
+    return shape, like

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from neurenix_ms.execution.lengths import Lengths
 from neurenix_ms.execution.observation import constants, observe
 from neurenix_ms.execution.sites import Part, Site
+from neurenix_ms.execution.spots import can_hold_nan
 
 Answer = Callable[[int, Site], Tensor]
 MOST_STEPS = 64
@@ -74,7 +75,7 @@ def _smallest(
         size = tuple(steps * s + r for s, r in zip(step, remainder, strict=True))
         x = torch.full((1, channels, *size), math.nan, dtype=like.dtype, device=like.device)
         maps = [t for _, t in observe(model, x, parts, answers(size)).tensors()]
-        return sum(not bool(t.isnan().any()) for t in maps if t.is_floating_point())
+        return sum(not bool(t.isnan().any()) for t in maps if can_hold_nan(t))
 
     for steps in range(1, MOST_STEPS):
         try:

@@ -8,7 +8,13 @@ from torch import Tensor
 from neurenix_ms.execution.lengths import Line
 
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 3e-5}
+TOLERANCES |= {torch.complex128: 1e-11, torch.complex64: 3e-5}
 IN_HALF_PRECISION = 0.05
+
+
+def can_hold_nan(t: Tensor) -> bool:
+    """Whether the tensor is of floating point or complex numbers."""
+    return t.is_floating_point() or t.is_complex()
 
 
 def spoil(x: Tensor, dim: int, first: int, last: int) -> None:
@@ -18,7 +24,7 @@ def spoil(x: Tensor, dim: int, first: int, last: int) -> None:
 
 def nans(t: Tensor, line: Line | None) -> Tensor:
     """Where along the axis there is a NaN; for what does not follow the map, whether."""
-    if not t.is_floating_point():
+    if not can_hold_nan(t):
         return torch.zeros(1 if line is None else t.shape[line.dim], dtype=torch.bool)
     spots = t.isnan()
     return spots.any().reshape(1) if line is None else along(spots, line.dim)
@@ -28,7 +34,7 @@ def differs(wanted: Tensor, got: Tensor | None, dim: int, same_length: bool = Fa
     """Where along `dim` the two differ; where one is too short, they do."""
     length = wanted.shape[dim]
     none, everywhere = torch.zeros(length, dtype=torch.bool), torch.ones(length, dtype=torch.bool)
-    if got is None or not wanted.is_floating_point():
+    if got is None or not can_hold_nan(wanted):
         return none
     others = [
         n == m for d, (n, m) in enumerate(zip(wanted.shape, got.shape, strict=True)) if d != dim

@@ -1,35 +1,39 @@
-"""A model becomes one that runs tile by tile, with the result of the whole map."""
+"""Exact tiled inference for any module."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_unflatten
 
-from neurenix_ms.execution.arrays import expect_arrays, read, write
-from neurenix_ms.execution.footprint import Place, like_parameters
+from neurenix_ms.arguments import UNCHECKED, checked
+from neurenix_ms.config import Described
+from neurenix_ms.execution.arrays import check_apart, check_outputs, check_room, read, write
+from neurenix_ms.execution.compiled import plain_module, uncompiled
+from neurenix_ms.execution.footprint import Place
 from neurenix_ms.execution.passes import find_values
 from neurenix_ms.execution.progress import progress_bar
 from neurenix_ms.execution.setting import (
     Setting,
     TileSize,
     Whole,
-    expect_asked,
-    expect_map_of,
+    check_asked,
+    check_map_of,
     settle,
+    settle_early,
 )
-from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose
+from neurenix_ms.inplace import call_intact
+from neurenix_ms.nd import SpatialDims, expect_positive
 
 Reduce = Literal["argmax"] | None
 REDUCTIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "argmax": lambda y: y.argmax(1),
     None: lambda y: y,
 }
-EARLY_SIZE = 256  # of a map on which a model is tried before there is one
 
 
-class TiledModel(nn.Module):
+class TiledModel(Described, nn.Module):
     """Run a model tile by tile where its maps do not fit; the result is that of the whole map.
 
     Use it for inference on images and volumes larger than the memory: x and out may be memory-mapped
@@ -37,6 +41,17 @@ class TiledModel(nn.Module):
     normalisations get the statistics of the whole map in passes of their own, and deep levels, which
     are small, run whole. A model that cannot be cut exactly is refused. Where the whole map fits,
     the plain call is faster.
+
+    How a model runs in tiles is found at the first call and kept, outside the model, until the model
+    changes (see [`footprint`][neurenix_ms.execution.footprint.footprint]). If that takes more than two
+    seconds, a warning of the logger "neurenix_ms" says so: it is seen where no logging is set up, and
+    `logging.getLogger("neurenix_ms").setLevel(logging.ERROR)` silences it.
+
+    Tensors and arrays, in and out, follow one rule: real numbers and booleans are converted to the
+    model's dtype, whatever their byte order and strides; complex numbers in a real model, masked
+    values, strings and objects are refused. A model that works in place does not change the caller's
+    tensor. A compiled model runs as the plain one that it was made from, as tiles of several sizes
+    would compile it again and again.
 
     Args:
         model: Any module that takes one tensor and returns tensors; it stays as it is.
@@ -47,8 +62,9 @@ class TiledModel(nn.Module):
             rather than at the first map.
         whole: Names of submodules that run once, on the whole map of lower resolution; "auto" takes
             the shallowest that fit the memory, `()` none.
-        memory_limit: Bytes for what runs at a time, a tile or a part; None allows a part what one
-            tile takes. The result and what the parts return come on top.
+        memory_limit: Bytes for what runs at a time, a tile, a part, or (at least 256 MiB) the maps
+            on which the model is asked what its cells see; None allows a part what one tile takes. The
+            result and what the parts return come on top.
         reduce: "argmax" gives the number of the largest channel instead of all channels.
         progress: Show a progress bar (needs tqdm).
 
@@ -72,6 +88,7 @@ class TiledModel(nn.Module):
         True
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -79,62 +96,76 @@ class TiledModel(nn.Module):
         *,
         spatial_dims: SpatialDims = 2,
         in_channels: int | None = None,
-        whole: Whole = "auto",
+        whole: Annotated[Whole, UNCHECKED] = "auto",
         memory_limit: int | None = None,
         reduce: Reduce = None,
         progress: bool = False,
     ) -> None:
         super().__init__()
-        choose(LINEAR_MODES, spatial_dims, "spatial_dims")
-        choose(REDUCTIONS, reduce, "reduce")
-        expect_asked(model, tile_size, whole, spatial_dims, memory_limit)
+        whole = check_asked(plain_module(model), tile_size, whole, spatial_dims, memory_limit)
         self.model = model
         self.tile_size = tile_size
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
-        self.whole = whole if isinstance(whole, str) else tuple(whole)
+        self.whole = whole
         self.memory_limit = memory_limit
         self.reduce = reduce
         self.progress = progress
         if in_channels is not None:
-            shape = (1, in_channels, *(EARLY_SIZE,) * spatial_dims)
-            settle(model, shape, like_parameters(model), 1, whole, memory_limit)
+            expect_positive(in_channels=in_channels)
+            settle_early(plain_module(model), in_channels, spatial_dims, whole, memory_limit)
 
     @torch.no_grad()
     def forward(self, x: Any, out: Any = None) -> Any:
         """The model's result for `x`, written into `out` if it is given.
 
         Args:
-            x: A tensor, or an array that slices; tiles of an array take the model's dtype.
-            out: A tensor or array of the result's shape, or the model's structure of them.
+            x: A tensor, or an array that slices (NumPy, memory-mapped, dask, zarr).
+            out: A tensor or array of the result's shape, or the model's structure of them, apart from
+                the memory of x.
         """
-        shape, like = expect_map_of(x, self.spatial_dims, self.model)
-        setting = settle(self.model, shape, like, self.tile_size, self.whole, self.memory_limit)
-        if setting is None:
-            return self._in_one(x, like, out)
-        return self._in_tiles(x, like, out, setting)
+        model = plain_module(self.model)
+        shape, like = check_map_of(x, self.spatial_dims, model)
+        with uncompiled():
+            setting = settle(model, shape, like, self.tile_size, self.whole, self.memory_limit)
+            if setting is None:
+                return self._in_one(model, x, like, out)
+            return self._in_tiles(model, x, like, out, setting)
 
-    def _in_one(self, x: Any, like: Tensor, out: Any) -> Any:
-        result = tree_map(REDUCTIONS[self.reduce], self.model(read(x, (slice(None),), like)))
+    def _in_one(self, model: nn.Module, x: Any, like: Tensor, out: Any) -> Any:
+        result = call_intact(model, read(x, (slice(None),), like))
         if out is None:
-            return result
-        pieces = tree_flatten(result)[0]
-        for leaf, y in zip(
-            expect_arrays(out, [tuple(y.shape) for y in pieces]), pieces, strict=True
-        ):
+            return tree_map(REDUCTIONS[self.reduce], result)
+        pieces = tree_leaves(result)
+        reduced = [REDUCTIONS[self.reduce](y) for y in pieces]
+        leaves = check_outputs(out, [tuple(y.shape) for y in reduced])
+        for leaf, y in zip(leaves, pieces, strict=True):
+            self._check_room(leaf, y)
+        for leaf, y in zip(leaves, reduced, strict=True):
             write(leaf, (slice(None),), y)
         return out
 
-    def _in_tiles(self, x: Any, like: Tensor, out: Any, setting: Setting) -> Any:
+    def _check_room(self, out: Any, y: Tensor) -> None:
+        """Raise if the result, of which `y` is a piece, does not fit into `out`."""
+        if self.reduce is None:
+            check_room(out, y.dtype)
+        else:
+            check_room(out, torch.int64, y.shape[1] - 1)
+
+    def _in_tiles(self, model: nn.Module, x: Any, like: Tensor, out: Any, setting: Setting) -> Any:
         shapes = [self._shape(place, x.shape) for place in setting.plan.outputs]
-        leaves = None if out is None else expect_arrays(out, shapes)
+        leaves = None if out is None else check_outputs(out, shapes)
+        check_apart(x, leaves or [])
         structure: TreeSpec | None = None
         total = len(setting.grid) * (1 + setting.num_sites())
-        with progress_bar(self.progress, type(self.model).__name__, total) as step:
-            passes = setting.passes(self.model, x, like, step)
+        with progress_bar(self.progress, type(model).__name__, total) as step:
+            passes = setting.passes(model, x, like, step)
             with passes.running():
                 values = find_values(passes)
                 for tile, cores, layout in passes.outputs():
+                    if structure is None and out is not None:
+                        for leaf, core in zip(leaves or [], cores, strict=True):
+                            self._check_room(leaf, core)
                     structure = layout
                     if leaves is None:
                         leaves = self._room(cores, shapes, x)
