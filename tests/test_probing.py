@@ -46,7 +46,9 @@ def test_the_network_and_the_generator_stay_as_they_were():
     assert model(torch.zeros(1, 3, 4, 4)).shape == (1, 4, 2, 2)
 
 
-@pytest.mark.parametrize("where", ["meta", "fake", "inference", "autocast", "double", "no_grad", "grad"])
+@pytest.mark.parametrize(
+    "where", ["meta", "fake", "inference", "autocast", "double", "no_grad", "grad"]
+)
 def test_it_works_wherever_a_model_is_built(where: str):
     context = {
         "meta": lambda: torch.device("meta"),
@@ -72,5 +74,8 @@ def test_a_network_that_needs_values_says_so():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    with memoryless_copy(Valued()) as copied, pytest.raises(RuntimeError, match="_local_scalar_dense"):
+    with (
+        memoryless_copy(Valued()) as copied,
+        pytest.raises(RuntimeError, match="_local_scalar_dense"),
+    ):
         copied(torch.zeros(2))
