@@ -1,11 +1,14 @@
 """A trained hierarchy and validation trajectories in, the strides worth keeping out."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from neurenix_ms.arguments import checked
+from neurenix_ms.checks import check_number
 from neurenix_ms.timestepping.forecasting import expect_finite, started
 from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
 
@@ -36,7 +39,7 @@ class Selection:
 @checked
 @torch.no_grad()
 def select_strides(
-    hierarchy: HierarchicalTimeStepper, validation: Tensor, *, tolerance: float = 0.0
+    hierarchy: HierarchicalTimeStepper, validation: Tensor, *, tolerance: Any = 0.0
 ) -> Selection:
     """Keep the strides that the coupled forecast needs.
 
@@ -73,8 +76,8 @@ def select_strides(
         raise ValueError(
             f"validation must be (N, T, *D) with two rows or more, got {tuple(validation.shape)}"
         )
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    if not (isinstance(tolerance, float) and tolerance == math.inf):  # which takes any error
+        tolerance = check_number("tolerance", tolerance, minimum=0)
     expect_finite("validation", validation)
     table: list[tuple[tuple[int, ...], float]] = []
     strides = hierarchy.step_sizes
