@@ -1,6 +1,7 @@
 """What a public module was built from: its constructor arguments, read back as plain values."""
 
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,6 +95,8 @@ def library_classes(cls: type = Configured) -> Iterator[type]:
     """Every class of the library that can be rebuilt from its config."""
     children: list[type] = cls.__subclasses__()
     for child in children:
-        if child.__module__.startswith("neurenix_ms."):
+        # torch.export makes subclasses of its own, of the same name and module
+        known = getattr(sys.modules.get(child.__module__), child.__name__, None)
+        if child.__module__.startswith("neurenix_ms.") and child is known:
             yield child
         yield from library_classes(child)

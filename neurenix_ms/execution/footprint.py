@@ -7,6 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes
 
 from neurenix_ms.arguments import checked
 from neurenix_ms.execution.compiled import plain_module, uncompiled
@@ -151,7 +152,9 @@ def make_plan(
     shape = (1, *shape[1:])
 
     def measured() -> Plan:
-        with torch.inference_mode(False):  # in which tensors do not count what is written to them
+        # inference tensors do not count what is written to them; what counts operations or memory
+        # counts those of the result, not of the search for a plan
+        with torch.inference_mode(False), _disable_current_modes():
             lengths = measure_lengths(model, shape, like, parts)
             return _measured_plan(model, lengths, shape, like, parts, most)
 
