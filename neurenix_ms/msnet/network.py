@@ -218,7 +218,7 @@ class MSNet(Configured, nn.Module):
     def _prepared(
         self, x: Tensor | Sequence[Tensor], masks: Sequence[Tensor] | None
     ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
-        if isinstance(x, Tensor | Proxy):
+        if isinstance(x, (Tensor, Proxy)):
             expect_map(x, self.spatial_dims)
             masks = masks_of(x, self.num_scales, masks)
             x = coarsen(x, self.num_scales)
