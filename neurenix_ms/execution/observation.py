@@ -21,7 +21,7 @@ from neurenix_ms.checkpointing import enable_gradient_checkpointing, statistics_
 from neurenix_ms.execution.culprits import ADVICE, LayerError, SizeError, called, failing_layer
 from neurenix_ms.execution.mixing import cells_combined
 from neurenix_ms.execution.progress import tell_of_a_long_search
-from neurenix_ms.execution.sites import Interception, Part, Site, nothing_remembered
+from neurenix_ms.execution.sites import Asked, Interception, Part, Site, nothing_remembered
 from neurenix_ms.execution.statistics import Normalisation
 
 
@@ -105,18 +105,18 @@ def observe(
     parts: Mapping[str, nn.Module],
     answer: Callable[[int, Site], Tensor],
     listen: Callable[[int, Seen], None] | None = None,
-    shapes: bool = False,
+    asked: Asked = "values",
 ) -> Run:
     """Run `model` on `x`, sites answered by `answer`, and note what happens.
 
-    With `shapes`, normalisations return an empty tensor.
+    Where only "shapes", or the places of "nan", are `asked`, values are arbitrary.
     """
     run = Run()
     names: list[str] = [""]
     versions: list[list[int]] = []
 
     def visit(index: int, site: Site) -> Tensor:
-        if shapes and isinstance(site, Normalisation):
+        if asked == "shapes" and isinstance(site, Normalisation):
             result = site.of_its_shape()
         else:
             result = answer(index, site)
@@ -161,7 +161,7 @@ def observe(
         names.pop()
         versions.pop()
 
-    mode = Interception(parts, visit, watch, shapes)
+    mode = Interception(parts, visit, watch, asked)
     handles = []
     for name, module in model.named_modules():
         if name:
@@ -222,7 +222,7 @@ def shapes_only(
     """What happens on a map of this shape, without computing it."""
     with without_memory(model):
         x = torch.empty(shape, dtype=like.dtype, device=like.device)
-        return observe(model, x, parts, constants, shapes=True)
+        return observe(model, x, parts, constants, asked="shapes")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ LATER_MESSAGES = 4.0  # times the seconds of the one before
 class _Search:
     model: str
     start: float
-    next_message: float = FIRST_MESSAGE
+    next_message: float
 
 
 _search: ContextVar[_Search | None] = ContextVar("search_for_a_plan", default=None)
@@ -36,7 +36,7 @@ def search_for_a_plan(model: nn.Module) -> Iterator[None]:
     if _search.get() is not None:
         yield
         return
-    token = _search.set(_Search(type(model).__name__, time.monotonic()))
+    token = _search.set(_Search(type(model).__name__, time.monotonic(), FIRST_MESSAGE))
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from neurenix_ms.execution.culprits import ADVICE, LayerError, called
 from neurenix_ms.execution.lengths import Lengths, Line
 from neurenix_ms.execution.observation import Run, constants, counterparts, observe
-from neurenix_ms.execution.sites import Part, Site
+from neurenix_ms.execution.sites import Asked, Part, Site
 from neurenix_ms.execution.spots import can_hold_nan, differs, first_of, last_of, nans, spoil
 
 Halo = tuple[int, int]
@@ -33,7 +33,7 @@ class Probe:
     """A model looked at along one axis, on a map that is short along the others.
 
     It is cut at two places. What is found must be the same at both: a reach that grows with the
-    pieces is none.
+    pieces is none. `dependence` needs the places of NaN only, `difference` the values.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Probe:
         axis: int,
         cuts: tuple[int, int],
         x: Tensor,
+        asked: Asked,
     ) -> None:
         self.model = model
         self.parts = parts
@@ -52,8 +53,9 @@ class Probe:
         self.cuts = cuts
         self.end = x.shape[2 + axis]
         self.x = x
+        self.asked = asked
         # copies of the map, here and below: models may write over their input
-        self.whole = observe(model, x.clone(), parts, constants)
+        self.whole = observe(model, x.clone(), parts, constants, asked=asked)
         self.maps = [t for _, t in self.whole.tensors()]
         numbers = {id(t): i for i, (_, t) in enumerate(lengths.run.tensors())}
         matched = counterparts(self.whole, lengths.run)
@@ -152,7 +154,7 @@ class Probe:
         x = self.x.narrow(2 + self.axis, start, stop - start).clone()
         if spoilt is not None:
             spoil(x, 2 + self.axis, spoilt[0] - start, spoilt[1] - start)
-        return observe(self.model, x, self.parts, cropped)
+        return observe(self.model, x, self.parts, cropped, asked=self.asked)
 
 
 def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -191,27 +193,42 @@ def find_halos(
         needed = math.ceil(PROBES * lengths.bytes_per_cell() * math.prod(shape[2:]))
         if needed > most_bytes:
             raise LayerError(
-                f"memory_limit must hold a map of {shape[2:]} on which the model is asked what its "
-                f"cells see, {needed} bytes, got {most_bytes}: in smaller ones no bound was found "
-                f"for {called(model, layer)}; raise memory_limit, {ADVICE}",
+                f"memory_limit must hold a map of {shape[2:]}, on which is asked what "
+                f"{called(model, layer)} sees, {needed} bytes, got {most_bytes}; raise memory_limit, "
+                f"{ADVICE}",
                 layer,
             )
         x = noise(shape, like)
-        probe = Probe(model, parts, lengths, axis, (strides * stride, second * stride), x)
-        halos, culprit = _judged(probe, lengths)
-        if culprit is None:
-            return *_of_places(probe, halos, lengths), strides
-        earlier = max((max(h) for h in halos[:culprit] if h is not None), default=0)
+        cuts = strides * stride, second * stride
+        probe = Probe(model, parts, lengths, axis, cuts, x, "nan")
+        depends = probe.dependence()
+        culprit = _culprit(probe, depends, lengths)
+        if culprit is None or _enough(x, axis, stride, depends[:culprit]):
+            probe = Probe(model, parts, lengths, axis, cuts, x, "values")
+            if culprit is not None:  # by its places of NaN alone: values have the last word
+                depends = probe.dependence()
+                culprit = _culprit(probe, depends, lengths)
+            if culprit is None:
+                halos, culprit = _differing(probe, depends)
+            if culprit is None:
+                return *_of_places(probe, halos, lengths), strides
         seen = probe.whole.seen[min(culprit, len(probe.whole.seen) - 1)]
         layer = seen.layer
-        enough = end >= max(ENOUGH_TO_JUDGE, 16 * stride) and 16 * earlier <= end
-        if enough or 4 * x[0, 0].numel() > MOST_CELLS:
+        if _enough(x, axis, stride, depends[:culprit]):
             raise LayerError(
                 "every layer must see a bounded part of the map and treat all of it alike, got "
                 f"{called(model, seen.layer)} ({seen.function}) along axis {axis}; {ADVICE}",
                 seen.layer,
             )
     raise ValueError(f"no halo was found along axis {axis} within {CUTS[-1]} strides of {stride}")
+
+
+def _enough(x: Tensor, axis: int, stride: int, earlier: list[Halo | None]) -> bool:
+    """Whether a probe is long enough, beside the reach of earlier layers, to refuse a layer by it."""
+    end = x.shape[2 + axis]
+    reach = max((max(halo) for halo in earlier if halo is not None), default=0)
+    long = end >= max(ENOUGH_TO_JUDGE, 16 * stride) and 16 * reach <= end
+    return long or 4 * x[0, 0].numel() > MOST_CELLS
 
 
 def _across(lengths: Lengths, short: tuple[int, ...], axis: int, end: int) -> tuple[int, ...]:
@@ -231,18 +248,20 @@ def _across(lengths: Lengths, short: tuple[int, ...], axis: int, end: int) -> tu
     return tuple(size)
 
 
-def _judged(probe: Probe, lengths: Lengths) -> tuple[list[Halo | None], int | None]:
-    """The halos of all tensors, and the first that has none although the result rests on it."""
-    depends = probe.dependence()
+def _culprit(probe: Probe, depends: list[Halo | None], lengths: Lengths) -> int | None:
+    """The first tensor that depends on all of the map, if a result or a site does."""
     needed = [
         probe.whole.site_index(i) for i in range(len(probe.whole.sites)) if is_site(lengths, i)
     ]
     needed += range(len(depends) - len(probe.whole.outputs), len(depends))
-    if any(depends[i] is None for i in needed):
-        return depends, depends.index(None)
-    differs = probe.difference(list(depends))
-    placed = [i for i, halo in enumerate(differs) if halo is None and depends[i] is not None]
-    return differs, placed[0] if placed else None
+    return depends.index(None) if any(depends[i] is None for i in needed) else None
+
+
+def _differing(probe: Probe, depends: list[Halo | None]) -> tuple[list[Halo | None], int | None]:
+    """The halos of all tensors, and the first for which the place in the map matters."""
+    halos = probe.difference(list(depends))
+    placed = [i for i, halo in enumerate(halos) if halo is None and depends[i] is not None]
+    return halos, placed[0] if placed else None
 
 
 def _of_places(

@@ -55,7 +55,7 @@ def expect_no_global_layer(
     """
     if not lengths.combining:
         return
-    spoilt = observe(model, torch.full_like(x, math.nan), parts, constants)
+    spoilt = observe(model, torch.full_like(x, math.nan), parts, constants, asked="nan")
     here = matches(lengths.run, spoilt)[: len(lengths.run.seen)]
     suspects = {
         j: lengths.combining[i]
@@ -84,7 +84,7 @@ def _reach_a_result(
         if number in calls and not seen.tensor._is_view():
             seen.tensor.fill_(math.nan)
 
-    run = observe(model, x.clone(), parts, constants, listen)
+    run = observe(model, x.clone(), parts, constants, listen, asked="nan")
     return any(map(_is_spoilt, (*run.outputs, *(site.x for site, _ in run.sites))))
 
 

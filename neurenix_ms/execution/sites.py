@@ -8,7 +8,7 @@ modules of others are met too. The order of calls tells sites apart: a layer use
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from neurenix_ms.convolution import conv3d
+from neurenix_ms.execution.patterns import nan_pattern
 from neurenix_ms.execution.statistics import Normalisation, normalisation
 from neurenix_ms.remember import Remembers
 
@@ -31,6 +32,7 @@ class Part:
 
 
 Site = Normalisation | Part
+Asked = Literal["values", "shapes", "nan"]
 BATCH_NORMS = (F.batch_norm, torch.batch_norm)
 FASTER = {F.conv3d: conv3d}  # tiles are small, and those of other people's layers too
 Visit = Callable[[int, Site], Tensor]
@@ -44,8 +46,9 @@ class Interception(TorchFunctionMode):
         parts: The submodules that run whole, by name.
         visit: Gets the number of the site and the call, and returns the call's result.
         watch: Gets a function of torch, its result and its arguments.
-        shapes: Only shapes count: a normalisation by running statistics, which torch takes apart
-            into many calls where tensors have no memory, returns an empty tensor.
+        asked: With "shapes", a normalisation by running statistics, which torch takes apart into many
+            calls where tensors have no memory, returns an empty tensor; with "nan", convolutions pass
+            on the places of NaN and no values.
     """
 
     def __init__(
@@ -53,13 +56,13 @@ class Interception(TorchFunctionMode):
         parts: Mapping[str, nn.Module],
         visit: Visit,
         watch: Watch | None = None,
-        shapes: bool = False,
+        asked: Asked = "values",
     ) -> None:
         super().__init__()
         self.parts = parts
         self.visit = visit
         self.watch = watch
-        self.shapes = shapes
+        self.asked = asked
         self.count = 0
         self.inside_a_part = False
 
@@ -88,8 +91,10 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         func = FASTER.get(func, func)
         call = func
-        if self.shapes and func in BATCH_NORMS:
+        if self.asked == "shapes" and func in BATCH_NORMS:
             call = of_the_shape
+        elif self.asked == "nan":
+            call = nan_pattern(func)
         if self.inside_a_part:
             return call(*args, **kwargs)
         norm = normalisation(func, args, kwargs)

@@ -74,7 +74,7 @@ def _smallest(
     def untouched(steps: int) -> int:
         size = tuple(steps * s + r for s, r in zip(step, remainder, strict=True))
         x = torch.full((1, channels, *size), math.nan, dtype=like.dtype, device=like.device)
-        maps = [t for _, t in observe(model, x, parts, answers(size)).tensors()]
+        maps = [t for _, t in observe(model, x, parts, answers(size), asked="nan").tensors()]
         return sum(not bool(t.isnan().any()) for t in maps if can_hold_nan(t))
 
     for steps in range(1, MOST_STEPS):
