@@ -221,7 +221,7 @@ def _expect_maps(model: nn.Module, lengths: Lengths, shape: tuple[int, ...]) -> 
             raise ValueError(
                 "every output must be a map that grows with the input, got shape "
                 f"{tuple(output.shape)} for an input of shape {shape}, of which the size was lost "
-                f"in {called(model, next(fixed, ''))}"
+                f"in {called(model, next(fixed, ''))}; remove it, or run the model on the whole map"
             )
 
 

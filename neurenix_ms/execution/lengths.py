@@ -1,4 +1,4 @@
-"""How long every tensor of a model is along every axis, as a function of the map's length.
+"""Measure how long every tensor of a model is along every axis, as a function of the map's length.
 
 Found by running the model on tensors without memory, so any size costs nothing.
 """
@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from torch import Tensor, nn
 
+from neurenix_ms.execution.culprits import ADVICE, SizeError, called
 from neurenix_ms.execution.observation import ModuleCall, Run, counterparts, matches, shapes_only
 
 STEP = math.factorial(10)  # a multiple of every stride that is met in practice
@@ -110,7 +111,7 @@ def measure_lengths(
     def aligned(period: tuple[int, ...]) -> tuple[tuple[int, ...], Run]:
         """The next size that the period divides; one period more must be taken alike."""
         more = run(*(n + p for n, p in zip(shape[2:], period, strict=True)))
-        _expect_period(here, more, period, follows)
+        _expect_period(model, here, more, period, follows)
         size = tuple(-(-n // p) * p for n, p in zip(shape[2:], period, strict=True))
         return size, run(*size)
 
@@ -188,12 +189,20 @@ def _follows(per_axis: tuple[list[Place], ...]) -> tuple[Place, ...] | None:
 
 
 def _expect_period(
-    here: Run, longer: Run, stride: tuple[int, ...], follows: list[tuple[Place, ...] | None]
+    model: nn.Module,
+    here: Run,
+    longer: Run,
+    stride: tuple[int, ...],
+    follows: list[tuple[Place, ...] | None],
 ) -> None:
-    for (_, a), b, places in zip(here.tensors(), counterparts(here, longer), follows, strict=True):
+    pairs = zip(here.tensors(), counterparts(here, longer), follows, strict=True)
+    for i, ((_, a), b, places) in enumerate(pairs):
         for (dim, r), s in zip(places or (), stride, strict=False):
             if b is not None and b.shape[dim] - a.shape[dim] != s / r:
-                raise ValueError(
+                layer = here.seen[i].layer if i < len(here.seen) else ""
+                raise SizeError(
                     f"sizes of maps must repeat with a stride that divides {STEP}, got a tensor "
-                    f"that grows by {b.shape[dim] - a.shape[dim]} for {s} cells, and by 1 for {r}"
+                    f"that grows by {b.shape[dim] - a.shape[dim]} for {s} cells, and by 1 for {r}, "
+                    f"in {called(model, layer)}; {ADVICE}",
+                    layer,
                 )

@@ -57,6 +57,7 @@ class ModuleCall:
 class Run:
     """What happened while the model ran: every tensor, site and call of a module, and the outputs."""
 
+    model: str = ""  # the name of its class
     seen: list[Seen] = field(default_factory=list)
     sites: list[tuple[Site, Tensor]] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)  # of the sites
@@ -90,8 +91,9 @@ def matches(run: Run, other: Run) -> list[int | None]:
     if len(run.sites) != len(other.sites) or len(run.outputs) != len(other.outputs):
         raise ValueError(
             "a model run in tiles must do the same on maps of every size, got "
-            f"{len(run.sites)} sites and {len(run.outputs)} outputs on one size, "
-            f"{len(other.sites)} and {len(other.outputs)} on another"
+            f"{run.model} with {len(run.sites)} sites and {len(run.outputs)} outputs on one size, "
+            f"{len(other.sites)} and {len(other.outputs)} on another; name the submodule that decides "
+            "by the size in whole=(...), or replace it"
         )
     found: list[int | None] = [None] * len(keys)
     for i, j, n in SequenceMatcher(None, keys, other_keys, autojunk=False).get_matching_blocks():
@@ -111,7 +113,7 @@ def observe(
 
     Where only "shapes", or the places of "nan", are `asked`, values are arbitrary.
     """
-    run = Run()
+    run = Run(type(model).__name__)
     names: list[str] = [""]
     versions: list[list[int]] = []
 
@@ -200,7 +202,10 @@ def observe(
             handle.remove()
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         kinds = sorted({type(t).__name__ for t in leaves if not isinstance(t, Tensor)})
-        raise ValueError(f"a model run in tiles must return tensors only, got {kinds}")
+        raise ValueError(
+            f"a model run in tiles must return tensors only, got {kinds} of {run.model}; wrap it in a "
+            "module that returns its tensors"
+        )
     run.outputs = leaves
     return run
 

@@ -1,4 +1,4 @@
-"""A model, a map and a plan in; what every site gets from the whole map, found tile by tile, out.
+"""Pass over the tiles of a map, and find what every site gets from the whole map.
 
 Every pass is the same loop: the tiles run as far as a site, all earlier sites given, and only the core
 of what the site reads is used. What is done with the cores differs: moments are collected, the input of
@@ -248,6 +248,15 @@ class Values:
         self.results[number] = result
         lines = place.result
         assert lines is not None
+        length = [
+            line.length(0, n, n) for line, n in zip(lines, self.passes.grid.size, strict=True)
+        ]
+        came = [result.shape[line.dim] for line in lines]
+        if came != length:
+            raise ValueError(
+                f"a part that runs whole must return sizes that follow those of the map, got {came} in "
+                f"place of {length} of {name!r}; leave it out of whole=(...)"
+            )
         # a copy: what follows may write over it, and the next tile reads some of the same cells
         self.passes.given[number] = lambda site, tile: result[tile.wide_of_whole(lines)].clone()
 

@@ -220,7 +220,11 @@ def find_halos(
                 f"{called(model, seen.layer)} ({seen.function}) along axis {axis}; {ADVICE}",
                 seen.layer,
             )
-    raise ValueError(f"no halo was found along axis {axis} within {CUTS[-1]} strides of {stride}")
+    raise LayerError(
+        f"every layer must see a bounded part of the map, got {called(model, layer)}, which sees more "
+        f"than {CUTS[-1]} strides of {stride} along axis {axis}; {ADVICE}",
+        layer,
+    )
 
 
 def _enough(x: Tensor, axis: int, stride: int, earlier: list[Halo | None]) -> bool:

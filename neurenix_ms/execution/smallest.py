@@ -84,4 +84,7 @@ def _smallest(
             continue  # too small for the model
         if enough:
             return tuple(steps * s + r for s, r in zip(step, remainder, strict=True))
-    raise ValueError(f"the model takes no map of up to {MOST_STEPS} strides of {step}")
+    raise ValueError(
+        f"a model run in tiles must take small maps, got {type(model).__name__}, which takes none of up "
+        f"to {MOST_STEPS} strides of {step}; run it on the whole map"
+    )
