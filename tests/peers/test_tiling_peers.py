@@ -66,7 +66,7 @@ def segmentation(name: str) -> nn.Module:
 
 NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
     **{f"monai {name}": case for name, case in MONAI.items()},
-    **{f"smp {name}": (lambda n=name: decoder(n), (1, 1, 128, 64)) for name in DECODERS},
+    **{f"smp {name}": (lambda n=name: decoder(n), (1, 1, 128, 128)) for name in DECODERS},
     **{
         f"timm {name}": (lambda n=name: timm.create_model(n, features_only=True), COLOUR)
         for name in FAMILIES
