@@ -243,6 +243,16 @@ class Level(nn.Module):
             trace.add(skip, out)
         return out
 
+    def encoded(self, x: Tensor) -> list[Tensor]:
+        """Return the encoded feature maps of this level and all deeper ones, without decoding."""
+        features: list[Tensor] = []
+        level: Level | None = self
+        while level is not None:
+            features.append(checkpointed(level.encode, x))
+            x = features[-1] if level.pool is None else level.pool(features[-1])
+            level = level.inner
+        return features
+
 
 class Trace:
     """The feature maps of one pass through nested levels.

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import nn
 from neurenix_ms.arguments import checked
 from neurenix_ms.checks import shown
 from neurenix_ms.config import PLAIN, Configured, check_plain, is_plain, library_classes
-from neurenix_ms.records import DTYPES, TensorRecord
-from neurenix_ms.stored import FORMAT, VERSION, build, read_stored, read_weights
+from neurenix_ms.records import DTYPES
+from neurenix_ms.stored import FORMAT, VERSION, Stored, build, read_stored, read_weights
 
 
 @checked
@@ -98,9 +98,9 @@ def load(
         stored = read_stored(file, path)
         if model is None and stored.has_backbone:
             with torch.device("meta"):  # whether it fits is known before there is any memory for it
-                _expect_fit(build(stored, path), stored.tensors, path)
+                _expect_fit(build(stored, path), stored, path)
         target = build(stored, path) if model is None else model
-        _expect_fit(target, stored.tensors, path)
+        _expect_fit(target, stored, path)
         try:
             state = read_weights(stored, map_location)
         except ValueError as error:
@@ -180,14 +180,12 @@ def _take_over(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
         model.load_state_dict(state)
 
 
-def _expect_fit(
-    model: nn.Module, tensors: dict[str, TensorRecord], path: str | os.PathLike[str]
-) -> None:
+def _expect_fit(model: nn.Module, stored: Stored, path: str | os.PathLike[str]) -> None:
     """Refuse before anything is changed: load_state_dict itself would stop half-way."""
-    own = model.state_dict()
-    lazy = {name for name in tensors if name.startswith("scores.") and name not in own}
-    missing = sorted(set(own) - set(tensors))
-    extra = sorted(set(tensors) - set(own) - lazy)
+    own, tensors = model.state_dict(), stored.tensors
+    later = tuple(_added_later(model, stored))
+    missing = sorted(name for name in set(own) - set(tensors) if not name.startswith(later))
+    extra = sorted(set(tensors) - set(own))
     shapes = [
         f"{name} {tensors[name].size} instead of {tuple(own[name].shape)}"
         for name in own
@@ -205,6 +203,16 @@ def _expect_fit(
     ]
     if kinds:
         raise ValueError(f"{path} does not fit {type(model).__name__}: other types {kinds[:3]}")
+
+
+def _added_later(model: nn.Module, stored: Stored) -> Iterator[str]:
+    """Beginnings of names that a file of an older version lacks, and load_state_dict fills in."""
+    for path, module in model.named_modules():
+        version = stored.versions.get(path, {}).get("version")
+        part = getattr(type(module), "missing_in_version", {}).get(version)
+        beginning = ".".join(filter(None, (path, part)))
+        if part is not None and not any(name.startswith(beginning) for name in stored.tensors):
+            yield beginning
 
 
 def _kind(dtype: torch.dtype) -> str:

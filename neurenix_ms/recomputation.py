@@ -128,6 +128,7 @@ class Saved:
 
 
 def unpack(saved: Saved) -> Tensor:
+    """Return the tensor that the graph asks for, made again if it was forgotten."""
     if saved.recipe is not None:
         return saved.recipe.take()
     assert saved.tensor is not None

@@ -22,9 +22,8 @@ def one_call(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
     @functools.wraps(function)
     def call(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Result:
         given = args or tuple(kwargs.values())
-        if (
-            type(given[0]) is Tensor or torch.compiler.is_compiling()
-        ):  # nothing is traced by torch.fx
+        # a tensor in front, or a compiler at work: nothing is traced by torch.fx
+        if type(given[0]) is Tensor or torch.compiler.is_compiling():
             return function(*args, **kwargs)
         proxy = placeholder_in((*args, *kwargs.values()))
         if proxy is None:

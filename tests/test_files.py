@@ -1,5 +1,6 @@
 """A file gives back the model, or says why not; nothing is executed, nothing is half-done."""
 
+import copy
 import os
 import pickle
 import signal
@@ -411,3 +412,25 @@ def test_every_constructor_takes_foreign_numbers_and_comes_back(name, how, tmp_p
     state = loaded.state_dict()
     for key, value in model.state_dict().items():
         assert torch.equal(state[key], value)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_attention_model_saved_before_its_first_forward_by_version_1_is_loaded(nested, tmp_path):
+    """Its score head was built in the first forward, so the file has none."""
+    fused = MultiScaleModel([1, 0.5], PyramidNetwork(3, 2, 2, 4), "attention").eval()
+    model = nn.Sequential(fused, nn.Conv2d(2, 1, 1)) if nested else fused
+    save(model, tmp_path / "m.nx")
+    content = torch.load(tmp_path / "m.nx", weights_only=True)
+    state = content["state_dict"]
+    prefix = "0." if nested else ""
+    for name in [name for name in state if name.startswith(f"{prefix}scores.")]:
+        del state[name]
+    state._metadata[prefix.rstrip(".")]["version"] = 1
+    torch.save(content, tmp_path / "old.nx")
+    loaded = load(tmp_path / "old.nx", model=copy.deepcopy(model) if nested else None).eval()
+    x = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(loaded(x), model(x))  # a fresh head takes the mean
+    state._metadata[prefix.rstrip(".")]["version"] = 2
+    torch.save(content, tmp_path / "new.nx")
+    with pytest.raises(ValueError, match=r"missing \['.*scores\.0\.bias"):
+        load(tmp_path / "new.nx", model=copy.deepcopy(model) if nested else None)

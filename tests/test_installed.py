@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from test_architecture import EXTRAS
+
 # a finder in front of all others: modules of the extras are not found, as on a fresh machine
 SCRIPT = """
 import importlib, pkgutil, sys
@@ -27,20 +29,7 @@ for module in pkgutil.walk_packages(neurenix_ms.__path__, "neurenix_ms.", onerro
         if "pip install 'neurenix_ms[" not in str(error):
             print(module.name, error)
 """
-HIDDEN = {
-    "lightning",
-    "torchmetrics",
-    "porespy",
-    "taufactor",
-    "scipy",
-    "matplotlib",
-    "timm",
-    "tqdm",
-    "torchdiffeq",
-    "onnx",
-    "onnxscript",
-    "einops",
-}
+HIDDEN = EXTRAS | {"onnx", "onnxscript", "einops"}
 
 
 def test_without_extras_every_module_is_imported_or_names_the_extra():

@@ -128,7 +128,7 @@ def _inputs(p: Tensor, x: Tensor) -> Tensor:
             "p and x must be pairs (N, P) and (N, d) of equal number, "
             f"got shapes {tuple(p.shape)} and {tuple(x.shape)}"
         )
-    expect_floating(p=p, x=x)
+    check_floating(p=p, x=x)
     return torch.cat([p, x], dim=1)
 
 
@@ -142,7 +142,7 @@ def _derivative(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
     return derivative
 
 
-def expect_floating(**tensors: Tensor) -> None:
+def check_floating(**tensors: Tensor) -> None:
     """Raise unless all tensors hold real floating-point numbers, of which there are derivatives."""
     for name, value in tensors.items():
         if not value.is_floating_point():

@@ -28,10 +28,9 @@ def can_pack(layers: nn.Sequential, tail: nn.Module, x: Tensor) -> bool:
     """Return whether `packed` computes `tail(layers(x))`, and nothing observes the calls inside."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
+    # subclasses, fx proxies, vmap: what interprets the calls gets the plain ones
     if type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return (
-            False  # subclasses, fx proxies, vmap: whatever interprets the calls gets the plain ones
-        )
+        return False
     if torch.overrides._get_current_function_mode() is not None:  # such as a run in tiles
         return False
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):

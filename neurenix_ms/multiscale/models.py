@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,8 @@ class MultiScaleModel(Configured, nn.Module):
         torch.Size([1, 8, 13, 9])
     """
 
-    _version = 2  # of its state dict; 1 may lack the score head
+    _version = 2  # of its state dict
+    missing_in_version: ClassVar[dict[int, str]] = {1: "scores."}  # saved before its first forward
 
     @checked
     def __init__(

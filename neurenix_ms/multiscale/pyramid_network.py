@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
 from neurenix_ms.blocks import BlockKind, Level, Trace
-from neurenix_ms.checkpointing import checkpointed, recomputes
+from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.multiscale.decoder import block_maker
@@ -160,13 +160,7 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """The encoded maps of `x`, fine to coarse, without remembering them."""
         self._expect(x)
-        features: list[Tensor] = []
-        level: Level | None = self.level
-        while level is not None:
-            features.append(checkpointed(level.encode, x))
-            x = features[-1] if level.pool is None else level.pool(features[-1])
-            level = level.inner
-        return features
+        return self.level.encoded(x)
 
     def get_features(self) -> list[Tensor]:
         """The encoded maps of the last forward, fine to coarse."""

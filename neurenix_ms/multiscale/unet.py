@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from neurenix_ms.arguments import checked
 from neurenix_ms.blocks import BlockKind, Level, Trace
-from neurenix_ms.checkpointing import checkpointed, recomputes
+from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.config import Configured
 from neurenix_ms.layers import Act, Norm, expect_normalisable
 from neurenix_ms.multiscale.decoder import FinalActivation, Head, block_maker, make_ups
@@ -152,13 +152,7 @@ class UNet(Configured, Remembers, nn.Module):
         The decoder is not run. Use it in place of a forward pass and `get_encoder_features`.
         """
         self._expect(x)
-        features: list[Tensor] = []
-        level: Level | None = self.level
-        while level is not None:
-            features.append(checkpointed(level.encode, x))
-            x = features[-1] if level.pool is None else level.pool(features[-1])
-            level = level.inner
-        return features
+        return self.level.encoded(x)
 
     def get_encoder_features(self) -> list[Tensor]:
         """Encoded maps of the last forward, fine to coarse, the bottleneck last."""
