@@ -29,7 +29,7 @@ test-slow: .venv/with-dev  ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
 test-site: .venv/with-dev  ## the built site in a headless browser, if chromium is there
-	$(BIN)/python -m pytest -m slow -rs tests/test_site.py
+	$(BIN)/python -m pytest -m slow -rs tests/docs/test_site.py
 
 test-peers: .venv/with-dev .venv/with-peers  ## beside the networks of MONAI, smp, timm and torchvision
 	$(BIN)/python -m pytest tests/peers

@@ -7,7 +7,7 @@ import torch
 from scipy.interpolate import interp1d
 from torch import Tensor, nn
 
-from neurenix_ms.mlp import MLP
+from neurenix_ms.layers.mlp import MLP
 
 
 def plain_network(mlp: MLP) -> nn.Sequential:

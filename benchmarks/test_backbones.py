@@ -9,7 +9,7 @@ from benchmarks import peers
 from benchmarks.paired import measure_forward, only_when_timing, with_peer
 from neurenix_ms import FeatureFusion, PyramidFusion, UNetDecoder
 from neurenix_ms.backbones import Backbone
-from neurenix_ms.resize import Resize
+from neurenix_ms.layers.resize import Resize
 
 
 @pytest.mark.benchmark(group="backbones/features")

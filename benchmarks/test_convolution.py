@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks import plain
 from benchmarks.paired import assert_equal, measure_forward, measure_step, train_step
-from neurenix_ms.convolution import Conv3d
+from neurenix_ms._core.convolution import Conv3d
 
 # channels and edge: what torch unfolds, and last what it does not
 CASES = [(8, 16), (8, 32), (16, 16), (16, 32), (32, 16), (64, 8), (64, 16), (16, 48)]

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.paired import assert_equal, measure_step, only_when_timing
 from benchmarks.plain_timestepping import PlainTraining, Residual, forecast, plain_network
-from neurenix_ms.mlp import MLP
+from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.timestepping import HierarchicalTimeStepper, TimeStepper
 from neurenix_ms.timestepping.banks import make_bank, stacking_is_faster
 from neurenix_ms.timestepping.run import TrainingRun, WindowLoss

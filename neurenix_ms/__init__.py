@@ -1,5 +1,9 @@
 """Multiscale building blocks for PyTorch: models, pooling, fusion and transforms in 1-D, 2-D, 3-D."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from neurenix_ms._core import moved
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.files import load, save
 from neurenix_ms.multiscale import (
@@ -21,13 +25,72 @@ from neurenix_ms.multiscale import (
     UNetDecoder,
 )
 
+if TYPE_CHECKING:
+    from neurenix_ms import (
+        backbones as backbones,
+    )
+    from neurenix_ms import (
+        checkpointing as checkpointing,
+    )
+    from neurenix_ms import (
+        compat as compat,
+    )
+    from neurenix_ms import (
+        conservation as conservation,
+    )
+    from neurenix_ms import (
+        datasets as datasets,
+    )
+    from neurenix_ms import (
+        execution as execution,
+    )
+    from neurenix_ms import (
+        files as files,
+    )
+    from neurenix_ms import (
+        implicit as implicit,
+    )
+    from neurenix_ms import (
+        layers as layers,
+    )
+    from neurenix_ms import (
+        meter as meter,
+    )
+    from neurenix_ms import (
+        msnet as msnet,
+    )
+    from neurenix_ms import (
+        multiscale as multiscale,
+    )
+    from neurenix_ms import (
+        recipes as recipes,
+    )
+    from neurenix_ms import (
+        timestepping as timestepping,
+    )
+    from neurenix_ms import (
+        training as training,
+    )
+    from neurenix_ms import (
+        weights as weights,
+    )
+    from neurenix_ms.backbones import Backbone
+    from neurenix_ms.execution import TiledModel
+    from neurenix_ms.implicit import NIF
+    from neurenix_ms.msnet import MSNet
+    from neurenix_ms.timestepping import HierarchicalTimeStepper
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "NIF",
     "AttentionFusion",
+    "Backbone",
     "FeatureFusion",
     "GaussianPyramid",
+    "HierarchicalTimeStepper",
     "LaplacianPyramid",
+    "MSNet",
     "MultiScaleModel",
     "MultiScalePooling",
     "MultiScaleTransform",
@@ -38,9 +101,51 @@ __all__ = [
     "Rescale",
     "ScaleFusion",
     "SpatialPyramidPooling",
+    "TiledModel",
     "UNet",
     "UNetDecoder",
     "enable_gradient_checkpointing",
     "load",
     "save",
 ]
+
+# imported when first used
+_SUBMODULES = {
+    "backbones",
+    "checkpointing",
+    "compat",
+    "conservation",
+    "datasets",
+    "execution",
+    "files",
+    "implicit",
+    "layers",
+    "meter",
+    "msnet",
+    "multiscale",
+    "recipes",
+    "timestepping",
+    "training",
+    "weights",
+}
+_CLASSES = {
+    "Backbone": "backbones",
+    "HierarchicalTimeStepper": "timestepping",
+    "MSNet": "msnet",
+    "NIF": "implicit",
+    "TiledModel": "execution",
+}
+
+moved.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _CLASSES:
+        return getattr(importlib.import_module(f"{__name__}.{_CLASSES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBMODULES, *__all__})

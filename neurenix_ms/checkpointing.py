@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from neurenix_ms.inplace import call_intact
-from neurenix_ms.recomputation import Kept, Notebook, statistics_kept, unpack
+from neurenix_ms._core.inplace import call_intact
+from neurenix_ms._core.recomputation import Kept, Notebook, statistics_kept, unpack
 
 _enabled: ContextVar[bool] = ContextVar("gradient_checkpointing", default=False)
 _enabled_for_compiled = False

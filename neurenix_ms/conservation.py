@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import check_tensor
-from neurenix_ms.config import Described
-from neurenix_ms.inplace import call_intact
-from neurenix_ms.nd import choose
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_tensor
+from neurenix_ms._core.config import Described
+from neurenix_ms._core.dims import choose
+from neurenix_ms._core.inplace import call_intact
 
 Reduction = Literal["mean", "sum", "none"]
 Conserve = Literal["scale", "shift"] | Callable[[Tensor, Tensor], Tensor] | None

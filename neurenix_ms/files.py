@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import shown
-from neurenix_ms.config import PLAIN, Configured, check_plain, is_plain, library_classes
-from neurenix_ms.records import DTYPES
-from neurenix_ms.stored import FORMAT, VERSION, Stored, build, read_stored, read_weights
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import shown
+from neurenix_ms._core.config import PLAIN, Configured, check_plain, is_plain, library_classes
+from neurenix_ms._core.io.records import DTYPES
+from neurenix_ms._core.io.stored import FORMAT, VERSION, Stored, build, read_stored, read_weights
 
 
 @checked

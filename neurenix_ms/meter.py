@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
 
 MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 

@@ -1,65 +1,51 @@
-"""The house: which room may import which. Imports run downwards only."""
+"""Which part of the package may import which: downwards only."""
 
 import ast
 from pathlib import Path
 
 import pytest
+from extras import EXTRAS
 
 PACKAGE = Path(__file__).parents[1] / "neurenix_ms"
 
-# from top to bottom; a room may import rooms of lower floors, and those named with it
+# from top to bottom; a part may import parts of lower floors
 FLOORS = [
     ["__init__", "compat", "recipes"],
     ["weights"],
     ["multiscale", "msnet", "timestepping", "implicit"],
     ["datasets", "training", "files"],
-    ["execution", "backbones", "conservation", "stored"],
-    [
-        "blocks",
-        "mlp",
-        "layers",
-        "grids",
-        "resize",
-        "checkpointing",
-        "recomputation",
-        "meter",
-        "orders",
-        "sizes",
-        "nd",
-        "convolution",
-        "remember",
-        "config",
-        "records",
-        "opcodes",
-        "arguments",
-        "checks",
-        "hooks",
-        "inplace",
-        "probing",
-        "tracing",
-    ],
+    ["execution", "backbones", "conservation"],
+    ["layers"],
+    ["checkpointing", "meter"],
+    ["_core"],
 ]
-GROUND = FLOORS[-1]
-EXTRAS = {
-    "lightning",
-    "torchmetrics",
-    "porespy",
-    "taufactor",
-    "scipy",
-    "matplotlib",
-    "timm",
-    "tqdm",
-    "torchdiffeq",
-}
-ROOM_OF_LIGHTNING = "training"
+# inside `_core`, from top to bottom; inside `execution`, `plan` does not import `run`
+CORE = [
+    "moved",
+    "io",
+    "recomputation",
+    "remember",
+    "probing",
+    "orders",
+    "dims",
+    "convolution",
+    "inplace",
+    "sizes",
+    "config",
+    "arguments",
+    "checks",
+    "tracing",
+    "hooks",
+]
+PART_OF_LIGHTNING = "training"
 
 
-def room(path: Path) -> str:
+def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def floor(name: str) -> int:
-    return next(i for i, rooms in enumerate(FLOORS) if name in rooms)
+    return next(i for i, parts in enumerate(FLOORS) if name in parts)
 
 
 def imports(path: Path, top_level_only: bool = False) -> list[str]:
@@ -77,37 +63,43 @@ def imports(path: Path, top_level_only: bool = False) -> list[str]:
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+def imported_parts(path: Path, inside: str = "") -> set[str]:
+    """The parts of the package, or of one part of it, that a file imports from."""
+    prefix = ".".join(["neurenix_ms", inside]).strip(".").split(".")
+    names = [name.split(".") for name in imports(path)]
+    return {n[len(prefix)] for n in names if n[: len(prefix)] == prefix and len(n) > len(prefix)}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_run_downwards(path: Path):
-    here = room(path)
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] != "neurenix_ms" or len(parts) < 2:
-            continue
-        there = (
-            parts[1]
-            if (PACKAGE / parts[1]).exists() or (PACKAGE / f"{parts[1]}.py").exists()
-            else "__init__"
-        )
-        if there == here:
-            continue
-        down = floor(there) > floor(here)
-        beside_on_the_ground = here in GROUND and GROUND.index(there) > GROUND.index(here)
-        # a recipe is a user of the front door
-        assert down or beside_on_the_ground or here in ("recipes", "compat"), f"{here} -> {there}"
+    here = part_of(path)
+    names = {name for floor in FLOORS for name in floor}
+    for there in imported_parts(path) - {here}:
+        there = there if there in names else "__init__"
+        # a recipe is a user of the public names, which are imported when they are used
+        above = here in ("__init__", "recipes", "compat")
+        assert above or floor(there) > floor(here), f"{here} -> {there}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "_core").rglob("*.py")), ids=lambda p: p.stem)
+def test_imports_of_the_core_run_downwards(path: Path):
+    here = path.relative_to(PACKAGE / "_core").parts[0].removesuffix(".py")
+    if here != "__init__":
+        below = CORE[CORE.index(here) :]
+        assert imported_parts(path, "_core") <= set(below)
+
+
+def test_plans_are_made_without_running_them():
+    for path in sorted((PACKAGE / "execution" / "plan").glob("*.py")):
+        assert not imported_parts(path, "execution") & {"run", "tiling", "gradients"}, path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_extras_are_imported_where_they_are_needed(path: Path):
-    if room(path) in (ROOM_OF_LIGHTNING, "recipes"):
+    if part_of(path) in (PART_OF_LIGHTNING, "recipes"):
         return
     top = {name.split(".")[0] for name in imports(path, top_level_only=True)}
     assert not top & EXTRAS
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_no_file_is_two_ideas(path: Path):
-    assert len(path.read_text().splitlines()) <= 300
 
 
 def test_every_file_says_what_it_is():

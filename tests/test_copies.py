@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.execution import TiledModel
-from neurenix_ms.mlp import MLP
+from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.timestepping import (
     ClockworkRNN,
     EchoStateNetwork,

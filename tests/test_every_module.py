@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch.export import Dim, export
 
 import neurenix_ms as nms
-from neurenix_ms.config import Configured, is_plain
+from neurenix_ms._core.config import Configured, is_plain
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 PLANE = pytest.mark.parametrize(

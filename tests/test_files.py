@@ -15,9 +15,9 @@ from cases import CASES, Case, as_list, build
 from torch import nn
 
 from neurenix_ms import MultiScaleModel, PyramidNetwork, UNet, load, save
-from neurenix_ms.config import check_plain
+from neurenix_ms._core.config import check_plain
 from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF, Normaliser
-from neurenix_ms.mlp import MLP
+from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.timestepping import (
     ClockworkRNN,
     EchoStateNetwork,

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from test_architecture import EXTRAS
+from extras import EXTRAS
 
 # a finder in front of all others: modules of the extras are not found, as on a fresh machine
 SCRIPT = """

@@ -7,6 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import expect_channels, expect_map
+from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.backbones.extracting import (
     EncoderOf,
     Extractor,
@@ -26,9 +29,6 @@ from neurenix_ms.backbones.measuring import (
 )
 from neurenix_ms.backbones.naming import named_network
 from neurenix_ms.backbones.tapping import taps
-from neurenix_ms.config import Configured
-from neurenix_ms.inplace import call_intact
-from neurenix_ms.nd import expect_channels, expect_map
 
 Normalise = Literal["imagenet"] | tuple[Sequence[float], Sequence[float]] | None
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from neurenix_ms._core.config import Configured
 from neurenix_ms.backbones.measuring import evaluating
-from neurenix_ms.config import Configured
 
 Code = tuple[str, dict[str, Any]]  # source of a forward, and the names that it reads
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.probing import memoryless_copy
+from neurenix_ms._core.probing import memoryless_copy
 
 BASE = {1: 96, 2: 96, 3: 32}  # pixels of every axis; a cube of 96 would take seconds with memory
 GROWTH = (

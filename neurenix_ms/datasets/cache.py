@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
 
 FORMAT = 1
 LEFTOVER_AGE = 3600.0  # seconds after which a temporary file belongs to no running process

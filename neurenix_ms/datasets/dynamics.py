@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.nd import choose, expect_positive
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.dims import choose, expect_positive
 
 TOLERANCE = 1e-10
 MAX_STEP = 0.25  # the solver may step further, but its interpolant is then good to 6 digits only

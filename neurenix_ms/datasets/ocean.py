@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.dims import choose, expect_positive
 from neurenix_ms.datasets.cache import SampleCache
 from neurenix_ms.datasets.currents import (
     LENGTH,
@@ -21,7 +22,6 @@ from neurenix_ms.datasets.currents import (
     currents,
     place_for,
 )
-from neurenix_ms.nd import choose, expect_positive
 
 INTERVAL = 6.0  # hours between maps
 SUBSTEPS = 12  # of the integrator, between maps

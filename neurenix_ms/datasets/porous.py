@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
 from neurenix_ms.datasets.cache import SampleCache
 
 MAX_DRAWS = 1000

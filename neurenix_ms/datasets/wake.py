@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.dims import expect_positive
 from neurenix_ms.datasets.cache import SampleCache
-from neurenix_ms.nd import expect_positive
 
 # nine velocities, x first; weights of the equilibrium; the index of each one's opposite
 VELOCITIES = torch.tensor(

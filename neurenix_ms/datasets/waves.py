@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.dims import expect_positive
 from neurenix_ms.datasets.cache import SampleCache
 from neurenix_ms.datasets.spectral import etdrk4, trajectory
-from neurenix_ms.nd import expect_positive
 
 Sample = dict[str, Tensor]
 

@@ -7,23 +7,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
-from neurenix_ms.arguments import UNCHECKED, checked
+from neurenix_ms._core.arguments import UNCHECKED, checked
+from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.checkpointing import statistics_kept
-from neurenix_ms.execution.arrays import check_array, read, read_target
 from neurenix_ms.execution.compiled import plain_module, uncompiled
-from neurenix_ms.execution.grid import Tile
-from neurenix_ms.execution.passes import Passes, Values, find_values, whole_shape
-from neurenix_ms.execution.reduction import Reduction
-from neurenix_ms.execution.setting import (
+from neurenix_ms.execution.plan.grid import Tile
+from neurenix_ms.execution.plan.sites import Site
+from neurenix_ms.execution.plan.statistics import Normalisation
+from neurenix_ms.execution.run.arrays import check_array, read, read_target
+from neurenix_ms.execution.run.passes import Passes, Values, find_values, whole_shape
+from neurenix_ms.execution.run.reduction import Reduction
+from neurenix_ms.execution.run.setting import (
     TileSize,
     Whole,
     check_asked,
     check_map_of,
     settle,
 )
-from neurenix_ms.execution.sites import Site
-from neurenix_ms.execution.statistics import Normalisation
-from neurenix_ms.inplace import call_intact
 
 
 @checked

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_unflatten
 
-from neurenix_ms.arguments import UNCHECKED, checked
-from neurenix_ms.config import Described
-from neurenix_ms.execution.arrays import check_apart, check_outputs, check_room, read, write
+from neurenix_ms._core.arguments import UNCHECKED, checked
+from neurenix_ms._core.config import Described
+from neurenix_ms._core.dims import SpatialDims, expect_positive
+from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.execution.compiled import plain_module, uncompiled
-from neurenix_ms.execution.footprint import Place
-from neurenix_ms.execution.passes import find_values
+from neurenix_ms.execution.plan.footprint import Place
 from neurenix_ms.execution.progress import progress_bar
-from neurenix_ms.execution.setting import (
+from neurenix_ms.execution.run.arrays import check_apart, check_outputs, check_room, read, write
+from neurenix_ms.execution.run.passes import find_values
+from neurenix_ms.execution.run.setting import (
     Setting,
     TileSize,
     Whole,
@@ -23,8 +25,6 @@ from neurenix_ms.execution.setting import (
     settle,
     settle_early,
 )
-from neurenix_ms.inplace import call_intact
-from neurenix_ms.nd import SpatialDims, expect_positive
 
 Reduce = Literal["argmax"] | None
 REDUCTIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -43,7 +43,7 @@ class TiledModel(Described, nn.Module):
     the plain call is faster.
 
     How a model runs in tiles is found at the first call and kept, outside the model, until the model
-    changes (see [`footprint`][neurenix_ms.execution.footprint.footprint]). If that takes more than two
+    changes (see [`footprint`][neurenix_ms.execution.footprint]). If that takes more than two
     seconds, a warning of the logger "neurenix_ms" says so: it is seen where no logging is set up, and
     `logging.getLogger("neurenix_ms").setLevel(logging.ERROR)` silences it.
 

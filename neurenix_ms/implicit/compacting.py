@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
 from neurenix_ms.implicit.normaliser import Normaliser
 from neurenix_ms.implicit.pruning import Prunable, prunable
 from neurenix_ms.implicit.shape_net import Shape

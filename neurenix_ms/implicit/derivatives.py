@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import shown
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import shown
 
 Field = Callable[[Tensor, Tensor], Tensor]
 

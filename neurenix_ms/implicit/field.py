@@ -6,10 +6,10 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.checks import check_number
-from neurenix_ms.config import Configured
+from neurenix_ms._core.checks import check_number
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import expect_positive
 from neurenix_ms.implicit.parameter_net import ParameterNet
-from neurenix_ms.nd import expect_positive
 
 SMALLEST_OMEGA = 1e-30  # initial weights are divided by it, and stay floating-point numbers
 

@@ -5,13 +5,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.hooks import is_observed
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.hooks import is_observed
 from neurenix_ms.implicit.dense import weights_of
 from neurenix_ms.implicit.field import ImplicitField
 from neurenix_ms.implicit.parameter_net import ParameterNet, Sine, truncated_normal
 from neurenix_ms.implicit.shape_net import Kind, Shape, ShapeNet, siren_weights
-from neurenix_ms.layers import Act
+from neurenix_ms.layers.naming import Act
 
 
 class LastLayerNIF(ImplicitField):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
 from neurenix_ms.implicit.dense import weights_of
 from neurenix_ms.implicit.field import ImplicitField
 from neurenix_ms.implicit.parameter_net import (
@@ -16,7 +16,7 @@ from neurenix_ms.implicit.parameter_net import (
     truncated_normal,
 )
 from neurenix_ms.implicit.shape_net import Kind, Shape, ShapeNet, for_grid, for_pairs, siren_weights
-from neurenix_ms.layers import Act
+from neurenix_ms.layers.naming import Act
 
 Nodes = Sequence[Sequence[int]] | None
 

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.config import Configured
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import choose
 from neurenix_ms.implicit.field import ImplicitField
-from neurenix_ms.nd import choose
 
 METHODS = {"minmax": "minmax", "standard": "standard"}
 

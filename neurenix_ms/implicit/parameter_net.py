@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.checks import check_made
-from neurenix_ms.layers import ACTIVATIONS, Act
-from neurenix_ms.nd import choose
+from neurenix_ms._core.checks import check_made
+from neurenix_ms._core.dims import choose
+from neurenix_ms.layers.naming import ACTIVATIONS, Act
 
 
 class Sine(nn.Module):

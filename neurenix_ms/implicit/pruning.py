@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from neurenix_ms.arguments import UNCHECKED, checked
-from neurenix_ms.checks import check_integer, check_number, shown
+from neurenix_ms._core.arguments import UNCHECKED, checked
+from neurenix_ms._core.checks import check_integer, check_number, shown
+from neurenix_ms._core.dims import choose
 from neurenix_ms.implicit.field import expect_rows
 from neurenix_ms.implicit.nif import WrittenField, with_one
 from neurenix_ms.implicit.normaliser import Normaliser
-from neurenix_ms.nd import choose
 
 Prunable = Annotated[WrittenField | Normaliser, UNCHECKED]
 Criterion = Literal["l2", "contribution"]

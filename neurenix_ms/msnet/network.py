@@ -7,16 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.blocks import ConvNormAct
-from neurenix_ms.checkpointing import checkpointed, recomputes
-from neurenix_ms.config import Configured
-from neurenix_ms.layers import Act, Norm, expect_normalisable
-from neurenix_ms.meter import format_parameter_table
-from neurenix_ms.msnet.packed import can_pack, packed
-from neurenix_ms.msnet.tiles import predicted_in_tiles
-from neurenix_ms.msnet.volumes import coarsen, masks_of
-from neurenix_ms.nd import (
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import (
     CONVOLUTIONS,
     INSTANCE_NORMS,
     SpatialDims,
@@ -25,9 +18,16 @@ from neurenix_ms.nd import (
     expect_map,
     expect_positive,
 )
-from neurenix_ms.resize import doubled
-from neurenix_ms.sizes import spatial
-from neurenix_ms.tracing import entries
+from neurenix_ms._core.sizes import spatial
+from neurenix_ms._core.tracing import entries
+from neurenix_ms.checkpointing import checkpointed, recomputes
+from neurenix_ms.layers.blocks import ConvNormAct
+from neurenix_ms.layers.naming import Act, Norm, expect_normalisable
+from neurenix_ms.layers.resize import doubled
+from neurenix_ms.meter import format_parameter_table
+from neurenix_ms.msnet.packed import can_pack, packed
+from neurenix_ms.msnet.tiles import predicted_in_tiles
+from neurenix_ms.msnet.volumes import coarsen, masks_of
 
 
 class Stage(nn.Module):

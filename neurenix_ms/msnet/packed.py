@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurenix_ms.blocks import ConvNormAct
-from neurenix_ms.hooks import is_observed
-from neurenix_ms.layers import ACTIVATIONS
-from neurenix_ms.nd import CONVOLUTIONS, CONVOLVE, INSTANCE_NORMS
+from neurenix_ms._core.dims import CONVOLUTIONS, CONVOLVE, INSTANCE_NORMS
+from neurenix_ms._core.hooks import is_observed
+from neurenix_ms.layers.blocks import ConvNormAct
+from neurenix_ms.layers.naming import ACTIVATIONS
 
 CHANNELS = 16  # float32 numbers in a register of 512 bits
 # what each does to a cell depends on that cell only, so the cells may lie anywhere

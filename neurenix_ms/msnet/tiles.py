@@ -10,11 +10,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms._core.dims import SpatialDims
+from neurenix_ms._core.sizes import spatial
 from neurenix_ms.execution import TiledModel
+from neurenix_ms.layers.resize import doubled, halved
 from neurenix_ms.msnet.volumes import coarsen
-from neurenix_ms.nd import SpatialDims
-from neurenix_ms.resize import doubled, halved
-from neurenix_ms.sizes import spatial
 
 SLAB = 32  # cells of the first axis that are looked at together
 THIN_SLAB = 8  # the same where several fields are made of them

@@ -6,12 +6,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import shown
-from neurenix_ms.nd import LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
-from neurenix_ms.resize import doubled, halved
-from neurenix_ms.sizes import fit, spatial
-from neurenix_ms.tracing import one_call
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import shown
+from neurenix_ms._core.dims import LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
+from neurenix_ms._core.sizes import fit, spatial
+from neurenix_ms._core.tracing import one_call
+from neurenix_ms.layers.resize import doubled, halved
 
 
 def filled_up(x: Tensor, num_scales: int) -> Tensor:

@@ -6,8 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.config import Configured
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, choose, expect_positive
+from neurenix_ms._core.sizes import Target, expect_target
+from neurenix_ms._core.tracing import entries
+from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.features import (
     Channels,
     Features,
@@ -18,10 +22,6 @@ from neurenix_ms.multiscale.features import (
     expect_widths,
     weighted,
 )
-from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose, expect_positive
-from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import Target, expect_target
-from neurenix_ms.tracing import entries
 
 AttentionKind = Literal["channel", "spatial", "both"]
 

@@ -6,13 +6,16 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integers, check_made
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, choose, expect_positive
+from neurenix_ms._core.orders import check_halving
+from neurenix_ms._core.tracing import entries
 from neurenix_ms.backbones import Backbone
-from neurenix_ms.blocks import BlockKind, ConvBlock, Up
 from neurenix_ms.checkpointing import checkpointed, recomputes
-from neurenix_ms.checks import check_integers, check_made
-from neurenix_ms.config import Configured
-from neurenix_ms.layers import Act, Norm
+from neurenix_ms.layers.blocks import BlockKind, ConvBlock, Up
+from neurenix_ms.layers.naming import Act, Norm
 from neurenix_ms.multiscale.features import (
     Channels,
     Features,
@@ -20,9 +23,6 @@ from neurenix_ms.multiscale.features import (
     channels_of,
     expect_features,
 )
-from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose, expect_positive
-from neurenix_ms.orders import check_halving
-from neurenix_ms.tracing import entries
 
 FinalActivation = (
     Literal["sigmoid", "softmax", "softplus", "relu"] | Callable[[Tensor], Tensor] | None

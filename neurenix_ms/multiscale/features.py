@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from neurenix_ms.backbones import Backbone
-from neurenix_ms.checks import shown
-from neurenix_ms.nd import (
+from neurenix_ms._core.checks import shown
+from neurenix_ms._core.dims import (
     CONVOLUTIONS,
     SpatialDims,
     choose,
@@ -17,9 +16,10 @@ from neurenix_ms.nd import (
     expect_map,
     expect_positive,
 )
-from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import Target, spatial, target_size
-from neurenix_ms.tracing import entries, one_call
+from neurenix_ms._core.sizes import Target, spatial, target_size
+from neurenix_ms._core.tracing import entries, one_call
+from neurenix_ms.backbones import Backbone
+from neurenix_ms.layers.resize import Resize
 
 Channels = Sequence[int] | Backbone
 Features = Sequence[Tensor] | Mapping[str, Tensor]

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurenix_ms._core.dims import CONVOLUTIONS, CONVOLVE, SpatialDims
+from neurenix_ms._core.sizes import spatial
+from neurenix_ms._core.tracing import one_module
 from neurenix_ms.checkpointing import recomputed
-from neurenix_ms.layers import Act, make_act
-from neurenix_ms.nd import CONVOLUTIONS, CONVOLVE, SpatialDims
-from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import spatial
-from neurenix_ms.tracing import one_module
+from neurenix_ms.layers.naming import Act, make_act
+from neurenix_ms.layers.resize import Resize
 
 TAPS = 3  # of the kernel, per axis
 WORTH_IT = 2**27  # operations to save; below it the many small products cost more, as measured

@@ -6,9 +6,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.config import Configured
-from neurenix_ms.layers import Act, Norm, make_act, make_norm
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import (
+    CONVOLUTIONS,
+    CONVOLVE,
+    SpatialDims,
+)
+from neurenix_ms._core.orders import check_scales
+from neurenix_ms._core.sizes import Size, Target, expect_scales, expect_target, spatial, target_size
+from neurenix_ms._core.tracing import entries, one_module, sizes_are_open
+from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
+from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.attention import AttentionFusion, AttentionKind
 from neurenix_ms.multiscale.features import (
     Channels,
@@ -21,15 +30,6 @@ from neurenix_ms.multiscale.features import (
     expect_widths,
     greatest,
 )
-from neurenix_ms.nd import (
-    CONVOLUTIONS,
-    CONVOLVE,
-    SpatialDims,
-)
-from neurenix_ms.orders import check_scales
-from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import Size, Target, expect_scales, expect_target, spatial, target_size
-from neurenix_ms.tracing import entries, one_module, sizes_are_open
 
 FusionMethod = Literal["concat", "sum", "mean", "avg", "max", "attention"]
 

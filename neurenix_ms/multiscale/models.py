@@ -9,18 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.backbones import Backbone
-from neurenix_ms.checkpointing import checkpointed
-from neurenix_ms.config import Configured
-from neurenix_ms.inplace import call_intact
-from neurenix_ms.multiscale.features import weighted
-from neurenix_ms.multiscale.fusion import METHODS, REDUCTIONS, FusionMethod
-from neurenix_ms.multiscale.scoring import score_head
-from neurenix_ms.multiscale.transforms import MultiScaleTransform
-from neurenix_ms.nd import SpatialDims, expect_map
-from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import (
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import SpatialDims, expect_map
+from neurenix_ms._core.inplace import call_intact
+from neurenix_ms._core.sizes import (
     Target,
     expect_scale,
     expect_scales,
@@ -28,7 +21,14 @@ from neurenix_ms.sizes import (
     spatial,
     target_size,
 )
-from neurenix_ms.tracing import entries, one_call
+from neurenix_ms._core.tracing import entries, one_call
+from neurenix_ms.backbones import Backbone
+from neurenix_ms.checkpointing import checkpointed
+from neurenix_ms.layers.resize import Resize
+from neurenix_ms.multiscale.features import weighted
+from neurenix_ms.multiscale.fusion import METHODS, REDUCTIONS, FusionMethod
+from neurenix_ms.multiscale.scoring import score_head
+from neurenix_ms.multiscale.transforms import MultiScaleTransform
 
 
 class MultiScaleModel(Configured, nn.Module):

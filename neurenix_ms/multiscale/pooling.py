@@ -8,18 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integers
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import (
+    POOLS,
+    SpatialDims,
+    choose,
+    expect_channels,
+    expect_map,
+    expect_positive,
+)
+from neurenix_ms._core.sizes import spatial
+from neurenix_ms._core.tracing import one_module
 from neurenix_ms.backbones import Backbone
-from neurenix_ms.blocks import ChannelDropout, ConvNormAct
-from neurenix_ms.checks import check_integers
-from neurenix_ms.config import Configured
-from neurenix_ms.grids import Grid
-from neurenix_ms.layers import Act, Norm, expect_normalisable, make_norm
+from neurenix_ms.layers.blocks import ChannelDropout, ConvNormAct
+from neurenix_ms.layers.grids import Grid
+from neurenix_ms.layers.naming import Act, Norm, expect_normalisable, make_norm
+from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.folding import FoldedConvolution, Projection
-from neurenix_ms.nd import POOLS, SpatialDims, choose, expect_channels, expect_map, expect_positive
-from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import spatial
-from neurenix_ms.tracing import one_module
 
 PoolType = Literal["avg", "max"]
 

@@ -7,11 +7,25 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.blocks import BlockKind, Level, Trace
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import (
+    CONVOLUTIONS,
+    SpatialDims,
+    choose,
+    expect_channels,
+    expect_map,
+    expect_positive,
+)
+from neurenix_ms._core.orders import check_descending
+from neurenix_ms._core.recomputation import tensor_of
+from neurenix_ms._core.remember import Remembers
+from neurenix_ms._core.sizes import expect_halvings, fit, spatial
+from neurenix_ms._core.tracing import entries, one_call
 from neurenix_ms.checkpointing import recomputes
-from neurenix_ms.config import Configured
-from neurenix_ms.layers import Act, Norm, expect_normalisable
+from neurenix_ms.layers.blocks import BlockKind, Level, Trace
+from neurenix_ms.layers.naming import Act, Norm, expect_normalisable
+from neurenix_ms.layers.resize import Resize, doubled
 from neurenix_ms.multiscale.decoder import block_maker
 from neurenix_ms.multiscale.features import (
     Channels,
@@ -21,20 +35,6 @@ from neurenix_ms.multiscale.features import (
     expect_features,
     expect_widths,
 )
-from neurenix_ms.nd import (
-    CONVOLUTIONS,
-    SpatialDims,
-    choose,
-    expect_channels,
-    expect_map,
-    expect_positive,
-)
-from neurenix_ms.orders import check_descending
-from neurenix_ms.recomputation import tensor_of
-from neurenix_ms.remember import Remembers
-from neurenix_ms.resize import Resize, doubled
-from neurenix_ms.sizes import expect_halvings, fit, spatial
-from neurenix_ms.tracing import entries, one_call
 
 
 class PyramidNetwork(Configured, Remembers, nn.Module):

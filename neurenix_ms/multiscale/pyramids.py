@@ -8,14 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import check_integer
-from neurenix_ms.config import Configured
-from neurenix_ms.nd import CONVOLVE, LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
-from neurenix_ms.orders import check_halving
-from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import spatial
-from neurenix_ms.tracing import one_module
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integer
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import (
+    CONVOLVE,
+    LINEAR_MODES,
+    SpatialDims,
+    choose,
+    expect_map,
+    expect_positive,
+)
+from neurenix_ms._core.orders import check_halving
+from neurenix_ms._core.sizes import spatial
+from neurenix_ms._core.tracing import one_module
+from neurenix_ms.layers.resize import Resize
 
 LARGEST_KERNEL = 1023  # the largest whose binomial weights are floating-point numbers
 

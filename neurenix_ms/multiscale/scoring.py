@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, choose
+from neurenix_ms._core.probing import memoryless_copy
 from neurenix_ms.multiscale.attention import start_at_zero
-from neurenix_ms.nd import CONVOLUTIONS, SpatialDims, choose
-from neurenix_ms.probing import memoryless_copy
 
 SIZES = (64, 224, 256)  # of images to try; the last two are those of networks with a fixed size
 WIDTHS = ("in_channels", "input_channels", "in_features", "num_features", "num_channels")

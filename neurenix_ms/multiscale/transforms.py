@@ -5,12 +5,12 @@ from typing import overload
 
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.config import Configured
-from neurenix_ms.nd import SpatialDims, expect_map, expect_positive
-from neurenix_ms.remember import Remembers
-from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import Size, expect_scale, expect_scales, scaled, spatial
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import SpatialDims, expect_map, expect_positive
+from neurenix_ms._core.remember import Remembers
+from neurenix_ms._core.sizes import Size, expect_scale, expect_scales, scaled, spatial
+from neurenix_ms.layers.resize import Resize
 
 
 def as_size(size: int | Sequence[int], spatial_dims: int) -> Size:

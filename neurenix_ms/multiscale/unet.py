@@ -5,21 +5,21 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.blocks import BlockKind, Level, Trace
-from neurenix_ms.checkpointing import recomputes
-from neurenix_ms.config import Configured
-from neurenix_ms.layers import Act, Norm, expect_normalisable
-from neurenix_ms.multiscale.decoder import FinalActivation, Head, block_maker, make_ups
-from neurenix_ms.nd import (
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import (
     SpatialDims,
     expect_channels,
     expect_map,
     expect_positive,
 )
-from neurenix_ms.recomputation import tensor_of
-from neurenix_ms.remember import Remembers
-from neurenix_ms.sizes import expect_halvings, spatial
+from neurenix_ms._core.recomputation import tensor_of
+from neurenix_ms._core.remember import Remembers
+from neurenix_ms._core.sizes import expect_halvings, spatial
+from neurenix_ms.checkpointing import recomputes
+from neurenix_ms.layers.blocks import BlockKind, Level, Trace
+from neurenix_ms.layers.naming import Act, Norm, expect_normalisable
+from neurenix_ms.multiscale.decoder import FinalActivation, Head, block_maker, make_ups
 
 
 class UNet(Configured, Remembers, nn.Module):

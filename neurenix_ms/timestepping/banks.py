@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.inplace import call_intact
-from neurenix_ms.mlp import MLP
+from neurenix_ms._core.inplace import call_intact
+from neurenix_ms.layers.mlp import MLP
 
 
 class OneByOne(nn.Module):

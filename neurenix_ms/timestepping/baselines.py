@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.nd import expect_positive
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.dims import expect_positive
 from neurenix_ms.timestepping.sequences import SequenceModel
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from neurenix_ms.nd import expect_positive
+from neurenix_ms._core.dims import expect_positive
 from neurenix_ms.timestepping.coupling import Coupling, Stepper, fitting_chunk
 
 Times = Tensor | Sequence[float]

@@ -5,9 +5,9 @@ from typing import Any, Literal, cast, overload
 
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import check_integer, check_integers
-from neurenix_ms.config import Configured
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integer, check_integers
+from neurenix_ms._core.config import Configured
 from neurenix_ms.timestepping.coupling import Stepper
 from neurenix_ms.timestepping.forecasting import Times, forecast
 
@@ -53,7 +53,7 @@ class HierarchicalTimeStepper(Configured, nn.Module):
 
     Examples:
         >>> import torch
-        >>> from neurenix_ms.mlp import MLP
+        >>> from neurenix_ms.layers.mlp import MLP
         >>> from neurenix_ms.timestepping import TimeStepper
         >>> model = HierarchicalTimeStepper([TimeStepper(MLP(2, 2, [32]), s) for s in (1, 4, 16)])
         >>> with torch.no_grad():

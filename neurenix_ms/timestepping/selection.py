@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import check_number
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_number
 from neurenix_ms.timestepping.forecasting import expect_finite, started
 from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
 

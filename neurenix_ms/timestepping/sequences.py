@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import check_number
-from neurenix_ms.config import Configured
-from neurenix_ms.nd import expect_positive
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_number
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import expect_positive
 
 
 class SequenceModel(Configured, nn.Module):

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.config import Configured, Described
-from neurenix_ms.inplace import call_intact
-from neurenix_ms.nd import expect_positive
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Configured, Described
+from neurenix_ms._core.dims import expect_positive
+from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.timestepping.forecasting import Times, forecast
 
 
@@ -33,7 +33,7 @@ class TimeStepper(Configured, nn.Module):
     Time-Steppers", equation 5.
 
     Examples:
-        >>> from neurenix_ms.mlp import MLP
+        >>> from neurenix_ms.layers.mlp import MLP
         >>> stepper = TimeStepper(MLP(2, 2, [32]), step_size=4)
         >>> with torch.no_grad():
         ...     stepper.forecast(torch.zeros(3, 2), 10).shape

@@ -6,9 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import check_integers, check_made, check_number
-from neurenix_ms.nd import choose, expect_positive
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integers, check_made, check_number
+from neurenix_ms._core.dims import choose, expect_positive
 from neurenix_ms.timestepping.banks import can_be_stacked, make_bank, stacking_is_faster
 from neurenix_ms.timestepping.forecasting import expect_finite
 from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
@@ -87,7 +87,7 @@ def fit_hierarchy(
     trajectory only, at one learning rate.
 
     Examples:
-        >>> from neurenix_ms.mlp import MLP
+        >>> from neurenix_ms.layers.mlp import MLP
         >>> import torch
         >>> t = torch.arange(200) * 0.05
         >>> waves = torch.stack([(t + p).sin() for p in range(6)]), torch.stack(

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import check_numbers
-from neurenix_ms.config import Configured
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_numbers
+from neurenix_ms._core.config import Configured
 
 Windows = Literal["all", "start"]
 

@@ -5,12 +5,12 @@ from itertools import combinations
 
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.config import Described
-from neurenix_ms.inplace import call_intact
-from neurenix_ms.nd import SpatialDims, expect_map
-from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import expect_scales, scaled, spatial
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Described
+from neurenix_ms._core.dims import SpatialDims, expect_map
+from neurenix_ms._core.inplace import call_intact
+from neurenix_ms._core.sizes import expect_scales, scaled, spatial
+from neurenix_ms.layers.resize import Resize
 
 
 class MultiScaleInference(Described, nn.Module):

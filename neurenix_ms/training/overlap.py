@@ -5,7 +5,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Proxy
 
-from neurenix_ms.tracing import sizes_are_open
+from neurenix_ms._core.tracing import sizes_are_open
 
 ROUNDING = 1e-3  # of interpolated masks and low precision
 Sums = tuple[Tensor, Tensor, Tensor]

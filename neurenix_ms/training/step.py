@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.execution import TiledModel
-from neurenix_ms.inplace import call_intact
 from neurenix_ms.training.tiles import loss_in_tiles
 
 try:

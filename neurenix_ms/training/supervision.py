@@ -6,13 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.config import Described
-from neurenix_ms.inplace import call_intact
-from neurenix_ms.nd import choose
-from neurenix_ms.orders import check_descending
-from neurenix_ms.resize import Resize
-from neurenix_ms.sizes import spatial
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Described
+from neurenix_ms._core.dims import choose
+from neurenix_ms._core.inplace import call_intact
+from neurenix_ms._core.orders import check_descending
+from neurenix_ms._core.sizes import spatial
+from neurenix_ms.layers.resize import Resize
 from neurenix_ms.training.overlap import region_sums
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
 from neurenix_ms.training.step import Loss, Metrics, Schedule, Task
 
 

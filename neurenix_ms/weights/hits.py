@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.mlp import MLP
+from neurenix_ms._core.arguments import checked
+from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.timestepping import HierarchicalTimeStepper, TimeStepper
 from neurenix_ms.weights.rename import LOOKED_FOR, as_tensor, fill, rename, unwrapped
 

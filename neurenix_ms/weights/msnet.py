@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from neurenix_ms.arguments import checked
+from neurenix_ms._core.arguments import checked
 from neurenix_ms.msnet import MSNet
 from neurenix_ms.weights.rename import LOOKED_FOR, as_tensor, fill, rename, unwrapped
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import check_integer, check_number, shown
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integer, check_number, shown
+from neurenix_ms._core.dims import choose
 from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF
-from neurenix_ms.nd import choose
 from neurenix_ms.weights.rename import Rules, as_tensor, fill, rename, unwrapped
 
 MOST_LAYERS, MOST_UNITS = 1000, 2**16  # of a ShapeNet, whose sizes are in no array

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.opcodes import Call, interpret
-from neurenix_ms.records import (
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.io.opcodes import Call, interpret
+from neurenix_ms._core.io.records import (
     DAMAGE,
     LONGEST_NAME,
     TensorReader,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.checks import shown
+from neurenix_ms._core.checks import shown
 
 # what tools put before every name: DataParallel, Lightning modules, torch.compile, wrappers
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")

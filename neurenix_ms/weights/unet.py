@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurenix_ms.arguments import checked
-from neurenix_ms.checks import shown
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import shown
 from neurenix_ms.multiscale import UNet
 from neurenix_ms.weights.rename import LOOKED_FOR, as_tensor, expect_names, unwrapped
 

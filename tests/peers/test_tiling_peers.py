@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from neurenix_ms.execution import TiledModel, accumulate_gradients
-from neurenix_ms.execution.setting import settle
+from neurenix_ms.execution.run.setting import settle
 
 monai = pytest.importorskip("monai.networks.nets")
 smp = pytest.importorskip("segmentation_models_pytorch")

@@ -1,0 +1,1 @@
+"""Internals that every part of the package builds on; no part of the public API."""

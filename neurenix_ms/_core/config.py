@@ -1,0 +1,102 @@
+"""What a public module was built from: its constructor arguments, read back as plain values."""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from neurenix_ms._core.checks import shown
+
+PLAIN = (str, int, float, bool, type(None))
+DEEPEST = 32  # levels of lists and dicts in a config
+MOST_ENTRIES = 2**17
+
+
+class Described:
+    """A module that shows its constructor arguments in its `repr`."""
+
+    def extra_repr(self) -> str:
+        """Return the constructor arguments that differ from their defaults, but for modules."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        known = [(p, getattr(self, p.name)) for p in parameters if hasattr(self, p.name)]
+        return ", ".join(
+            f"{parameter.name}={shown(value)}"
+            for parameter, value in known
+            if not isinstance(value, nn.Module) and not _is_default(value, parameter.default)
+        )
+
+
+class Configured(Described):
+    """A module that keeps every constructor argument under its own name and can be rebuilt from them."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments by name; `type(model)(**model.config)` builds the same network."""
+        names = inspect.signature(type(self)).parameters
+        return {name: _copied(getattr(self, name)) for name in names}
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    value, default = _copied(value), _copied(default)
+    return type(value) is type(default) and bool(value == default)
+
+
+def _copied(value: Any) -> Any:
+    return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def is_plain(value: Any) -> bool:
+    """Whether `value` consists of numbers, strings, None, lists and dicts by string only."""
+    try:
+        check_plain("value", value)
+    except ValueError:
+        return False
+    return True
+
+
+def check_plain(name: str, value: Any) -> None:
+    """Raise unless `value` consists of numbers, strings, None, lists and dicts by string only.
+
+    Subclasses do not count, such as the numbers of NumPy: what reads a file knows none.
+
+    Args:
+        name: What the value is called, for the message.
+        value: What came; it may contain itself.
+
+    Raises:
+        ValueError: With the name of the entry that is something else.
+    """
+    waiting, visited = [(name, value, 0)], 0
+    while waiting:
+        path, item, depth = waiting.pop()
+        visited += 1
+        if depth > DEEPEST or visited + len(waiting) > MOST_ENTRIES:
+            raise ValueError(
+                f"{name} must have at most {DEEPEST} levels of lists and dicts and {MOST_ENTRIES} "
+                f"entries, got more from {path[:80]} on"
+            )
+        if type(item) in (list, tuple):
+            waiting += [(f"{path}[{i}]", inner, depth + 1) for i, inner in enumerate(item)]
+        elif type(item) is dict:
+            for key, inner in item.items():
+                if type(key) is not str:
+                    raise ValueError(f"{path} must have strings as keys, got {shown(key)}")
+                waiting.append((f"{path}.{key[:80]}", inner, depth + 1))
+        elif type(item) not in PLAIN:
+            raise ValueError(
+                f"{path} must be a plain number, string, None, list or dict, got {shown(item)} "
+                f"of type {type(item).__name__}"
+            )
+
+
+def library_classes(cls: type = Configured) -> Iterator[type]:
+    """Every class of the library that can be rebuilt from its config."""
+    children: list[type] = cls.__subclasses__()
+    for child in children:
+        # torch.export makes subclasses of its own, of the same name and module
+        known = getattr(sys.modules.get(child.__module__), child.__name__, None)
+        if child.__module__.startswith("neurenix_ms.") and child is known:
+            yield child
+        yield from library_classes(child)

@@ -1,0 +1,292 @@
+"""Read and rebuild what a file of `save` describes, at no more cost than the file's own size."""
+
+import importlib
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from neurenix_ms._core.checks import shown
+from neurenix_ms._core.config import check_plain, library_classes
+from neurenix_ms._core.io.records import (
+    DAMAGE,
+    LONGEST_NAME,
+    TensorReader,
+    TensorRecord,
+    open_archive,
+    tensor_record,
+)
+
+FORMAT = "neurenix_ms model"
+VERSION = 1
+KEYS = {"format", "version", "class", "config", "state_dict"}
+PARTS = ("multiscale", "msnet", "timestepping", "implicit", "backbones", "compat.ms_net")
+SPARE_BYTES = 2**20  # of constants that no state dict holds
+WHOLE_NETWORK = 2**30  # a backbone drops what is behind its last level, once it is built
+SPARE_MODULES = 1000
+COPIES = {Tensor.clone, Tensor.__deepcopy__}
+FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.arange}
+LARGEST_COUNT = 2**16  # in a config; a larger width would show in the number of weights
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file holds, as far as it can be told without reading a single weight.
+
+    Args:
+        name: Class of the model.
+        config: Its constructor arguments; None where the library cannot build it from them.
+        tensors: The entries of its state dict.
+        versions: Versions of its layers, which torch notes beside the state dict.
+        fetch: Gives the bytes of a storage by its name.
+    """
+
+    name: str
+    config: dict[str, Any] | None
+    tensors: dict[str, TensorRecord]
+    versions: dict[str, Any]
+    fetch: Callable[[str], bytes]
+
+    @property
+    def has_backbone(self) -> bool:
+        """Whether a part of the model is a `Backbone`, which is cut out of a larger network."""
+        return "Backbone" in str((self.name, self.config))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all entries together."""
+        return sum(math.prod(one.size) * one.dtype.itemsize for one in self.tensors.values())
+
+
+def read_stored(file: IO[bytes], path: str | os.PathLike[str]) -> Stored:
+    """Read and check everything of a file but its weights; nothing in it is run.
+
+    Args:
+        file: Opened for reading.
+        path: Its name, for the messages.
+
+    Raises:
+        ValueError: If it is damaged, foreign, of a newer version, or holds something that no model
+            needs; the message names the entry.
+    """
+    try:
+        root, fetch, sizes = open_archive(file)
+    except Exception as error:  # broken bytes break readers in any way they like
+        raise ValueError(
+            f"{path} must be a file of neurenix_ms.save, got damage: {error}"
+        ) from error
+    if type(root) is not dict or root.get("format") != FORMAT:
+        raise ValueError(f"{path} must be a file of neurenix_ms.save, got something else")
+    version = root.get("version")
+    if type(version) is not int or version > VERSION:
+        raise ValueError(
+            f"{path} must have a format version of at most {VERSION}, got {shown(version)}; "
+            "a newer neurenix_ms reads it"
+        )
+    name, state = root.get("class"), root.get("state_dict")
+    if type(name) is not str or len(name) > LONGEST_NAME or not isinstance(state, dict):
+        raise ValueError(f"{path} must hold a class name and a state dict, got {shown(list(root))}")
+    if unknown := [key for key in root if type(key) is not str or key not in KEYS]:
+        raise ValueError(f"{path} must hold {sorted(KEYS)} only, got {shown(unknown)} too")
+    config = root.get("config")
+    try:
+        if config is not None:
+            check_plain("config", config)
+        if not isinstance(config, dict | None):
+            raise ValueError(f"config must be a dict or None, got {shown(config)}")
+        tensors = _tensors(state, sizes, os.fstat(file.fileno()).st_size)
+        return Stored(name, config, tensors, _versions(state), fetch)
+    except (ValueError, *DAMAGE) as error:
+        raise ValueError(f"{path} does not hold a model: {error}") from error
+
+
+def _tensors(
+    state: Mapping[Any, Any], sizes: Mapping[str, int], file_bytes: int
+) -> dict[str, TensorRecord]:
+    """All entries of a state dict, every storage being as long as it says."""
+    found = {}
+    for name, record in state.items():
+        if type(name) is not str or len(name) > LONGEST_NAME:
+            raise ValueError(f"state_dict must have short strings as keys, got {shown(name)}")
+        one = found[name] = tensor_record(name, record)
+        if sizes.get(one.key) != one.storage_bytes:
+            raise ValueError(
+                f"the storage of {name!r} needs {one.storage_bytes} bytes, "
+                f"got {sizes.get(one.key, 'none')}"
+            )
+    total = sum(math.prod(one.size) * one.dtype.itemsize for one in found.values())
+    if total > 4 * file_bytes:  # entries may share their storage, as tied weights do
+        raise ValueError(f"state_dict has {total} bytes in a file of {file_bytes}")
+    return found
+
+
+def _versions(state: Mapping[Any, Any]) -> dict[str, Any]:
+    """What torch notes on a state dict beside its entries: one dict per module."""
+    attributes = getattr(state, "state", None) or {}
+    versions = attributes.get("_metadata", {}) if isinstance(attributes, dict) else None
+    if not isinstance(versions, dict) or set(attributes) - {"_metadata"}:
+        raise ValueError(f"state_dict must have versions of layers only, got {shown(attributes)}")
+    check_plain("versions", dict(versions))
+    return dict(versions)
+
+
+def read_weights(
+    stored: Stored, device: str | torch.device | Mapping[str, str] | None
+) -> dict[str, Tensor]:
+    """Read all entries of the state dict.
+
+    Args:
+        stored: What the file holds.
+        device: Where they go, or by where they were; the CPU by default.
+
+    Raises:
+        ValueError: If a record is damaged.
+    """
+    reader = TensorReader(stored.fetch)
+    state: Any = OrderedDict()
+    for name, record in stored.tensors.items():
+        wanted = device.get(record.location, "cpu") if isinstance(device, Mapping) else device
+        try:
+            value = reader.read(name, record)
+        except (ValueError, *DAMAGE) as error:
+            raise ValueError(f"{name!r} cannot be read, {error}") from error
+        state[name] = value.to(wanted or "cpu")
+    state._metadata = OrderedDict(stored.versions)
+    return state
+
+
+def build(stored: Stored, path: str | os.PathLike[str]) -> nn.Module:
+    """Build the model that a file describes, with fresh weights.
+
+    It stops as soon as the model takes more memory, or more modules, than the entries of the state
+    dict account for; so a small file cannot ask for a large model.
+
+    Args:
+        stored: What the file holds.
+        path: Its name, for the messages.
+
+    Raises:
+        ValueError: If the config is none that its class takes, or the model is larger than the file.
+    """
+    content = {"class": stored.name, "config": stored.config}
+    values = sum(math.prod(one.size) for one in stored.tensors.values())
+    _expect_small("config", stored.config, max(LARGEST_COUNT, values), path)
+    spare = WHOLE_NETWORK if stored.has_backbone else SPARE_BYTES
+    most_modules = SPARE_MODULES + 20 * len(stored.tensors)
+    with _Bounded(4 * stored.num_bytes + spare), _few_modules(most_modules):
+        return _built(content, path)
+
+
+def _expect_small(name: str, value: Any, most: int, path: str | os.PathLike[str]) -> None:
+    """Refuse counts that only a larger file could have; a plain value has few levels."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key != "seed":
+                _expect_small(f"{name}.{key}", item, most, path)
+    elif isinstance(value, list | tuple):
+        if len(value) > most:
+            raise ValueError(f"{path} has too few weights for {name} of {len(value)} entries")
+        for i, item in enumerate(value):
+            _expect_small(f"{name}[{i}]", item, most, path)
+    elif isinstance(value, int) and abs(value) > most:
+        raise ValueError(f"{path} has too few weights for {name} = {shown(value)}")
+
+
+def _built(content: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
+    name, config = content.get("class"), content.get("config")
+    if type(name) is not str or set(content) != {"class", "config"}:
+        raise ValueError(
+            f"{path} must describe a model by its class and config, got {shown(content)}"
+        )
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{path} holds a {name} that cannot be rebuilt from the file alone; "
+            "build it and pass it as model="
+        )
+    classes = {cls.__name__: cls for cls in library_classes()}
+    if name not in classes:  # of a part that nothing has imported yet
+        for part in PARTS:
+            importlib.import_module(f"neurenix_ms.{part}")
+        classes = {cls.__name__: cls for cls in library_classes()}
+    if name not in classes:
+        raise ValueError(f"{path} must hold one of {sorted(classes)}, got {shown(name)}")
+    arguments = {key: _built_inside(value, path) for key, value in config.items()}
+    if name == "Backbone":  # its weights come from the file, none are to be downloaded
+        arguments["weights"] = None
+    try:
+        return classes[name](**arguments)
+    except Exception as error:  # of a config that nobody has checked
+        raise ValueError(
+            f"{path} has a config that does not fit its class {name}: {error}"
+        ) from error
+
+
+def _built_inside(value: Any, path: str | os.PathLike[str]) -> Any:
+    if isinstance(value, dict):
+        return _built(value, path)
+    return [_built_inside(item, path) for item in value] if isinstance(value, list) else value
+
+
+class _Bounded(TorchFunctionMode):
+    """Refuses to make more bytes of tensors than a number, if possible before they are made."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__()
+        self.most_bytes = most_bytes
+        self.made = 0
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in FACTORIES:
+            sizes = [n for n in tree_leaves((args, kwargs.get("size"))) if type(n) is int]
+            kind = kwargs.get("dtype") or torch.get_default_dtype()
+            self._expect(math.prod(sizes) * kind.itemsize, kwargs.get("device"))
+        made = func(*args, **kwargs)
+        # what else a constructor computes, such as a measurement of its network, is not kept
+        if (func in FACTORIES or func in COPIES) and type(made).__name__ != "FakeTensor":
+            self._expect(made.numel() * made.dtype.itemsize, made.device, count=True)
+        return made
+
+    def _expect(self, num_bytes: int, device: Any, count: bool = False) -> None:
+        if device is not None and torch.device(device).type == "meta":
+            return
+        if self.made + num_bytes > self.most_bytes:
+            raise ValueError(
+                f"the model needs more than the {self.most_bytes} bytes that its weights account for"
+            )
+        self.made += num_bytes if count else 0
+
+
+@contextmanager
+def _few_modules(most: int) -> Iterator[None]:
+    """Stop a constructor that makes more modules than a number."""
+    count = 0
+
+    def counted(module: nn.Module, name: str, child: nn.Module | None) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise ValueError(
+                f"the model needs more than {most} modules, more than its weights tell"
+            )
+
+    handle = register_module_module_registration_hook(counted)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,48 @@
+"""Import the modules of earlier versions under their old names, with a warning."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+PACKAGE = __name__.partition(".")[0]
+MOVED = {
+    "arguments": "_core.arguments",
+    "blocks": "layers.blocks",
+    "checks": "_core.checks",
+    "config": "_core.config",
+    "convolution": "_core.convolution",
+    "execution.footprint": "execution.plan.footprint",
+    "grids": "layers.grids",
+    "mlp": "layers.mlp",
+    "nd": "_core.dims",
+    "remember": "_core.remember",
+    "resize": "layers.resize",
+    "sizes": "_core.sizes",
+}
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Find the modules of `MOVED`; whole models that were pickled name them."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        known = package == PACKAGE and name in MOVED
+        return ModuleSpec(fullname, self) if known else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        old = module.__name__
+        new = f"{PACKAGE}.{MOVED[old.partition('.')[2]]}"
+        warnings.warn(f"{old} has moved to {new}", DeprecationWarning, stacklevel=2)
+        sys.modules[old] = importlib.import_module(new)
+
+
+def install() -> None:
+    """Look for moved modules where no other finder has found one."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())

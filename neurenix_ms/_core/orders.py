@@ -1,0 +1,69 @@
+"""Checks that a list of feature maps is in the order in which it is used."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor
+
+from neurenix_ms._core.sizes import spatial
+from neurenix_ms._core.tracing import one_call, sizes_are_open
+
+ROUNDING = 2  # of twice a size: levels round up or down, or lose a pixel at the border
+LOSS = 4  # convolutions without padding may take a quarter of twice a size
+
+
+@one_call
+def check_halving(maps: Sequence[Tensor], what: str) -> None:
+    """Raise unless every axis of each feature map is about half as long as in the one before.
+
+    Sizes may be off by a pixel from the half, or by an eighth of the finer size where that is more, as
+    in encoders without padding.
+
+    Args:
+        maps: Finest first.
+        what: Name of the list, for the message.
+    """
+    if sizes_are_open():
+        return
+    sizes = [spatial(x) for x in maps]
+    for fine, coarse in pairwise(sizes):
+        pairs = zip(fine, coarse, strict=True)
+        if any(abs(2 * n - m) > max(ROUNDING, m // LOSS) for m, n in pairs):
+            raise ValueError(
+                f"{what} must come finest first, each about half the size of the one before, "
+                f"got sizes {sizes}"
+            )
+
+
+@one_call
+def check_descending(maps: Sequence[Tensor], what: str, order: str = "finest first") -> None:
+    """Raise if an axis of a feature map is longer than in the one before.
+
+    Args:
+        maps: In the order of falling size.
+        what: Name of the list, for the message.
+        order: Name of that order as the caller of the library sees it.
+    """
+    if sizes_are_open():
+        return
+    sizes = [spatial(x) for x in maps]
+    for fine, coarse in pairwise(sizes):
+        if any(n > m for m, n in zip(fine, coarse, strict=True)):
+            raise ValueError(
+                f"{what} must come {order}, got sizes "
+                f"{sizes if order == 'finest first' else sizes[::-1]}"
+            )
+
+
+@one_call
+def check_scales(maps: Sequence[Tensor], scales: Sequence[float]) -> None:
+    """Raise if a feature map of a larger scale is shorter than one of a smaller scale."""
+    if sizes_are_open():
+        return
+    sizes = [spatial(x) for x in maps]
+    largest_first = sorted(zip(scales, sizes, strict=True), key=lambda pair: -pair[0])
+    for (scale, fine), (other, coarse) in pairwise(largest_first):
+        if scale > other and any(n > m for m, n in zip(fine, coarse, strict=True)):
+            raise ValueError(
+                f"features must come in the order of the scales {list(scales)}, got sizes {sizes}"
+            )

@@ -1,0 +1,38 @@
+"""What a module's latest forward computed, kept until it is asked for, copied or cleared."""
+
+from typing import Any
+
+import torch
+
+from neurenix_ms._core.tracing import placeholder_in
+
+
+class Remembers:
+    """A module that keeps results of its most recent forward, attached to the graph.
+
+    They are no part of the state dict, and copying or pickling the module drops them.
+    Nothing is kept while a model is exported.
+    """
+
+    _memory: dict[str, Any] | None = None
+
+    def clear_features(self) -> None:
+        """Forget what the last forward computed, so that its memory can be freed."""
+        if self._memory is not None:  # an attribute first set in forward could not be exported
+            self._memory = None
+
+    def _remember(self, **results: Any) -> None:
+        tracing = torch.jit.is_tracing() or placeholder_in(list(results.values())) is not None
+        if not torch.compiler.is_exporting() and not tracing:
+            self._memory = results
+
+    def _recall(self, name: str) -> Any:
+        if self._memory is None:
+            raise RuntimeError(
+                f"{type(self).__name__} has no cached features; "
+                "run a forward pass first, with remember=True where it has that argument"
+            )
+        return self._memory[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_memory"}

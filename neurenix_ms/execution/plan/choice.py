@@ -1,0 +1,188 @@
+"""Choose the parts that run whole, and the size of tiles, by the memory that they take."""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.checkpointing import statistics_kept
+from neurenix_ms.execution.plan.culprits import LayerError, SizeError
+from neurenix_ms.execution.plan.footprint import Plan, make_plan
+from neurenix_ms.execution.plan.grid import Grid
+from neurenix_ms.execution.plan.lengths import Lengths, Lines, measure_lengths
+from neurenix_ms.execution.plan.observation import constants, without_memory
+from neurenix_ms.execution.plan.refusals import uneven_resizing
+from neurenix_ms.execution.plan.sites import (
+    Interception,
+    Part,
+    Site,
+    nothing_remembered,
+    submodules,
+)
+from neurenix_ms.meter import peak_tensor_bytes
+
+Edge = tuple[int, ...]
+# single layers that see one cell: a tile of them needs no halo, a pass of its own gains nothing
+POINTWISE = {
+    f"torch.nn.modules.{kind}"
+    for kind in ("activation", "batchnorm", "instancenorm", "normalization", "dropout", "linear")
+}
+
+
+def choose_parts(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    edge: Edge | None,
+    memory_limit: int | None,
+) -> tuple[str, ...]:
+    """The shallowest parts, at half the resolution or less, that fit the memory when run whole.
+
+    Without a limit, what one tile takes is the limit.
+    """
+    with torch.inference_mode(False):  # in which tensors do not count what is written to them
+        lengths = measure_lengths(model, (1, *shape[1:]), like, {})
+    calls = _candidates(model, lengths)
+    # layers that cannot run in tiles: the parts must hold them
+    outside = {seen.layer for seen, _ in uneven_resizing(lengths)}
+    choices = (
+        _outermost([name for name, c in calls.items() if c >= coarseness])
+        for coarseness in sorted(set(calls.values()))
+    )
+    for names in dict.fromkeys(choices):
+        if not all(any(_is_inside(layer, name) for name in names) for layer in outside):
+            continue
+        needed = _bytes_whole(model, names, lengths, shape[0])
+        if memory_limit is not None and needed > memory_limit:
+            continue
+        try:
+            plan = make_plan(model, shape, like, names, memory_limit)
+        except ValueError as error:  # what is left of the model does not run in tiles
+            if isinstance(error, LayerError) and not isinstance(error, SizeError):
+                outside.add(error.layer)  # of no further choice, either
+            continue
+        if memory_limit is None:
+            grid = Grid(shape[2:], plan.stride, edge or shape[2:], plan.least)
+            if needed > peak_of_tile(model, shape, like, plan, grid, names):
+                continue
+        return names
+    return ()
+
+
+def choose_edge(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    plan: Plan,
+    whole: tuple[str, ...],
+    memory_limit: int,
+) -> Edge:
+    """The largest tile whose peak stays within the limit."""
+
+    def edge(strides: int) -> Edge:
+        return tuple(min(n, s * strides) for n, s in zip(shape[2:], plan.stride, strict=True))
+
+    def fits(strides: int) -> bool:
+        grid = Grid(shape[2:], plan.stride, edge(strides), plan.least)
+        return peak_of_tile(model, shape, like, plan, grid, whole) <= memory_limit
+
+    least, most = 1, max(-(-n // s) for n, s in zip(shape[2:], plan.stride, strict=True))
+    if not fits(least):
+        grid = Grid(shape[2:], plan.stride, edge(1), plan.least)
+        needed = peak_of_tile(model, shape, like, plan, grid, whole)
+        raise ValueError(
+            f"memory_limit must hold the smallest tile with its halo, {needed} bytes, "
+            f"got {memory_limit}"
+        )
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle - 1)
+    return edge(least)
+
+
+def peak_of_tile(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    plan: Plan,
+    grid: Grid,
+    whole: tuple[str, ...],
+) -> int:
+    """Bytes of tensors alive at one moment while the largest tile runs; counted without running it."""
+    largest = grid.largest(plan.output_halo())
+
+    def given(number: int, site: Site) -> Tensor:
+        place = plan.sites[number]
+        if not isinstance(site, Part) or place is None or place.result is None:
+            return constants(number, site)
+        size = list(place.result_shape)
+        size[0] = shape[0]
+        for line, (start, stop), end in zip(place.result, largest, shape[2:], strict=True):
+            size[line.dim] = line.length(start, stop, end)
+        return site.x.new_empty(size)
+
+    def run() -> None:
+        size = (stop - start for start, stop in largest)
+        x = torch.empty(*shape[:2], *size, dtype=like.dtype, device=like.device)
+        with Interception(submodules(model, whole), given):
+            model(x)
+
+    return _peak_without_memory(model, run)
+
+
+def _bytes_whole(model: nn.Module, names: tuple[str, ...], lengths: Lengths, batch: int) -> int:
+    """Bytes for the inputs and results of these parts, and for the one that takes most."""
+    kept, most = 0, 0
+    for call in lengths.run.calls:
+        if call.name not in names or call.x is None or call.y is None:
+            continue
+        part, (_, *size), like = model.get_submodule(call.name), call.x.shape, call.x
+
+        def run(part: nn.Module = part, size: Sequence[int] = size, like: Tensor = like) -> None:
+            part(torch.empty(batch, *size, dtype=like.dtype, device=like.device))
+
+        kept += batch * call.y.numel() * call.y.element_size()
+        most = max(most, _peak_without_memory(model, run))
+    return kept + most
+
+
+def _peak_without_memory(model: nn.Module, run: Callable[[], None]) -> int:
+    with (
+        torch.no_grad(),
+        statistics_kept(model),
+        without_memory(model),
+        nothing_remembered(model),
+    ):
+        return peak_tensor_bytes(run, of_shapes=True)
+
+
+def _candidates(model: nn.Module, lengths: Lengths) -> dict[str, Fraction]:
+    """Submodules that could run whole, and how many cells of the map one at their ends holds."""
+    found: dict[str, Fraction] = {}
+    refused = {call.name for call in lengths.run.calls if not call.alone}
+    refused |= {name for name, m in model.named_modules() if type(m).__module__ in POINTWISE}
+    for call, *ends in lengths.calls():
+        cells = min(_cells(lines) for lines in ends)
+        if cells < 2:
+            refused.add(call.name)
+        found[call.name] = min(cells, found.get(call.name, cells))
+    return {name: cells for name, cells in found.items() if name not in refused}
+
+
+def _cells(lines: Lines | None) -> Fraction:
+    """Cells of the map in one cell of a tensor; 0 where it does not follow the map."""
+    if lines is None:
+        return Fraction(0)
+    return math.prod((line.resolution for line in lines), start=Fraction(1))
+
+
+def _outermost(names: list[str]) -> tuple[str, ...]:
+    return tuple(
+        n for n in names if not any(_is_inside(n, outer) and n != outer for outer in names)
+    )
+
+
+def _is_inside(name: str, outer: str) -> bool:
+    return name == outer or name.startswith(f"{outer}.")

@@ -1,0 +1,261 @@
+"""Find out how the cells of a model see the map, and plan how it runs in tiles."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes
+
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.dims import SpatialDims, expect_positive
+from neurenix_ms.execution.compiled import plain_module, uncompiled
+from neurenix_ms.execution.plan.cache import kept
+from neurenix_ms.execution.plan.culprits import SizeError, called
+from neurenix_ms.execution.plan.lengths import Lengths, Lines, measure_lengths
+from neurenix_ms.execution.plan.observation import shapes_only
+from neurenix_ms.execution.plan.reach import Halo, find_halos, is_site, noise
+from neurenix_ms.execution.plan.refusals import (
+    expect_even_resizing,
+    expect_no_global_layer,
+    expect_repeatable,
+)
+from neurenix_ms.execution.plan.sites import submodules
+from neurenix_ms.execution.plan.smallest import shortest, shortest_piece
+from neurenix_ms.execution.progress import search_for_a_plan
+
+MOST_BYTES = 2**32  # of the maps on which a model is asked, without a memory limit
+SMALL_PROBE = 2**28  # bytes that are taken whatever the limit
+SIZES_TO_TRY = (8, 16, 32, 64, 96, 128, 224, 256, 384, 512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a core of the output depends on, and how tiles must lie so that results stay equal.
+
+    What `footprint` found of a model. Read it to choose a size of tiles: a halo that is as wide as the
+    tile makes nine times the work in 2-D. `TiledModel` finds and uses it by itself.
+
+    Args:
+        halo: For every axis, cells needed before and after a core whose ends are multiples of `stride`.
+        stride: Shift of the input, in cells, under which the output moves along exactly.
+        scale: Cells of the (first) output per cell of the input.
+        global_layers: Names of the normalisations that take statistics over the whole map.
+
+    Examples:
+        >>> found = footprint(torch.nn.Conv2d(1, 1, 5, padding=2), 1)
+        >>> found.halo, found.stride
+        (((2, 2), (2, 2)), (1, 1))
+    """
+
+    halo: tuple[Halo, ...]
+    stride: tuple[int, ...]
+    scale: tuple[int | Fraction, ...]
+    global_layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site or an output: cells it needs around a core, and how it lies on the map.
+
+    A part that runs whole has the lines of its result too. A result, or an output, has its shape
+    for a batch of one and some map.
+    """
+
+    layer: str
+    halo: tuple[Halo, ...]
+    lines: Lines
+    result: Lines | None = None
+    result_shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All numbers by which a model runs in tiles, for maps of one remainder by the period.
+
+    `sites` has None where a normalisation is of something else than a map.
+    """
+
+    stride: tuple[int, ...]
+    period: tuple[int, ...]  # of the sizes that the whole model takes
+    remainder: tuple[int, ...]
+    least: tuple[int, ...]  # size of a tile
+    sites: tuple[Place | None, ...]
+    outputs: tuple[Place, ...]
+
+    def output_halo(self) -> tuple[Halo, ...]:
+        """What all outputs together need."""
+        return tuple(
+            (max(h[0] for h in axis), max(h[1] for h in axis))
+            for axis in zip(*(place.halo for place in self.outputs), strict=True)
+        )
+
+
+@checked
+def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2) -> Footprint:
+    """What part of the input one cell of the output depends on, found by asking the model.
+
+    Use it to see whether and how cheaply a model runs in tiles: `TiledModel` and
+    `accumulate_gradients` ask by themselves. Any module will do, as long as it takes one tensor,
+    returns tensors, and does the same whatever is in the map.
+
+    The answer is kept, outside the model, until the model changes: a layer, an attribute, a hook, a
+    method, the mode or the shape of a parameter. Values of parameters do not count. What cannot be
+    noticed is a change of a global variable, of a variable of a closure or inside an object that is
+    itself an attribute of an object; after one, use a `copy.deepcopy` of the model.
+
+    Args:
+        model: Any module; it is asked in its present mode, train or eval.
+        in_channels: Channels of its input.
+        spatial_dims: Number of spatial axes of its input.
+
+    Returns:
+        The footprint for sizes that are multiples of the stride.
+
+    Raises:
+        ValueError: If a layer sees the whole map (attention, global pooling, circular padding), treats
+            places differently (`align_corners=True`, resizing by 1.5) or is random; the message names
+            it. Normalisations are no obstacle, they are listed in `global_layers`.
+
+    Source: Pinckaers et al. 2022, "Streaming convolutional neural networks" showed exact tiles with
+    declared footprints; that they are found by NaN and by cut maps is new here.
+
+    Examples:
+        >>> from neurenix_ms import UNet
+        >>> footprint(UNet(1, 1, features=[4, 8], norm=None), in_channels=1)
+        Footprint(halo=((28, 28), (28, 28)), stride=(4, 4), scale=(1, 1), global_layers=())
+    """
+    expect_positive(in_channels=in_channels)
+    model = plain_module(model)
+    like = like_parameters(model)
+    with uncompiled(), search_for_a_plan(model):
+        size = taken_size(model, in_channels, spatial_dims, like)
+        plan = make_plan(model, (1, in_channels, *size), like, ())
+    scale = (1 / line.resolution for line in plan.outputs[0].lines)
+    layers = dict.fromkeys(place.layer for place in plan.sites if place is not None)
+    whole_numbers = (int(s) if s.denominator == 1 else s for s in scale)
+    return Footprint(plan.output_halo(), plan.stride, tuple(whole_numbers), tuple(layers))
+
+
+def make_plan(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    whole: tuple[str, ...],
+    memory_limit: int | None = None,
+) -> Plan:
+    """The plan for maps of this shape; made once for every remainder, mode and choice of parts."""
+    most = MOST_BYTES if memory_limit is None else max(memory_limit, SMALL_PROBE)
+    parts = submodules(model, whole)
+    shape = (1, *shape[1:])
+
+    def measured() -> Plan:
+        # inference tensors do not count what is written to them; what counts operations or memory
+        # counts those of the result, not of the search for a plan
+        with torch.inference_mode(False), _disable_current_modes():
+            lengths = measure_lengths(model, shape, like, parts)
+            return _measured_plan(model, lengths, shape, like, parts, most)
+
+    def fits(plan: Plan) -> bool:
+        return plan.remainder == _remainder(shape, plan.period)
+
+    question = ("plan", whole, shape[1], len(shape), like.dtype, like.device)
+    return kept(model, question, measured, fits)
+
+
+def _measured_plan(
+    model: nn.Module,
+    lengths: Lengths,
+    shape: tuple[int, ...],
+    like: Tensor,
+    parts: Mapping[str, nn.Module],
+    most_bytes: int,
+) -> Plan:
+    _expect_maps(model, lengths, shape)
+    expect_even_resizing(model, lengths)
+    channels, remainder = shape[1], _remainder(shape, lengths.period)
+    short = shortest(model, parts, lengths, remainder, channels, like)
+    least = shortest_piece(model, parts, lengths, short, channels, like)
+    expect_repeatable(model, like.new_zeros(1, channels, *short), parts)
+    expect_no_global_layer(model, lengths, noise((1, channels, *short), like), parts)
+    sites: list[list[Halo]] = []
+    outputs: list[list[Halo]] = []
+    cut = 0
+    for axis in range(len(remainder)):
+        found = find_halos(
+            model, parts, lengths, remainder, channels, axis, short, least, like, most_bytes, cut
+        )
+        sites.append(found[0])
+        outputs.append(found[1])
+        cut = found[2]
+    site_halos = iter(zip(*sites, strict=True))
+    places: list[Place | None] = []
+    for number in range(len(lengths.run.sites)):
+        inputs, result = lengths.site(number)
+        if not is_site(lengths, number) or inputs is None:
+            places.append(None)
+            continue
+        place = Place(lengths.run.layers[number], next(site_halos), inputs)
+        if place.layer in parts:
+            shape = tuple(lengths.run.sites[number][1].shape)
+            place = replace(place, result=result, result_shape=shape)
+        places.append(place)
+    ends: list[Place] = []
+    for number, lines in enumerate(lengths.outputs()):
+        shape = tuple(lengths.run.outputs[number].shape)
+        if lines is not None:
+            ends.append(Place("", tuple(axis[number] for axis in outputs), lines, None, shape))
+    return Plan(lengths.stride, lengths.period, remainder, least, tuple(places), tuple(ends))
+
+
+def _expect_maps(model: nn.Module, lengths: Lengths, shape: tuple[int, ...]) -> None:
+    for output, lines in zip(lengths.run.outputs, lengths.outputs(), strict=True):
+        if lines is None:
+            fixed = (
+                seen.layer
+                for seen, known in zip(lengths.run.seen, lengths.lines, strict=False)
+                if known is None and seen.tensor.ndim == len(shape)
+            )
+            raise ValueError(
+                "every output must be a map that grows with the input, got shape "
+                f"{tuple(output.shape)} for an input of shape {shape}, of which the size was lost "
+                f"in {called(model, next(fixed, ''))}; remove it, or run the model on the whole map"
+            )
+
+
+def like_parameters(model: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty tensor of the model's dtype and device; of `dtype` where it has no parameters."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(map(is_lazy, tensors)):
+        raise ValueError(
+            "a model must have its parameters before it runs in tiles, got "
+            f"{type(model).__name__} with uninitialized ones; call it once on a map"
+        )
+    numbers = (t for t in tensors if t.is_floating_point() or t.is_complex())
+    first = next(numbers, torch.empty(0, dtype=dtype))
+    return torch.empty(0, dtype=first.dtype, device=first.device)
+
+
+def _remainder(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n % s for n, s in zip(shape[2:], stride, strict=True))
+
+
+def taken_size(
+    model: nn.Module,
+    in_channels: int,
+    spatial_dims: int,
+    like: Tensor,
+    sizes: tuple[int, ...] = SIZES_TO_TRY,
+) -> tuple[int, ...]:
+    """The first of these sizes, along every axis, that the model takes."""
+    for n in sizes:
+        try:
+            shapes_only(model, (1, in_channels, *(n,) * spatial_dims), like, {})
+        except SizeError:
+            if n == sizes[-1]:
+                raise
+        else:
+            break
+    return (n,) * spatial_dims

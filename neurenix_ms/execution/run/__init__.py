@@ -1,0 +1,1 @@
+"""Run a model tile by tile as its plan says."""

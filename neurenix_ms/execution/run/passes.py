@@ -1,0 +1,273 @@
+"""Pass over the tiles of a map, and find what every site gets from the whole map.
+
+Every pass is the same loop: the tiles run as far as a site, all earlier sites given, and only the core
+of what the site reads is used. What is done with the cores differs: moments are collected, the input of
+a part is put together, the result is written, a gradient is sent back.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from neurenix_ms.checkpointing import enable_gradient_checkpointing
+from neurenix_ms.execution.plan.footprint import Place, Plan
+from neurenix_ms.execution.plan.grid import Grid, Tile
+from neurenix_ms.execution.plan.sites import Interception, Site, nothing_remembered, submodules
+from neurenix_ms.execution.plan.statistics import Moments, Normalisation
+from neurenix_ms.execution.run.arrays import read
+
+
+class _ReachedError(Exception):
+    """The site is reached; the rest of the model does not need to run."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site = site
+
+
+class Passes:
+    """The sites of a model on one map, and the loop over its tiles.
+
+    Args:
+        model: Any module.
+        x: The map: a tensor, or an array that slices.
+        plan: Numbers of the model.
+        grid: Tiles of the map.
+        whole: Names of the parts that run whole.
+        like: Tells dtype and device in which tiles run.
+        progress: Called after every tile.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Any,
+        plan: Plan,
+        grid: Grid,
+        whole: tuple[str, ...],
+        like: Tensor,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.model = model
+        self.x = x
+        self.plan = plan
+        self.grid = grid
+        self.parts = submodules(model, whole)
+        self.like = like
+        self.progress = progress
+        self.given: dict[int, Callable[[Any, Tile], Tensor]] = {}
+        self.buffers = Buffers(model, self.parts)
+
+    def numbers(self) -> list[int]:
+        """The calls that are sites."""
+        return [i for i, place in enumerate(self.plan.sites) if place is not None]
+
+    def place(self, number: int) -> Place:
+        """The numbers of a site."""
+        place = self.plan.sites[number]
+        assert place is not None
+        return place
+
+    def until(self, number: int) -> Iterator[tuple[Tile, Site, Tensor]]:
+        """Every tile, the site as it is called there, and the core of what it reads."""
+        place = self.place(number)
+        for tile in self.grid.tiles(place.halo):
+            try:
+                self._run(tile, number)
+            except _ReachedError as reached:
+                x = reached.site.x
+                yield tile, reached.site, x[tile.core_of_tile(place.lines)]
+                del (
+                    x
+                )  # nothing of a tile may live while the next one runs; users of the loop do so too
+            else:
+                raise self._other_calls(number)
+            self.progress()
+
+    def outputs(self) -> Iterator[tuple[Tile, list[Tensor], Any]]:
+        """Every tile, and the cores of all outputs with their structure."""
+        for tile in self.grid.tiles(self.plan.output_halo()):
+            leaves, structure = tree_flatten(self._run(tile, None))
+            if len(leaves) != len(self.plan.outputs):
+                raise self._other_calls(len(self.plan.sites))
+            places = zip(leaves, self.plan.outputs, strict=True)
+            cores = [y[tile.core_of_tile(place.lines)] for y, place in places]
+            del leaves, places
+            yield tile, cores, structure
+            del cores
+            self.progress()
+        self.buffers.moved()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the model's buffers move once, however often tiles run, and not at all on failure."""
+        with (
+            enable_gradient_checkpointing(False),
+            nothing_remembered(self.model),
+            self.buffers.kept(),
+        ):
+            yield
+
+    def _run(self, tile: Tile, target: int | None) -> Any:
+        def visit(number: int, site: Site) -> Tensor:
+            if number >= len(self.plan.sites):
+                raise self._other_calls(number)
+            if self.plan.sites[number] is None:
+                return site.plain()
+            if number == target:
+                raise _ReachedError(site)
+            return self.given[number](site, tile)
+
+        self.buffers.restore()
+        window = (slice(None), slice(None), *tile.window())
+        with Interception(self.parts, visit):
+            return self.model(read(self.x, window, self.like, own=True))  # it may write over it
+
+    def _other_calls(self, number: int) -> ValueError:
+        return ValueError(
+            f"a model run in tiles must make the same calls in every tile, got another at {number}; "
+            "the model, or its mode, may have changed while it ran"
+        )
+
+
+class Buffers:
+    """The buffers of a model outside its parts: put back before every tile, moved once in the end."""
+
+    def __init__(self, model: nn.Module, parts: dict[str, nn.Module]) -> None:
+        self.model = model
+        inside = {id(m) for part in parts.values() for m in part.modules()}
+        self.owners = [m for m in model.modules() if id(m) not in inside and m._buffers]
+        self.after: list[Tensor] | None = None
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """On failure, everything is as it was, inside the parts as well."""
+        before = {name: b.clone() for name, b in self.model.named_buffers()}
+        self.start = [(m, name, b, b.clone(), b._version) for m, name, b in self._all()]
+        try:
+            yield
+        except BaseException:
+            self.restore()
+            with torch.no_grad():
+                for name, buffer in self.model.named_buffers():
+                    buffer.copy_(before[name])
+            raise
+        if self.after is not None:
+            with torch.no_grad():
+                for (_, _, buffer, _, _), value in zip(self.start, self.after, strict=True):
+                    buffer.copy_(value)
+
+    def restore(self) -> None:
+        """As they were before the first tile."""
+        for module, name, buffer, value, version in self.start:
+            if module._buffers[name] is not buffer or buffer._version != version:
+                module._buffers[name] = buffer
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+    def moved(self) -> None:
+        """Take what one run of the whole model has made of them as the result."""
+        now = (m._buffers[name] for m, name, _, _, _ in self.start)
+        self.after = [b.clone() for b in now if b is not None]
+        self.restore()
+
+    def _all(self) -> list[tuple[nn.Module, str, Tensor]]:
+        return [
+            (m, name, b) for m in self.owners for name, b in m._buffers.items() if b is not None
+        ]
+
+
+def find_values(passes: Passes, keep_inputs: bool = False) -> "Values":
+    """Run the passes that tell every site what it gets from the whole map, one after the other."""
+    values = Values(passes, keep_inputs)
+    with torch.no_grad():
+        for number in passes.numbers():
+            values.find(number)
+    return values
+
+
+class Values:
+    """What every site got from the whole map."""
+
+    def __init__(self, passes: Passes, keep_inputs: bool) -> None:
+        self.passes = passes
+        self.keep_inputs = keep_inputs
+        self.moments: dict[int, Moments] = {}
+        self.norms: dict[int, Normalisation] = {}
+        self.inputs: dict[int, Tensor] = {}
+        self.results: dict[int, Tensor] = {}
+
+    def find(self, number: int) -> None:
+        """One pass over the tiles: collect what the site reads, and give its result from now on."""
+        if self.passes.place(number).result is None:
+            self._collect_moments(number)
+        else:
+            self._run_whole(number)
+
+    def move_running(self) -> None:
+        """Move the running statistics of all normalisations, once."""
+        for number, norm in self.norms.items():
+            norm.move_running(self.moments[number])
+
+    def _collect_moments(self, number: int) -> None:
+        total: Moments | None = None
+        for _, site, core in self.passes.until(number):
+            assert isinstance(site, Normalisation)
+            if core.numel():
+                here = site.moments(core)
+                total = here if total is None else total.merged(here)
+            # what is kept of the call: its weights and settings, not its map
+            nothing = core.new_empty(0, *core.shape[1:])
+            self.norms[number] = replace(site, x=nothing, plain=_not_again)
+            del site, core
+        if total is None:
+            raise ValueError("a normalisation needs at least one cell, got an empty map")
+        self.moments[number] = total
+        moments = total
+        self.passes.given[number] = lambda site, tile: site.normalised(moments.mean, moments.var)
+
+    def _run_whole(self, number: int) -> None:
+        place = self.passes.place(number)
+        whole: Tensor | None = None
+        name = place.layer
+        for tile, site, core in self.passes.until(number):
+            del site
+            if whole is None:
+                whole = core.new_empty(whole_shape(core, place.lines, self.passes.grid.size))
+            whole[tile.core_of_whole(place.lines)] = core
+            del core
+        assert whole is not None
+        if self.keep_inputs:
+            self.inputs[number] = whole
+        result = self.passes.parts[name](whole)
+        self.results[number] = result
+        lines = place.result
+        assert lines is not None
+        length = [
+            line.length(0, n, n) for line, n in zip(lines, self.passes.grid.size, strict=True)
+        ]
+        came = [result.shape[line.dim] for line in lines]
+        if came != length:
+            raise ValueError(
+                f"a part that runs whole must return sizes that follow those of the map, got {came} in "
+                f"place of {length} of {name!r}; leave it out of whole=(...)"
+            )
+        # a copy: what follows may write over it, and the next tile reads some of the same cells
+        self.passes.given[number] = lambda site, tile: result[tile.wide_of_whole(lines)].clone()
+
+
+def _not_again() -> Tensor:
+    raise RuntimeError("this call is kept for its settings; its map is gone")
+
+
+def whole_shape(core: Tensor, lines: Any, size: tuple[int, ...]) -> list[int]:
+    """The shape of the whole tensor of which `core` is a part."""
+    shape = list(core.shape)
+    for line, n in zip(lines, size, strict=True):
+        shape[line.dim] = line.length(0, n, n)
+    return shape

@@ -1,0 +1,118 @@
+"""A loss in; whether it is a mean or a sum over cells out, or a refusal."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from neurenix_ms._core.dims import choose
+
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+IN_HALF_PRECISION = 0.02
+MOST_APART = 1e-9
+NOISE = 0.1
+
+
+class Reduction:
+    """What a loss does with its cells, found by cutting tiles in two and by joining two of them.
+
+    A loss that is a mean over some cells only, or in units of all of them, is told apart on the first
+    tile where that matters.
+    """
+
+    def __init__(
+        self, loss: Callable[[Any, Any], Tensor], reduction: Literal["mean", "sum"] | None
+    ) -> None:
+        choose(dict.fromkeys(("mean", "sum", None)), reduction, "reduction")
+        self.loss = loss
+        self.possible = {"mean", "sum"} if reduction is None else {reduction}
+        self.first: tuple[Any, Any] | None = None
+
+    @torch.no_grad()
+    def weight(self, output: Any, target: Any, shares: Sequence[float], dims: int) -> float:
+        """The factor of this core's loss in that of the whole map."""
+        output = tree_map(_disturbed, output)
+        for axis in range(-dims, 0):
+            self._expect_split(output, target, axis)
+        if self.first is None:
+            self.first = (output, target)
+        self._expect_joined(self.first, (tree_map(_disturbed, output), target), dims)
+        if "sum" in self.possible:
+            return 1.0
+        if max(shares) - min(shares) > MOST_APART:
+            raise ValueError(
+                "a mean over several outputs needs tiles that hold the same share of each, got "
+                f"shares {[round(s, 6) for s in shares]}; take a size that the stride divides"
+            )
+        return shares[0]
+
+    def _expect_split(self, output: Any, target: Any, axis: int) -> None:
+        """The loss of a core against those of its first third and of the rest."""
+        leaves, structure = tree_flatten((output, target))
+        maps = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        shortest = min(leaf.shape[axis] for leaf in maps)
+        cut = max(1, shortest // 3)
+        if shortest < 2 or any(leaf.shape[axis] * cut % shortest for leaf in maps):
+            return
+
+        def part(first: bool) -> Any:
+            pieces = []
+            for leaf in leaves:
+                if isinstance(leaf, Tensor):
+                    at = leaf.shape[axis] * cut // shortest
+                    end = leaf.shape[axis]
+                    leaf = leaf.narrow(axis, 0, at) if first else leaf.narrow(axis, at, end - at)
+                pieces.append(leaf)
+            return tree_unflatten(pieces, structure)
+
+        self._expect(part(True), part(False), (output, target), cut / shortest)
+
+    def _expect_joined(self, first: Any, here: Any, dims: int) -> None:
+        """The loss of two cores as one batch against those of each."""
+        mine, structure = tree_flatten(first)
+        theirs = tree_flatten(here)[0]
+        ours: list[list[Any]] = [[], [], []]
+        for a, b in zip(mine, theirs, strict=True):
+            if isinstance(a, Tensor):
+                for axis in range(-dims, 0):
+                    shared = min(a.shape[axis], b.shape[axis])
+                    a, b = a.narrow(axis, 0, shared), b.narrow(axis, 0, shared)
+            both = torch.cat([a, b]) if isinstance(a, Tensor) else a
+            for pieces, piece in zip(ours, (a, b, both), strict=True):
+                pieces.append(piece)
+        a, b, both = (tree_unflatten(pieces, structure) for pieces in ours)
+        self._expect(a, b, both, 0.5)
+
+    def _expect(self, a: Any, b: Any, both: Any, share: float) -> None:
+        # copies: the loss may write over what it gets
+        pieces = (tree_map(_copied, piece) for piece in (a, b, both))
+        one, other, together = (self.loss(*piece) for piece in pieces)
+        size = sum(abs(float(value)) for value in (one, other, together))
+        rounding = ROUNDING.get(together.dtype, IN_HALF_PRECISION) * size
+        by_rule = {"sum": one + other, "mean": share * one + (1 - share) * other}
+        fitting = {
+            name for name, value in by_rule.items() if abs(float(value - together)) <= rounding
+        }
+        if not self.possible & fitting:
+            wanted = " or a ".join(sorted(self.possible))
+            raise ValueError(
+                f"loss must be a {wanted} over cells of something local, got {float(one):.6g} and "
+                f"{float(other):.6g} for two parts (shares {share:.3g} and {1 - share:.3g}) and "
+                f"{float(together):.6g} for both; a mean over chosen cells (class weights, "
+                "ignore_index) must be a sum divided by a number known beforehand"
+            )
+        self.possible &= fitting
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _disturbed(y: Tensor) -> Tensor:
+    """Somewhat other values, so that a perfect prediction shows what the loss does too."""
+    if not y.is_floating_point():
+        return y
+    wave = torch.arange(y.numel(), device=y.device, dtype=torch.float32).mul_(0.7).sin_()
+    return y.detach() + NOISE * wave.reshape(y.shape).to(y.dtype)

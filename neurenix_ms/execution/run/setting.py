@@ -1,0 +1,152 @@
+"""Find plan, tiles and parts for what a user asks for and maps of one size."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from torch import Tensor, nn
+
+from neurenix_ms._core.checks import check_sequence, check_text
+from neurenix_ms.execution.compiled import uncompiled
+from neurenix_ms.execution.plan.cache import kept
+from neurenix_ms.execution.plan.choice import Edge, choose_edge, choose_parts
+from neurenix_ms.execution.plan.footprint import (
+    SIZES_TO_TRY,
+    Plan,
+    like_parameters,
+    make_plan,
+    taken_size,
+)
+from neurenix_ms.execution.plan.grid import Grid
+from neurenix_ms.execution.plan.sites import submodules
+from neurenix_ms.execution.progress import search_for_a_plan
+from neurenix_ms.execution.run.arrays import check_array, dtype_of
+from neurenix_ms.execution.run.passes import Passes
+
+TileSize = int | Sequence[int] | Literal["auto"]
+Whole = Literal["auto"] | Sequence[str]
+EARLY_SIZES = {1: 256, 2: 256, 3: 64}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model runs on maps of one size."""
+
+    plan: Plan
+    grid: Grid
+    whole: tuple[str, ...]
+
+    def num_sites(self) -> int:
+        """Passes over the tiles before the one that makes the result."""
+        return sum(place is not None for place in self.plan.sites)
+
+    def passes(self, model: nn.Module, x: Any, like: Tensor, step: Callable[[], None]) -> Passes:
+        """The passes over one map."""
+        return Passes(model, x, self.plan, self.grid, self.whole, like, step)
+
+
+def settle_early(
+    model: nn.Module, in_channels: int, spatial_dims: int, whole: Whole, memory_limit: int | None
+) -> None:
+    """Raise if the model cannot run in tiles, found on a map that there is not yet."""
+    like = like_parameters(model)
+    with uncompiled(), search_for_a_plan(model):
+        sizes = (EARLY_SIZES[spatial_dims], *SIZES_TO_TRY)
+        size = taken_size(model, in_channels, spatial_dims, like, sizes)
+        settle(model, (1, in_channels, *size), like, 1, whole, memory_limit)
+
+
+def settle(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    tile_size: TileSize,
+    whole: Whole,
+    memory_limit: int | None,
+) -> Setting | None:
+    """The setting for maps of this shape; None where one tile holds the map.
+
+    It is kept as long as the model stays as it is.
+    """
+    whole = whole if isinstance(whole, str) else tuple(whole)
+    tile_size = tile_size if isinstance(tile_size, (int, str)) else tuple(tile_size)
+    question = ("setting", shape, like.dtype, like.device, tile_size, whole, memory_limit)
+    with search_for_a_plan(model):
+        return kept(
+            model, question, lambda: _settled(model, shape, like, tile_size, whole, memory_limit)
+        )
+
+
+def _settled(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    tile_size: TileSize,
+    whole: Whole,
+    memory_limit: int | None,
+) -> Setting | None:
+    asked = None if isinstance(tile_size, str) else edges(tile_size, len(shape) - 2)
+    if asked is not None and all(e >= n for e, n in zip(asked, shape[2:], strict=True)):
+        return None
+    if isinstance(whole, str):
+        names = choose_parts(model, shape, like, asked, memory_limit)
+    else:
+        names = tuple(whole)
+    plan = make_plan(model, shape, like, names, memory_limit)
+    if asked is None:
+        asked = choose_edge(model, shape, like, plan, names, cast(int, memory_limit))
+    grid = Grid(tuple(shape[2:]), plan.stride, asked, plan.least)
+    return None if len(grid) == 1 and not names else Setting(plan, grid, names)
+
+
+def edges(tile_size: int | Sequence[int], spatial_dims: int) -> Edge:
+    """One edge per axis."""
+    return (tile_size,) * spatial_dims if isinstance(tile_size, int) else tuple(tile_size)
+
+
+def check_asked(
+    model: nn.Module,
+    tile_size: TileSize,
+    whole: Whole,
+    spatial_dims: int,
+    memory_limit: int | None,
+) -> Whole:
+    """Raise where no map could be run so; return the parts as a tuple of names."""
+    if isinstance(tile_size, str):
+        if memory_limit is None:
+            raise ValueError(
+                "tile_size must be cells, cells per axis, or 'auto' together with memory_limit, "
+                f"got {tile_size!r} and memory_limit {memory_limit}"
+            )
+    else:
+        sizes = edges(tile_size, spatial_dims)
+        if len(sizes) != spatial_dims or min(sizes) < 1:
+            raise ValueError(
+                f"tile_size must be at least 1 along each of {spatial_dims} axes, got {tile_size}"
+            )
+    if memory_limit is not None and memory_limit < 1:
+        raise ValueError(f"memory_limit must be at least 1 byte, got {memory_limit}")
+    if isinstance(whole, str):
+        if whole != "auto":
+            raise ValueError(f"whole must be 'auto' or names of submodules, got {whole!r}")
+        return "auto"
+    names = check_sequence("whole", whole, "names of submodules")
+    names = [check_text(f"whole[{i}]", name) for i, name in enumerate(names)]
+    submodules(model, tuple(names))
+    return tuple(names)
+
+
+def check_map_of(
+    x: Any, spatial_dims: int | None, model: nn.Module
+) -> tuple[tuple[int, ...], Tensor]:
+    """The shape of a map, and an empty tensor like its tiles: of the model's dtype and device."""
+    like = like_parameters(model, dtype_of(x))
+    check_array("x", x, like.dtype)
+    shape = tuple(int(n) for n in x.shape)
+    wrong = spatial_dims is not None and len(shape) != spatial_dims + 2
+    if wrong or len(shape) not in (3, 4, 5) or min(shape) < 1:
+        axes = "one to three" if spatial_dims is None else spatial_dims
+        raise ValueError(
+            f"expected (B, C) and {axes} spatial axes, none of them empty, got {shape}"
+        )
+    return shape, like

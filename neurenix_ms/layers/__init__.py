@@ -1,0 +1,6 @@
+"""Layers that networks are built from."""
+
+from neurenix_ms._core.convolution import Conv3d
+from neurenix_ms.layers.mlp import MLP
+
+__all__ = ["MLP", "Conv3d"]

@@ -1,0 +1,72 @@
+"""A vector in, a vector out: dense bricks for states and coordinates rather than maps."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import expect_positive
+from neurenix_ms.layers.naming import Act, make_act
+
+
+class MLP(Configured, nn.Module):
+    """Dense layers with an activation between them, and none after the last.
+
+    The network for states of a few numbers, such as those of an ordinary differential equation. For
+    maps use a `UNet`: an MLP sees a grid as numbers without neighbours.
+
+    Args:
+        in_features: Length of the vectors that come in.
+        out_features: Length of those that go out.
+        hidden: Width of every layer between; empty for a single linear map.
+        act: "relu", "tanh", ..., or a callable without arguments that makes a module.
+
+    Shape:
+        `(..., in_features)` -> `(..., out_features)`
+
+    Raises:
+        ValueError: If a width is below 1, or the last axis of the input has another length.
+
+    Examples:
+        >>> import torch
+        >>> network = MLP(2, 3, [128, 128])
+        >>> network(torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    @checked
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: Sequence[int] = (128, 128, 128),
+        *,
+        act: Act = "relu",
+    ) -> None:
+        super().__init__()
+        expect_positive(in_features=in_features, out_features=out_features)
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"every hidden width must be at least 1, got {list(hidden)}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.hidden = list(hidden)
+        self.act = act
+        widths = [in_features, *hidden, out_features]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        activation: Any = make_act(act)
+        if hasattr(activation, "inplace") and not callable(act):
+            activation.inplace = True  # what it overwrites is a layer's own fresh output
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 1 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"the last axis must have length {self.in_features}, got shape {tuple(x.shape)}"
+            )
+        *inner, last = self.layers
+        for layer in inner:
+            x = self.activation(layer(x))
+        return last(x)

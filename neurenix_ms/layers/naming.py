@@ -1,0 +1,74 @@
+"""A short name, or any callable that makes a module, becomes a normalisation or an activation."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+
+from neurenix_ms._core.checks import check_made
+from neurenix_ms._core.dims import BATCH_NORMS, INSTANCE_NORMS, SpatialDims, choose
+from neurenix_ms._core.sizes import spatial
+from neurenix_ms._core.tracing import one_call, sizes_are_open
+
+Norm = Literal["batch", "instance", "group"] | Callable[[int], nn.Module] | None
+Act = (
+    Literal["relu", "leaky_relu", "gelu", "silu", "elu", "celu", "tanh"]
+    | Callable[[], nn.Module]
+    | None
+)
+
+ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "celu": nn.CELU,
+    "tanh": nn.Tanh,
+    None: nn.Identity,
+}
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm with the largest divisor of `channels` not above min(32, channels // 4)."""
+    most = max(1, min(32, channels // 4))
+    return nn.GroupNorm(max(n for n in range(1, most + 1) if channels % n == 0), channels)
+
+
+def make_norm(norm: Norm, channels: int, spatial_dims: SpatialDims) -> nn.Module:
+    """The normalisation called `norm` for `channels` channels."""
+    if callable(norm):
+        return check_made("norm", norm, channels)
+    table: dict[str | None, Callable[[int], nn.Module]] = {
+        "batch": choose(BATCH_NORMS, spatial_dims, "spatial_dims"),
+        "instance": partial(INSTANCE_NORMS[spatial_dims], affine=True),
+        "group": group_norm,
+        None: lambda _: nn.Identity(),
+    }
+    return choose(table, norm, "norm")(channels)
+
+
+def make_act(act: Act) -> nn.Module:
+    """The activation called `act`."""
+    return check_made("act", act) if callable(act) else choose(ACTIVATIONS, act, "act")()
+
+
+def expect_normalisable(norm: Norm, training: bool, x: Tensor, num_halvings: int = 0) -> None:
+    """Raise if `x`, halved so often, has one pixel and the norm would have no variance to take."""
+    if norm == "instance" or (norm == "batch" and training):
+        _expect_several_pixels(norm, x, num_halvings)
+
+
+@one_call
+def _expect_several_pixels(norm: str, x: Tensor, num_halvings: int) -> None:
+    if sizes_are_open():
+        return
+    batch, size = x.shape[0], tuple(n >> num_halvings for n in spatial(x))
+    if math.prod(size) == 1 and (norm == "instance" or batch < 2):
+        raise ValueError(
+            "instance norm, and batch norm in training on a batch of one, need more than one pixel "
+            f"in the smallest map, got {batch} map(s) of size {size} there with norm {norm!r}; "
+            "give a larger map or choose norm='group'"
+        )

@@ -1,0 +1,90 @@
+"""One map resampled to a size: the one place where interpolation modes are looked up."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.dims import LINEAR_MODES, SpatialDims, avg_pool3d, choose
+from neurenix_ms._core.sizes import Size, equal, spatial
+from neurenix_ms._core.tracing import one_call, one_module
+
+LINEAR_NAMES = ("linear", "bilinear", "trilinear")
+MODES = ("nearest", *LINEAR_NAMES, "bicubic", "area")
+
+
+def torch_mode(mode: str, spatial_dims: SpatialDims, antialias: bool = False) -> str:
+    """The name that `F.interpolate` gives `mode` in `spatial_dims` dimensions."""
+    linear = choose(LINEAR_MODES, spatial_dims, "spatial_dims")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {list(MODES)}, got {mode!r}")
+    if mode == "bicubic" and spatial_dims != 2:
+        raise ValueError(f"mode 'bicubic' needs spatial_dims 2, got {spatial_dims}")
+    smooth = mode == "bicubic" or mode in LINEAR_NAMES
+    if antialias and not (smooth and spatial_dims == 2):
+        raise ValueError(
+            "antialias needs spatial_dims 2 and mode 'bilinear' or 'bicubic', "
+            f"got spatial_dims {spatial_dims} and mode {mode!r}"
+        )
+    return linear if mode in LINEAR_NAMES else mode
+
+
+@one_call
+def halved(x: Tensor) -> Tensor:
+    """The mean of every two cells along every axis; all axes must be even."""
+    pools: dict[int, Callable[..., Tensor]]
+    pools = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: avg_pool3d}
+    return pools[x.ndim - 2](x, 2)
+
+
+@one_call
+def doubled(x: Tensor) -> Tensor:
+    """Every cell twice along every axis."""
+    return F.interpolate(x, tuple(2 * n for n in spatial(x)))
+
+
+class Resize(nn.Module):
+    """Resample a map to a given size; a map that has it already is returned unchanged.
+
+    Args:
+        mode: "nearest", "bilinear" (linear in any number of axes), "bicubic" or "area".
+        spatial_dims: Number of spatial axes.
+        align_corners: Put the outermost samples of both grids on each other.
+        antialias: Low-pass before shrinking (2-D, "bilinear" or "bicubic").
+
+    Shape:
+        `(B, C, *S)` and a size `T` -> `(B, C, *T)`
+
+    Raises:
+        ValueError: If the mode does not exist in `spatial_dims` dimensions.
+
+    Examples:
+        >>> import torch
+        >>> Resize("bilinear")(torch.zeros(1, 3, 5, 7), (10, 4)).shape
+        torch.Size([1, 3, 10, 4])
+    """
+
+    @checked
+    def __init__(
+        self,
+        mode: str = "bilinear",
+        spatial_dims: SpatialDims = 2,
+        align_corners: bool = False,
+        antialias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.mode = torch_mode(mode, spatial_dims, antialias)
+        self.align_corners = None if self.mode in ("nearest", "area") else align_corners
+        self.antialias = antialias
+
+    @one_module
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        if equal(spatial(x), size):
+            return x
+        return F.interpolate(
+            x, tuple(size), None, self.mode, self.align_corners, antialias=self.antialias
+        )
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode!r}, align_corners={self.align_corners}"

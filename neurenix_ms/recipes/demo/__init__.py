@@ -1,0 +1,1 @@
+"""Compare a multiscale and a single-scale network on porous media."""

@@ -1,0 +1,199 @@
+"""Nothing in, a comparison of a multiscale and a single-scale network on porous media out.
+
+`python -m neurenix_ms.recipes.demo` makes porous geometries with solved conduction, trains a network
+composed of the library's blocks and a plain stack of convolutions of as many parameters on the same
+batches, and compares both, Archie's law and the linear field on geometries that none has seen. It
+writes `demo.png` and `table.md`. A run that was killed goes on where it was.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.datasets import PorousConduction, effective_conductivity
+from neurenix_ms.meter import count_flops, parameter_table, peak_tensor_bytes
+from neurenix_ms.recipes.demo.models import (
+    linear_field,
+    multiscale,
+    network_inputs,
+    single_scale,
+)
+from neurenix_ms.recipes.demo.report import (
+    ArchieLaw,
+    conductance_scores,
+    draw,
+    field_scores,
+    pick,
+    table,
+)
+from neurenix_ms.recipes.demo.training import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    MirroredConduction,
+    conduction_loss,
+    train,
+)
+from neurenix_ms.recipes.fitting import forget_other_run
+from neurenix_ms.recipes.options import expect_at_least
+
+MODELS = {"multiscale": multiscale, "single scale": single_scale}
+HELD_OUT = 6  # one of so many samples is kept for the comparison
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Run the demo and return its table.
+
+    Args:
+        argv: Command line without the name of the program; by default that of the process.
+    """
+    start = time.perf_counter()
+    options = _options(argv)
+    samples = _samples(options)
+    num_held_out = max(2, len(samples) // HELD_OUT)
+    seen, unseen = samples[:-num_held_out], samples[-num_held_out:]
+    models, seconds = _trained(options, seen)
+    held_out = {key: torch.stack([one[key] for one in unseen]) for key in unseen[0]}
+    inputs = network_inputs(held_out["pores"], held_out["distance"])
+    fields = {name: predict(model, inputs) for name, model in models.items()}
+    columns = {
+        name: {**field_scores(fields[name], held_out["potential"], held_out["pores"])}
+        | costs(model, seen[:BATCH_SIZE], seconds[name])
+        for name, model in models.items()
+    }
+    columns |= _baselines(seen, held_out)
+    text = table(columns)
+    facts = (
+        f"{num_held_out} unseen geometries of {options.size} x {options.size} cells; both networks "
+        f"were trained on the same {len(seen)} others, with the same loss, in the same "
+        f"{options.epochs} epochs of {-(-len(seen) // BATCH_SIZE)} steps."
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "table.md").write_text(f"{text}\n\n{facts}\n", encoding="utf-8")
+    shown = pick(effective_conductivity(held_out["potential"], held_out["pores"]))
+    draw(
+        options.out / "demo.png",
+        held_out["pores"][shown],
+        held_out["potential"][shown],
+        {name: field[shown] for name, field in fields.items()},
+    )
+    print(f"\n{text}\n\n{facts}")
+    print(f"{options.out / 'demo.png'}, {options.out / 'table.md'}: ", end="")
+    print(f"{time.perf_counter() - start:.0f} s in all")
+    return text
+
+
+def predict(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Output of `model` in evaluation mode, batch by batch."""
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model(batch) for batch in inputs.split(BATCH_SIZE)])
+
+
+def costs(model: nn.Module, samples: Sequence[dict[str, Tensor]], seconds: float) -> dict[str, str]:
+    """The rows of the table that say what a network costs.
+
+    Args:
+        model: The network.
+        samples: The batch of a training step.
+        seconds: What its training took.
+    """
+    inputs, targets = map(torch.stack, zip(*_mapped(samples), strict=True))
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(inputs[:1])
+
+    def step() -> None:
+        conduction_loss(model(inputs), targets).backward()
+
+    model = copy.deepcopy(model).eval()  # a step leaves gradients, and batch norms count it
+    model.zero_grad(set_to_none=True)
+    operations, forward_bytes = count_flops(forward), peak_tensor_bytes(forward)
+    model.train()
+    step_bytes = peak_tensor_bytes(step)
+    return {
+        "parameters": f"{parameter_table(model)[-1][1]:,}",
+        "FLOPs of one map": f"{operations / 1e9:.3f} G",
+        "peak tensors, one map": f"{forward_bytes / 2**20:.1f} MiB",
+        f"peak tensors, training step of {len(inputs)}": f"{step_bytes / 2**20:.1f} MiB",
+        "training": f"{seconds:.0f} s",
+    }
+
+
+def _mapped(samples: Sequence[dict[str, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    data = MirroredConduction(samples)
+    return [data[i] for i in range(len(samples))]
+
+
+def _baselines(
+    seen: Sequence[dict[str, Tensor]], held_out: dict[str, Tensor]
+) -> dict[str, dict[str, str]]:
+    """Columns of the table for Archie's law, fitted to what was seen, and for the linear field."""
+    porosity = torch.stack([one["pores"].mean() for one in seen])
+    conductance = torch.stack([one["D_rel"] for one in seen])
+    unseen = held_out["pores"].flatten(1).mean(dim=1)
+    columns = {}
+    for with_scale in (True, False):
+        law = ArchieLaw.fit(porosity, conductance, with_scale=with_scale)
+        factor = f"{law.scale:.2f} " if with_scale else ""
+        name = f"Archie {factor}φ^{law.exponent:.2f}"
+        columns[name] = conductance_scores(law(unseen), held_out["D_rel"])
+    truth = held_out["potential"]
+    linear = linear_field(tuple(truth.shape[2:])).expand_as(truth)
+    return columns | {"linear field": field_scores(linear, truth, held_out["pores"])}
+
+
+def _samples(options: argparse.Namespace) -> list[dict[str, Tensor]]:
+    data = PorousConduction(
+        options.data, options.samples, size=options.size, spatial_dims=2, seed=options.seed
+    )
+    return [data[i] for i in range(len(data))]
+
+
+def _trained(
+    options: argparse.Namespace, seen: Sequence[dict[str, Tensor]]
+) -> tuple[dict[str, nn.Module], dict[str, float]]:
+    """Both networks after training, and their seconds; goes on from what `options.out` holds."""
+    models: dict[str, nn.Module] = {}
+    seconds: dict[str, float] = {}
+    for name, make in MODELS.items():
+        torch.manual_seed(options.seed)
+        model = make().to(memory_format=torch.channels_last)
+        folder = options.out / name.replace(" ", "_")
+        forget_other_run(
+            folder,
+            {
+                **{key: getattr(options, key) for key in ("samples", "epochs", "size", "seed")},
+                "batch_size": BATCH_SIZE,
+                "learning_rate": LEARNING_RATE,
+                "parameters": parameter_table(model)[-1][1],
+            },
+            options.fresh,
+        )
+        print(f"training the {name} network, {parameter_table(model)[-1][1]:,} parameters")
+        seconds[name] = train(model, seen, options.epochs, folder, seed=options.seed)
+        models[name] = model
+    return models, seconds
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m neurenix_ms.recipes.demo",
+        description="Train a multiscale and a single-scale network on porous media and compare.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--samples", type=int, default=600, help="geometries, held-out included")
+    parser.add_argument("--epochs", type=int, default=12, help="times every geometry is seen")
+    parser.add_argument("--size", type=int, default=64, help="cells along each axis")
+    parser.add_argument("--seed", type=int, default=0, help="for geometries, weights and order")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="results, checkpoints")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the samples")
+    parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
+    options = parser.parse_args(argv)
+    expect_at_least(parser, options, samples=4, size=16, epochs=1)
+    return options

@@ -1,0 +1,1 @@
+"""Train a U-Net on any number of processes."""

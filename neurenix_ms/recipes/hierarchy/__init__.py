@@ -1,0 +1,1 @@
+"""Compare single, coupled and hybrid time-steppers."""

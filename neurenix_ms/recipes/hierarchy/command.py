@@ -1,0 +1,184 @@
+"""A system in, a table and a picture of how well single, coupled and hybrid steppers forecast it out.
+
+`python -m neurenix_ms.recipes.hierarchy --system hopf` solves trajectories, trains a network per
+stride, selects the strides to couple, and scores everything against trajectories that none has seen.
+A run that was killed goes on where it was.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms.datasets.dynamics import SYSTEMS
+from neurenix_ms.files import load, save
+from neurenix_ms.layers.mlp import MLP
+from neurenix_ms.recipes.hierarchy.report import draw, table
+from neurenix_ms.recipes.hierarchy.settings import (
+    NUM_STEPS,
+    SETTINGS,
+    STEP_SIZES,
+    Settings,
+    noisy,
+    trajectories,
+)
+from neurenix_ms.recipes.options import expect_at_least
+from neurenix_ms.timestepping import (
+    HierarchicalTimeStepper,
+    IntegratorStepper,
+    Selection,
+    fit_hierarchy,
+    select_strides,
+)
+
+NUM_SELECTING = 40  # validation trajectories by which strides are selected
+INTEGRATOR_STRIDE = 4  # a step of 0.04 by RK4 is exact to what the table shows
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Run the experiment and return its table.
+
+    Args:
+        argv: Command line without the name of the program; by default that of the process.
+    """
+    options = _options(argv)
+    settings = SETTINGS[options.system]
+    iterations = options.iterations or settings.num_iterations
+    data = trajectories(options.system, settings.dt, options.data)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for noise in options.noise:
+        name = f"{options.system}_{100 * noise:g}"
+        note = options.out / f"{name}.json"
+        if options.fresh:
+            for old in options.out.glob(f"{name}.*"):
+                old.unlink()
+        if note.exists() and json.loads(note.read_text())["iterations"] == iterations:
+            continue
+        print(f"{options.system}, {100 * noise:g} % noise")
+        model, seconds = trained(settings, data, noise, iterations, options, name)
+        result = scores(options.system, settings, model, data, noise, options.seed)
+        result |= {
+            "system": options.system,
+            "noise": noise,
+            "iterations": iterations,
+            "batch_size": settings.batch_size,
+            "threads": torch.get_num_threads(),
+            "seconds": round(seconds),
+        }
+        write_atomically(note, json.dumps(result, indent=1).encode())
+    results = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
+    for result in results:
+        if result["system"] == options.system and result["noise"] == 0:
+            draw(options.out / f"{options.system}.png", result)
+    text = table(results)
+    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n\n{options.out / 'table.md'}")
+    return text
+
+
+def trained(
+    settings: Settings,
+    data: dict[str, Tensor],
+    noise: float,
+    iterations: int,
+    options: argparse.Namespace,
+    name: str,
+) -> tuple[HierarchicalTimeStepper, float]:
+    """A stepper per stride, and the seconds of the last go at training."""
+    target = options.out / f"{name}.nx"
+    seen, held_out = (
+        noisy(data[part], noise, options.seed + i).float()
+        for i, part in enumerate(("train", "validation"))
+    )
+    torch.manual_seed(options.seed)
+    start = time.perf_counter()
+    dims = seen.shape[-1]
+    checkpoint = options.out / f"{name}.ckpt"
+    model = fit_hierarchy(
+        seen,
+        settings.dt,
+        STEP_SIZES,
+        lambda: MLP(dims, dims, settings.hidden),
+        validation=held_out,
+        horizon=options.horizon,
+        num_iterations=iterations,
+        batch_size=settings.batch_size,
+        seed=options.seed,
+        checkpoint=checkpoint,
+    )
+    save(model, target)
+    twin = load(target)
+    assert isinstance(twin, HierarchicalTimeStepper)
+    return twin, time.perf_counter() - start
+
+
+@torch.no_grad()
+def scores(
+    system: str,
+    settings: Settings,
+    model: HierarchicalTimeStepper,
+    data: dict[str, Tensor],
+    noise: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Mean squared errors over all steps against the truth, and their course over time."""
+    held_out = noisy(data["validation"], noise, seed + 1).float()
+    truth = data["test"][:, 1:]
+    x0 = data["test"][:, 0].float()
+    selection = selected(model, held_out[:NUM_SELECTING])
+    fine = IntegratorStepper(SYSTEMS[system].rhs, settings.dt, INTEGRATOR_STRIDE)
+    coarsest = max(selection.hierarchy.step_sizes)
+    if coarsest <= INTEGRATOR_STRIDE:  # the integrator is to be the fine level
+        coarsest = 4 * INTEGRATOR_STRIDE
+    hybrid = HierarchicalTimeStepper([fine, *model.only([coarsest]).steppers])
+    ways = {str(size): model.only([size]) for size in STEP_SIZES}
+    ways |= {"coupled": selection.hierarchy, "hybrid": hybrid}
+    errors, curves = {}, {}
+    for name, way in ways.items():
+        square = (way.forecast(x0, NUM_STEPS).double() - truth).square().mean(dim=(0, 2))
+        errors[name] = square.mean().item()
+        curves[name] = square.unflatten(0, (-1, 40)).mean(dim=1).tolist()
+    return {
+        "selected": selection.hierarchy.step_sizes,
+        "hybrid": [coarsest, INTEGRATOR_STRIDE],
+        "table": selection.table,
+        "errors": errors,
+        "curves": curves,
+        "dt": settings.dt,
+    }
+
+
+def selected(model: HierarchicalTimeStepper, held_out: Tensor) -> Selection:
+    """The strides to couple: coarse ones are dropped over humps too, not only while it helps."""
+    sweep = select_strides(model, held_out, tolerance=math.inf).table
+    finite = [(error, strides) for strides, error in sweep if math.isfinite(error)]
+    selection = select_strides(model.only(min(finite)[1]), held_out)
+    return Selection(selection.hierarchy, sweep + selection.table)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m neurenix_ms.recipes.hierarchy",
+        description="Train a stepper per stride for a system, couple them, and compare.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--system", choices=list(SETTINGS), default="hyperbolic")
+    parser.add_argument(
+        "--noise", type=float, nargs="+", default=[0.0], help="shares of the standard deviation"
+    )
+    parser.add_argument("--iterations", type=int, help="steps of Adam; by default the system's")
+    parser.add_argument("--horizon", type=int, default=1, help="strides per training window")
+    parser.add_argument("--seed", type=int, default=0, help="for weights, windows and noise")
+    parser.add_argument("--out", type=Path, default=Path("runs/hierarchy"), help="results")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of trajectories")
+    parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
+    options = parser.parse_args(argv)
+    expect_at_least(parser, options, iterations=1, horizon=1, noise=0)
+    return options

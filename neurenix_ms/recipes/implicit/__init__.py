@@ -1,0 +1,1 @@
+"""Measure implicit models and their pruning."""

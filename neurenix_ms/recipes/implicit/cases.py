@@ -1,0 +1,249 @@
+"""Options in, the results of one implicit experiment out, as plain numbers."""
+
+import statistics
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.datasets import kuramoto_sivashinsky, travelling_wave, turbulence2d
+from neurenix_ms.files import save
+from neurenix_ms.implicit import (
+    MultiScaleNIF,
+    Normaliser,
+    PruningSchedule,
+    compact,
+    prune_nodes,
+)
+from neurenix_ms.implicit.pruning import prunable
+from neurenix_ms.layers.mlp import MLP
+from neurenix_ms.meter import parameter_table
+from neurenix_ms.recipes.implicit.training import ITERATIONS_PER_EPOCH, relative_error, train
+
+Result = dict[str, Any]
+WAYS: dict[str, tuple[Literal["l2", "contribution"], Literal["global", "layer"]]] = {
+    "l2": ("l2", "global"),
+    "contribution": ("contribution", "global"),
+    "l2 by layer": ("l2", "layer"),
+}
+SHARES = PruningSchedule(0.5, 0.9, 5)
+LENGTH, END_TIME = 8 * torch.pi, 8.0  # of the Kuramoto-Sivashinsky waves
+SPREAD = 3.75  # coordinates from -3.75 to 3.75: the packet is narrow, and omega_0 is small
+
+
+def wave(options: Namespace) -> Result:
+    """Train on the travelling wave, then prune, compact and retrain in rounds, in three ways.
+
+    What is retrained is the compact model: the same function as the masked one, at less cost. The fewer
+    nodes are left, the more iterations it gets, as each costs less.
+    """
+    data = travelling_wave()
+    t, x, u = data["t"][:, None], data["x"][:, None], data["u"][..., None]
+    settings: Result = {"learning_rate": 5e-3, "seed": options.seed}
+    steps = options.steps or 500
+    torch.manual_seed(options.seed)
+    dense = Normaliser(wave_field()).double().fit(t, x, u)
+    dense.get_buffer("x_scale").div_(SPREAD)
+    folder = options.runs / "wave"
+    print("travelling wave, dense")
+    error = train(
+        dense,
+        t,
+        x,
+        u,
+        folder / "dense",
+        steps=3 * steps,
+        iterations=options.iterations,
+        **settings,
+    )
+    nodes = prunable(dense).shape.nodes
+    result: Result = {"rounds": {}}
+    best = (-1.0, 0.0)
+    for way, (criterion, scope) in WAYS.items():
+        small = dense
+        widths = list(map(len, nodes))
+        rounds: list[Result] = [
+            {"sparsity": 0.0, "before": error, "error": error, "widths": widths}
+        ]
+        kept = [dense]
+        for share in SHARES:
+            left = len(nodes) * int((1 - share) * len(nodes[0]) + 1e-9)  # alike in all ways
+            small = compact(small)  # what is kept stays as it is
+            prune_nodes(small, 1 - left / sum(widths), t, criterion, scope)
+            small = compact(small)
+            widths = list(map(len, prunable(small).shape.nodes))
+            before = relative_error(small, t, x, u)
+            name = f"{way.replace(' ', '_')}_{100 * share:.0f}"
+            print(f"travelling wave, {name}: {widths}")
+            more = ITERATIONS_PER_EPOCH * round(
+                options.iterations / (1 - share) / ITERATIONS_PER_EPOCH
+            )
+            last = train(small, t, x, u, folder / name, steps=steps, iterations=more, **settings)
+            rounds.append({"sparsity": share, "before": before, "error": last, "widths": widths})
+            kept.append(small)
+        result["rounds"][way] = rounds
+        at = max(i for i in range(len(rounds)) if i < 2 or rounds[i]["error"] <= 2 * error)
+        if (rounds[at]["sparsity"], -rounds[at]["error"]) > best:
+            best = rounds[at]["sparsity"], -rounds[at]["error"]
+            result["costs"] = [_costs(one, dense, t) for one in kept]
+            result["fields"] = _shown(dense, kept[at], data, rounds[at])
+    return result
+
+
+def wave_field() -> MultiScaleNIF:
+    """The network of the travelling wave, with weights of all layers alike in size at first."""
+    return MultiScaleNIF(1, 1, shape_width=128, omega_0=4.0)
+
+
+@torch.no_grad()
+def _costs(model: Normaliser, dense: Normaliser, t: Tensor) -> Result:
+    """Parameters, bytes of the file, and how much faster than the dense model."""
+    x = torch.linspace(0, 1, 1000, dtype=t.dtype)[:, None]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.nx"
+        save(model, path)
+        size = path.stat().st_size
+    speed = _faster(lambda: dense.forward_grid(t, x), lambda: model.forward_grid(t, x))
+    return {"parameters": parameter_table(model)[-1][1], "bytes": size, "speed": speed}
+
+
+def _faster(slow: Callable[[], object], fast: Callable[[], object], pairs: int = 21) -> float:
+    """CPU time of one call by that of the other, the median of pairs."""
+    ratios = []
+    for _ in range(pairs + 2):
+        start = time.process_time()
+        slow()
+        middle = time.process_time()
+        fast()
+        ratios.append((middle - start) / max(time.process_time() - middle, 1e-9))
+    return statistics.median(ratios[2:])
+
+
+@torch.no_grad()
+def _shown(dense: Normaliser, small: Normaliser, data: dict[str, Tensor], one: Result) -> Result:
+    rows = [0, 4, 9]
+    t, x = data["t"][rows][:, None], data["x"][:, None]
+    return {
+        "t": data["t"][rows].tolist(),
+        "x": data["x"].tolist(),
+        "true": data["u"][rows].tolist(),
+        **{
+            name: [model.at(time)(x)[:, 0].tolist() for time in t]
+            for name, model in (("dense", dense), ("compact", small))
+        },
+        **{key: one[key] for key in ("sparsity", "error")},
+    }
+
+
+def waves(options: Namespace) -> Result:
+    """A NIF and an MLP of its size on Kuramoto-Sivashinsky waves of seen and unseen parameters."""
+    ring: Result = {"num_points": 64, "num_times": 41, "end_time": END_TIME, "length": LENGTH}
+    seen_nu = torch.linspace(0.2, 0.28, 20).tolist()
+    unseen_nu = [(a + b) / 2 for a, b in pairwise(seen_nu)]
+    seen, unseen = (
+        kuramoto_sivashinsky(nu, **ring, root=options.data) for nu in (seen_nu, unseen_nu)
+    )
+    p, x, u = _rows(seen)
+    q, _, v = _rows(unseen)
+    torch.manual_seed(options.seed)
+    nif = MultiScaleNIF(
+        2, 1, shape_width=32, shape_depth=3, parameter_width=32, latent_dim=4, omega_0=15.0
+    )
+    count = parameter_table(nif)[-1][1]
+    width = next(w for w in range(200, 1, -1) if 2 * w * w + 7 * w + 1 <= count)
+    models: dict[str, nn.Module] = {"NIF": nif, "MLP": Pointwise([width] * 3)}
+    result: Result = {"models": {}, "fields": {}}
+    row = slice(9 * 41, 10 * 41)
+    for name, model in models.items():
+        field = Normaliser(model).fit(p, x, u)  # type: ignore[arg-type]
+        print(f"Kuramoto-Sivashinsky, {name}")
+        folder = options.runs / "waves" / name
+        steps = options.steps or 1500
+        error = train(field, p, x, u, folder, steps=steps, batch_size=64, iterations=0)
+        with torch.no_grad():
+            grid = field.forward_grid(q, x)
+        assert isinstance(grid, Tensor)
+        result["models"][name] = {
+            "parameters": parameter_table(model)[-1][1],
+            "seen": error,
+            "unseen": relative_error(field, q, x, v),
+            "unseen_rms": (grid - v).square().mean().sqrt().item(),
+        }
+        result["fields"][name] = _rounded(grid[row, :, 0])
+    shown = unseen["u"][9]
+    extent = [0, LENGTH, 0, END_TIME]
+    result["fields"] |= {"true": _rounded(shown), "nu": unseen_nu[9], "extent": extent}
+    return result
+
+
+class Pointwise(nn.Module):
+    """An MLP of parameters and coordinates together, called as an implicit field is.
+
+    Args:
+        hidden: Widths of its layers.
+
+    Shape:
+        p `(N, 2)`, x `(N, 1)` -> `(N, 1)`
+    """
+
+    parameter_dim, coordinate_dim, out_channels = 2, 1, 1
+
+    def __init__(self, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.mlp = MLP(3, 1, hidden, act="silu")
+
+    def forward_grid(self, p: Tensor, x: Tensor, *, chunk_size: int | None = None) -> Tensor:
+        """Every parameter with every point, `(T, N, 1)`."""
+        pairs = [p[:, None].expand(-1, len(x), -1), x.expand(len(p), -1, -1)]
+        return self.mlp(torch.cat(pairs, -1))
+
+
+def _rows(waves: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Parameters (nu, t), mesh and values of all runs."""
+    nu, t = torch.meshgrid(waves["nu"], waves["t"], indexing="ij")
+    p = torch.stack([nu.flatten(), t.flatten()], 1)
+    return p.float(), waves["x"][:, None].float(), waves["u"].flatten(0, 1)[..., None].float()
+
+
+def turbulence(options: Namespace) -> Result:
+    """Error against compression of decaying vortices: implicit models of several sizes, and POD."""
+    flow = turbulence2d(5e-3, num_times=21, end_time=5.0, root=options.data)
+    w = flow["vorticity"].float()
+    t = flow["t"][:, None].float()
+    axis = flow["x"].float()
+    x = torch.cartesian_prod(axis, axis)
+    u = w.flatten(1)[..., None]
+    result: Result = {"values": w.numel(), "models": [], "fields": {"t": float(t[10])}}
+    left, s, right = torch.linalg.svd(u[..., 0], full_matrices=False)
+    for rank in (1, 2, 4, 8):
+        low = left[:, :rank] * s[:rank] @ right[:rank]
+        numbers = rank * (len(t) + len(x))
+        error = ((low - u[..., 0]).norm() / u.norm()).item()
+        result["models"].append({"name": f"POD, rank {rank}", "numbers": numbers, "error": error})
+        if rank == 4:
+            result["fields"]["POD, rank 4"] = _rounded(low[10].view(w.shape[1:]))
+    for width, latent in ((24, 2), (48, 2)):
+        torch.manual_seed(options.seed)
+        model = MultiScaleNIF(1, 2, shape_width=width, latent_dim=latent, omega_0=10.0)
+        field = Normaliser(model).fit(t, x, u)
+        print(f"turbulence, width {width}")
+        folder = options.runs / "turbulence" / str(width)
+        steps = options.steps or 600
+        error = train(field, t, x, u, folder, steps=steps, batch_size=4, iterations=0)
+        numbers = parameter_table(model)[-1][1]
+        name = f"NIF, {width} wide"
+        result["models"].append({"name": name, "numbers": numbers, "error": error})
+    with torch.no_grad():
+        result["fields"][name] = _rounded(field.at(t[10])(x).view(w.shape[1:]))
+    result["fields"]["true"] = _rounded(w[10])
+    return result
+
+
+def _rounded(values: Tensor) -> list[list[float]]:
+    return [[round(value, 3) for value in row] for row in values.tolist()]

@@ -1,0 +1,75 @@
+"""A case in, its results, table and picture out: what implicit models and pruning are good for.
+
+`python -m neurenix_ms.recipes.implicit wave` trains a field on a travelling wave and prunes it; `waves`
+compares it with an MLP on Kuramoto-Sivashinsky waves of unseen parameters; `turbulence` compares it with
+POD. A run that was killed goes on where it was; results that are there are drawn anew.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms.recipes.implicit import report
+from neurenix_ms.recipes.implicit.cases import turbulence, wave, waves
+from neurenix_ms.recipes.options import expect_at_least
+
+CASES = {
+    "wave": (wave, report.wave_table, report.draw_wave),
+    "waves": (waves, report.waves_table, report.draw_waves),
+    "turbulence": (turbulence, report.turbulence_table, report.draw_turbulence),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Run one case and return its table.
+
+    Args:
+        argv: Command line without the name of the program; by default that of the process.
+    """
+    options = _options(argv)
+    run, table, draw = CASES[options.case]
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = f"implicit_{options.case}"
+    note = options.out / f"{name}.json"
+    if options.fresh or not note.exists():
+        if options.fresh:
+            for old in (options.runs / options.case).glob("**/last.ckpt"):
+                old.unlink()
+        result = run(options)
+        write_atomically(note, json.dumps(result).encode())
+    result = json.loads(note.read_text(encoding="utf-8"))
+    text = table(result)
+    write_atomically(options.out / f"{name}.md", (text + "\n").encode())
+    draw(options.out / f"{name}.png", result)
+    print(f"\n{text}\n\n{options.out / name}.json, .md, .png")
+    return text
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m neurenix_ms.recipes.implicit",
+        description="Implicit fields: a pruned travelling wave, unseen parameters, compression.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("case", choices=list(CASES))
+    parser.add_argument(
+        "--steps", type=int, help="steps of Adam, in hundreds; the case's own if not given"
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=500, help="of L-BFGS for the dense wave, in fifties"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="for weights and order")
+    parser.add_argument("--out", type=Path, default=Path("runs/implicit"), help="results")
+    parser.add_argument("--runs", type=Path, default=Path("runs/implicit"), help="checkpoints")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the solved waves")
+    parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
+    options = parser.parse_args(argv)
+    expect_at_least(parser, options, steps=100)
+    if options.iterations % 50:
+        parser.error(f"--iterations must be a multiple of 50, got {options.iterations}")
+    torch.set_num_threads(1)  # the networks are small
+    return options

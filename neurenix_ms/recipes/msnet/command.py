@@ -1,0 +1,199 @@
+"""Nothing in, an MSNet that predicts the conduction through unseen 3-D porous media out.
+
+`python -m neurenix_ms.recipes.msnet` makes porous geometries of six kinds with solved conduction,
+trains an MSNet on boxes of 32 cells per axis, and scores it on unseen boxes of that size and of
+twice that size, beside a fitted Archie law, Bruggeman's law and the linear field. It writes
+`msnet.png` and `table.md`. A run that was killed goes on where it was.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurenix_ms.datasets import PorousConduction
+from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms.meter import count_flops, parameter_table
+from neurenix_ms.recipes.demo.report import ArchieLaw, pick, table
+from neurenix_ms.recipes.fitting import forget_other_run
+from neurenix_ms.recipes.msnet.models import ConductionMSNet, network_inputs, potential_of
+from neurenix_ms.recipes.msnet.report import draw, scores
+from neurenix_ms.recipes.msnet.training import (
+    CONDUCTANCE_WEIGHT,
+    FLUX_WEIGHT,
+    ConductionLoss,
+    train,
+)
+from neurenix_ms.recipes.options import expect_at_least
+
+KINDS = [(name, radius) for name in ("blobs", "overlapping_spheres") for radius in (4, 6, 8)]
+HELD_OUT_SEED = 1  # added to that of the training samples
+PARTS = ("level", "flux", "conductance", "mirrors")
+Samples = list[dict[str, Tensor]]
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Run the experiment and return its table.
+
+    Args:
+        argv: Command line without the name of the program; by default that of the process.
+    """
+    options = _options(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    data = Data(options)
+    seen = data.samples(options.samples, options.size, options.seed)
+    unseen = [
+        data.samples(count, size, options.seed + HELD_OUT_SEED)
+        for count, size in ((options.held_out, options.size), (options.larger, 2 * options.size))
+    ]
+    model, wall, cpu = _trained(options, seen)
+    laws = _laws(seen)
+    columns: dict[str, dict[str, str]] = {}
+    for samples in unseen:
+        held_out = {key: torch.stack([one[key] for one in samples]) for key in samples[0]}
+        for name, rows in scores(predict(model, held_out), held_out, *laws).items():
+            columns.setdefault(name, {}).update(rows)
+    columns["MS-Net"] |= {
+        "parameters": f"{parameter_table(model)[-1][1]:,}",
+        f"FLOPs, {options.size}³": f"{_flops(model, options.size) / 1e9:.2f} G",
+        "making all samples, CPU time": f"{data.seconds:.0f} s",
+        "training, on the clock": f"{wall:.0f} s",
+        "training, CPU time": f"{cpu:.0f} s",
+        "samples left out, not converged": str(data.left_out),
+    }
+    text = table(columns)
+    facts = (
+        f"Unseen geometries: {len(unseen[0])} of {options.size}³ and {len(unseen[1])} of "
+        f"{2 * options.size}³ cells. Trained on {len(seen)} others of {options.size}³; "
+        f"epochs: {options.epochs}, threads: {torch.get_num_threads()}."
+    )
+    write_atomically(options.out / "table.md", f"{text}\n\n{facts}\n".encode())
+    shown = [_middle(samples) for samples in unseen]
+    draw(options.out / "msnet.png", shown, [_deviations(model, _batch(one)) for one in shown])
+    print(f"\n{text}\n\n{facts}\n{options.out / 'msnet.png'}, {options.out / 'table.md'}")
+    return text
+
+
+def predict(model: ConductionMSNet, samples: dict[str, Tensor]) -> Tensor:
+    """The potential of stacked samples, one by one."""
+    ones = zip(samples["pores"].split(1), samples["distance"].split(1), strict=True)
+    pairs = [{"pores": pores, "distance": distance} for pores, distance in ones]
+    return torch.cat([potential_of(_deviations(model, one)[-1], one["pores"]) for one in pairs])
+
+
+class Data:
+    """Samples of all kinds, and what making them took; what a killed run made counts as well.
+
+    Args:
+        options: The command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.root = options.data
+        self.note = options.out / "data.json"
+        made = json.loads(self.note.read_text()) if self.note.exists() else {}
+        self.seconds: float = made.get("seconds", 0.0)
+        self.left_out: int = made.get("left_out", 0)
+
+    def samples(self, count: int, size: int, seed: int) -> Samples:
+        """`count` samples, the kinds in turn."""
+        each = [self._of_kind(*kind, -(-count // len(KINDS)), size, seed) for kind in KINDS]
+        return [each[i % len(KINDS)][i // len(KINDS)] for i in range(count)]
+
+    def _of_kind(self, generator: Any, radius: int, count: int, size: int, seed: int) -> Samples:
+        start = time.process_time()  # the solver runs in this process
+        with warnings.catch_warnings(record=True) as reports:
+            warnings.simplefilter("always")
+            made = PorousConduction(
+                self.root, count, size, 3, generator, seed=seed, grain_radius=radius
+            )
+        left_out = [one for one in reports if "is left out" in str(one.message)]
+        for one in left_out:
+            print(one.message)
+        if (took := time.process_time() - start) > 1 or left_out:  # less is reading them
+            self.seconds += took
+            self.left_out += len(left_out)
+            note = {"seconds": self.seconds, "left_out": self.left_out}
+            write_atomically(self.note, json.dumps(note).encode())
+        return [made[i] for i in range(count)]
+
+
+def _trained(options: argparse.Namespace, seen: Samples) -> tuple[ConductionMSNet, float, float]:
+    """The network after training, its seconds on the clock and of the CPU."""
+    without = set(options.without)
+    torch.manual_seed(options.seed)
+    level = "level" not in without
+    model = ConductionMSNet(options.filters, options.growth, options.scales, level=level)
+    model = model.to(memory_format=torch.channels_last_3d)
+    names = ("samples", "size", "seed", "epochs", "filters", "growth", "scales")
+    run = {**{name: getattr(options, name) for name in names}, "without": sorted(without)}
+    forget_other_run(options.out, run, options.fresh)
+    loss = ConductionLoss(
+        flux=0.0 if "flux" in without else FLUX_WEIGHT,
+        conductance=0.0 if "conductance" in without else CONDUCTANCE_WEIGHT,
+    )
+    mirrored = "mirrors" not in without
+    took = train(
+        model, seen, options.epochs, options.out, loss=loss, mirrored=mirrored, seed=options.seed
+    )
+    return model.eval(), *took
+
+
+def _laws(seen: Samples) -> tuple[ArchieLaw, ArchieLaw]:
+    """Archie's law fitted to what was seen, and Bruggeman's exponent for grains."""
+    porosity = torch.stack([one["pores"].mean() for one in seen])
+    conductance = torch.stack([one["D_rel"] for one in seen])
+    return ArchieLaw.fit(porosity, conductance), ArchieLaw(1.0, 1.5)
+
+
+def _deviations(model: ConductionMSNet, sample: dict[str, Tensor]) -> list[Tensor]:
+    with torch.no_grad():
+        return model(network_inputs(sample["pores"], sample["distance"]))
+
+
+def _batch(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value[None] for key, value in sample.items()}
+
+
+def _middle(samples: Samples) -> dict[str, Tensor]:
+    """The sample in the middle of the order of conductance."""
+    return samples[pick(torch.stack([one["D_rel"] for one in samples]), 1)[0]]
+
+
+def _flops(model: ConductionMSNet, size: int) -> int:
+    x = torch.zeros(1, 3, size, size, size)
+    return count_flops(lambda: model(x))
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m neurenix_ms.recipes.msnet",
+        description="Train an MSNet on conduction through 3-D porous media, and score it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--samples", type=int, default=1296, help="geometries to train on")
+    parser.add_argument("--held-out", type=int, default=96, help="unseen ones of the same size")
+    parser.add_argument("--larger", type=int, default=24, help="unseen ones of twice the size")
+    parser.add_argument("--size", type=int, default=32, help="cells along each axis")
+    parser.add_argument("--epochs", type=int, default=8, help="times every geometry is seen")
+    parser.add_argument("--filters", type=int, default=4, help="width of the finest stage")
+    parser.add_argument("--growth", type=int, default=2, help="width of a stage / the next finer")
+    parser.add_argument("--scales", type=int, default=3, help="number of scales, 1 to 4")
+    parser.add_argument("--without", nargs="*", choices=PARTS, default=[], help="leave out")
+    parser.add_argument("--seed", type=int, default=0, help="for geometries, weights and order")
+    parser.add_argument("--out", type=Path, default=Path("runs/msnet"), help="results, checkpoint")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the samples")
+    parser.add_argument("--fresh", action="store_true", help="train anew, not from a checkpoint")
+    options = parser.parse_args(argv)
+    expect_at_least(parser, options, samples=2, held_out=2, larger=2, epochs=1)
+    if not 1 <= options.scales <= 4:
+        parser.error(f"--scales must be between 1 and 4, got {options.scales}")
+    if options.size < 16 or options.size % 8:
+        parser.error(f"--size must be a multiple of 8 and at least 16, got {options.size}")
+    return options

@@ -1,0 +1,1 @@
+"""Train U-Nets to predict drifting density for three days."""

@@ -1,0 +1,124 @@
+"""True and predicted densities in, their maps side by side and in motion out."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms.datasets.currents import LENGTH
+from neurenix_ms.datasets.ocean import INTERVAL
+from neurenix_ms.recipes.ocean.report import save_figure
+
+Predicted = dict[str, dict[str, Tensor]]
+LARGEST = {"eddies": 1.2, "sink": 6.0}  # of the colours, in densities at the release
+DRAWN = ["semi-Lagrangian, corrected", "double", "single", "double, mass kept", "double, seen all"]
+ANIMATED = ["semi-Lagrangian, corrected", "double", "double, seen all"]
+SLOW = 3  # times that the last frame stays longer
+
+
+def draw_maps(path: Path, truth: dict[str, Tensor], predicted: Predicted) -> None:
+    """The first unseen sample in eddies and with a sink, at four times: truth and networks.
+
+    Args:
+        path: PNG to write.
+        truth: Densities of every kind `(B, T + 1, N, N)`.
+        predicted: Densities of its first sample `(T, N, N)`, by kind and way.
+    """
+    rows = _rows(truth, predicted, DRAWN)
+    names = list(rows["eddies"])
+    steps = len(truth["eddies"][0]) - 1
+    times = sorted({round(steps * i / 3) for i in range(4)})
+    figure = Figure(figsize=(13, 1.62 * len(names) + 0.5), dpi=100, layout="constrained")
+    halves: Any = figure.subfigures(1, len(rows))
+    for half, (kind, maps) in zip(halves, rows.items(), strict=True):
+        half.suptitle(kind, fontsize=13)
+        axes = half.subplots(len(names), len(times), squeeze=False)
+        for row, name in zip(axes, names, strict=True):
+            for axis, time in zip(row, times, strict=True):
+                _show(axis, maps[name][time], kind)
+            row[0].set_ylabel(_broken(name), fontsize=10)
+        for axis, time in zip(axes[0], times, strict=True):
+            axis.set_title(f"{time * INTERVAL:.0f} h", fontsize=10)
+    save_figure(path, figure)
+
+
+def animate(path: Path, truth: dict[str, Tensor], predicted: Predicted) -> None:
+    """The first unseen sample in eddies (above) and with a sink (below), step by step.
+
+    Args:
+        path: GIF to write.
+        truth: As for `draw_maps`.
+        predicted: As for `draw_maps`.
+    """
+    rows = _rows(truth, predicted, ANIMATED)
+    names = list(rows["eddies"])
+    frames = []
+    for time in range(len(truth["eddies"][0])):
+        figure = Figure(figsize=(2.1 * len(names), 4.7), dpi=90, layout="constrained")
+        axes = figure.subplots(2, len(names), squeeze=False)
+        for row, (kind, maps) in zip(axes, rows.items(), strict=True):
+            for axis, name in zip(row, names, strict=True):
+                _show(axis, maps[name][time], kind)
+            row[0].set_ylabel(kind, fontsize=10)
+        for axis, name in zip(axes[0], names, strict=True):
+            axis.set_title(_broken(name), fontsize=10)
+        figure.suptitle(f"{time * INTERVAL:.0f} hours", fontsize=11)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+        frames.append(drawn.convert("RGB"))
+    indexed = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
+    buffer = io.BytesIO()
+    durations = [500] * (len(frames) - 1) + [500 * SLOW]
+    indexed[0].save(
+        buffer, "GIF", save_all=True, append_images=indexed[1:], duration=durations, loop=0
+    )
+    write_atomically(path, buffer.getvalue())
+
+
+def _rows(truth: dict[str, Tensor], predicted: Predicted, names: Sequence[str]) -> Predicted:
+    """Maps of all times, the start included, moved so that the truth is in the middle."""
+    rows: Predicted = {}
+    for kind in LARGEST:
+        first = truth[kind][0]
+        ways = {"truth": first}
+        for name in names:
+            if name in predicted[kind]:
+                ways[name] = torch.cat([first[:1], predicted[kind][name]])
+        shift = [_to_middle(first.sum(0).sum(1 - axis)) for axis in (0, 1)]
+        rows[kind] = {name: maps.roll(shift, (-2, -1)) for name, maps in ways.items()}
+    return rows
+
+
+def _to_middle(profile: Tensor) -> int:
+    """Cells to move a periodic profile by, so that its mean direction is in the middle."""
+    n = len(profile)
+    angle = 2 * math.pi * torch.arange(n) / n
+    mean = math.atan2((profile * angle.sin()).sum().item(), (profile * angle.cos()).sum().item())
+    return round(n / 2 - n * mean / (2 * math.pi))
+
+
+def _show(axis: Any, density: Tensor, kind: str) -> None:
+    norm = PowerNorm(0.6, 0, LARGEST[kind], clip=True)
+    axis.imshow(
+        density.T.numpy(),
+        cmap="magma",
+        norm=norm,
+        origin="lower",
+        extent=(0, LENGTH, 0, LENGTH),
+        interpolation="nearest",
+    )
+    axis.set(xticks=[], yticks=[])
+
+
+def _broken(name: str) -> str:
+    return name.replace(", ", ",\n")

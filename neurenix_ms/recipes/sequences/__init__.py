@@ -1,0 +1,1 @@
+"""Compare coupled steppers and recurrent networks on chaotic sequences."""

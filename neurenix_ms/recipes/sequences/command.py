@@ -1,0 +1,173 @@
+"""Chaotic waves and a wake in, how well coupled steppers and recurrent networks go on with them out.
+
+`python -m neurenix_ms.recipes.sequences` solves both, trains every model on the first part of each
+sequence, and lets it generate that part from its beginning, and the part after it, which it has not
+seen. What is finished is kept, so a run that was killed goes on where it was.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neurenix_ms.datasets import kuramoto_sivashinsky
+from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms.datasets.wake import cylinder_wake, pod
+from neurenix_ms.layers.mlp import MLP
+from neurenix_ms.recipes.options import expect_at_least
+from neurenix_ms.timestepping import (
+    ClockworkRNN,
+    EchoStateNetwork,
+    LSTMForecaster,
+    SequenceModel,
+    fit_hierarchy,
+    fit_sequences,
+    select_strides,
+)
+
+NUM_SEEN, NUM_LATER, NUM_TOLD = 250, 150, 20  # rows: trained on, kept back, and told at the start
+HIDDEN = 128
+Forecast = Callable[[Tensor, int], Tensor]
+
+
+def waves(folder: Path) -> Tensor:
+    """Kuramoto-Sivashinsky waves on a ring of circumference 22, after they became chaotic."""
+    end = 50 + 0.5 * (NUM_SEEN + NUM_LATER)
+    solved = kuramoto_sivashinsky(
+        1.0, num_points=64, num_times=int(2 * end) + 1, end_time=end, length=22.0, root=folder
+    )
+    return solved["u"][101:]
+
+
+def wake(folder: Path) -> Tensor:
+    """The first eight coefficients of the wake behind a cylinder."""
+    return pod(cylinder_wake(progress=True, root=folder)["u"], 8)[0]
+
+
+SEQUENCES = {"Kuramoto-Sivashinsky": waves, "cylinder wake": wake}
+
+
+def steppers(x: Tensor, options: argparse.Namespace) -> Forecast:
+    """Coupled steppers, selected on the sequence itself."""
+    dims = x.shape[-1]
+    model = fit_hierarchy(
+        x,
+        1.0,
+        [1, 2, 4, 8, 16, 32, 64, 128],
+        lambda: MLP(dims, dims, [HIDDEN] * 3),
+        validation=x,
+        horizon=3,
+        num_iterations=options.iterations,
+        batch_size=64,
+        seed=options.seed,
+    )
+    chosen = select_strides(model, x).hierarchy
+    return lambda history, n: chosen.forecast(history[:, -1], n)
+
+
+def recurrent(make: Callable[[int, int], SequenceModel]) -> Callable[..., Forecast]:
+    """Training of a recurrent network as that of the steppers."""
+
+    def trained(x: Tensor, options: argparse.Namespace) -> Forecast:
+        model = make(x.shape[-1], HIDDEN)
+        fit_sequences(model, x, validation=x, num_iterations=options.iterations, seed=options.seed)
+        return model.forecast
+
+    return trained
+
+
+def echo(x: Tensor, options: argparse.Namespace) -> Forecast:
+    """An echo state network, solved for."""
+    return EchoStateNetwork(x.shape[-1], 1000, seed=options.seed).fit(x).forecast
+
+
+MODELS: dict[str, Callable[..., Forecast]] = {
+    "coupled steppers": steppers,
+    "LSTM": recurrent(LSTMForecaster),
+    "echo state network": echo,
+    "clockwork RNN": recurrent(ClockworkRNN),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Run the comparison and return its table.
+
+    Args:
+        argv: Command line without the name of the program; by default that of the process.
+    """
+    options = _options(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    note = options.out / "sequences.json"
+    results: dict[str, dict[str, list[float]]] = {}
+    if note.exists() and not options.fresh:
+        kept = json.loads(note.read_text())
+        results = kept["results"] if kept["iterations"] == options.iterations else {}
+    for name, make in SEQUENCES.items():
+        x = make(options.data).float()[None, : NUM_SEEN + NUM_LATER]
+        seen = x[:, :NUM_SEEN]
+        x = (x - seen.mean((0, 1))) / seen.std()
+        for kind, train in MODELS.items():
+            if kind in results.setdefault(name, {}):
+                continue
+            print(f"{name}: {kind}")
+            torch.manual_seed(options.seed)
+            start = time.perf_counter()
+            forecast = train(x[:, :NUM_SEEN], options)
+            seconds = time.perf_counter() - start
+            results[name][kind] = [*scores(forecast, x), seconds]
+            content = {"iterations": options.iterations, "results": results}
+            write_atomically(note, json.dumps(content, indent=1).encode())
+    text = table(results)
+    (options.out / "sequences.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n\n{options.out / 'sequences.md'}")
+    return text
+
+
+@torch.no_grad()
+def scores(forecast: Forecast, x: Tensor) -> tuple[float, float, float]:
+    """Squared errors by the variance: of the part seen, of the next 20 rows, of all later rows."""
+    variance = x[:, :NUM_SEEN].var(dim=1).mean()
+
+    def error(first: int, last: int) -> float:
+        states = forecast(x[:, first - NUM_TOLD : first], last - first)
+        return ((states - x[:, first:last]).square().mean() / variance).item()
+
+    return (
+        error(NUM_TOLD, NUM_SEEN),
+        error(NUM_SEEN, NUM_SEEN + 20),
+        error(NUM_SEEN, NUM_SEEN + NUM_LATER),
+    )
+
+
+def table(results: dict[str, dict[str, list[float]]]) -> str:
+    """Markdown: a row per sequence and model."""
+    lines = [
+        "| sequence | model | seen, generated | next 20 rows | all later rows | training |",
+        "| :--- | :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, rows in results.items():
+        for kind, (*errors, seconds) in rows.items():
+            cells = " | ".join(f"{error:.1e}" for error in errors)
+            lines.append(f"| {name} | {kind} | {cells} | {seconds:.0f} s |")
+            name = ""
+    return "\n".join(lines)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m neurenix_ms.recipes.sequences",
+        description="Compare coupled steppers and recurrent networks on two sequences.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--iterations", type=int, default=2000, help="steps of Adam")
+    parser.add_argument("--seed", type=int, default=0, help="for weights and windows")
+    parser.add_argument("--out", type=Path, default=Path("runs/sequences"), help="results")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the sequences")
+    parser.add_argument("--fresh", action="store_true", help="train anew")
+    options = parser.parse_args(argv)
+    expect_at_least(parser, options, iterations=1)
+    return options

@@ -1,0 +1,1 @@
+"""Measure exact tiles beside the whole input and beside blended windows."""

@@ -1,0 +1,259 @@
+"""A network and a map in, what tiles cost beside the whole map and beside blended windows out.
+
+`python -m neurenix_ms.recipes.tiles` writes a table and a picture under `runs/tiles` in a minute or
+two; `--large` adds volumes that do not fit, in a quarter of an hour. What is measured is kept.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurenix_ms import UNet
+from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms.execution import TiledModel, accumulate_gradients
+from neurenix_ms.meter import count_flops, peak_resident_bytes, peak_tensor_bytes
+from neurenix_ms.msnet import MSNet
+
+SIZE, TILE = 512, 128
+DEEP = ("level.inner.inner",)
+MIB = 2**20
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is not measured yet, then write table and picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/tiles"))
+    parser.add_argument("--steps", type=int, default=60, help="training of the network drawn")
+    parser.add_argument("--large", action="store_true", help="the volumes as well: 15 minutes")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    store = options.out / "tiles.json"
+    found: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
+    steps: dict[str, Callable[[], Any]] = {
+        "maps": lambda: compare_maps(options.steps, options.out / "tiles.png")
+    }
+    if options.large:
+        for size in (128, 192):
+            steps[f"volume {size}"] = partial(measure_volume, size)
+        steps["five levels"] = measure_five_levels
+        steps["predict 512"] = lambda: measure_prediction(512, 128)
+        steps["train 256"] = lambda: measure_training(256, 64)
+    for name, step in steps.items():
+        if name not in found:
+            print(f"{name} ..", flush=True)
+            found[name] = step()
+            write_atomically(store, (json.dumps(found, indent=1) + "\n").encode())
+    table = as_table(found)
+    write_atomically(options.out / "tiles.md", table.encode())
+    print(table)
+
+
+def compare_maps(steps: int, picture: Path) -> dict[str, dict[str, float]]:
+    """Error, operations, CPU time and peak of four ways to run a U-Net on a map of 512 x 512."""
+    from monai.inferers import sliding_window_inference
+
+    torch.manual_seed(0)
+    model = trained(steps)
+    clean = fields(1, SIZE)
+    x = seen(clean)
+
+    def blended() -> Tensor:
+        windows = sliding_window_inference(x, (TILE, TILE), 4, model, 0.5, mode="gaussian")
+        assert isinstance(windows, Tensor)
+        return windows
+
+    plain, deep = TiledModel(model, TILE, whole=()), TiledModel(model, TILE, whole=DEEP)
+    ways: dict[str, Callable[[], Tensor]] = {
+        "the whole map": lambda: model(x),
+        "windows blended (MONAI, overlap 0.5)": blended,
+        "tiles": lambda: plain(x),
+        "tiles, deep part whole": lambda: deep(x),
+    }
+    with torch.no_grad():
+        whole = model(x)
+        results = {name: way() for name, way in ways.items()}
+        numbers = {
+            name: {
+                "error": ((results[name] - whole).abs().max() / whole.std()).item(),
+                "gflop": count_flops(way) / 1e9,
+                "seconds": cpu_seconds(way),
+                "mib": peak_tensor_bytes(way) / MIB,
+            }
+            for name, way in ways.items()
+        }
+    draw(picture, x, whole, list(results.values())[1::2])
+    return numbers
+
+
+def trained(steps: int) -> nn.Module:
+    """A U-Net that has learnt to sharpen smooth random fields."""
+    model = UNet(1, 1, features=[16, 32, 64], remember=False)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(steps):
+        clean = fields(4, TILE)
+        optimizer.zero_grad()
+        F.mse_loss(model(seen(clean)), clean).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def fields(count: int, size: int) -> Tensor:
+    """Random fields with structure from 2 to 64 cells."""
+    scales = [torch.randn(count, 1, size // r, size // r) for r in (2, 8, 32)]
+    return sum((F.interpolate(s, size, mode="bicubic") for s in scales), torch.zeros(()))
+
+
+def seen(clean: Tensor) -> Tensor:
+    """The field blurred, and a trend that a window does not know the end of."""
+    return F.avg_pool2d(clean, 9, 1, 4) + 0.1 * torch.randn_like(clean)
+
+
+def measure_volume(size: int) -> dict[str, float]:
+    """Operations and peak of a four-level U-Net on a volume, beside those of the whole volume."""
+    model = UNet(1, 1, [16, 32, 64, 128], spatial_dims=3, norm=None, remember=False).eval()
+    tiled = TiledModel(model, 64, spatial_dims=3, whole=DEEP)
+    x, out = torch.randn(1, 1, *(size,) * 3), torch.empty(1, 1, *(size,) * 3)
+    tiled(x[..., :80, :80, :80])  # not counted: the model is asked once
+    with torch.no_grad():
+        small = torch.randn(1, 1, 64, 64, 64)
+        per_cell = count_flops(lambda: model(small)) / 64**3
+        whole = peak_tensor_bytes(lambda: model(torch.empty(1, 1, *(96,) * 3))) * (size / 96) ** 3
+    tiled(x, out)
+    return {
+        "flops": count_flops(lambda: tiled(x, out)) / (per_cell * size**3),
+        "mib": peak_tensor_bytes(lambda: tiled(x, out)) / MIB,
+        "whole_mib": whole / MIB,
+    }
+
+
+def measure_five_levels(size: int = 128) -> dict[str, float]:
+    """The same for a network of five levels, of which all but the first run whole."""
+    features = [8, 16, 32, 64, 128]
+    model = UNet(1, 1, features, spatial_dims=3, norm=None, remember=False).eval()
+    tiled = TiledModel(model, 64, spatial_dims=3, whole=("level.inner",))
+    x = torch.randn(1, 1, *(size,) * 3)
+    tiled(x)
+    with torch.no_grad():
+        return {
+            "flops": count_flops(lambda: tiled(x)) / count_flops(lambda: model(x)),
+            "mib": peak_tensor_bytes(lambda: tiled(x)) / MIB,
+            "whole_mib": peak_tensor_bytes(lambda: model(x)) / MIB,
+        }
+
+
+def measure_prediction(size: int, tile: int) -> dict[str, float]:
+    """Resident memory and time of an MS-Net (4 scales, 2 filters) on a volume, the volume included."""
+    model = MSNet(num_scales=4, num_filters=2).eval()
+
+    def run() -> None:
+        model.predict(torch.rand(1, 1, *(size,) * 3), tile_size=tile)
+
+    start = time.perf_counter()
+    resident = peak_resident_bytes(run)
+    return {"gib": (resident or 0) / 2**30, "seconds": time.perf_counter() - start}
+
+
+def measure_training(size: int, tile: int) -> dict[str, float]:
+    """The same for the gradients of a training step, all three coarse stages run whole."""
+    model = MSNet(num_scales=4, num_filters=2)
+    whole = tuple(f"stages.{k}" for k in range(3))
+
+    def loss(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
+        pairs = zip(outputs, targets, strict=True)
+        return sum((F.mse_loss(y, t) for y, t in pairs), torch.zeros(()))
+
+    def run() -> None:
+        x = torch.rand(1, 1, *(size,) * 3)
+        targets = [torch.rand(1, 1, *(size >> k,) * 3) for k in (3, 2, 1, 0)]
+        accumulate_gradients(model, x, targets, loss, tile, whole=whole)
+
+    start = time.perf_counter()
+    resident = peak_resident_bytes(run)
+    return {"gib": (resident or 0) / 2**30, "seconds": time.perf_counter() - start}
+
+
+def cpu_seconds(call: Callable[[], object], rounds: int = 5) -> float:
+    """Median CPU time of this process."""
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
+def as_table(found: dict[str, Any]) -> str:
+    """What was measured, in Markdown."""
+    lines = [
+        "| three-level U-Net, 512 x 512, tile 128 | error / std | GFLOP | CPU | peak tensors |",
+        "| :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in found["maps"].items():
+        cells = f"{row['gflop']:.1f} | {row['seconds']:.2f} s | {row['mib']:.0f} MiB"
+        lines.append(f"| {name} | {row['error']:.1e} | {cells} |")
+    volumes = {
+        "four levels, 128³ cells, two levels in tiles": found.get("volume 128"),
+        "four levels, 192³ cells, two levels in tiles": found.get("volume 192"),
+        "five levels, 128³ cells, one level in tiles": found.get("five levels"),
+    }
+    if any(volumes.values()):
+        lines += [
+            "",
+            "| U-Net in 3-D, tile 64, deep part whole | operations | peak tensors | of the whole |",
+            "| :--- | ---: | ---: | ---: |",
+        ]
+        for name, row in volumes.items():
+            if row is not None:
+                cells = f"{row['flops']:.2f} x | {row['mib']:.0f} MiB | {row['whole_mib']:.0f} MiB"
+                lines.append(f"| {name} | {cells} |")
+    large = {
+        "MS-Net, prediction for 512³ cells": found.get("predict 512"),
+        "MS-Net, gradients for 256³ cells": found.get("train 256"),
+    }
+    if any(large.values()):
+        lines += ["", "| | resident, with the volume | time |", "| :--- | ---: | ---: |"]
+        for name, row in large.items():
+            if row is not None:
+                lines.append(f"| {name} | {row['gib']:.2f} GiB | {row['seconds']:.0f} s |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, x: Tensor, whole: Tensor, others: list[Tensor]) -> None:
+    """The map, the result, and how far blended windows and tiles are from it."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import colormaps, pyplot
+    from matplotlib.colors import LogNorm
+
+    figure, grid = pyplot.subplots(2, 2, figsize=(9, 9), layout="constrained")
+    axes = grid.flatten()
+    for axis, image, title in zip(
+        axes, (x, whole), ("map, 512 x 512", "U-Net on the whole map"), strict=False
+    ):
+        axis.imshow(image[0, 0], cmap="gray")
+        axis.set_title(title, fontsize=13)
+    colours = colormaps["magma"].with_extremes(bad="black")
+    for axis, result, title in zip(axes[2:], others, ("blended windows", "our tiles"), strict=True):
+        error = (result - whole)[0, 0].abs() / whole.std()
+        axis.imshow(error, cmap=colours, norm=LogNorm(1e-6, 1))
+        axis.set_title(f"{title}: off by up to {error.max():.0e} std", fontsize=13)
+    for axis in axes:
+        axis.set_axis_off()
+    figure.colorbar(
+        axes[-1].images[0], ax=grid[1], label="error in standard deviations (log)", shrink=0.8
+    )
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=90, format="png")
+    pyplot.close(figure)
+    write_atomically(path, drawn.getvalue())

@@ -1,0 +1,105 @@
+"""The recipes of the time-steppers: they run small, go on, and say what they found."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from neurenix_ms.recipes.hierarchy import command as hierarchy
+from neurenix_ms.recipes.hierarchy import settings as hierarchy_settings
+from neurenix_ms.recipes.hierarchy.report import draw, table
+from neurenix_ms.recipes.sequences import command as sequences
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Few short trajectories; strides to match."""
+    for module in (hierarchy, hierarchy_settings):
+        monkeypatch.setattr(module, "NUM_STEPS", 80)
+        monkeypatch.setattr(module, "STEP_SIZES", [1, 4, 16])
+    for name, value in (("NUM_TRAIN", 4), ("NUM_VALIDATION", 2), ("NUM_TEST", 2)):
+        monkeypatch.setattr(hierarchy_settings, name, value)
+    monkeypatch.setattr(hierarchy_settings, "ROWS_OF_TRAINING", 40)
+    settings = hierarchy_settings.SETTINGS
+    narrow = dataclasses.replace(settings["cubic"], hidden=[8], batch_size=8)
+    monkeypatch.setitem(settings, "cubic", narrow)
+
+
+def run(tmp_path, *more):
+    folders = ["--out", str(tmp_path / "out"), "--data", str(tmp_path / "data")]
+    return hierarchy.main(["--system", "cubic", "--iterations", "3", *folders, *more])
+
+
+def test_one_command_makes_table_and_picture_and_goes_on(small, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(hierarchy, "draw", lambda path, result: drawn.append(path.name))
+    text = run(tmp_path, "--noise", "0", "0.01")
+    assert "| cubic | 0 % |" in text
+    assert "| cubic | 1 % |" in text
+    assert "| 3.1e-03 | 2.0e-04 | 2.0e-04 |" in text  # what was published
+    out = tmp_path / "out"
+    assert drawn == ["cubic.png"]
+    assert (out / "table.md").read_text().strip() == text
+    result = json.loads((out / "cubic_1.json").read_text())
+    assert set(result["errors"]) == {"1", "4", "16", "coupled", "hybrid"}
+    monkeypatch.setattr(hierarchy, "trained", None)  # nothing is trained again
+    assert run(tmp_path, "--noise", "0", "0.01") == text
+
+
+def test_the_picture_shows_every_stride_also_one_that_diverges(tmp_path):
+    curves = {"1": [0.1, float("nan")], "4": [0.1, 1e30], "coupled": [0.01] * 2}
+    draw(
+        tmp_path / "a.png", {"system": "hopf", "dt": 0.01, "curves": curves | {"hybrid": [0.1] * 2}}
+    )
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_noise_has_its_size_and_its_seed():
+    states = torch.randn(50, 40, 2, dtype=torch.float64) * torch.tensor([1.0, 10.0])
+    noise = hierarchy_settings.noisy(states, 0.02, 1) - states
+    torch.testing.assert_close(noise.std((0, 1)), 0.02 * states.std((0, 1)), rtol=0.05, atol=0)
+    assert torch.equal(hierarchy_settings.noisy(states, 0, 1), states)
+
+
+def test_a_diverging_stride_is_not_the_best():
+    errors = {"1": float("nan"), "4": 2e-3, "16": 1e-2, "coupled": 1e-3, "hybrid": 1e-4}
+    result = {"system": "hopf", "noise": 0.02, "errors": errors, "selected": [16, 4]}
+    _, _, ours, published = table([result | {"seconds": 60, "iterations": 2000}]).splitlines()
+    assert ours.startswith(
+        "| hopf | 2 % | diverges | 2.0e-03 (4) | **1.0e-03** | 1.0e-04 | 4, 16 |"
+    )
+    assert ours.endswith("| 2,000 steps, 1 min |")
+    assert "| 9.0e-05 |" in published
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--iterations", "0"], "--iterations must be at least 1, got 0"),
+        (["--horizon", "0"], "--horizon must be at least 1, got 0"),
+        (["--noise", "-1"], r"--noise must be at least 0, got -1\.0"),
+    ],
+)
+def test_bad_options_are_refused(options, message, capsys):
+    with pytest.raises(SystemExit):
+        hierarchy.main(options)
+    assert message.replace("\\", "") in capsys.readouterr().err
+
+
+def test_sequences_are_compared_and_kept(tmp_path, monkeypatch):
+    t = 0.3 * torch.arange(120, dtype=torch.float64)
+    monkeypatch.setattr(sequences, "NUM_SEEN", 90)
+    monkeypatch.setattr(sequences, "NUM_LATER", 30)
+    monkeypatch.setattr(
+        sequences, "SEQUENCES", {"circle": lambda _: torch.stack([t.sin(), t.cos()], dim=1)}
+    )
+    monkeypatch.setattr(sequences, "HIDDEN", 8)
+    stepping = {
+        "coupled steppers": lambda x, o: lambda history, n: history[:, -1:].expand(-1, n, -1)
+    }
+    monkeypatch.setattr(sequences, "MODELS", sequences.MODELS | stepping)
+    argv = ["--iterations", "2", "--out", str(tmp_path)]
+    text = sequences.main(argv)
+    assert all(kind in text for kind in sequences.MODELS)
+    assert sequences.main(argv) == text
