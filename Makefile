@@ -61,18 +61,18 @@ BENCH := $(BIN)/python -m pytest benchmarks
 RESULTS := docs/assets/benchmarks
 
 bench: .venv/with-bench .venv/with-peers  ## the benchmarks, written to docs/assets/benchmarks*.json
-	$(BENCH) -m headline --resident --benchmark-json=$(RESULTS)_resident.json
+	$(BENCH) -m headline --bench-resident --benchmark-json=$(RESULTS)_resident.json
 	$(BENCH) --benchmark-json=$(RESULTS).json
 
 bench-full: .venv/with-bench .venv/with-peers  ## those, with large sizes and compiled forms (hours)
-	$(BENCH) -m headline --resident --benchmark-json=$(RESULTS)_resident.json
+	$(BENCH) -m headline --bench-resident --benchmark-json=$(RESULTS)_resident.json
 	$(BENCH) --full --benchmark-json=$(RESULTS).json
 
 bench-smoke: .venv/with-bench .venv/with-peers  ## every benchmark once: bytes and operations as stored?
 	$(BENCH) --benchmark-disable
 
 bench-baseline: .venv/with-bench .venv/with-peers  ## store bytes and operations as what may be used
-	$(BENCH) --benchmark-disable --store
+	$(BENCH) --benchmark-disable --bench-store
 
 BASE ?= HEAD
 ONLY ?=

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from docs_tools.drawings import ACCENT, FONT, INK, svg, text
+from neurenix_ms.bench.svg import ACCENT, FONT, INK, svg, text
 
 LETTER = 6.1  # a wide mean for a letter of the label
 DIGIT = 6.7  # and what one of the monospaced shape takes

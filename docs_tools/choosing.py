@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.report import COLUMNS, RESULTS, Report, Row
+from benchmarks.report import RESULTS
 from docs_tools.source import ROOT
 from neurenix_ms import MultiScaleModel, UNet
+from neurenix_ms.bench.results import COLUMNS, Row, read
 from neurenix_ms.execution import footprint
 from neurenix_ms.meter import count_flops, parameter_table, peak_tensor_bytes
 from neurenix_ms.multiscale.fusion import METHODS
@@ -159,7 +160,7 @@ def _cases(path: str | Path, group: str, name: str, **wanted: Any) -> dict[str, 
     """Cases of a group by one parameter, at the largest size; of our own, if nothing else is said."""
     wanted = {"variant": OURS, **wanted}
     found: dict[str, Row] = {}
-    for row in sorted(Report(path).rows(group), key=lambda row: row.setting.get("size", 0)):
+    for row in sorted(read(path).rows(group), key=lambda row: row.setting.get("size", 0)):
         params = {**row.setting, "variant": row.variant}
         if all(params.get(key) == value for key, value in wanted.items() if value is not None):
             found[params[name]] = row

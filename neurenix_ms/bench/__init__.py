@@ -1,0 +1,1 @@
+"""Time, memory and operations of modules side by side: the fixture `measure` and its reports."""
