@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neurenix_ms.bench.forms import tensors
 
@@ -23,8 +23,9 @@ class Results:
         leaves = [x for x in tensors(inputs) if x.requires_grad] if train else []
         self.outputs = [y.detach() for y in tensors(out)]
         self.gradients: list[Tensor] = []
-        if leaves:
-            found = torch.autograd.grad(loss_of(out), leaves, allow_unused=True)
+        loss = loss_of(out) if train else None
+        if leaves and loss is not None:
+            found = torch.autograd.grad(loss, leaves, allow_unused=True)
             pairs = zip(found, leaves, strict=True)
             self.gradients = [torch.zeros_like(x) if g is None else g for g, x in pairs]
 
@@ -55,18 +56,20 @@ class Results:
 def call_of(way: Callable[..., Any], inputs: tuple[Any, ...], train: bool) -> Callable[[], object]:
     """The call that is measured: forward without gradients, or forward and backward.
 
-    Gradients are dropped at the end of each step.
+    Gradients are dropped at the end of each step, also those of parameters that a function closes over.
     """
+    leaves: list[Tensor] = []
 
     def forward() -> None:
         with torch.no_grad():
             way(*inputs)
 
     def step() -> None:
-        loss_of(way(*inputs)).backward()
-        if isinstance(way, nn.Module):
-            way.zero_grad()
-        for x in tensors(inputs):
+        loss = loss_of(way(*inputs))
+        if not leaves:
+            leaves.extend(_leaves(loss))
+        loss.backward()
+        for x in leaves:
             x.grad = None
 
     return step if train else forward
@@ -89,6 +92,20 @@ def loss_of(out: Any) -> Tensor:
 def first_tensor(inputs: Sequence[Any]) -> Tensor | None:
     """The tensor that shape, dtype and number of items are read off."""
     return next(iter(tensors(inputs)), None)
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors that get a gradient by `loss.backward()`."""
+    nodes, seen, found = [loss.grad_fn], set(), []
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        nodes += [earlier for earlier, _ in node.next_functions]
+    return found
 
 
 def _mean_square(y: Tensor) -> Tensor:

@@ -150,8 +150,10 @@ def _timer(device: torch.device | None) -> Timer:
 
 
 def _warmed_up(timer: Timer, call: Callable[[], object]) -> float:
-    first, _ = timer(call, 1)
-    return max(1e-6, first if first > LONG else timer(call, 1)[0])
+    once, _ = timer(call, 1)
+    if once > LONG:
+        return once
+    return max(1e-6, min(timer(call, 1)[0] for _ in range(3 if once < 10 * SHORT else 1)))
 
 
 def _cpu_time(call: Callable[[], object], times: int) -> tuple[float, float]:
