@@ -272,9 +272,9 @@ def test_solutions_that_do_not_converge_are_reported_and_replaced(tmp_path):
 
 def test_a_flux_that_is_not_a_number_is_no_solution(tmp_path, monkeypatch):
     data = make(tmp_path, 1, 16)
-    plain_sweep = taufactor.Solver.sum_weighted_neighbors
+    plain_sweep = taufactor.Solver.sum_weighted_neighbours
     monkeypatch.setattr(
-        taufactor.Solver, "sum_weighted_neighbors", lambda self: plain_sweep(self) * torch.nan
+        taufactor.Solver, "sum_weighted_neighbours", lambda self: plain_sweep(self) * torch.nan
     )
     assert data._solve(np.ones((16, 16), dtype=bool))[2] is False
 
