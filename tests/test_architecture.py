@@ -24,6 +24,7 @@ FLOORS = [
 CORE = [
     "moved",
     "io",
+    "deprecation",
     "recomputation",
     "remember",
     "probing",
