@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from neurenix_ms._core.checks import shown
 from neurenix_ms.bench.comparing import Results, call_of, first_tensor
 from neurenix_ms.bench.costs import costs
-from neurenix_ms.bench.forms import Form, missing_device
-from neurenix_ms.bench.results import FORMAT
+from neurenix_ms.bench.forms import Form, check_device
+from neurenix_ms.bench.results import BENCH_FORMAT
 from neurenix_ms.bench.timing import Timed, timed_together
 
 Way = Callable[..., Any]
@@ -50,6 +51,23 @@ class Found:
     timed: Timed | None
 
 
+def check_ways(ways: Any, reference: str | None) -> tuple[dict[str, Way], str]:
+    """Ways by name, and the name of the reference, which is the first one if None is given.
+
+    Raises:
+        ValueError: If there is no way, or no such reference.
+    """
+    if not isinstance(ways, Mapping) or not ways:
+        raise ValueError(f"ways must be modules or functions by name, got {shown(ways)}")
+    for name, way in ways.items():
+        if not callable(way):
+            raise ValueError(f"ways[{name!r}] must be a module or a function, got {shown(way)}")
+    first = next(iter(ways)) if reference is None else reference
+    if first not in ways:
+        raise ValueError(f"reference must be one of {list(ways)}, got {shown(first)}")
+    return dict(ways), first
+
+
 class Comparison:
     """Ways in one form.
 
@@ -65,13 +83,15 @@ class Comparison:
     def measured(self, ways: Mapping[str, Way], made: Any) -> list[Found]:
         """Figures of each way that runs and gives what the reference gives.
 
-        Raises:
-            ValueError: If the device is missing or the inputs cannot be made.
+        What is wrong with the others, or with the device or the inputs, is added to `problems`.
         """
-        if words := missing_device(self.form.device):
-            raise ValueError(words)
-        torch.manual_seed(0)
-        inputs = self.form.inputs(made)
+        try:
+            check_device(self.form.device)
+            torch.manual_seed(0)
+            inputs = self.form.inputs(made)
+        except ValueError as error:
+            self._complain("", str(error))
+            return []
         plain, compared = self._compared(ways, inputs)
         if self.question.reference not in plain:
             return []
@@ -83,7 +103,7 @@ class Comparison:
             "shape": None if first is None else list(first.shape),
             "reference": self.question.reference,
             "train": self.question.train,
-            "format": FORMAT,
+            "format": BENCH_FORMAT,
         }
         found = []
         for name, way in plain.items():

@@ -107,12 +107,16 @@ def forms(
     compile: Any = None,
     channels_last: Any = None,
 ) -> Iterator[Form]:
-    """Every combination of the values given; each argument is None, one value or a list of values."""
+    """Every combination of the values given; each argument is None, one value or a list of values.
+
+    Raises:
+        ValueError: If a dtype or a device is none.
+    """
     axes = {
         "size": _values(sizes),
         "batch": _values(batch),
-        "dtype": _values(dtype),
-        "device": _values(device) or [default_device],
+        "dtype": [as_dtype(value) for value in _values(dtype)],
+        "device": [as_device(value) for value in _values(device)] or [default_device],
         "compile": _values(compile),
         "channels_last": _values(channels_last),
     }
@@ -122,18 +126,46 @@ def forms(
     for values in itertools.product(*(values or [None] for values in axes.values())):
         chosen = {name: v for name, v in zip(axes, values, strict=True) if v is not None}
         params = {name: _short(v) for name, v in chosen.items() if name in named}
-        chosen["device"] = torch.device(chosen["device"])
         yield Form(**chosen, params=params)
 
 
-def missing_device(device: torch.device) -> str | None:
-    """What is said of a device that this machine does not have; None if it has it."""
+def default_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def as_dtype(value: Any) -> torch.dtype:
+    """A dtype of torch, also by its name."""
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be a dtype of torch, got {shown(value)}")
+    return dtype
+
+
+def as_device(value: Any) -> torch.device:
+    """A device of torch, also by its name; this machine need not have it."""
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        words = str(error).splitlines()[0]
+        raise ValueError(
+            f"device must be a device of torch, got {shown(value)} ({words})"
+        ) from None
+
+
+def check_device(device: torch.device) -> None:
+    """Raise unless this machine has the device.
+
+    Raises:
+        ValueError: If it has not.
+    """
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"device must be one of this machine, got {str(device)!r} ({first})"
-    return None
+        raise ValueError(
+            f"device must be one of this machine, got {str(device)!r} ({first})"
+        ) from None
 
 
 def tensors(tree: Any) -> list[Tensor]:

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms._core.checks import shown
-from neurenix_ms.bench.comparison import Comparison, Question
+from neurenix_ms.bench.comparison import Comparison, Question, check_ways
 from neurenix_ms.bench.costs import costs
 from neurenix_ms.bench.forms import Form, forms
 from neurenix_ms.bench.recording import Case, case_of, mark_used, record
 from neurenix_ms.bench.session import Session
-from neurenix_ms.bench.timing import LONG, finish, paired, seconds
+from neurenix_ms.bench.timing import LONG, Timed, finish, paired, seconds
 
 if TYPE_CHECKING:
     import pytest
@@ -121,6 +120,7 @@ class Measure:
         channels_last: Any = None,
         rounds: int | None = None,
         items: int | None = None,
+        name: str | None = None,
         held: bool = True,
     ) -> list[dict[str, Any]]:
         """Measure several ways to one result, each in every form asked for, beside one of them.
@@ -150,6 +150,7 @@ class Measure:
             channels_last: Use the memory format channels_last.
             rounds: Number of timed rounds; as many as fit two seconds if None.
             items: Number of samples of a call; by default the length of the first tensor.
+            name: Tells several comparisons of one test apart.
             held: As for a single call.
 
         Returns:
@@ -158,10 +159,7 @@ class Measure:
         Raises:
             ValueError: If there is no way, or no such reference.
         """
-        ways = _checked_ways(ways)
-        reference = next(iter(ways)) if reference is None else reference
-        if reference not in ways:
-            raise ValueError(f"reference must be one of {list(ways)}, got {shown(reference)}")
+        ways, reference = check_ways(ways, reference)
         session, benchmark = self._session, self._benchmark
         mark_used(benchmark)
         question = Question(
@@ -187,48 +185,46 @@ class Measure:
         problems: list[str] = []
         for form in forms(session.device, **(given | asked)):
             comparison = Comparison(question, form)
-            try:
-                found = comparison.measured(ways, inputs)
-            except ValueError as error:  # of the inputs: it concerns every way of this form
-                problems.append(f"{self._case(form).nodeid}: {error}")
-                continue
-            for one in found:
-                case = self._case(form, one.name, one.measured)
-                session.cases.append((case, one.timed))
-                if one.timed is not None:
-                    record(benchmark, case, one.timed)
-                words = self._held(case, form.device) if held else None
-                problems += [words] if words else []
-                time = one.timed.median if one.timed else None
-                records.append({**case.params, **one.measured, "time": time})
+            for found in comparison.measured(ways, inputs):
+                case = self._case(form, name, found.name, found.measured)
+                problems += self._added(case, found.timed, form.device if held else None)
+                time = found.timed.median if found.timed else None
+                records.append({**case.params, **found.measured, "time": time})
             problems += [
-                f"{self._case(form, name).nodeid}: {words}" for name, words in comparison.problems
+                f"{self._case(form, name, way).nodeid}: {words}"
+                for way, words in comparison.problems
             ]
         if problems:
             fail("\n".join(problems))
         return records
 
-    def _held(self, case: Case, device: torch.device) -> str | None:
+    def _added(self, case: Case, timed: Timed | None, device: torch.device | None) -> list[str]:
+        """Record a case; hold it to what is stored on this device. What is wrong, if anything."""
+        session = self._session
+        if any(case.nodeid == other.nodeid for other, _ in session.cases):
+            words = "each comparison of a test must have a name of its own, pass name="
+            return [f"{case.nodeid}: {words}"]
+        session.cases.append((case, timed))
+        if timed is not None:
+            record(self._benchmark, case, timed)
+        if device is None:
+            return []
         try:
-            return self._session.hold(self._item, case.name, case.measured, device)
+            complaint = session.hold(self._item, case.name, case.measured, device)
         except ValueError as error:
-            return str(error)
+            return [str(error)]
+        return [complaint] if complaint else []
 
-    def _case(self, form: Form, name: str = "", measured: dict[str, Any] | None = None) -> Case:
+    def _case(
+        self, form: Form, name: str | None, way: str, measured: dict[str, Any] | None = None
+    ) -> Case:
         """The names of one way in one form."""
-        variant = {"variant": name} if name else {}
-        case = case_of(self._item, self._benchmark.group, {**form.params, **variant})
+        named = {"comparison": name} if name else {}
+        variant = {"variant": way} if way else {}
+        params = {**named, **form.params, **variant}
+        case = case_of(self._item, self._benchmark.group, params)
         case.measured = measured or {}
         return case
-
-
-def _checked_ways(ways: Any) -> dict[str, Callable[..., Any]]:
-    if not isinstance(ways, Mapping) or not ways:
-        raise ValueError(f"ways must be modules or functions by name, got {shown(ways)}")
-    for name, way in ways.items():
-        if not callable(way):
-            raise ValueError(f"ways[{name!r}] must be a module or a function, got {shown(way)}")
-    return dict(ways)
 
 
 def skip(reason: str) -> NoReturn:

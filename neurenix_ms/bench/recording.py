@@ -1,11 +1,15 @@
 """What was measured, handed to pytest-benchmark so that it is saved, compared and drawn there."""
 
 import copy
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from neurenix_ms.bench.timing import Timed
+import torch
+
+from neurenix_ms.bench.results import BENCH_FORMAT, KEY
+from neurenix_ms.bench.timing import Timed, matmul_rates
 
 if TYPE_CHECKING:
     import pytest
@@ -54,6 +58,37 @@ def record(benchmark: Any, case: Case, timed: Timed) -> None:
     stats = own._make_stats(timed.iterations)
     for seconds in timed.seconds:
         stats.update(seconds)
+
+
+def described(device: torch.device, threads: int) -> dict[str, Any]:
+    """The machine as torch sees it, and the format of what is recorded."""
+    return {
+        "format": BENCH_FORMAT,
+        "torch": torch.__version__,
+        "threads": threads,
+        "mkldnn": torch.backends.mkldnn.is_available(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "matmul_flops_per_s": matmul_rates(),
+    }
+
+
+def content_of(
+    cases: Iterable[tuple[Case, Timed | None]], description: dict[str, Any]
+) -> dict[str, Any]:
+    """Cases as they stand in a JSON of pytest-benchmark."""
+    benchmarks = [
+        {
+            "group": case.group,
+            "name": case.name,
+            "fullname": case.nodeid,
+            "params": case.params,
+            "extra_info": case.measured,
+            "stats": {"median": timed.median if timed else None},
+        }
+        for case, timed in cases
+    ]
+    machine = {"processor": platform.processor(), "python_version": platform.python_version()}
+    return {"machine_info": machine, KEY: description, "benchmarks": benchmarks}
 
 
 def mark_used(benchmark: Any) -> None:

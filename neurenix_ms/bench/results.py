@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1  # of what the plugin writes
+BENCH_FORMAT = 1  # of what the plugin writes
 KEY = "neurenix_ms_bench"  # what the plugin adds to the file
 PLAIN, OURS = "plain", "ours"  # the references of cases that name none
 
@@ -105,17 +105,17 @@ def read(path: str | Path) -> Report:
         ValueError: If it is no such file, or was written by a newer version.
     """
     path = Path(path)
-    content = content_of(path)
+    content = load_content(path)
     beside = path.with_name(f"{path.stem}_resident.json")
     field = "resident_peak_bytes"
     resident = {}
     if beside.exists():
-        cases = content_of(beside)["benchmarks"]
+        cases = load_content(beside)["benchmarks"]
         resident = {case["fullname"]: {field: case["extra_info"][field]} for case in cases}
     return Report(content, resident)
 
 
-def content_of(path: Path) -> dict[str, Any]:
+def load_content(path: Path) -> dict[str, Any]:
     """The JSON of a run.
 
     Raises:
@@ -125,17 +125,17 @@ def content_of(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{path} must be a file that `pytest --benchmark-json` has written, got {error}"
+            f"{path} must be a file that pytest --benchmark-json has written, got {error}"
         ) from None
     cases = content.get("benchmarks") if isinstance(content, dict) else None
     if not isinstance(cases, list) or not all(isinstance(c, dict) and "name" in c for c in cases):
         raise ValueError(
-            f"{path} must be a file that `pytest --benchmark-json` has written, got other JSON"
+            f"{path} must be a file that pytest --benchmark-json has written, got other JSON"
         )
-    written = content.get(KEY, {}).get("format", FORMAT)
-    if written != FORMAT:
+    written = content.get(KEY, {}).get("format", BENCH_FORMAT)
+    if written != BENCH_FORMAT:
         raise ValueError(
-            f"{path} must have format {FORMAT}, got {written}; read it with the version of "
+            f"{path} must have format {BENCH_FORMAT}, got {written}; read it with the version of "
             "neurenix_ms that wrote it, or measure anew"
         )
     return content

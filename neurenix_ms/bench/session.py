@@ -1,15 +1,15 @@
 """What all tests of one run share: options, device, stored figures, measured cases."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from neurenix_ms.bench import stored
-from neurenix_ms.bench.recording import Case
-from neurenix_ms.bench.results import FORMAT, KEY
-from neurenix_ms.bench.timing import Timed, matmul_rates
+from neurenix_ms.bench.forms import as_device, as_dtype, default_device
+from neurenix_ms.bench.recording import Case, content_of, described
+from neurenix_ms.bench.timing import Timed
 
 if TYPE_CHECKING:
     import pytest
@@ -32,11 +32,11 @@ class Session:
         self.storing: bool = option("bench_store")
         self.checking: bool = option("bench_check") and not self.storing
         devices = option("bench_device")
-        self.device = _device(devices[0] if devices else None)
+        self.device = as_device(devices[0]) if devices else default_device()
         self.forms: dict[str, Any] = {
             "sizes": option("bench_sizes"),
             "batch": option("bench_batch"),
-            "dtype": _dtypes(option("bench_dtype")),
+            "dtype": _each(as_dtype, option("bench_dtype")),
             "device": devices if devices and len(devices) > 1 else None,
             "compile": [False, True] if option("bench_compile") else None,
             "channels_last": [False, True] if option("bench_channels_last") else None,
@@ -80,49 +80,14 @@ class Session:
         if self._found:
             stored.store(self._found, self.file)
 
-    def description(self) -> dict[str, Any]:
-        """What the plugin adds to a JSON of pytest-benchmark: the machine as torch sees it."""
-        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
-        return {
-            "format": FORMAT,
-            "torch": torch.__version__,
-            "threads": self.threads,
-            "mkldnn": torch.backends.mkldnn.is_available(),
-            "gpu": gpu,
-            "matmul_flops_per_s": matmul_rates(),
-        }
-
     def content(self) -> dict[str, Any]:
         """The compared cases as they stand in a JSON of pytest-benchmark."""
-        benchmarks = [
-            {
-                "group": case.group,
-                "name": case.name,
-                "fullname": case.nodeid,
-                "params": case.params,
-                "extra_info": case.measured,
-                "stats": {"median": timed.median if timed else None},
-            }
-            for case, timed in self.cases
-        ]
-        return {"machine_info": {}, KEY: self.description(), "benchmarks": benchmarks}
+        return content_of(self.cases, self.description())
+
+    def description(self) -> dict[str, Any]:
+        """What the plugin adds to a JSON of pytest-benchmark: the machine as torch sees it."""
+        return described(self.device, self.threads)
 
 
-def _device(name: str | None) -> torch.device:
-    try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        words = str(error).splitlines()[0]
-        raise ValueError(
-            f"--bench-device must be a device of torch, got {name!r} ({words})"
-        ) from None
-
-
-def _dtypes(names: list[str] | None) -> list[torch.dtype] | None:
-    if names is None:
-        return None
-    dtypes = [getattr(torch, name, None) for name in names]
-    for name, dtype in zip(names, dtypes, strict=True):
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"--bench-dtype must be a dtype of torch, got {name!r}")
-    return [dtype for dtype in dtypes if dtype is not None]
+def _each(convert: Callable[[Any], Any], values: list[Any] | None) -> list[Any] | None:
+    return None if values is None else [convert(value) for value in values]

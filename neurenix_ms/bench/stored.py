@@ -9,7 +9,7 @@ from neurenix_ms.datasets.cache import write_atomically
 
 FIGURES = ("tensor_peak_bytes", "flops")
 MAY_GROW_BY = 0.01
-ADVICE = "store them with `pytest --bench-store`"
+ADVICE = "store them with pytest --bench-store"
 
 Stored = dict[str, dict[str, int]]
 
@@ -26,7 +26,7 @@ def load(path: Path) -> Stored:
         cases = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{path} must be a JSON file of `pytest --bench-store`, got {error}"
+            f"{path} must be a JSON file of pytest --bench-store, got {error}"
         ) from None
     known = isinstance(cases, dict) and all(
         isinstance(figures, dict) and set(FIGURES) <= set(figures) for figures in cases.values()

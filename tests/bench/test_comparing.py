@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from neurenix_ms.bench.comparing import Results, call_of
-from neurenix_ms.bench.forms import Form, forms, missing_device
+from neurenix_ms.bench.forms import Form, check_device, forms
 
 CPU = torch.device("cpu")
 
@@ -102,8 +102,7 @@ def test_forms_are_all_combinations_and_name_what_was_asked_for():
     assert [form.params for form in forms(CPU)] == [{}]
 
 
-def test_a_missing_device_is_described():
-    assert missing_device(CPU) is None
-    assert str(missing_device(torch.device("xpu:5"))).startswith(
-        "device must be one of this machine, got 'xpu:5' ("
-    )
+def test_a_check_device_is_described():
+    check_device(CPU)
+    with pytest.raises(ValueError, match=r"device must be one of this machine, got 'xpu:5' \("):
+        check_device(torch.device("xpu:5"))

@@ -125,7 +125,7 @@ def test_other_results_are_measured_where_that_is_meant(suite):
     assert [one["same_result"] for one in found] == [True, False, False]
     assert found[1]["error"] > 0.01
     assert found[2]["error"] is None  # of another shape
-    loose = measure.compare({"a": conv, "b": other}, x, tolerance=100)
+    loose = measure.compare({"a": conv, "b": other}, x, tolerance=100, name="loose")
     assert loose[1]["same_result"]
     """
     suite(body).assert_outcomes(passed=1)
@@ -161,6 +161,19 @@ def test_a_wrong_argument_is_named(suite, call: str, words: str):
     result = suite(f"measure.compare({call})")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*" + words.replace("[", "?").replace("]", "?") + "*"])
+
+
+def test_two_comparisons_of_a_test_have_names(suite):
+    body = """
+    for name in "pq":
+        found = measure.compare({"a": conv}, x, name=name)
+        assert found[0]["comparison"] == name
+    """
+    suite(body).assert_outcomes(passed=1)
+    result = suite(body.replace("name=name", "name='p'"))
+    result.stdout.fnmatch_lines(
+        ["*test_it?p-a?: each comparison of a test must have a name of its own, pass name="]
+    )
 
 
 def test_a_device_that_is_missing_stops_only_its_cases(suite):
@@ -222,7 +235,7 @@ def test_what_no_count_holds_is_listed(suite):
 def test_bytes_and_operations_are_stored_and_held(suite, pytester: pytest.Pytester):
     body = 'measure.compare({"a": conv, "b": same}, x)'
     suite(body, "--bench-check").stdout.fnmatch_lines(
-        ["test_mine::test_it?a? has no stored figures; store them with `pytest --bench-store`", "*"]
+        ["test_mine::test_it?a? has no stored figures; store them with pytest --bench-store", "*"]
     )
     suite(body, "--bench-store").assert_outcomes(passed=1)
     file = pytester.path / "bench.json"
@@ -244,7 +257,7 @@ def test_bytes_and_operations_are_stored_and_held(suite, pytester: pytest.Pytest
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "*bench.json must be a JSON file of `pytest --bench-store`, got *"),
+        ("{", "*bench.json must be a JSON file of pytest --bench-store, got *"),
         (
             "[]",
             "*bench.json must hold tensor_peak_bytes and flops of every case, got something else*",
@@ -263,8 +276,8 @@ def test_a_stored_file_of_another_kind_ends_the_run(suite, pytester, text: str, 
     [
         ("--bench-threads=0", "--bench-threads: must be an integer of at least 1, got '0'"),
         ("--bench-sizes=8x", "--bench-sizes: must be an integer of at least 1, got ''"),
-        ("--bench-dtype=float31", "--bench-dtype must be a dtype of torch, got 'float31'"),
-        ("--bench-device=abacus", "--bench-device must be a device of torch, got 'abacus' ("),
+        ("--bench-dtype=float31", "dtype must be a dtype of torch, got 'float31'"),
+        ("--bench-device=abacus", "device must be a device of torch, got 'abacus' ("),
     ],
 )
 def test_an_option_without_a_meaning_ends_the_run(suite, option: str, words: str):

@@ -18,7 +18,7 @@ def test_a_figure_may_grow_by_one_per_cent_and_no_more():
 
 def test_a_case_that_is_not_stored_is_a_complaint():
     words = stored.complaint("test_x::b", STORED["test_x::a"], STORED)
-    assert words == "test_x::b has no stored figures; store them with `pytest --bench-store`"
+    assert words == "test_x::b has no stored figures; store them with pytest --bench-store"
 
 
 def test_storing_keeps_other_cases(tmp_path: Path):
