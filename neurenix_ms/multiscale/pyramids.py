@@ -15,9 +15,9 @@ from neurenix_ms._core.dims import (
     CONVOLVE,
     LINEAR_MODES,
     SpatialDims,
+    check_positive,
+    check_rank,
     choose,
-    expect_map,
-    expect_positive,
 )
 from neurenix_ms._core.orders import check_halving
 from neurenix_ms._core.sizes import spatial
@@ -131,7 +131,7 @@ class GaussianPyramid(Configured, nn.Module):
         spatial_dims: SpatialDims = 2,
     ) -> None:
         super().__init__()
-        expect_positive(num_levels=num_levels)
+        check_positive(num_levels=num_levels)
         choose(LINEAR_MODES, spatial_dims, "spatial_dims")
         self.num_levels = num_levels
         self.sigma = sigma
@@ -140,7 +140,7 @@ class GaussianPyramid(Configured, nn.Module):
         self.halve = SmoothHalve(sigma, kernel_size, spatial_dims)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         levels = [x]
         while len(levels) < self.num_levels:
             levels.append(self.halve(levels[-1]))
@@ -204,7 +204,7 @@ class LaplacianPyramid(Configured, nn.Module):
         if len(levels) != self.num_levels:
             raise ValueError(f"reconstruct needs {self.num_levels} levels, got {len(levels)}")
         for level in levels:
-            expect_map(level, self.spatial_dims)
+            check_rank(level, self.spatial_dims)
             if level.shape[:2] != levels[0].shape[:2]:
                 raise ValueError(
                     "all levels must have one batch size and number of channels, got shapes "
