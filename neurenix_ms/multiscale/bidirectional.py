@@ -19,14 +19,14 @@ from neurenix_ms._core.tracing import entries, one_call, one_module, sizes_are_o
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import recomputed, recomputes
 from neurenix_ms.layers.blocks import ConvNormAct
-from neurenix_ms.layers.naming import Act, Norm, expect_normalisable, make_act, make_norm
+from neurenix_ms.layers.naming import Act, Norm, check_normalizable, make_act, make_norm
 from neurenix_ms.layers.resize import doubled
 from neurenix_ms.multiscale.features import (
     Channels,
     Features,
     as_list,
-    expect_features,
-    expect_widths,
+    check_features,
+    check_widths,
 )
 
 Paths = Literal["bifpn", "panet"]
@@ -291,8 +291,8 @@ class BidirectionalFusion(Configured, nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(in_channels, Backbone):
-            in_channels.expect_halving()
-        self.in_channels = expect_widths(in_channels, out_channels)
+            in_channels.check_doubling()
+        self.in_channels = check_widths(in_channels, out_channels)
         self.out_channels = out_channels
         self.repeats = check_integer("repeats", repeats, 1, MOST_REPEATS)
         self.extra_levels = check_integer("extra_levels", extra_levels, 0, 62)
@@ -325,7 +325,7 @@ class BidirectionalFusion(Configured, nn.Module):
     def forward(self, features: Features) -> list[Tensor] | dict[str, Tensor]:
         names = list(features) if isinstance(features, Mapping) else None
         features = as_list(features)
-        expect_features(features, self.in_channels, self.spatial_dims)
+        check_features(features, self.in_channels, self.spatial_dims)
         check_halving(features, "features")
         maps = self._exchanged(list(entries(features, len(self.in_channels))))
         if names is None:
@@ -340,7 +340,7 @@ class BidirectionalFusion(Configured, nn.Module):
             for down in self.extra:
                 y = down(y)
                 maps.append(y)
-        expect_normalisable(self.norm, self.training, maps[-1])
+        check_normalizable(self.norm, self.training, maps[-1])
         for layer in self.layers:
             maps = layer(maps)
         return maps
