@@ -8,6 +8,7 @@ from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.files import load, save
 from neurenix_ms.multiscale import (
     AttentionFusion,
+    BidirectionalFusion,
     FeatureFusion,
     GaussianPyramid,
     LaplacianPyramid,
@@ -86,6 +87,7 @@ __all__ = [
     "NIF",
     "AttentionFusion",
     "Backbone",
+    "BidirectionalFusion",
     "FeatureFusion",
     "GaussianPyramid",
     "HierarchicalTimeStepper",

@@ -1,6 +1,7 @@
 """The multiscale API: models over several resolutions and the blocks they are composed of."""
 
 from neurenix_ms.multiscale.attention import AttentionFusion
+from neurenix_ms.multiscale.bidirectional import BidirectionalFusion
 from neurenix_ms.multiscale.decoder import UNetDecoder
 from neurenix_ms.multiscale.fusion import FeatureFusion, ScaleFusion
 from neurenix_ms.multiscale.models import MultiScaleModel
@@ -16,6 +17,7 @@ from neurenix_ms.multiscale.unet import UNet
 
 __all__ = [
     "AttentionFusion",
+    "BidirectionalFusion",
     "FeatureFusion",
     "GaussianPyramid",
     "LaplacianPyramid",
