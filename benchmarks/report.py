@@ -35,7 +35,7 @@ def table(json_path: str | Path, group: str | None = None) -> str:
 
 
 def bars(json_path: str | Path, group: str, field: str) -> str:
-    """A bar per case, the plain way in grey.
+    """A bar per case, the plain way in gray.
 
     Args:
         json_path: File written by `pytest --benchmark-json`.
@@ -58,11 +58,11 @@ def bars(json_path: str | Path, group: str, field: str) -> str:
     parts = []
     for i, row in enumerate(rows):
         y, value = 30 * i, row.value(field)
-        colour = f'fill="{INK}" fill-opacity="0.4"' if row.is_baseline else f'fill="{ACCENT}"'
+        color = f'fill="{INK}" fill-opacity="0.4"' if row.is_baseline else f'fill="{ACCENT}"'
         length = max(1, WIDTH * value / largest)
         parts.append(text(row.label, 0, y + 11, anchor="start"))
         parts.append(text(show(value), WIDTH, y + 11, anchor="end"))
-        parts.append(f'<rect x="0" y="{y + 15}" width="{length:.1f}" height="9" rx="1" {colour}/>')
+        parts.append(f'<rect x="0" y="{y + 15}" width="{length:.1f}" height="9" rx="1" {color}/>')
     drawing = svg(parts, WIDTH, 30 * len(rows), title=f"{group}: {title}")
     return f"{report.machine}\n\n{drawing}"
 

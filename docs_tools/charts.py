@@ -123,7 +123,7 @@ def between(rows: Sequence[Sequence[Node | None]]) -> list[Arrow]:
 
 
 def _arrange(rows: Sequence[Sequence[Node | None]]) -> tuple[dict[str, Point], float, float]:
-    """Centre of every box, and the size of the whole."""
+    """Center of every box, and the size of the whole."""
     cells = [max(node.width for node in row if node) + GAP for row in rows]
     width = max([NARROWEST, *(cell * len(row) for cell, row in zip(cells, rows, strict=True))])
     places, y = {}, 3.0

@@ -23,7 +23,7 @@ class Box:
         name: What arrows call it.
         label: Text below the box; a line break starts a new line.
         size: Side of the box as a part of the full resolution.
-        filled: Draw it in the accent colour, for the step a drawing is about.
+        filled: Draw it in the accent color, for the step a drawing is about.
     """
 
     name: str
@@ -119,7 +119,7 @@ def text(words: str, x: float, y: float, *, anchor: str = "middle") -> str:
 
 
 def _arrange(columns: Sequence[Sequence[Box | None]]) -> tuple[dict[str, Place], float, float]:
-    """Centre of every box, and the size of the whole; rows and columns are as wide as they need."""
+    """Center of every box, and the size of the whole; rows and columns are as wide as they need."""
     num_rows = max(map(len, columns))
     rows = [[column[i] for column in columns if i < len(column)] for i in range(num_rows)]
     tops, y = [], 6.0 + LINE

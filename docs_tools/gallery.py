@@ -17,7 +17,7 @@ from docs_tools.source import PYTHON_BLOCK, ROOT
 
 TUTORIALS = ("segmentation", "features")
 DPI = 60
-COLOURS = 48
+COLORS = 48
 
 
 def picture(page: Path, target: Path) -> None:
@@ -34,7 +34,7 @@ def picture(page: Path, target: Path) -> None:
         if "figure" in names:
             drawn = io.BytesIO()
             names["figure"].savefig(drawn, dpi=DPI, facecolor="white")
-            Image.open(drawn).convert("RGB").quantize(COLOURS).save(target, optimize=True)
+            Image.open(drawn).convert("RGB").quantize(COLORS).save(target, optimize=True)
             return
     raise ValueError(f"a page must draw a figure, got none in {page}")
 

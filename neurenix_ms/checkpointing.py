@@ -1,7 +1,7 @@
 """The switch for gradient checkpointing: cheap results are forgotten and made again in backward.
 
 What a backward pass needs of a convolution network is mostly the inputs of its convolutions, and
-between two convolutions stand only cheap operations (normalisation, activation, upsampling,
+between two convolutions stand only cheap operations (normalization, activation, upsampling,
 concatenation). Inside `enable_gradient_checkpointing` those results are replaced, in the graph, by a
 recipe: the function and the convolution output it started from. Backward makes the value again when
 it is needed. No convolution runs twice, and the graph is that of a plain run, so gradients are equal

@@ -16,7 +16,7 @@ from neurenix_ms._core.inplace import call_intact
 Reduction = Literal["mean", "sum", "none"]
 Conserve = Literal["scale", "shift"] | Callable[[Tensor, Tensor], Tensor] | None
 Reduce = Callable[[Tensor], Tensor]
-REDUCTIONS: dict[str, Reduce] = {"mean": torch.mean, "sum": torch.sum, "none": lambda x: x}
+LOSS_REDUCTIONS: dict[str, Reduce] = {"mean": torch.mean, "sum": torch.sum, "none": lambda x: x}
 
 
 @checked
@@ -88,7 +88,7 @@ def conserve_mass(
                   [0., 0.]]]])
     """
     choose({"scale": 0, "shift": 0}, method, "method")
-    _expect_same_shape(pred=pred, reference=reference)
+    _check_same_shape(pred=pred, reference=reference)
     mass = partial(_mass_per_cell, mask=mask, cell_area=cell_area)
     pred, kind = _counted(pred, mask), pred.dtype  # a NaN on land would come back in the gradient
     wanted, area = mass(reference), mass(torch.ones_like(pred))
@@ -132,7 +132,7 @@ def mass_error(
         >>> mass_error(torch.tensor([[[2.0, -5.0, 1.0]]]), torch.ones(1, 1, 3))
         tensor([[0.]])
     """
-    _expect_same_shape(pred=pred, true=true)
+    _check_same_shape(pred=pred, true=true)
     return total_mass(pred.clamp(min=0), mask, cell_area) - total_mass(true, mask, cell_area)
 
 
@@ -171,7 +171,7 @@ class MassConservationLoss(Described, nn.Module):
     ) -> None:
         super().__init__()
         self.reduction = reduction
-        self.reduce = choose(REDUCTIONS, reduction, "reduction")
+        self.reduce = choose(LOSS_REDUCTIONS, reduction, "reduction")
         self.register_buffer("mask", mask, persistent=False)
         if isinstance(cell_area, Tensor):
             self.register_buffer("cell_area", cell_area, persistent=False)
@@ -179,7 +179,7 @@ class MassConservationLoss(Described, nn.Module):
             self.cell_area = cell_area
 
     def forward(self, pred: Tensor, true: Tensor) -> Tensor:
-        _expect_same_shape(pred=pred, true=true)
+        _check_same_shape(pred=pred, true=true)
         masses = (total_mass(x, self.mask, self.cell_area) for x in (pred, true))
         return self.reduce((next(masses) - next(masses)).abs())
 
@@ -233,7 +233,7 @@ def rollout(
     start, maps = density, []
     for field in fields[:, :steps].unbind(1):
         density = check_tensor("what model returns", model(torch.cat([density, field], dim=1)))
-        _expect_same_shape(**{"what model returns": density, "density": start})
+        _check_same_shape(**{"what model returns": density, "density": start})
         density = check_tensor("what conserve returns", call_intact(kept, density, start))
         maps.append(density)
     return torch.cat(maps, dim=1)
@@ -253,10 +253,10 @@ def _conserving(conserve: Conserve) -> Callable[[Tensor, Tensor], Tensor]:
 def _weighed(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | None) -> Tensor:
     if x.ndim < 3:
         raise ValueError(f"x must be a density (B, C, *S), got shape {tuple(x.shape)}")
-    _expect_real(x=x)
+    _check_real(x=x)
     counted = _counted(x.float() if x.dtype in (torch.half, torch.bfloat16) else x, mask)
     if isinstance(cell_area, Tensor):
-        _expect_fit("cell_area", cell_area, x)
+        _check_fit("cell_area", cell_area, x)
         return _counted(counted * cell_area, mask)  # the area of land may be anything
     return counted if cell_area is None else counted * cell_area
 
@@ -265,7 +265,7 @@ def _counted(x: Tensor, mask: Tensor | None) -> Tensor:
     """The map with 0 where cells do not count; a product would keep their NaN."""
     if mask is None:
         return x
-    _expect_fit("mask", mask, x)
+    _check_fit("mask", mask, x)
     return torch.where(mask.bool(), x, 0)
 
 
@@ -275,8 +275,8 @@ def _mass_per_cell(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | N
     return mass.reshape(mass.shape + (1,) * (x.ndim - 2))
 
 
-def _expect_fit(name: str, given: Tensor, x: Tensor) -> None:
-    _expect_real(**{name: given})
+def _check_fit(name: str, given: Tensor, x: Tensor) -> None:
+    _check_real(**{name: given})
     sizes = zip(reversed(given.shape), reversed(x.shape), strict=False)
     if given.ndim > x.ndim or any(n not in (1, m) for n, m in sizes):
         shapes = f"{tuple(x.shape)}, got {tuple(given.shape)}"
@@ -285,15 +285,15 @@ def _expect_fit(name: str, given: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be on {x.device}, where the density is, got {given.device}")
 
 
-def _expect_real(**tensors: Tensor) -> None:
+def _check_real(**tensors: Tensor) -> None:
     for name, x in tensors.items():
         if x.dtype.is_complex:
             raise ValueError(f"{name} must hold real numbers, got {x.dtype}")
 
 
-def _expect_same_shape(**densities: Tensor) -> None:
+def _check_same_shape(**densities: Tensor) -> None:
     (name, pred), (other_name, other) = densities.items()
-    _expect_real(**densities)
+    _check_real(**densities)
     if pred.shape != other.shape or pred.ndim < 3:
         shapes = f"{tuple(pred.shape)} and {tuple(other.shape)}"
         raise ValueError(f"{name} and {other_name} must have one shape (B, C, *S), got {shapes}")

@@ -98,9 +98,9 @@ def load(
         stored = read_stored(file, path)
         if model is None and stored.has_backbone:
             with torch.device("meta"):  # whether it fits is known before there is any memory for it
-                _expect_fit(build(stored, path), stored, path)
+                _check_fit(build(stored, path), stored, path)
         target = build(stored, path) if model is None else model
-        _expect_fit(target, stored, path)
+        _check_fit(target, stored, path)
         try:
             state = read_weights(stored, map_location)
         except ValueError as error:
@@ -180,7 +180,7 @@ def _take_over(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
         model.load_state_dict(state)
 
 
-def _expect_fit(model: nn.Module, stored: Stored, path: str | os.PathLike[str]) -> None:
+def _check_fit(model: nn.Module, stored: Stored, path: str | os.PathLike[str]) -> None:
     """Refuse before anything is changed: load_state_dict itself would stop half-way."""
     own, tensors = model.state_dict(), stored.tensors
     later = tuple(_added_later(model, stored))

@@ -23,6 +23,7 @@ FLOORS = [
 CORE = [
     "moved",
     "io",
+    "deprecation",
     "recomputation",
     "remember",
     "probing",

@@ -27,7 +27,7 @@ from neurenix_ms.training import (
     DiceLoss,
     MassConservationLoss,
     MultiScaleInference,
-    MultiscaleLoss,
+    MultiScaleLoss,
 )
 
 torchvision = pytest.importorskip("torchvision")
@@ -93,8 +93,8 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple]] = {
         ),
         (IMAGE,),
     ),
-    "Backbone-normalised": (
-        lambda: Backbone(dropping(), normalise="imagenet"),
+    "Backbone-normalized": (
+        lambda: Backbone(dropping(), normalize="imagenet"),
         (IMAGE,),
     ),
     "Backbone-functions": (lambda: Backbone(small_swin()), (IMAGE,)),
@@ -112,7 +112,7 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple]] = {
     "EchoStateNetwork": (lambda: EchoStateNetwork(3, 8), ((2, 5, 3),)),
     "DiceLoss": (lambda: DiceLoss(), ((2, 3, 8), [2, 3, 8])),
     "DeepSupervisionLoss": (lambda: DeepSupervisionLoss(nn.MSELoss()), ([(2, 3, 8)], (2, 3, 8))),
-    "MultiscaleLoss": (lambda: MultiscaleLoss(), ([(2, 3, 8)], (2, 3, 8))),
+    "MultiScaleLoss": (lambda: MultiScaleLoss(), ([(2, 3, 8)], (2, 3, 8))),
     "MassConservationLoss": (lambda: MassConservationLoss(), ((2, 3, 8), (2, 3, 8))),
 }
 
@@ -122,11 +122,11 @@ def task(name: str) -> nn.Module:
     from neurenix_ms import training
 
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5))
-    arguments = [nn.MSELoss()] if name == "MultiscaleTask" else []
+    arguments = [nn.MSELoss()] if name == "MultiScaleTask" else []
     return getattr(training, name)(model, *arguments)
 
 
-for one in ("RegressionTask", "SegmentationTask", "MultiscaleTask"):
+for one in ("RegressionTask", "SegmentationTask", "MultiScaleTask"):
     OTHERS[one] = (partial(task, one), (IMAGE,))
 
 

@@ -16,14 +16,14 @@ from torch import nn
 
 from neurenix_ms import MultiScaleModel, PyramidNetwork, UNet, load, save
 from neurenix_ms._core.config import check_plain
-from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF, Normaliser
+from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF, Normalizer
 from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.timestepping import (
     ClockworkRNN,
     EchoStateNetwork,
     HierarchicalTimeStepper,
     LSTMForecaster,
-    StandardisedNetwork,
+    StandardizedNetwork,
     TimeStepper,
 )
 
@@ -380,14 +380,14 @@ OTHERS = {
     "NIF": lambda: NIF(1, 2, shape_width=4, parameter_width=4),
     "MultiScaleNIF": lambda: MultiScaleNIF(1, 2, shape_width=4, parameter_width=4, omega_0=3.0),
     "LastLayerNIF": lambda: LastLayerNIF(1, 2, shape_width=4, parameter_width=4),
-    "Normaliser": lambda: Normaliser(NIF(1, 2, shape_width=4, parameter_width=4)),
+    "Normalizer": lambda: Normalizer(NIF(1, 2, shape_width=4, parameter_width=4)),
     "MLP": lambda: MLP(2, 3, [4, 5]),
     "TimeStepper": lambda: TimeStepper(MLP(2, 2, [4]), 3),
     "HierarchicalTimeStepper": lambda: HierarchicalTimeStepper([TimeStepper(MLP(2, 2, [4]), 3)]),
     "LSTMForecaster": lambda: LSTMForecaster(2, 4),
     "ClockworkRNN": lambda: ClockworkRNN(2, 8, 2),
     "EchoStateNetwork": lambda: EchoStateNetwork(2, 8),
-    "StandardisedNetwork": lambda: StandardisedNetwork(
+    "StandardizedNetwork": lambda: StandardizedNetwork(
         MLP(2, 2, [4]), [0.0, 1.0], [1.0, 2.0], [1.0, 1.0]
     ),
 }

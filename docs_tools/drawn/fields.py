@@ -56,8 +56,8 @@ SKETCHES = {
         POINTS,
         GRID,
     ),
-    "Normaliser": Sketch(
-        "Normaliser(NIF(1, 2))",
+    "Normalizer": Sketch(
+        "Normalizer(NIF(1, 2))",
         [
             [data("parameters", "p"), data("points", "x")],
             [step("scale", name="scale p"), step("scale", name="scale x")],
@@ -118,8 +118,8 @@ SKETCHES = {
         STATE,
         "model.forecast(x, 64)",
     ),
-    "StandardisedNetwork": Sketch(
-        "StandardisedNetwork(MLP(2, 2, [32]), mean=[1.0, 0.0], std=[2.0, 1.0], scale=[0.1, 0.1])",
+    "StandardizedNetwork": Sketch(
+        "StandardizedNetwork(MLP(2, 2, [32]), mean=[1.0, 0.0], std=[2.0, 1.0], scale=[0.1, 0.1])",
         [
             [data("state", "x")],
             [step("- mean, / std")],

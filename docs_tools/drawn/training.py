@@ -33,8 +33,8 @@ SKETCHES = {
                 ("classes", "loss of logits,\nmetrics of classes"),
                 ("loss of logits,\nmetrics of classes", "optimizer, schedule")],
     ),
-    "MultiscaleTask": Sketch(
-        "MultiscaleTask(MSNet(2, spatial_dims=2), MultiscaleLoss())",
+    "MultiScaleTask": Sketch(
+        "MultiScaleTask(MSNet(2, spatial_dims=2), MultiScaleLoss())",
         [
             [data("input", "x"), data("target", "t")],
             [step("network: all scales", "model.model"), None],
@@ -49,8 +49,8 @@ SKETCHES = {
                 ("target", "loss of all scales,\nmetrics of the finest"),
                 ("loss of all scales,\nmetrics of the finest", "optimizer, schedule")],
     ),
-    "MultiscaleLoss": Sketch(
-        "MultiscaleLoss()",
+    "MultiScaleLoss": Sketch(
+        "MultiScaleLoss()",
         [
             [data("outputs", "x"), data("target", "t")],
             [None, step("average to\nevery size")],

@@ -94,7 +94,7 @@ def choose(table: Mapping[Any, Value], key: Hashable, name: str) -> Value:
 
 
 @one_call
-def expect_map(x: Tensor, spatial_dims: int) -> None:
+def check_rank(x: Tensor, spatial_dims: int) -> None:
     """Refuse anything but a batch of maps with `spatial_dims` spatial axes."""
     check_tensor("the input", x)
     if x.ndim != spatial_dims + 2:
@@ -104,13 +104,13 @@ def expect_map(x: Tensor, spatial_dims: int) -> None:
 
 
 @one_call
-def expect_channels(x: Tensor, channels: int, what: str = "the map") -> None:
+def check_channels(x: Tensor, channels: int, what: str = "the map") -> None:
     """Raise unless `x` has `channels` channels."""
     if not torch.jit.is_tracing() and x.shape[1] != channels:
         raise ValueError(f"{what} must have {channels} channels, got shape {tuple(x.shape)}")
 
 
-def expect_positive(**counts: int) -> None:
+def check_positive(**counts: int) -> None:
     """Raise unless every count is at least 1; levels cannot be more than a size has halvings."""
     for name, count in counts.items():
         check_integer(name, count, 1, MOST_LEVELS.get(name))

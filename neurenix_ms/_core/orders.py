@@ -56,7 +56,7 @@ def check_descending(maps: Sequence[Tensor], what: str, order: str = "finest fir
 
 
 @one_call
-def check_scales(maps: Sequence[Tensor], scales: Sequence[float]) -> None:
+def check_order_of_scales(maps: Sequence[Tensor], scales: Sequence[float]) -> None:
     """Raise if a feature map of a larger scale is shorter than one of a smaller scale."""
     if sizes_are_open():
         return

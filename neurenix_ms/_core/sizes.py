@@ -53,20 +53,20 @@ def twice(size: Sequence[int]) -> Size:
     return tuple(2 * n for n in size)
 
 
-def expect_scale(scale: float, name: str = "scale") -> float:
+def check_scale(scale: float, name: str = "scale") -> float:
     """Refuse a scale that is not a finite positive number."""
     return check_number(name, scale, above=0)
 
 
-def expect_scales(scales: Sequence[float]) -> list[float]:
+def check_scales(scales: Sequence[float]) -> list[float]:
     """Refuse an empty list and scales that are not finite and positive."""
     if len(scales) == 0:
         raise ValueError("scales must hold at least one scale, got an empty list")
-    return [expect_scale(scale, f"scales[{i}]") for i, scale in enumerate(scales)]
+    return [check_scale(scale, f"scales[{i}]") for i, scale in enumerate(scales)]
 
 
 @one_call
-def expect_halvings(size: Sequence[int], num_halvings: int) -> None:
+def check_halvings(size: Sequence[int], num_halvings: int) -> None:
     """Raise unless every axis can be halved `num_halvings` times."""
     if torch.jit.is_tracing():
         return
@@ -78,7 +78,7 @@ def expect_halvings(size: Sequence[int], num_halvings: int) -> None:
         )
 
 
-def expect_target(target: Target, spatial_dims: int) -> Target:
+def check_target(target: Target, spatial_dims: int) -> Target:
     """Refuse anything but 'largest', 'smallest', an index or a size."""
     if isinstance(target, str):
         valid = target in ("largest", "smallest")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms._core.config import Configured
-from neurenix_ms._core.dims import expect_channels, expect_map
+from neurenix_ms._core.deprecation import RenamedAttribute, renamed_arguments
+from neurenix_ms._core.dims import check_channels, check_rank
 from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.backbones.extracting import (
     EncoderOf,
@@ -30,7 +31,7 @@ from neurenix_ms.backbones.measuring import (
 from neurenix_ms.backbones.naming import named_network
 from neurenix_ms.backbones.tapping import taps
 
-Normalise = Literal["imagenet"] | tuple[Sequence[float], Sequence[float]] | None
+Normalize = Literal["imagenet"] | tuple[Sequence[float], Sequence[float]] | None
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -54,7 +55,7 @@ class Backbone(Configured, nn.Module):
         levels: Which of the feature maps, counted from the finest; None takes all.
         in_channels: Channels of the image; None leaves them as they are; others
             are read by a copy of the network.
-        normalise: "imagenet", or means and standard deviations per channel, applied to the image.
+        normalize: "imagenet", or means and standard deviations per channel, applied to the image.
         weights: With a name: those to download, such as "DEFAULT"; any text for timm's. A saved
             backbone is loaded without them, and gets its own.
         options: With a name: further arguments of `timm.create_model` or of torchvision's function,
@@ -82,13 +83,16 @@ class Backbone(Configured, nn.Module):
     mean: Tensor | None
     deviation: Tensor | None
 
+    normalise = RenamedAttribute("normalize")
+
+    @renamed_arguments(normalise="normalize")
     def __init__(
         self,
         network: str | nn.Module,
         *,
         levels: Sequence[int] | None = None,
         in_channels: int | None = None,
-        normalise: Normalise = None,
+        normalize: Normalize = None,
         weights: Any = None,
         **options: Any,
     ) -> None:
@@ -111,7 +115,7 @@ class Backbone(Configured, nn.Module):
         if self.in_channels != own_channels:
             module = with_channels(module, self.in_channels, own_channels)
         self.levels = None if levels is None else list(levels)
-        self.normalise = normalise
+        self.normalize = normalize
         self._measured: list[Measured]
         self.network, self._measured = self._opened(module, isinstance(out, Tensor))
         self.channels: list[int] = [one.channels for one in self._measured]
@@ -121,8 +125,8 @@ class Backbone(Configured, nn.Module):
         self.register_buffer("deviation", deviation, persistent=False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        expect_map(image, self.spatial_dims)
-        expect_channels(image, self.in_channels, "the image")
+        check_rank(image, self.spatial_dims)
+        check_channels(image, self.in_channels, "the image")
         if self.mean is not None and self.deviation is not None:
             image = (image - self.mean) / self.deviation
         outputs = named_outputs(call_intact(self.network, image))
@@ -137,7 +141,7 @@ class Backbone(Configured, nn.Module):
             "network": network if self.name is None else self.name,
             "levels": None if cut or self.levels is None else list(self.levels),
             "in_channels": self.in_channels,
-            "normalise": self.normalise,
+            "normalize": self.normalize,
             **self.options,
         }
 
@@ -146,7 +150,7 @@ class Backbone(Configured, nn.Module):
         """What was measured, one line per feature map."""
         return table(self._measured)
 
-    def expect_halving(self) -> None:
+    def check_doubling(self) -> None:
         """Refuse to stand before a decoder that doubles the size from map to map."""
         strides = [one.strides for one in self._measured]
         halving = all(
@@ -191,13 +195,13 @@ class Backbone(Configured, nn.Module):
         return sorted_by_stride(found)
 
     def _statistics(self) -> tuple[Tensor | None, Tensor | None]:
-        if self.normalise is None:
+        if self.normalize is None:
             return None, None
-        pair = IMAGENET if self.normalise == "imagenet" else self.normalise
+        pair = IMAGENET if self.normalize == "imagenet" else self.normalize
         if isinstance(pair, str) or len(pair) != 2 or {len(p) for p in pair} != {self.in_channels}:
             raise ValueError(
-                f"normalise must be None, 'imagenet' (3 channels) or two lists of {self.in_channels} "
-                f"numbers, got {self.normalise!r}"
+                f"normalize must be None, 'imagenet' (3 channels) or two lists of {self.in_channels} "
+                f"numbers, got {self.normalize!r}"
             )
         shape = (1, -1) + (1,) * self.spatial_dims
         mean, deviation = (torch.tensor(list(numbers)).view(shape) for numbers in pair)

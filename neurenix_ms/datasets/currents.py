@@ -67,11 +67,11 @@ class Islands:
     """Round islands in the torus.
 
     Args:
-        centres: Their centres `(N, 2)`, in km.
+        centers: Their centers `(N, 2)`, in km.
         radii: Their radii `(N,)`, in km.
     """
 
-    centres: Tensor
+    centers: Tensor
     radii: Tensor
 
     @classmethod
@@ -94,8 +94,8 @@ class Islands:
         between, and over all islands the product.
         """
         out, slope = torch.ones_like(x[..., 0]), torch.zeros_like(x)
-        for centre, radius in zip(self.centres, self.radii, strict=True):
-            to = wrapped(x - centre)
+        for center, radius in zip(self.centers, self.radii, strict=True):
+            to = wrapped(x - center)
             distance = to.norm(dim=-1)
             d = ((distance - radius) / SHELF).clamp(0, 1)
             one = d**3 * (10 - 15 * d + 6 * d**2)
@@ -109,22 +109,22 @@ class Islands:
         middle, half = (edges[1:] + edges[:-1]) / 2, edges.diff() / 2
         x, reach = (torch.stack(torch.meshgrid(y, y, indexing="ij"), -1) for y in (middle, half))
         land = torch.zeros(x.shape[:-1], dtype=torch.bool)
-        for centre, radius in zip(self.centres, self.radii, strict=True):
-            land |= (wrapped(x - centre).abs() + reach).norm(dim=-1) <= radius
+        for center, radius in zip(self.centers, self.radii, strict=True):
+            land |= (wrapped(x - center).abs() + reach).norm(dim=-1) <= radius
         return land
 
 
 def currents(
-    eddies: Eddies, centre: Tensor, sink: float = 0.0, islands: Islands | None = None
+    eddies: Eddies, center: Tensor, sink: float = 0.0, islands: Islands | None = None
 ) -> Velocity:
-    """Velocity at places `(..., 2)` and a time: eddies, a flow to the centre, and coasts.
+    """Velocity at places `(..., 2)` and a time: eddies, a flow to the center, and coasts.
 
-    Out at sea by the share `s`, the stream function is `s * psi` and the flow to the centre `s` times
+    Out at sea by the share `s`, the stream function is `s * psi` and the flow to the center `s` times
     what it was. Both vanish at the coast, so no particle gets there.
     """
 
     def open_sea(x: Tensor, time: float) -> Tensor:
-        return eddies.velocity(x, time) - sink * torch.sin(2 * math.pi / LENGTH * (x - centre))
+        return eddies.velocity(x, time) - sink * torch.sin(2 * math.pi / LENGTH * (x - center))
 
     if islands is None:
         return open_sea

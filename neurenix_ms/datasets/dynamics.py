@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms._core.dims import choose, expect_positive
+from neurenix_ms._core.dims import check_positive, choose
 
 TOLERANCE = 1e-10
 MAX_STEP = 0.25  # the solver may step further, but its interpolant is then good to 6 digits only
@@ -98,7 +98,7 @@ def initial_states(system: str, num_samples: int, *, seed: int = 0) -> Tensor:
         torch.Size([5, 3])
     """
     equation = choose(SYSTEMS, system, "system")
-    expect_positive(num_samples=num_samples)
+    check_positive(num_samples=num_samples)
     generator = torch.Generator().manual_seed(seed)
     low, high = torch.tensor([equation.low, equation.high], dtype=torch.float64)
     u = torch.rand(num_samples, len(low), generator=generator, dtype=torch.float64)
@@ -142,7 +142,7 @@ def simulate(
         True
     """
     equation = choose(SYSTEMS, system, "system")
-    expect_positive(num_steps=num_steps)
+    check_positive(num_steps=num_steps)
     if not dt > 0:
         raise ValueError(f"dt must be positive, got {dt}")
     dims = len(equation.low)

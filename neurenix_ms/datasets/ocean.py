@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms._core.dims import choose, expect_positive
+from neurenix_ms._core.dims import check_positive, choose
 from neurenix_ms.datasets.cache import SampleCache
 from neurenix_ms.datasets.currents import (
     LENGTH,
@@ -105,9 +105,7 @@ class DriftDensity(Dataset):
         seed: int = 0,
         progress: bool = True,
     ) -> None:
-        expect_positive(
-            num_samples=num_samples, size=size, steps=steps, num_particles=num_particles
-        )
+        check_positive(num_samples=num_samples, size=size, steps=steps, num_particles=num_particles)
         if not 0 <= sink < math.inf:
             raise ValueError(f"sink must be a speed of 0 or more, got {sink}")
         choose(dict.fromkeys(get_args(Seeding)), seeding, "seeding")
@@ -151,15 +149,15 @@ class DriftDensity(Dataset):
 
     def _make(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        centre = LENGTH * torch.rand(2, dtype=torch.float64, generator=generator)
+        center = LENGTH * torch.rand(2, dtype=torch.float64, generator=generator)
         eddies = Eddies.random(generator)
         end = self.steps * INTERVAL
-        plain = currents(eddies, centre)
+        plain = currents(eddies, center)
         plain = backwards(plain, end) if self.time_reversed else plain
-        centre = place_for(plain, self.seeding, centre)
-        x = centre + _disc(self.num_particles, generator)
-        islands = Islands.random(self.land, centre, generator) if self.land else None
-        velocity = currents(eddies, centre, self.sink, islands)
+        center = place_for(plain, self.seeding, center)
+        x = center + _disc(self.num_particles, generator)
+        islands = Islands.random(self.land, center, generator) if self.land else None
+        velocity = currents(eddies, center, self.sink, islands)
         velocity = backwards(velocity, end) if self.time_reversed else velocity
         edges = grid_edges(self.size, self.cell_sizes or 1.0)
         cells = _pairs((edges[1:] + edges[:-1]) / 2)

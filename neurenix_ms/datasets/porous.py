@@ -56,7 +56,7 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         the difference between the two end faces.
 
         - `pores`: `(1, *S)`, 1 in connected pores, 0 in solid.
-        - `distance`: `(1, *S)`, cells from the centre of a pore cell to that of the nearest
+        - `distance`: `(1, *S)`, cells from the center of a pore cell to that of the nearest
           solid cell, 0 in solid. The faces of the box do not count as solid.
         - `potential`: `(1, *S)`, between -0.5 and 0.5, rising along axis 0; 0 in solid.
         - `D_rel`: `()`, conductance relative to the empty box, between 0 and 1.
@@ -223,18 +223,18 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
 def effective_conductivity(potential: Tensor, pores: Tensor) -> Tensor:
     """Conductance of a box relative to the empty box, from the potential in its pores.
 
-    The flux between neighbouring pore cells is summed over each layer of faces along the first
+    The flux between neighboring pore cells is summed over each layer of faces along the first
     spatial axis, averaged over the layers and divided by that of an empty box. A solution has the
     same flux in every layer; in a prediction the mean levels out local errors, where the energy
     of the gradient would add up their squares.
 
     The difference of the potential between the two end faces of the box is 1, and the faces lie
-    half a cell beyond the centres of the first and last cell, so the empty box of N cells has
+    half a cell beyond the centers of the first and last cell, so the empty box of N cells has
     steps of 1/N. Only the N - 1 layers between cells count, as in taufactor, so that its solution
     gives its `D_rel`. Differentiable in both arguments; `pores` may be fractions.
 
     Args:
-        potential: Potential at the centres of the cells; what it is in solid does not matter.
+        potential: Potential at the centers of the cells; what it is in solid does not matter.
         pores: 1 in pores, 0 in solid.
 
     Shape:

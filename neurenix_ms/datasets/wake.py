@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms._core.dims import expect_positive
+from neurenix_ms._core.dims import check_positive
 from neurenix_ms.datasets.cache import SampleCache
 
 # nine velocities, x first; weights of the equilibrium; the index of each one's opposite
@@ -64,7 +64,7 @@ def cylinder_wake(
         >>> wake["u"].shape
         torch.Size([3, 2, 24, 16])
     """
-    expect_positive(num_times=num_times, interval=interval, warm_up=warm_up)
+    check_positive(num_times=num_times, interval=interval, warm_up=warm_up)
     length, width = size
     if not 0 < speed <= 0.3:
         raise ValueError(f"speed must be above 0 and at most 0.3, got {speed}")

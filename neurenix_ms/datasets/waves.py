@@ -1,4 +1,4 @@
-"""Parameters in, fields over space and time out: a travelling wave, chaos in 1-D, vortices in 2-D."""
+"""Parameters in, fields over space and time out: a traveling wave, chaos in 1-D, vortices in 2-D."""
 
 import hashlib
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms._core.dims import expect_positive
+from neurenix_ms._core.dims import check_positive
 from neurenix_ms.datasets.cache import SampleCache
 from neurenix_ms.datasets.spectral import etdrk4, trajectory
 
@@ -45,7 +45,7 @@ def travelling_wave(omega: float = 4.0, num_times: int = 10, num_points: int = 2
         >>> wave["u"].shape
         torch.Size([10, 200])
     """
-    expect_positive(num_times=num_times, num_points=num_points)
+    check_positive(num_times=num_times, num_points=num_points)
     t = torch.linspace(0, 100, num_times, dtype=torch.float64)
     x = torch.linspace(0, 1, num_points, dtype=torch.float64)
     xi = x - 0.2 - 0.006 * t[:, None]
@@ -98,8 +98,8 @@ def kuramoto_sivashinsky(
         torch.Size([2, 3, 64])
     """
     values = torch.as_tensor(nu, dtype=torch.float64)
-    _expect_grid(num_points, num_times)
-    _expect_above_zero(end_time=end_time, length=length, time_step=time_step)
+    _check_grid(num_points, num_times)
+    _check_above_zero(end_time=end_time, length=length, time_step=time_step)
     if values.ndim > 1 or not values.numel() or not bool((values > 0).all()):
         raise ValueError(f"nu must be one positive number or several, got {nu}")
     start = _given(initial, (num_points,))
@@ -173,8 +173,8 @@ def turbulence2d(
         >>> flow["vorticity"].shape
         torch.Size([3, 16, 16])
     """
-    _expect_grid(num_points, num_times)
-    _expect_above_zero(end_time=end_time, time_step=time_step)
+    _check_grid(num_points, num_times)
+    _check_above_zero(end_time=end_time, time_step=time_step)
     if not viscosity >= 0:
         raise ValueError(f"viscosity must be 0 or more, got {viscosity}")
     size = (num_points, num_points)
@@ -263,13 +263,13 @@ def _given(initial: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     return initial.detach().cpu().double()
 
 
-def _expect_grid(num_points: int, num_times: int) -> None:
-    expect_positive(num_times=num_times)
+def _check_grid(num_points: int, num_times: int) -> None:
+    check_positive(num_times=num_times)
     if num_points < 8:
         raise ValueError(f"num_points must be at least 8, got {num_points}")
 
 
-def _expect_above_zero(**values: float) -> None:
+def _check_above_zero(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive, got {value}")

@@ -13,15 +13,15 @@ from neurenix_ms.checkpointing import statistics_kept
 from neurenix_ms.execution.compiled import plain_module, uncompiled
 from neurenix_ms.execution.plan.grid import Tile
 from neurenix_ms.execution.plan.sites import Site
-from neurenix_ms.execution.plan.statistics import Normalisation
+from neurenix_ms.execution.plan.statistics import Normalization
 from neurenix_ms.execution.run.arrays import check_array, read, read_target
 from neurenix_ms.execution.run.passes import Passes, Values, find_values, whole_shape
 from neurenix_ms.execution.run.reduction import Reduction
 from neurenix_ms.execution.run.setting import (
     TileSize,
     Whole,
-    check_asked,
-    check_map_of,
+    check_choices,
+    check_rank_of,
     settle,
 )
 
@@ -41,7 +41,7 @@ def accumulate_gradients(
 
     Use it in place of forward and `backward()` where a training step does not fit into memory:
     gradients, loss and running statistics are those of the whole map to rounding, and memory is that
-    of a tile (and of the parts run whole). Every normalisation costs two more passes over the tiles,
+    of a tile (and of the parts run whole). Every normalization costs two more passes over the tiles,
     so parts that hold them should be as shallow as memory allows. Where a step fits, the plain one is
     faster. Gradient checkpointing is off meanwhile, and a compiled model runs as the plain one.
 
@@ -63,7 +63,7 @@ def accumulate_gradients(
 
     Raises:
         ValueError: If the loss is neither a mean nor a sum over cells (class weights or
-            `ignore_index` under a mean, a normalisation by the target), a shape does not fit, or the
+            `ignore_index` under a mean, a normalization by the target), a shape does not fit, or the
             model cannot run in tiles.
 
     Source: tiles as in Pinckaers et al. 2022, "Streaming convolutional neural networks"; the passes
@@ -80,8 +80,8 @@ def accumulate_gradients(
         True
     """
     model = plain_module(model)
-    shape, like = check_map_of(x, None, model)
-    whole = check_asked(model, tile_size, whole, len(shape) - 2, None)
+    shape, like = check_rank_of(x, None, model)
+    whole = check_choices(model, tile_size, whole, len(shape) - 2, None)
     for leaf in tree_leaves(target):
         if hasattr(leaf, "shape"):
             check_array("target", leaf, like.dtype)
@@ -175,7 +175,7 @@ class Adjoints:
         moments = self.values.moments[number]
         leaves = moments.mean.clone().requires_grad_(), moments.var.clone().requires_grad_()
         self.statistics[number] = leaves
-        self.passes.given[number] = lambda site, tile: site.normalised(*leaves)
+        self.passes.given[number] = lambda site, tile: site.normalized(*leaves)
 
     def _give_result(self, number: int) -> None:
         result, lines = self.values.results[number], self.passes.place(number).result
@@ -200,7 +200,7 @@ class Adjoints:
 
     def _seed(self, number: int, site: Site, core: Tensor) -> Tensor | None:
         d_mean, d_var = (leaf.grad for leaf in self.statistics[number])
-        if d_mean is None or d_var is None or not isinstance(site, Normalisation):
+        if d_mean is None or d_var is None or not isinstance(site, Normalization):
             return None
         return site.seed(core.detach(), self.values.moments[number], d_mean, d_var)
 

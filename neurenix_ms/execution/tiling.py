@@ -9,25 +9,25 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_unflatten
 
 from neurenix_ms._core.arguments import UNCHECKED, checked
 from neurenix_ms._core.config import Described
-from neurenix_ms._core.dims import SpatialDims, expect_positive
+from neurenix_ms._core.dims import SpatialDims, check_positive
 from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.execution.compiled import plain_module, uncompiled
 from neurenix_ms.execution.plan.footprint import Place
 from neurenix_ms.execution.progress import progress_bar
-from neurenix_ms.execution.run.arrays import check_apart, check_outputs, check_room, read, write
+from neurenix_ms.execution.run.arrays import check_apart, check_outputs, check_writable, read, write
 from neurenix_ms.execution.run.passes import find_values
 from neurenix_ms.execution.run.setting import (
     Setting,
     TileSize,
     Whole,
-    check_asked,
-    check_map_of,
+    check_choices,
+    check_rank_of,
     settle,
     settle_early,
 )
 
 Reduce = Literal["argmax"] | None
-REDUCTIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+REDUCES: dict[str | None, Callable[[Tensor], Tensor]] = {
     "argmax": lambda y: y.argmax(1),
     None: lambda y: y,
 }
@@ -38,7 +38,7 @@ class TiledModel(Described, nn.Module):
 
     Use it for inference on images and volumes larger than the memory: x and out may be memory-mapped
     or zarr arrays. There is no blending and nothing to tune: the halo is found by asking the model,
-    normalisations get the statistics of the whole map in passes of their own, and deep levels, which
+    normalizations get the statistics of the whole map in passes of their own, and deep levels, which
     are small, run whole. A model that cannot be cut exactly is refused. Where the whole map fits,
     the plain call is faster.
 
@@ -102,7 +102,7 @@ class TiledModel(Described, nn.Module):
         progress: bool = False,
     ) -> None:
         super().__init__()
-        whole = check_asked(plain_module(model), tile_size, whole, spatial_dims, memory_limit)
+        whole = check_choices(plain_module(model), tile_size, whole, spatial_dims, memory_limit)
         self.model = model
         self.tile_size = tile_size
         self.spatial_dims = spatial_dims
@@ -112,7 +112,7 @@ class TiledModel(Described, nn.Module):
         self.reduce = reduce
         self.progress = progress
         if in_channels is not None:
-            expect_positive(in_channels=in_channels)
+            check_positive(in_channels=in_channels)
             settle_early(plain_module(model), in_channels, spatial_dims, whole, memory_limit)
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ class TiledModel(Described, nn.Module):
                 the memory of x.
         """
         model = plain_module(self.model)
-        shape, like = check_map_of(x, self.spatial_dims, model)
+        shape, like = check_rank_of(x, self.spatial_dims, model)
         with uncompiled():
             setting = settle(model, shape, like, self.tile_size, self.whole, self.memory_limit)
             if setting is None:
@@ -135,9 +135,9 @@ class TiledModel(Described, nn.Module):
     def _in_one(self, model: nn.Module, x: Any, like: Tensor, out: Any) -> Any:
         result = call_intact(model, read(x, (slice(None),), like))
         if out is None:
-            return tree_map(REDUCTIONS[self.reduce], result)
+            return tree_map(REDUCES[self.reduce], result)
         pieces = tree_leaves(result)
-        reduced = [REDUCTIONS[self.reduce](y) for y in pieces]
+        reduced = [REDUCES[self.reduce](y) for y in pieces]
         leaves = check_outputs(out, [tuple(y.shape) for y in reduced])
         for leaf, y in zip(leaves, pieces, strict=True):
             self._check_room(leaf, y)
@@ -148,9 +148,9 @@ class TiledModel(Described, nn.Module):
     def _check_room(self, out: Any, y: Tensor) -> None:
         """Raise if the result, of which `y` is a piece, does not fit into `out`."""
         if self.reduce is None:
-            check_room(out, y.dtype)
+            check_writable(out, y.dtype)
         else:
-            check_room(out, torch.int64, y.shape[1] - 1)
+            check_writable(out, torch.int64, y.shape[1] - 1)
 
     def _in_tiles(self, model: nn.Module, x: Any, like: Tensor, out: Any, setting: Setting) -> Any:
         shapes = [self._shape(place, x.shape) for place in setting.plan.outputs]
@@ -171,7 +171,7 @@ class TiledModel(Described, nn.Module):
                         leaves = self._room(cores, shapes, x)
                     for leaf, core, place in zip(leaves, cores, setting.plan.outputs, strict=True):
                         index = tile.core_of_whole(place.lines)
-                        write(leaf, self._reduced(index), REDUCTIONS[self.reduce](core))
+                        write(leaf, self._reduced(index), REDUCES[self.reduce](core))
                     del cores, core
             values.move_running()
         return out if out is not None else tree_unflatten(leaves or [], cast(TreeSpec, structure))

@@ -1,10 +1,11 @@
 """Fields as networks of parameters and coordinates, their derivatives, and pruning that shrinks them."""
 
+from neurenix_ms._core.deprecation import renamed_classes
 from neurenix_ms.implicit.compacting import compact
 from neurenix_ms.implicit.derivatives import gradient, hessian, laplacian, time_derivative
 from neurenix_ms.implicit.last_layer import LastLayerNIF
 from neurenix_ms.implicit.nif import NIF, MultiScaleNIF
-from neurenix_ms.implicit.normaliser import Normaliser
+from neurenix_ms.implicit.normalizer import Normalizer
 from neurenix_ms.implicit.pruning import (
     PruningRound,
     PruningSchedule,
@@ -17,7 +18,7 @@ __all__ = [
     "NIF",
     "LastLayerNIF",
     "MultiScaleNIF",
-    "Normaliser",
+    "Normalizer",
     "PruningRound",
     "PruningSchedule",
     "compact",
@@ -29,3 +30,5 @@ __all__ = [
     "sparsity",
     "time_derivative",
 ]
+
+__getattr__ = renamed_classes(__name__, {"Normaliser": "Normalizer"})

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms.implicit.normaliser import Normaliser
+from neurenix_ms.implicit.normalizer import Normalizer
 from neurenix_ms.implicit.pruning import Prunable, prunable
 from neurenix_ms.implicit.shape_net import Shape
 
@@ -24,7 +24,7 @@ def compact(model: Model) -> Model:
     fall. The result is a model of the same class: it can be trained, saved, loaded and pruned again.
 
     Args:
-        model: A `NIF` or `MultiScaleNIF`, or a `Normaliser` around one; it is left as it is.
+        model: A `NIF` or `MultiScaleNIF`, or a `Normalizer` around one; it is left as it is.
 
     Raises:
         ValueError: If the model has no nodes that could be pruned.
@@ -49,7 +49,7 @@ def compact(model: Model) -> Model:
     rows = _rows(field.shape, small.shape).to(field.last.weight.device)
     small.last.weight.copy_(field.last.weight[rows])
     small.last.bias.copy_(field.last.bias[rows])
-    if not isinstance(model, Normaliser):
+    if not isinstance(model, Normalizer):
         return small
     wrapped: Any = (
         type(model)(**model.config | {"model": small}).to(field.last.weight).train(model.training)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.checks import check_number
 from neurenix_ms._core.config import Configured
-from neurenix_ms._core.dims import expect_positive
+from neurenix_ms._core.dims import check_positive
 from neurenix_ms.implicit.parameter_net import ParameterNet
 
 SMALLEST_OMEGA = 1e-30  # initial weights are divided by it, and stay floating-point numbers
@@ -37,8 +37,8 @@ class ImplicitField(Configured, nn.Module):
         Returns:
             `(N, out_channels)`
         """
-        expect_rows(p, self.parameter_dim, "p", "parameter_dim")
-        expect_rows(x, self.coordinate_dim, "x", "coordinate_dim")
+        check_rows(p, self.parameter_dim, "p", "parameter_dim")
+        check_rows(x, self.coordinate_dim, "x", "coordinate_dim")
         if len(p) != len(x):
             raise ValueError(
                 f"p and x must be pairs of equal number, got {len(p)} and {len(x)}; "
@@ -46,7 +46,7 @@ class ImplicitField(Configured, nn.Module):
             )
         if chunk_size is None:
             return self._pairs(self.latent(p), x)
-        expect_positive(chunk_size=chunk_size)
+        check_positive(chunk_size=chunk_size)
         chunks = zip(p.split(chunk_size), x.split(chunk_size), strict=True)
         return torch.cat([self._pairs(self.latent(some), points) for some, points in chunks])
 
@@ -72,16 +72,16 @@ class ImplicitField(Configured, nn.Module):
         Returns:
             `(T, N, out_channels)`; for a list of meshes a list of `(N_t, out_channels)`.
         """
-        expect_rows(p, self.parameter_dim, "p", "parameter_dim")
+        check_rows(p, self.parameter_dim, "p", "parameter_dim")
         if chunk_size is not None:
-            expect_positive(chunk_size=chunk_size)
+            check_positive(chunk_size=chunk_size)
         if isinstance(x, Tensor):
-            expect_mesh(x, len(p), self.coordinate_dim)
+            check_mesh(x, len(p), self.coordinate_dim)
             return self._chunked(self.latent(p), x, chunk_size)
         if len(x) != len(p):
             raise ValueError(f"expected a mesh for each of {len(p)} parameters, got {len(x)}")
         for mesh in x:
-            expect_rows(mesh, self.coordinate_dim, "every mesh", "coordinate_dim")
+            check_rows(mesh, self.coordinate_dim, "every mesh", "coordinate_dim")
         latents = self.latent(p).split(1)
         pairs = zip(latents, x, strict=True)
         return [self._chunked(z, mesh, chunk_size)[0] for z, mesh in pairs]
@@ -128,7 +128,7 @@ class ImplicitField(Configured, nn.Module):
     def _keep(self, **arguments: Any) -> None:
         """Every constructor argument under its own name, the counts among them checked."""
         counts = ("dim", "width", "channels", "depth")
-        expect_positive(**{k: v for k, v in arguments.items() if k.split("_")[-1] in counts})
+        check_positive(**{k: v for k, v in arguments.items() if k.split("_")[-1] in counts})
         for name, value in arguments.items():
             if name.endswith("omega_0"):
                 check_number(name, value, minimum=SMALLEST_OMEGA)
@@ -137,7 +137,7 @@ class ImplicitField(Configured, nn.Module):
             setattr(self, name, value)
 
 
-def expect_rows(rows: Tensor, length: int, name: str, argument: str) -> None:
+def check_rows(rows: Tensor, length: int, name: str, argument: str) -> None:
     """Refuse anything but rows of `length` numbers."""
     if rows.ndim != 2 or rows.shape[1] != length:
         raise ValueError(
@@ -146,7 +146,7 @@ def expect_rows(rows: Tensor, length: int, name: str, argument: str) -> None:
         )
 
 
-def expect_mesh(x: Tensor, num_parameters: int, coordinate_dim: int) -> None:
+def check_mesh(x: Tensor, num_parameters: int, coordinate_dim: int) -> None:
     """Refuse anything but one mesh for all parameters or one of equal length for each."""
     if x.ndim not in (2, 3) or x.shape[-1] != coordinate_dim:
         raise ValueError(

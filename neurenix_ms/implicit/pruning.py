@@ -10,11 +10,11 @@ from torch import Tensor
 from neurenix_ms._core.arguments import UNCHECKED, checked
 from neurenix_ms._core.checks import check_integer, check_number, shown
 from neurenix_ms._core.dims import choose
-from neurenix_ms.implicit.field import expect_rows
+from neurenix_ms.implicit.field import check_rows
 from neurenix_ms.implicit.nif import WrittenField, with_one
-from neurenix_ms.implicit.normaliser import Normaliser
+from neurenix_ms.implicit.normalizer import Normalizer
 
-Prunable = Annotated[WrittenField | Normaliser, UNCHECKED]
+Prunable = Annotated[WrittenField | Normalizer, UNCHECKED]
 Criterion = Literal["l2", "contribution"]
 MOST_ROUNDS = 2**20
 Scope = Literal["global", "layer"]
@@ -42,7 +42,7 @@ def prune_nodes(
     nodes take `scope="layer"`.
 
     Args:
-        model: A `NIF` or `MultiScaleNIF`, or a `Normaliser` around one.
+        model: A `NIF` or `MultiScaleNIF`, or a `Normalizer` around one.
         sparsity: Share of all nodes of this model that is off afterwards, 0 <= sparsity < 1.
         parameters: Sample of the parameters over which norms are means, `(N, parameter_dim)`.
         criterion: "l2" is the root of the mean over `parameters` of the sum of squared incoming weights,
@@ -76,7 +76,7 @@ def prune_nodes(
     layers = range(len(field.shape.nodes))
     groups = {"global": [list(layers)], "layer": [[layer] for layer in layers]}
     together = choose(groups, scope, "scope")
-    expect_rows(parameters, field.parameter_dim, "parameters", "parameter_dim")
+    check_rows(parameters, field.parameter_dim, "parameters", "parameter_dim")
     if len(parameters) == 0:
         raise ValueError("parameters must be a sample of one or more, got 0")
     if field.shape.act(torch.zeros(1)).abs().item() > 0:
@@ -86,7 +86,7 @@ def prune_nodes(
         )
     alive = field.node_mask.tolist()
     counts = [_still_to_go(field, sparsity, alive, group) for group in together]
-    if isinstance(model, Normaliser):
+    if isinstance(model, Normalizer):
         parameters = model.scaled("p", parameters)
     scores = score(field, _mean_squares(field, parameters))
     for group, count in zip(together, counts, strict=True):
@@ -101,7 +101,7 @@ def sparsity(model: Prunable) -> float:
     Switched-off nodes still cost time and memory; `compact` makes the network that lacks them.
 
     Args:
-        model: A `NIF` or `MultiScaleNIF`, or a `Normaliser` around one.
+        model: A `NIF` or `MultiScaleNIF`, or a `Normalizer` around one.
 
     Raises:
         ValueError: If the model has no nodes that could be.
@@ -192,7 +192,7 @@ def prune_and_retrain(
     and train once.
 
     Args:
-        model: A `NIF` or `MultiScaleNIF`, or a `Normaliser` around one; it is changed.
+        model: A `NIF` or `MultiScaleNIF`, or a `Normalizer` around one; it is changed.
         fit: Trains a model to its minimum and returns its error.
         schedule: How much to prune in each round.
         parameters: Sample of the parameters, as for `prune_nodes`.
@@ -222,7 +222,7 @@ def prune_and_retrain(
 
 def prunable(model: object) -> WrittenField:
     """The field whose nodes can be switched off."""
-    field = model.model if isinstance(model, Normaliser) else model
+    field = model.model if isinstance(model, Normalizer) else model
     if not isinstance(field, WrittenField):
         raise ValueError(
             "model must be a NIF or MultiScaleNIF, whose ShapeNet is written by its ParameterNet, "

@@ -22,7 +22,7 @@ NUM_CONVOLUTIONS = {"single": 1, "double": 2, "residual": 2}
 
 
 class ConvNormAct(nn.Module):
-    """A convolution that keeps the size, a normalisation, an activation.
+    """A convolution that keeps the size, a normalization, an activation.
 
     Shape:
         `(B, C_in, *S)` -> `(B, C_out, *S)`

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Configured
-from neurenix_ms._core.dims import expect_positive
+from neurenix_ms._core.dims import check_positive
 from neurenix_ms.layers.naming import Act, make_act
 
 
@@ -16,7 +16,7 @@ class MLP(Configured, nn.Module):
     """Dense layers with an activation between them, and none after the last.
 
     The network for states of a few numbers, such as those of an ordinary differential equation. For
-    maps use a `UNet`: an MLP sees a grid as numbers without neighbours.
+    maps use a `UNet`: an MLP sees a grid as numbers without neighbors.
 
     Args:
         in_features: Length of the vectors that come in.
@@ -47,7 +47,7 @@ class MLP(Configured, nn.Module):
         act: Act = "relu",
     ) -> None:
         super().__init__()
-        expect_positive(in_features=in_features, out_features=out_features)
+        check_positive(in_features=in_features, out_features=out_features)
         if any(width < 1 for width in hidden):
             raise ValueError(f"every hidden width must be at least 1, got {list(hidden)}")
         self.in_features = in_features

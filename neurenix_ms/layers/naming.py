@@ -1,4 +1,4 @@
-"""A short name, or any callable that makes a module, becomes a normalisation or an activation."""
+"""A short name, or any callable that makes a module, becomes a normalization or an activation."""
 
 import math
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def make_norm(norm: Norm, channels: int, spatial_dims: SpatialDims) -> nn.Module:
-    """The normalisation called `norm` for `channels` channels."""
+    """The normalization called `norm` for `channels` channels."""
     if callable(norm):
         return check_made("norm", norm, channels)
     table: dict[str | None, Callable[[int], nn.Module]] = {
@@ -55,14 +55,14 @@ def make_act(act: Act) -> nn.Module:
     return check_made("act", act) if callable(act) else choose(ACTIVATIONS, act, "act")()
 
 
-def expect_normalisable(norm: Norm, training: bool, x: Tensor, num_halvings: int = 0) -> None:
+def check_normalizable(norm: Norm, training: bool, x: Tensor, num_halvings: int = 0) -> None:
     """Raise if `x`, halved so often, has one pixel and the norm would have no variance to take."""
     if norm == "instance" or (norm == "batch" and training):
-        _expect_several_pixels(norm, x, num_halvings)
+        _check_several_pixels(norm, x, num_halvings)
 
 
 @one_call
-def _expect_several_pixels(norm: str, x: Tensor, num_halvings: int) -> None:
+def _check_several_pixels(norm: str, x: Tensor, num_halvings: int) -> None:
     if sizes_are_open():
         return
     batch, size = x.shape[0], tuple(n >> num_halvings for n in spatial(x))

@@ -13,16 +13,16 @@ from neurenix_ms._core.dims import (
     CONVOLUTIONS,
     INSTANCE_NORMS,
     SpatialDims,
+    check_channels,
+    check_positive,
+    check_rank,
     choose,
-    expect_channels,
-    expect_map,
-    expect_positive,
 )
 from neurenix_ms._core.sizes import spatial
 from neurenix_ms._core.tracing import entries
 from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.layers.blocks import ConvNormAct
-from neurenix_ms.layers.naming import Act, Norm, expect_normalisable
+from neurenix_ms.layers.naming import Act, Norm, check_normalizable
 from neurenix_ms.layers.resize import doubled
 from neurenix_ms.meter import format_parameter_table
 from neurenix_ms.msnet.packed import can_pack, packed
@@ -141,7 +141,7 @@ class MSNet(Configured, nn.Module):
         mask_output: bool = False,
     ) -> None:
         super().__init__()
-        expect_positive(
+        check_positive(
             num_scales=num_scales,
             num_features=num_features,
             num_filters=num_filters,
@@ -209,8 +209,8 @@ class MSNet(Configured, nn.Module):
         if tile_size is None:
             finest = self(x)[-1]
         else:
-            expect_map(x, self.spatial_dims)
-            expect_channels(x, self.num_features)
+            check_rank(x, self.spatial_dims)
+            check_channels(x, self.num_features)
             stages = list(self.stages)
             finest = predicted_in_tiles(stages, x, tile_size, self.spatial_dims, self.mask_output)
         return finest[(slice(None), slice(None), *(slice(n) for n in spatial(x)))]
@@ -219,17 +219,17 @@ class MSNet(Configured, nn.Module):
         self, x: Tensor | Sequence[Tensor], masks: Sequence[Tensor] | None
     ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
         if isinstance(x, (Tensor, Proxy)):
-            expect_map(x, self.spatial_dims)
+            check_rank(x, self.spatial_dims)
             masks = masks_of(x, self.num_scales, masks)
             x = coarsen(x, self.num_scales)
         if isinstance(x, Proxy):
             return entries(x, self.num_scales), entries(masks, self.num_scales)
         if masks is not None:  # without a batch axis as the published code makes them
             masks = [m.unsqueeze(0) if m.ndim == self.spatial_dims + 1 else m for m in masks]
-        self._expect(x, masks)
+        self._check(x, masks)
         return x, masks
 
-    def _expect(self, scales: Sequence[Tensor], masks: Sequence[Tensor] | None) -> None:
+    def _check(self, scales: Sequence[Tensor], masks: Sequence[Tensor] | None) -> None:
         if len(scales) != self.num_scales:
             raise ValueError(f"expected {self.num_scales} scales, got {len(scales)}")
         for k, x in enumerate(scales):
@@ -244,7 +244,7 @@ class MSNet(Configured, nn.Module):
                     f"every scale must double the one before: scale {k} needs batch "
                     f"{scales[0].shape[0]} and size {wanted}, got shape {tuple(x.shape)}"
                 )
-        expect_normalisable(self.norm, self.training, scales[0])
+        check_normalizable(self.norm, self.training, scales[0])
         if masks is None:
             return
         if len(masks) < self.num_scales - 1 + self.mask_output:

@@ -94,6 +94,9 @@ def _windows_of_map(x: Tensor, border: int, cells: int) -> Tensor:
 
 def _fill(windows: Tensor, y: Tensor, border: int) -> None:
     """The same of a packed map `(1, ..., W / cells, cells * C)`; 0 beyond both ends of a row."""
+    if border == 0:
+        windows.copy_(y)
+        return
     windows[..., 0, :border] = 0
     windows[..., -1, -border:] = 0
     windows[..., border:-border] = y

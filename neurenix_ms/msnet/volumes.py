@@ -8,7 +8,7 @@ from torch import Tensor
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import shown
-from neurenix_ms._core.dims import LINEAR_MODES, SpatialDims, choose, expect_map, expect_positive
+from neurenix_ms._core.dims import LINEAR_MODES, SpatialDims, check_positive, check_rank, choose
 from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms._core.tracing import one_call
 from neurenix_ms.layers.resize import doubled, halved
@@ -42,8 +42,8 @@ def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
         >>> [tuple(y.shape) for y in coarsen(torch.ones(1, 1, 8, 8, 8), 3)]
         [(1, 1, 2, 2, 2), (1, 1, 4, 4, 4), (1, 1, 8, 8, 8)]
     """
-    expect_positive(num_scales=num_scales)
-    expect_map(
+    check_positive(num_scales=num_scales)
+    check_rank(
         x, choose({n: n for n in LINEAR_MODES}, x.ndim - 2, "the number of spatial axes of x")
     )
     scales = [filled_up(x, num_scales)]
@@ -119,6 +119,6 @@ def random_volume(
         >>> len(random_volume(16, 3))
         3
     """
-    expect_positive(size=size)
+    check_positive(size=size)
     box = torch.rand(1, 1, *[size] * spatial_dims, generator=generator)
     return coarsen((box < 0.5).float(), num_scales)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Configured
-from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, choose, expect_positive
-from neurenix_ms._core.sizes import Target, expect_target
+from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, check_positive, choose
+from neurenix_ms._core.sizes import Target, check_target
 from neurenix_ms._core.tracing import entries
 from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.features import (
@@ -18,8 +18,8 @@ from neurenix_ms.multiscale.features import (
     Projections,
     add,
     as_list,
-    expect_features,
-    expect_widths,
+    check_features,
+    check_widths,
     weighted,
 )
 
@@ -78,8 +78,8 @@ class AttentionFusion(Configured, nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        self.in_channels = expect_widths(in_channels, out_channels)
-        expect_positive(reduction=reduction, min_hidden=min_hidden)
+        self.in_channels = check_widths(in_channels, out_channels)
+        check_positive(reduction=reduction, min_hidden=min_hidden)
         if attention not in ("channel", "spatial", "both"):
             raise ValueError(
                 f"attention must be one of ['channel', 'spatial', 'both'], got {attention!r}"
@@ -89,7 +89,7 @@ class AttentionFusion(Configured, nn.Module):
         self.attention = attention
         self.reduction = reduction
         self.min_hidden = min_hidden
-        self.target = expect_target(target, spatial_dims)
+        self.target = check_target(target, spatial_dims)
         self.mode = mode
         self.align_corners = align_corners
         conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
@@ -114,14 +114,14 @@ class AttentionFusion(Configured, nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         features = as_list(features)
-        expect_features(features, self.in_channels, self.spatial_dims)
+        check_features(features, self.in_channels, self.spatial_dims)
         maps = self.project(features)
         return weighted(entries(self._weights(maps).unbind(dim=1), len(maps)), maps)
 
     def attention_weights(self, features: Features) -> Tensor:
         """Weights of the K sources: `(B, K, C, 1..)`, `(B, K, 1, *T)` or `(B, K, C, *T)`."""
         features = as_list(features)
-        expect_features(features, self.in_channels, self.spatial_dims)
+        check_features(features, self.in_channels, self.spatial_dims)
         return self._weights(self.project(features))
 
     def _weights(self, maps: Sequence[Tensor]) -> Tensor:

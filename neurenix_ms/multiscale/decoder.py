@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integers, check_made
 from neurenix_ms._core.config import Configured
-from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, choose, expect_positive
+from neurenix_ms._core.deprecation import RenamedAttribute, renamed_arguments
+from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, check_positive, choose
 from neurenix_ms._core.orders import check_halving
 from neurenix_ms._core.tracing import entries
 from neurenix_ms.backbones import Backbone
@@ -21,7 +22,7 @@ from neurenix_ms.multiscale.features import (
     Features,
     as_list,
     channels_of,
-    expect_features,
+    check_features,
 )
 
 FinalActivation = (
@@ -130,7 +131,7 @@ class UNetDecoder(Configured, nn.Module):
     Args:
         encoder_channels: Channels of the encoder's maps, fine to coarse, the bottleneck last; or a
             `Backbone` whose strides double from map to map.
-        output_channels: Channels of the output.
+        out_channels: Channels of the output.
         num_scales: Number of maps; if given, it must equal that of `encoder_channels`.
         spatial_dims: Number of spatial axes.
         bilinear: Upsample linearly; False takes transposed convolutions.
@@ -146,7 +147,7 @@ class UNetDecoder(Configured, nn.Module):
 
     Shape:
         list of `(B, encoder_channels[i], *S_i)`, or a dict of them, finest first ->
-        `(B, output_channels, *S_0)`; each map about half the size of the one before (upsampled by
+        `(B, out_channels, *S_0)`; each map about half the size of the one before (upsampled by
         two, then padded or cropped at the end)
 
     Raises:
@@ -165,11 +166,14 @@ class UNetDecoder(Configured, nn.Module):
         torch.Size([1, 1, 37, 53])
     """
 
+    output_channels = RenamedAttribute("out_channels")
+
+    @renamed_arguments(output_channels="out_channels")
     @checked
     def __init__(
         self,
         encoder_channels: Channels,
-        output_channels: int,
+        out_channels: int,
         num_scales: int | None = None,
         *,
         spatial_dims: SpatialDims = 2,
@@ -186,9 +190,9 @@ class UNetDecoder(Configured, nn.Module):
     ) -> None:
         super().__init__()
         widths = check_integers("encoder_channels", channels_of(encoder_channels), minimum=1)
-        expect_positive(output_channels=output_channels)
+        check_positive(out_channels=out_channels)
         if isinstance(encoder_channels, Backbone):
-            encoder_channels.expect_halving()
+            encoder_channels.check_doubling()
         if len(widths) < 2:
             raise ValueError(f"encoder_channels must name at least two maps, got {widths}")
         if num_scales is not None and num_scales != len(widths):
@@ -196,7 +200,7 @@ class UNetDecoder(Configured, nn.Module):
                 f"num_scales must equal the {len(widths)} encoder_channels, got {num_scales}"
             )
         self.encoder_channels = widths
-        self.output_channels = output_channels
+        self.out_channels = out_channels
         self.num_scales = len(self.encoder_channels)
         self.spatial_dims = spatial_dims
         self.bilinear = bilinear
@@ -217,12 +221,12 @@ class UNetDecoder(Configured, nn.Module):
         self.ups = nn.ModuleList(
             make_ups(skips, bottom, convs, spatial_dims, bilinear, align_corners)
         )
-        self.head = Head(skips[0], output_channels, spatial_dims, final_activation)
+        self.head = Head(skips[0], out_channels, spatial_dims, final_activation)
 
     @recomputes
     def forward(self, features: Features) -> Tensor:
         features = as_list(features)
-        expect_features(features, self.encoder_channels, self.spatial_dims)
+        check_features(features, self.encoder_channels, self.spatial_dims)
         check_halving(features, "features")
         *skips, y = entries(features, self.num_scales)
         for up, skip in zip(self.ups, reversed(skips), strict=True):

@@ -11,10 +11,10 @@ from neurenix_ms._core.checks import shown
 from neurenix_ms._core.dims import (
     CONVOLUTIONS,
     SpatialDims,
+    check_channels,
+    check_positive,
+    check_rank,
     choose,
-    expect_channels,
-    expect_map,
-    expect_positive,
 )
 from neurenix_ms._core.sizes import Target, spatial, target_size
 from neurenix_ms._core.tracing import entries, one_call
@@ -40,13 +40,13 @@ def as_list(features: Features) -> Sequence[Tensor]:
 
 
 @one_call
-def expect_features(features: Sequence[Tensor], channels: Sequence[int], spatial_dims: int) -> None:
+def check_features(features: Sequence[Tensor], channels: Sequence[int], spatial_dims: int) -> None:
     """Refuse a list of other length, and maps of another rank, channel count or batch size."""
     if len(features) != len(channels):
         raise ValueError(f"expected {len(channels)} features, got {len(features)}")
     for index, (x, wanted) in enumerate(zip(features, channels, strict=True)):
-        expect_map(x, spatial_dims)
-        expect_channels(x, wanted, f"feature {index}")
+        check_rank(x, spatial_dims)
+        check_channels(x, wanted, f"feature {index}")
         if x.shape[0] != features[0].shape[0]:
             raise ValueError(
                 f"all features must have one batch size, got {features[0].shape[0]} in feature 0 "
@@ -54,13 +54,13 @@ def expect_features(features: Sequence[Tensor], channels: Sequence[int], spatial
             )
 
 
-def expect_widths(source: Channels, out_channels: int) -> list[int]:
+def check_widths(source: Channels, out_channels: int) -> list[int]:
     """Refuse an empty list of channels and counts below one."""
     in_channels = channels_of(source)
     if not in_channels:
         raise ValueError("in_channels must name at least one feature, got an empty list")
-    expect_positive(**{f"in_channels[{i}]": n for i, n in enumerate(in_channels)})
-    expect_positive(out_channels=out_channels)
+    check_positive(**{f"in_channels[{i}]": n for i, n in enumerate(in_channels)})
+    check_positive(out_channels=out_channels)
     return in_channels
 
 

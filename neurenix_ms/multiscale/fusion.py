@@ -13,8 +13,8 @@ from neurenix_ms._core.dims import (
     CONVOLVE,
     SpatialDims,
 )
-from neurenix_ms._core.orders import check_scales
-from neurenix_ms._core.sizes import Size, Target, expect_scales, expect_target, spatial, target_size
+from neurenix_ms._core.orders import check_order_of_scales
+from neurenix_ms._core.sizes import Size, Target, check_scales, check_target, spatial, target_size
 from neurenix_ms._core.tracing import entries, one_module, sizes_are_open
 from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
 from neurenix_ms.layers.resize import Resize
@@ -26,21 +26,21 @@ from neurenix_ms.multiscale.features import (
     add,
     as_list,
     average,
-    expect_features,
-    expect_widths,
+    check_features,
+    check_widths,
     greatest,
 )
 
 FusionMethod = Literal["concat", "sum", "mean", "avg", "max", "attention"]
 
 
-REDUCTIONS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
+COMBINATIONS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
     "sum": add,
     "mean": average,
     "avg": average,
     "max": greatest,
 }
-METHODS = ("concat", *REDUCTIONS, "attention")
+METHODS = ("concat", *COMBINATIONS, "attention")
 
 
 SMALL = 2**18  # products
@@ -124,7 +124,7 @@ class FeatureFusion(Configured, nn.Module):
         target: Size of the result: "largest", "smallest", the index of a feature, or a size.
         mode: Interpolation, as in `MultiScaleTransform`.
         align_corners: As in `F.interpolate`.
-        norm: Normalisation after the convolution of "concat".
+        norm: Normalization after the convolution of "concat".
         act: Activation after it.
         attention: Kind of "attention", see `AttentionFusion`.
         reduction: Its bottleneck.
@@ -167,11 +167,11 @@ class FeatureFusion(Configured, nn.Module):
         super().__init__()
         if fusion_method not in METHODS:
             raise ValueError(f"fusion_method must be one of {list(METHODS)}, got {fusion_method!r}")
-        self.in_channels = expect_widths(in_channels, out_channels)
+        self.in_channels = check_widths(in_channels, out_channels)
         self.out_channels = out_channels
         self.fusion_method = fusion_method
         self.spatial_dims = spatial_dims
-        self.target = expect_target(target, spatial_dims)
+        self.target = check_target(target, spatial_dims)
         self.mode = mode
         self.align_corners = align_corners
         self.norm = norm
@@ -206,9 +206,9 @@ class FeatureFusion(Configured, nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         features = as_list(features)
-        expect_features(features, self.in_channels, self.spatial_dims)
+        check_features(features, self.in_channels, self.spatial_dims)
         fused = self.fuse(features)
-        return REDUCTIONS[self.fusion_method](fused) if isinstance(fused, list) else fused
+        return COMBINATIONS[self.fusion_method](fused) if isinstance(fused, list) else fused
 
 
 class ScaleFusion(Configured, nn.Module):
@@ -225,7 +225,7 @@ class ScaleFusion(Configured, nn.Module):
         spatial_dims: Number of spatial axes.
         mode: Interpolation.
         align_corners: As in `F.interpolate`.
-        norm: Normalisation after the convolution of "concat".
+        norm: Normalization after the convolution of "concat".
         act: Activation after it.
         attention: Kind of "attention".
         reduction: Its bottleneck.
@@ -262,7 +262,7 @@ class ScaleFusion(Configured, nn.Module):
         reduction: int = 16,
     ) -> None:
         super().__init__()
-        self.scales = expect_scales(scales)
+        self.scales = check_scales(scales)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.fusion_method = fusion_method
@@ -289,6 +289,6 @@ class ScaleFusion(Configured, nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         features = as_list(features)
-        expect_features(features, self.fuse.in_channels, self.spatial_dims)
-        check_scales(features, self.scales)
+        check_features(features, self.fuse.in_channels, self.spatial_dims)
+        check_order_of_scales(features, self.scales)
         return self.fuse(features)

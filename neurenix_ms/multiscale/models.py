@@ -11,13 +11,13 @@ from torch.fx import Proxy
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Configured
-from neurenix_ms._core.dims import SpatialDims, expect_map
+from neurenix_ms._core.dims import SpatialDims, check_rank
 from neurenix_ms._core.inplace import call_intact
 from neurenix_ms._core.sizes import (
     Target,
-    expect_scale,
-    expect_scales,
-    expect_target,
+    check_scale,
+    check_scales,
+    check_target,
     spatial,
     target_size,
 )
@@ -26,7 +26,7 @@ from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import checkpointed
 from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.features import weighted
-from neurenix_ms.multiscale.fusion import METHODS, REDUCTIONS, FusionMethod
+from neurenix_ms.multiscale.fusion import COMBINATIONS, METHODS, FusionMethod
 from neurenix_ms.multiscale.scoring import score_head
 from neurenix_ms.multiscale.transforms import MultiScaleTransform
 
@@ -93,7 +93,7 @@ class MultiScaleModel(Configured, nn.Module):
         super().__init__()
         if fusion_method not in METHODS:
             raise ValueError(f"fusion_method must be one of {list(METHODS)}, got {fusion_method!r}")
-        self._scales = expect_scales(scales)
+        self._scales = check_scales(scales)
         self.fusion_method = fusion_method
         self.spatial_dims = spatial_dims
         self.channels = channels
@@ -101,7 +101,7 @@ class MultiScaleModel(Configured, nn.Module):
         self.mode = mode
         self.align_corners = align_corners
         self.antialias = antialias
-        self.target = expect_target(target, spatial_dims)
+        self.target = check_target(target, spatial_dims)
         self.shrink = MultiScaleTransform(
             [1.0],
             mode,
@@ -136,7 +136,7 @@ class MultiScaleModel(Configured, nn.Module):
 
         With networks of their own per scale, the new one starts as a copy of the first.
         """
-        expect_scale(scale)
+        check_scale(scale)
         if any(math.isclose(scale, known) for known in self._scales):
             raise ValueError(f"scales must differ, got {scale} which is one of {self._scales}")
         self._scales.append(float(scale))
@@ -162,7 +162,7 @@ class MultiScaleModel(Configured, nn.Module):
         if self.fusion_method == "attention":
             weights = self._weights(maps).unsqueeze(2).unbind(dim=1)
             return weighted(entries(weights, len(maps)), maps)
-        return REDUCTIONS[self.fusion_method](maps)
+        return COMBINATIONS[self.fusion_method](maps)
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """Weight of every scale at every pixel, `(B, K, *T)`; they sum to 1 over K."""
@@ -173,13 +173,13 @@ class MultiScaleModel(Configured, nn.Module):
         return self._weights(self._aligned(x))
 
     def _aligned(self, x: Tensor) -> list[Tensor]:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         outputs = [
             self._run(network, self.shrink.at_scale(x, scale))
             for network, scale in zip(self._network_per_scale(), self._scales, strict=True)
         ]
         channels = self.channels if self.fusion_method == "attention" else None
-        expect_alike(outputs, self.fusion_method == "concat", channels)
+        check_alike(outputs, self.fusion_method == "concat", channels)
         if is_vector(outputs[0]):
             return outputs
         target = self.target
@@ -232,9 +232,7 @@ def is_vector(y: Tensor) -> bool:
 
 
 @one_call
-def expect_alike(
-    outputs: Sequence[Tensor], any_channels: bool, channels: int | None = None
-) -> None:
+def check_alike(outputs: Sequence[Tensor], any_channels: bool, channels: int | None = None) -> None:
     """Refuse outputs of a base model that cannot be fused, or not by a head for `channels`."""
     first = outputs[0]
     for index, y in enumerate(outputs):

@@ -11,20 +11,21 @@ from torch import Tensor, nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integers
 from neurenix_ms._core.config import Configured
+from neurenix_ms._core.deprecation import RenamedAttribute, renamed_arguments
 from neurenix_ms._core.dims import (
     POOLS,
     SpatialDims,
+    check_channels,
+    check_positive,
+    check_rank,
     choose,
-    expect_channels,
-    expect_map,
-    expect_positive,
 )
 from neurenix_ms._core.sizes import spatial
 from neurenix_ms._core.tracing import one_module
 from neurenix_ms.backbones import Backbone
+from neurenix_ms.layers.adaptive_pool import AdaptivePool
 from neurenix_ms.layers.blocks import ChannelDropout, ConvNormAct
-from neurenix_ms.layers.grids import Grid
-from neurenix_ms.layers.naming import Act, Norm, expect_normalisable, make_norm
+from neurenix_ms.layers.naming import Act, Norm, check_normalizable, make_norm
 from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.folding import FoldedConvolution, Projection
 
@@ -130,7 +131,7 @@ class MultiScalePooling(Configured, nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         return torch.cat([pool(x) for pool in self.pools], dim=1)
 
 
@@ -143,12 +144,12 @@ class PyramidPooling(Configured, nn.Module):
     Args:
         in_channels: Channels of the map, or a `Backbone` whose coarsest map it is.
         out_channels: Channels of the result; without `project`, of every branch.
-        pool_sizes: Bins per axis, one branch each.
+        bins: Bins per axis, one branch each.
         spatial_dims: Number of spatial axes.
         pool_type: What a bin keeps of its pixels, "avg" or "max".
         branch_channels: Channels of a branch.
         project: End in a 3x3 convolution to `out_channels`.
-        norm: Normalisation of branches and projection; the one-bin branch has none.
+        norm: Normalization of branches and projection; the one-bin branch has none.
         act: Activation of branches and projection.
         mode: How a branch is brought back to the size of the map.
         align_corners: As in `F.interpolate`.
@@ -156,7 +157,7 @@ class PyramidPooling(Configured, nn.Module):
 
     Shape:
         `(B, in_channels, *S)` -> `(B, out_channels, *S)`, or without `project`
-        `(B, in_channels + len(pool_sizes) * branch_channels, *S)`, the input first
+        `(B, in_channels + len(bins) * branch_channels, *S)`, the input first
 
     Raises:
         ValueError: If no channel is left for a branch, a bin count is below 1, or the map has other
@@ -173,12 +174,15 @@ class PyramidPooling(Configured, nn.Module):
         torch.Size([2, 32, 13, 9])
     """
 
+    pool_sizes = RenamedAttribute("bins")
+
+    @renamed_arguments(pool_sizes="bins")
     @checked
     def __init__(
         self,
         in_channels: int | Backbone,
         out_channels: int,
-        pool_sizes: Sequence[int] = (1, 2, 3, 6),
+        bins: Sequence[int] = (1, 2, 3, 6),
         *,
         spatial_dims: SpatialDims = 2,
         pool_type: PoolType = "avg",
@@ -193,10 +197,10 @@ class PyramidPooling(Configured, nn.Module):
         super().__init__()
         if isinstance(in_channels, Backbone):
             in_channels = in_channels.channels[-1]
-        expect_positive(in_channels=in_channels, out_channels=out_channels)
+        check_positive(in_channels=in_channels, out_channels=out_channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.pool_sizes = check_integers("pool_sizes", pool_sizes, 1, min_length=1)
+        self.bins = check_integers("bins", bins, 1, min_length=1)
         self.spatial_dims = spatial_dims
         self.pool_type = pool_type
         self.branch_channels = branch_channels
@@ -208,19 +212,19 @@ class PyramidPooling(Configured, nn.Module):
         self.dropout = dropout
         width = branch_channels
         if width is None:
-            width = in_channels // len(self.pool_sizes) if project else out_channels
+            width = in_channels // len(self.bins) if project else out_channels
         if width < 1:
             raise ValueError(
-                f"every one of the {len(self.pool_sizes)} branches needs a channel, "
+                f"every one of the {len(self.bins)} branches needs a channel, "
                 f"got in_channels {in_channels} and branch_channels {branch_channels}"
             )
         point = partial(ConvNormAct, spatial_dims=spatial_dims, kernel_size=1, act=act)
         self.branches = nn.ModuleList(
             nn.Sequential(
-                Grid(n, pool_type, spatial_dims),
+                AdaptivePool(n, pool_type, spatial_dims),
                 point(in_channels, width, norm=None if n == 1 else norm),
             )
-            for n in self.pool_sizes
+            for n in self.bins
         )
         self.resize = Resize(mode, spatial_dims, align_corners)
         self.projection: Projection | None = None
@@ -228,7 +232,7 @@ class PyramidPooling(Configured, nn.Module):
             conv = FoldedConvolution(
                 in_channels,
                 width,
-                self.pool_sizes,
+                self.bins,
                 out_channels,
                 self.resize,
                 spatial_dims,
@@ -238,10 +242,10 @@ class PyramidPooling(Configured, nn.Module):
         self.drop = ChannelDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        expect_map(x, self.spatial_dims)
-        expect_channels(x, self.in_channels)
+        check_rank(x, self.spatial_dims)
+        check_channels(x, self.in_channels)
         if self.project:
-            expect_normalisable(self.norm, self.training, x)
+            check_normalizable(self.norm, self.training, x)
         views = [branch(x) for branch in self.branches]
         if self.projection is None:
             return torch.cat([x, *(self.resize(view, spatial(x)) for view in views)], dim=1)
@@ -289,19 +293,19 @@ class SpatialPyramidPooling(Configured, nn.Module):
     ) -> None:
         super().__init__()
         if bins is None:
-            expect_positive(num_levels=num_levels)
+            check_positive(num_levels=num_levels)
         self.bins = [2**k for k in range(num_levels)] if bins is None else list(bins)
         if not self.bins or min(self.bins) < 1:
             raise ValueError(f"every grid needs one bin or more, got bins {self.bins}")
         self.num_levels = len(self.bins)
         self.pool_type = pool_type
         self.spatial_dims = spatial_dims
-        self.grids = nn.ModuleList(Grid(n, pool_type, spatial_dims) for n in self.bins)
+        self.grids = nn.ModuleList(AdaptivePool(n, pool_type, spatial_dims) for n in self.bins)
 
     def output_length(self, channels: int) -> int:
         """Length of the vector that a map with `channels` channels gives."""
         return channels * sum(n**self.spatial_dims for n in self.bins)
 
     def forward(self, x: Tensor) -> Tensor:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         return torch.cat([grid(x).flatten(1) for grid in self.grids], dim=1)

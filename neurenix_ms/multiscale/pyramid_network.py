@@ -12,19 +12,19 @@ from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import (
     CONVOLUTIONS,
     SpatialDims,
+    check_channels,
+    check_positive,
+    check_rank,
     choose,
-    expect_channels,
-    expect_map,
-    expect_positive,
 )
 from neurenix_ms._core.orders import check_descending
 from neurenix_ms._core.recomputation import tensor_of
 from neurenix_ms._core.remember import Remembers
-from neurenix_ms._core.sizes import expect_halvings, fit, spatial
+from neurenix_ms._core.sizes import check_halvings, fit, spatial
 from neurenix_ms._core.tracing import entries, one_call
 from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.layers.blocks import BlockKind, Level, Trace
-from neurenix_ms.layers.naming import Act, Norm, expect_normalisable
+from neurenix_ms.layers.naming import Act, Norm, check_normalizable
 from neurenix_ms.layers.resize import Resize, doubled
 from neurenix_ms.multiscale.decoder import block_maker
 from neurenix_ms.multiscale.features import (
@@ -32,8 +32,8 @@ from neurenix_ms.multiscale.features import (
     Features,
     as_list,
     channels_of,
-    expect_features,
-    expect_widths,
+    check_features,
+    check_widths,
 )
 
 
@@ -101,14 +101,14 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         remember: bool = True,
     ) -> None:
         super().__init__()
-        expect_positive(
+        check_positive(
             in_channels=in_channels,
             out_channels=out_channels,
             num_levels=num_levels,
             base_channels=base_channels,
         )
         width = max(out_channels, base_channels) if pyramid_channels is None else pyramid_channels
-        expect_positive(pyramid_channels=width)
+        check_positive(pyramid_channels=width)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_levels = num_levels
@@ -145,7 +145,7 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
     @recomputes
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         self.clear_features()
-        self._expect(x)
+        self._check(x)
         keeps = self.remember or self.return_pyramid
         trace = Trace(decoded=self.return_pyramid) if keeps else None
         finest = self.level(x, trace)
@@ -159,18 +159,18 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
     @recomputes
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """The encoded maps of `x`, fine to coarse, without remembering them."""
-        self._expect(x)
+        self._check(x)
         return self.level.encoded(x)
 
     def get_features(self) -> list[Tensor]:
         """The encoded maps of the last forward, fine to coarse."""
         return [tensor_of(y) for y in self._recall("features")]
 
-    def _expect(self, x: Tensor) -> None:
-        expect_map(x, self.spatial_dims)
-        expect_channels(x, self.in_channels)
-        expect_halvings(spatial(x), self.num_levels - 1)
-        expect_normalisable(self.norm, self.training, x, self.num_levels - 1)
+    def _check(self, x: Tensor) -> None:
+        check_rank(x, self.spatial_dims)
+        check_channels(x, self.in_channels)
+        check_halvings(spatial(x), self.num_levels - 1)
+        check_normalizable(self.norm, self.training, x, self.num_levels - 1)
 
 
 class Merge(nn.Module):
@@ -243,12 +243,12 @@ class PyramidFusion(Configured, nn.Module):
         spatial_dims: SpatialDims = 2,
     ) -> None:
         super().__init__()
-        expect_positive(num_scales=num_scales)
+        check_positive(num_scales=num_scales)
         widths = (
             [in_channels] * num_scales if isinstance(in_channels, int) else channels_of(in_channels)
         )
         out = widths[0] if out_channels is None and widths else (out_channels or 0)
-        self.widths = expect_widths(widths, out)
+        self.widths = check_widths(widths, out)
         self.in_channels = in_channels if isinstance(in_channels, int) else widths
         self.out_channels = out
         self.num_scales = len(widths)
@@ -265,7 +265,7 @@ class PyramidFusion(Configured, nn.Module):
     def forward(self, features: Features) -> list[Tensor] | dict[str, Tensor]:
         names = list(features) if isinstance(features, Mapping) else None
         features = as_list(features)
-        expect_features(features, self.widths, self.spatial_dims)
+        check_features(features, self.widths, self.spatial_dims)
         check_descending(features, "features")
         features = entries(features, len(self.widths))
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]

@@ -12,9 +12,9 @@ from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import (
     LINEAR_MODES,
     SpatialDims,
+    check_positive,
+    check_rank,
     choose,
-    expect_map,
-    expect_positive,
 )
 from neurenix_ms._core.orders import check_halving
 from neurenix_ms._core.sizes import spatial
@@ -76,7 +76,7 @@ class GaussianPyramid(Configured, nn.Module):
         spatial_dims: SpatialDims = 2,
     ) -> None:
         super().__init__()
-        expect_positive(num_levels=num_levels)
+        check_positive(num_levels=num_levels)
         choose(LINEAR_MODES, spatial_dims, "spatial_dims")
         self.num_levels = num_levels
         self.sigma = sigma
@@ -85,7 +85,7 @@ class GaussianPyramid(Configured, nn.Module):
         self.halve = Blur(gaussian_weights(sigma, kernel_size), 2, spatial_dims)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         levels = [x]
         while len(levels) < self.num_levels:
             levels.append(self.halve(levels[-1]))
@@ -149,7 +149,7 @@ class LaplacianPyramid(Configured, nn.Module):
         if len(levels) != self.num_levels:
             raise ValueError(f"reconstruct needs {self.num_levels} levels, got {len(levels)}")
         for level in levels:
-            expect_map(level, self.spatial_dims)
+            check_rank(level, self.spatial_dims)
             if level.shape[:2] != levels[0].shape[:2]:
                 raise ValueError(
                     "all levels must have one batch size and number of channels, got shapes "

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Configured
-from neurenix_ms._core.dims import SpatialDims, expect_map, expect_positive
+from neurenix_ms._core.dims import SpatialDims, check_positive, check_rank
 from neurenix_ms._core.remember import Remembers
-from neurenix_ms._core.sizes import Size, expect_scale, expect_scales, scaled, spatial
+from neurenix_ms._core.sizes import Size, check_scale, check_scales, scaled, spatial
 from neurenix_ms.layers.resize import Resize
 
 
@@ -64,7 +64,7 @@ class MultiScaleTransform(Configured, nn.Module):
         antialias: bool = False,
     ) -> None:
         super().__init__()
-        self.scales = expect_scales(scales)
+        self.scales = check_scales(scales)
         self.mode = mode
         self.spatial_dims = spatial_dims
         self.align_corners = align_corners
@@ -72,7 +72,7 @@ class MultiScaleTransform(Configured, nn.Module):
         self.resize = Resize(mode, spatial_dims, align_corners, antialias)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         return [self.at_scale(x, scale) for scale in self.scales]
 
     def at_scale(self, x: Tensor, scale: float) -> Tensor:
@@ -145,7 +145,7 @@ class Rescale(Configured, Remembers, nn.Module):
                 f"scale_factor must be one factor or {spatial_dims}, got {len(self.factors)}"
             )
         for factor in self.factors:
-            expect_scale(factor, "scale_factor")
+            check_scale(factor, "scale_factor")
         self.scale_factor = scale_factor
         self.mode = mode
         self.spatial_dims = spatial_dims
@@ -154,7 +154,7 @@ class Rescale(Configured, Remembers, nn.Module):
         self.resize = Resize(mode, spatial_dims, align_corners, antialias)
 
     def forward(self, x: Tensor) -> Tensor:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         size = scaled(spatial(x), self.factors)
         self._remember(before=spatial(x), after=size)
         return self.resize(x, size)
@@ -167,7 +167,7 @@ class Rescale(Configured, Remembers, nn.Module):
             original_size: The size to restore. By default the input size of the latest forward if
                 `x` has the size it gave, otherwise max(1, round(n / scale_factor)).
         """
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         if original_size is not None:
             return self.resize(x, as_size(original_size, self.spatial_dims))
         if self._memory is not None and self._memory["after"] == spatial(x):
@@ -215,7 +215,7 @@ class PyramidDownsample(Configured, Remembers, nn.Module):
         antialias: bool = False,
     ) -> None:
         super().__init__()
-        expect_positive(num_levels=num_levels)
+        check_positive(num_levels=num_levels)
         self.num_levels = num_levels
         self.mode = mode
         self.spatial_dims = spatial_dims
@@ -231,7 +231,7 @@ class PyramidDownsample(Configured, Remembers, nn.Module):
 
     def compute(self, x: Tensor) -> list[Tensor]:
         """All levels of `x`, without remembering them."""
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         levels = [x]
         while len(levels) < self.num_levels:
             levels.append(self.resize(levels[-1], scaled(spatial(levels[-1]), 0.5)))

@@ -9,16 +9,16 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import (
     SpatialDims,
-    expect_channels,
-    expect_map,
-    expect_positive,
+    check_channels,
+    check_positive,
+    check_rank,
 )
 from neurenix_ms._core.recomputation import tensor_of
 from neurenix_ms._core.remember import Remembers
-from neurenix_ms._core.sizes import expect_halvings, spatial
+from neurenix_ms._core.sizes import check_halvings, spatial
 from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.layers.blocks import BlockKind, Level, Trace
-from neurenix_ms.layers.naming import Act, Norm, expect_normalisable
+from neurenix_ms.layers.naming import Act, Norm, check_normalizable
 from neurenix_ms.multiscale.decoder import FinalActivation, Head, block_maker, make_ups
 
 
@@ -94,12 +94,12 @@ class UNet(Configured, Remembers, nn.Module):
         remember: bool = True,
     ) -> None:
         super().__init__()
-        expect_positive(in_channels=in_channels, out_channels=out_channels)
-        widths = expect_features_widths(features)
-        expect_residual(residual_channel, in_channels, out_channels)
+        check_positive(in_channels=in_channels, out_channels=out_channels)
+        widths = check_level_widths(features)
+        check_residual(residual_channel, in_channels, out_channels)
         bottom = widths[-1] * (1 if bilinear else 2)
         if bottleneck_channels is not None:
-            expect_positive(bottleneck_channels=bottleneck_channels)
+            check_positive(bottleneck_channels=bottleneck_channels)
             bottom = bottleneck_channels
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -137,7 +137,7 @@ class UNet(Configured, Remembers, nn.Module):
     @recomputes
     def forward(self, x: Tensor) -> Tensor:
         self.clear_features()
-        self._expect(x)
+        self._check(x)
         trace = Trace() if self.remember else None
         y = self.level(x, trace)
         if trace is not None:
@@ -151,7 +151,7 @@ class UNet(Configured, Remembers, nn.Module):
 
         The decoder is not run. Use it in place of a forward pass and `get_encoder_features`.
         """
-        self._expect(x)
+        self._check(x)
         return self.level.encoded(x)
 
     def get_encoder_features(self) -> list[Tensor]:
@@ -162,22 +162,22 @@ class UNet(Configured, Remembers, nn.Module):
         """Decoded maps of the last forward, coarse to fine; the last one feeds the head."""
         return [tensor_of(y) for y in self._recall("decoder")]
 
-    def _expect(self, x: Tensor) -> None:
-        expect_map(x, self.spatial_dims)
-        expect_channels(x, self.in_channels)
-        expect_halvings(spatial(x), len(self.features))
-        expect_normalisable(self.norm, self.training, x, len(self.features))
+    def _check(self, x: Tensor) -> None:
+        check_rank(x, self.spatial_dims)
+        check_channels(x, self.in_channels)
+        check_halvings(spatial(x), len(self.features))
+        check_normalizable(self.norm, self.training, x, len(self.features))
 
 
-def expect_features_widths(features: Sequence[int]) -> list[int]:
+def check_level_widths(features: Sequence[int]) -> list[int]:
     """Refuse a U-Net without a level, and widths below one."""
     if not features:
         raise ValueError("features must hold at least one width, got an empty list")
-    expect_positive(**{f"features[{i}]": n for i, n in enumerate(features)})
+    check_positive(**{f"features[{i}]": n for i, n in enumerate(features)})
     return list(features)
 
 
-def expect_residual(channel: int | None, in_channels: int, out_channels: int) -> None:
+def check_residual(channel: int | None, in_channels: int, out_channels: int) -> None:
     """Refuse a residual channel that does not exist, or several outputs for one residual."""
     if channel is None:
         return

@@ -3,7 +3,7 @@
 import argparse
 
 
-def expect_at_least(
+def check_at_least(
     parser: argparse.ArgumentParser, options: argparse.Namespace, **least: float
 ) -> None:
     """End the program with a message if a number is too small.

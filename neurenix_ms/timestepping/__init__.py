@@ -1,12 +1,13 @@
 """Networks that advance a state by one stride, trained, selected and coupled over many strides."""
 
+from neurenix_ms._core.deprecation import renamed_classes
 from neurenix_ms.timestepping.baselines import ClockworkRNN, EchoStateNetwork, LSTMForecaster
 from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
 from neurenix_ms.timestepping.selection import Selection, select_strides
 from neurenix_ms.timestepping.sequences import SequenceModel, fit_sequences
 from neurenix_ms.timestepping.stepper import IntegratorStepper, TimeStepper
 from neurenix_ms.timestepping.training import fit_hierarchy
-from neurenix_ms.timestepping.windows import StandardisedNetwork
+from neurenix_ms.timestepping.windows import StandardizedNetwork
 
 __all__ = [
     "ClockworkRNN",
@@ -16,9 +17,11 @@ __all__ = [
     "LSTMForecaster",
     "Selection",
     "SequenceModel",
-    "StandardisedNetwork",
+    "StandardizedNetwork",
     "TimeStepper",
     "fit_hierarchy",
     "fit_sequences",
     "select_strides",
 ]
+
+__getattr__ = renamed_classes(__name__, {"StandardisedNetwork": "StandardizedNetwork"})

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms._core.dims import expect_positive
+from neurenix_ms._core.dims import check_positive
 from neurenix_ms.timestepping.sequences import SequenceModel
 
 
@@ -44,7 +44,7 @@ class LSTMForecaster(SequenceModel):
         return hidden[:, 0], memory
 
     def follow(self, x: Tensor) -> tuple[Tensor, Any]:
-        self.expect_sequence(x)
+        self.check_sequence(x)
         return self.lstm(x)
 
 
@@ -80,7 +80,7 @@ class ClockworkRNN(SequenceModel):
         self, num_features: int, hidden_size: int = 128, num_groups: int = 4, base: int = 4
     ) -> None:
         super().__init__(num_features, hidden_size)
-        expect_positive(num_groups=num_groups, base=base)
+        check_positive(num_groups=num_groups, base=base)
         if hidden_size % num_groups:
             raise ValueError(
                 f"hidden_size must be a multiple of num_groups = {num_groups}, got {hidden_size}"

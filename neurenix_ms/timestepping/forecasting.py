@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from neurenix_ms._core.dims import expect_positive
+from neurenix_ms._core.dims import check_positive
 from neurenix_ms.timestepping.coupling import Coupling, Stepper, fitting_chunk
 
-Times = Tensor | Sequence[float]
+QueryTimes = Tensor | Sequence[float]
 
 
 def forecast(
@@ -17,7 +17,7 @@ def forecast(
     x0: Tensor,
     num_steps: int,
     *,
-    times: Times | None = None,
+    times: QueryTimes | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The coupled forecast of steppers in the order of falling strides, and its computed rows.
@@ -44,16 +44,16 @@ def started(
     steppers: Sequence[Stepper], x0: Tensor, num_steps: int, chunk_size: int | None
 ) -> Coupling:
     """A coupling that knows nothing but a checked start."""
-    expect_positive(num_steps=num_steps)
+    check_positive(num_steps=num_steps)
     if chunk_size is not None:
-        expect_positive(chunk_size=chunk_size)
+        check_positive(chunk_size=chunk_size)
     if x0.ndim < 2:
         raise ValueError(f"x0 must be a batch of states (B, *D), got shape {tuple(x0.shape)}")
-    expect_finite("x0", x0)
+    check_finite("x0", x0)
     return Coupling(x0, num_steps, chunk_size or fitting_chunk(steppers, x0))
 
 
-def expect_finite(name: str, x: Tensor) -> None:
+def check_finite(name: str, x: Tensor) -> None:
     """Refuse NaN and inf, with the first sample that has one."""
     bad = ~x.flatten(1).isfinite().all(dim=1)
     if bad.any():
@@ -73,7 +73,7 @@ def warn_of_divergence(states: Tensor, times: Tensor | None) -> None:
         warnings.warn(f"the forecast is not finite from {when} on", RuntimeWarning, stacklevel=4)
 
 
-def _queries(times: Times, num_steps: int, device: torch.device) -> Tensor:
+def _queries(times: QueryTimes, num_steps: int, device: torch.device) -> Tensor:
     if isinstance(times, Tensor) and (times.is_meta or times.is_complex()):
         raise ValueError(f"times must be real numbers, got {times.dtype} on {times.device}")
     queries = torch.as_tensor(times, dtype=torch.float64, device=device)

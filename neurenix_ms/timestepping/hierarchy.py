@@ -9,7 +9,7 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer, check_integers
 from neurenix_ms._core.config import Configured
 from neurenix_ms.timestepping.coupling import Stepper
-from neurenix_ms.timestepping.forecasting import Times, forecast
+from neurenix_ms.timestepping.forecasting import QueryTimes, forecast
 
 
 class CallableStepper(nn.Module):
@@ -99,7 +99,7 @@ class HierarchicalTimeStepper(Configured, nn.Module):
         x0: Tensor,
         num_steps: int,
         *,
-        times: Times | None = None,
+        times: QueryTimes | None = None,
         chunk_size: int | None = None,
         return_indices: Literal[False] = False,
     ) -> Tensor: ...
@@ -110,7 +110,7 @@ class HierarchicalTimeStepper(Configured, nn.Module):
         x0: Tensor,
         num_steps: int,
         *,
-        times: Times | None = None,
+        times: QueryTimes | None = None,
         chunk_size: int | None = None,
         return_indices: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...
@@ -121,7 +121,7 @@ class HierarchicalTimeStepper(Configured, nn.Module):
         x0: Tensor,
         num_steps: int,
         *,
-        times: Times | None = None,
+        times: QueryTimes | None = None,
         chunk_size: int | None = None,
         return_indices: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:

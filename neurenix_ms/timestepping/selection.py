@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_number
-from neurenix_ms.timestepping.forecasting import expect_finite, started
+from neurenix_ms.timestepping.forecasting import check_finite, started
 from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
 
 
@@ -78,7 +78,7 @@ def select_strides(
         )
     if not (isinstance(tolerance, float) and tolerance == math.inf):  # which takes any error
         tolerance = check_number("tolerance", tolerance, minimum=0)
-    expect_finite("validation", validation)
+    check_finite("validation", validation)
     table: list[tuple[tuple[int, ...], float]] = []
     strides = hierarchy.step_sizes
     scores: list[float] = []

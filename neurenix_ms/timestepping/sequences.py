@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_number
 from neurenix_ms._core.config import Configured
-from neurenix_ms._core.dims import expect_positive
+from neurenix_ms._core.dims import check_positive
 
 
 class SequenceModel(Configured, nn.Module):
@@ -43,7 +43,7 @@ class SequenceModel(Configured, nn.Module):
     @checked
     def __init__(self, num_features: int, hidden_size: int) -> None:
         super().__init__()
-        expect_positive(num_features=num_features, hidden_size=hidden_size)
+        check_positive(num_features=num_features, hidden_size=hidden_size)
         self.readout: nn.Linear
         self.num_features = num_features
         self.hidden_size = hidden_size
@@ -66,7 +66,7 @@ class SequenceModel(Configured, nn.Module):
 
     def follow(self, x: Tensor) -> tuple[Tensor, Any]:
         """What is read of the memory after every state, `(B, T, H)`, and the memory at the end."""
-        self.expect_sequence(x)
+        self.check_sequence(x)
         memory = self.start(x)
         steps = []
         for state in x.unbind(1):
@@ -74,7 +74,7 @@ class SequenceModel(Configured, nn.Module):
             steps.append(hidden)
         return torch.stack(steps, dim=1), memory
 
-    def expect_sequence(self, x: Tensor) -> None:
+    def check_sequence(self, x: Tensor) -> None:
         """Refuse anything but sequences of states of this length."""
         if x.ndim != 3 or x.shape[2] != self.num_features or x.shape[1] == 0:
             raise ValueError(
@@ -89,7 +89,7 @@ class SequenceModel(Configured, nn.Module):
             history: `(B, T, D)`.
             num_steps: Number of states after it.
         """
-        expect_positive(num_steps=num_steps)
+        check_positive(num_steps=num_steps)
         steps, memory = self.follow(history)
         x = self.read(history[:, -1], steps[:, -1])
         states = [x]
@@ -145,7 +145,7 @@ def fit_sequences(
         from tqdm.auto import tqdm
     except ImportError as error:
         raise ImportError("training needs tqdm: pip install 'neurenix_ms[ode]'") from error
-    expect_positive(num_iterations=num_iterations, batch_size=batch_size, length=length)
+    check_positive(num_iterations=num_iterations, batch_size=batch_size, length=length)
     check_number("learning_rate", learning_rate, above=0)
     for name, data in (("sequences", sequences), ("validation", validation)):
         if data.ndim != 3 or data.shape[1] <= length:

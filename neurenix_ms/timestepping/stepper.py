@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Configured, Described
-from neurenix_ms._core.dims import expect_positive
+from neurenix_ms._core.dims import check_positive
 from neurenix_ms._core.inplace import call_intact
-from neurenix_ms.timestepping.forecasting import Times, forecast
+from neurenix_ms.timestepping.forecasting import QueryTimes, forecast
 
 
 class TimeStepper(Configured, nn.Module):
@@ -43,7 +43,7 @@ class TimeStepper(Configured, nn.Module):
     @checked
     def __init__(self, network: nn.Module, step_size: int) -> None:
         super().__init__()
-        expect_positive(step_size=step_size)
+        check_positive(step_size=step_size)
         self.network = network
         self.step_size = step_size
 
@@ -62,7 +62,7 @@ class TimeStepper(Configured, nn.Module):
         x0: Tensor,
         num_steps: int,
         *,
-        times: Times | None = None,
+        times: QueryTimes | None = None,
         chunk_size: int | None = None,
     ) -> Tensor:
         """States at the times dt, 2 dt, ...: every stride by the network, linear in between.
@@ -110,7 +110,7 @@ class IntegratorStepper(Described, nn.Module):
         method: str = "rk4",
     ) -> None:
         super().__init__()
-        expect_positive(step_size=step_size)
+        check_positive(step_size=step_size)
         if not dt > 0:
             raise ValueError(f"dt must be positive, got {dt}")
         self.rhs = rhs

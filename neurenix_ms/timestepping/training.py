@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integers, check_made, check_number
-from neurenix_ms._core.dims import choose, expect_positive
+from neurenix_ms._core.dims import check_positive, choose
 from neurenix_ms.timestepping.banks import can_be_stacked, make_bank, stacking_is_faster
-from neurenix_ms.timestepping.forecasting import expect_finite
+from neurenix_ms.timestepping.forecasting import check_finite
 from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
 from neurenix_ms.timestepping.run import TrainingRun, WindowLoss, found
 from neurenix_ms.timestepping.stepper import TimeStepper
 from neurenix_ms.timestepping.windows import (
-    StandardisedNetwork,
+    StandardizedNetwork,
     Windows,
     WindowSource,
     nonzero,
@@ -50,7 +50,7 @@ def fit_hierarchy(
     A network starts somewhere on a trajectory, makes `horizon` of its strides, each from its own last
     state, and is compared with the trajectory after every one. All strides train side by side, with
     their own windows, errors and best weights; they are independent of one another. States and
-    changes are scaled to unit variance (`StandardisedNetwork`), so one learning rate suits them all.
+    changes are scaled to unit variance (`StandardizedNetwork`), so one learning rate suits them all.
 
     Args:
         trajectories: Rows at equal times, `(N, T, *D)`; the networks train on their device and dtype.
@@ -107,10 +107,10 @@ def fit_hierarchy(
         [8, 1]
     """
     step_sizes = list(step_sizes)
-    _expect(trajectories, dt, step_sizes, validation)
+    _check(trajectories, dt, step_sizes, validation)
     choose(dict.fromkeys(("all", "start")), windows, "windows")
     choose(dict.fromkeys(("cosine", "plateau", None)), schedule, "schedule")
-    expect_positive(
+    check_positive(
         horizon=horizon,
         num_iterations=num_iterations,
         batch_size=batch_size,
@@ -154,7 +154,7 @@ def fit_hierarchy(
     return HierarchicalTimeStepper(
         [
             TimeStepper(
-                StandardisedNetwork(one, mean.tolist(), std.tolist(), gain).to(trajectories),
+                StandardizedNetwork(one, mean.tolist(), std.tolist(), gain).to(trajectories),
                 stride,
             )
             for one, stride, gain in zip(
@@ -164,7 +164,7 @@ def fit_hierarchy(
     )
 
 
-def _expect(trajectories: Tensor, dt: float, step_sizes: Sequence[int], validation: Tensor) -> None:
+def _check(trajectories: Tensor, dt: float, step_sizes: Sequence[int], validation: Tensor) -> None:
     if not dt > 0:
         raise ValueError(f"dt must be positive, got {dt}")
     check_integers("step_sizes", step_sizes, 1, min_length=1)
@@ -178,7 +178,7 @@ def _expect(trajectories: Tensor, dt: float, step_sizes: Sequence[int], validati
                 f"{name} must have more rows than the largest step size {max(step_sizes)}, "
                 f"got {data.shape[1]}"
             )
-        expect_finite(name, data)
+        check_finite(name, data)
     if validation.shape[2:] != trajectories.shape[2:]:
         raise ValueError(
             f"validation must have states of shape {tuple(trajectories.shape[2:])} "

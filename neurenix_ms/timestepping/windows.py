@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_numbers
 from neurenix_ms._core.config import Configured
+from neurenix_ms._core.deprecation import renamed_classes
 
 Windows = Literal["all", "start"]
 
 
-class StandardisedNetwork(Configured, nn.Module):
+class StandardizedNetwork(Configured, nn.Module):
     """A network that sees states of mean 0 and variance 1 and gives changes of variance 1.
 
     The change over a short stride is a hundred times smaller than the state, and over a long one as
@@ -32,7 +33,7 @@ class StandardisedNetwork(Configured, nn.Module):
         ValueError: If the lists are empty or differ in length, or a standard deviation is 0.
 
     Examples:
-        >>> network = StandardisedNetwork(nn.Identity(), mean=[1.0], std=[2.0], scale=[4.0])
+        >>> network = StandardizedNetwork(nn.Identity(), mean=[1.0], std=[2.0], scale=[4.0])
         >>> network(torch.tensor([[3.0]])).item()
         4.0
     """
@@ -123,3 +124,6 @@ class WindowSource:
 def nonzero(scale: Tensor) -> Tensor:
     """What does not vary is divided by 1, not by 0."""
     return torch.where(scale > 1e-12, scale, torch.ones_like(scale))
+
+
+__getattr__ = renamed_classes(__name__, {"StandardisedNetwork": "StandardizedNetwork"})

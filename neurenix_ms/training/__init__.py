@@ -2,25 +2,31 @@
 
 from typing import TYPE_CHECKING, Any
 
+from neurenix_ms._core.deprecation import renamed_classes
 from neurenix_ms.conservation import MassConservationLoss
 from neurenix_ms.training.inference import MultiScaleInference
-from neurenix_ms.training.losses import MultiscaleLoss
+from neurenix_ms.training.losses import MultiScaleLoss
 from neurenix_ms.training.supervision import DeepSupervisionLoss, DiceLoss
 
 if TYPE_CHECKING:
-    from neurenix_ms.training.task import MultiscaleTask, RegressionTask, SegmentationTask
+    from neurenix_ms.training.task import MultiScaleTask, RegressionTask, SegmentationTask
 
-TASKS = ("MultiscaleTask", "RegressionTask", "SegmentationTask")
+TASKS = ("MultiScaleTask", "RegressionTask", "SegmentationTask")
 __all__ = [
     "DeepSupervisionLoss",
     "DiceLoss",
     "MassConservationLoss",
     "MultiScaleInference",
-    "MultiscaleLoss",
-    "MultiscaleTask",
+    "MultiScaleLoss",
+    "MultiScaleTask",
     "RegressionTask",
     "SegmentationTask",
 ]
+
+
+_renamed = renamed_classes(
+    __name__, {"MultiscaleLoss": "MultiScaleLoss", "MultiscaleTask": "MultiScaleTask"}
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +35,4 @@ def __getattr__(name: str) -> Any:
         from neurenix_ms.training import task
 
         return getattr(task, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _renamed(name)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Described
-from neurenix_ms._core.dims import SpatialDims, expect_map
+from neurenix_ms._core.dims import SpatialDims, check_rank
 from neurenix_ms._core.inplace import call_intact
-from neurenix_ms._core.sizes import expect_scales, scaled, spatial
+from neurenix_ms._core.sizes import check_scales, scaled, spatial
 from neurenix_ms.layers.resize import Resize
 
 
@@ -56,7 +56,7 @@ class MultiScaleInference(Described, nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.scales = expect_scales(scales)
+        self.scales = check_scales(scales)
         self.flips = list(flips)
         self.mode = mode
         self.spatial_dims = spatial_dims
@@ -75,7 +75,7 @@ class MultiScaleInference(Described, nn.Module):
         ]
 
     def forward(self, x: Tensor) -> Tensor:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         total: Tensor | None = None
         for scale in self.scales:
             view = x if scale == 1.0 else self.resize(x, scaled(spatial(x), scale))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Described
+from neurenix_ms._core.deprecation import RenamedAttribute, renamed_arguments
 from neurenix_ms._core.dims import choose
 from neurenix_ms._core.inplace import call_intact
 from neurenix_ms._core.orders import check_descending
@@ -18,16 +19,16 @@ Difference = Callable[[Tensor, Tensor], Tensor]
 DIFFERENCES: dict[str, Difference] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
-class MultiscaleLoss(Described, nn.Module):
+class MultiScaleLoss(Described, nn.Module):
     """The sum over all scales of a loss, in units of the variance of the finest target.
 
     Use it for networks that predict coarse to fine, such as MSNet: every scale is held to the
-    target averaged to its size, and the normalisation makes samples of different strength count
+    target averaged to its size, and the normalization makes samples of different strength count
     alike.
 
     Args:
         loss: "mse", "l1", "huber", or a function of prediction and target that gives their mean loss.
-        normalise: "variance" divides by the (unbiased) variance of the finest target, a number by
+        normalize: "variance" divides by the (unbiased) variance of the finest target, a number by
             that (as training in tiles needs: a tile does not know the variance), None does not.
         mask: Cells that count, `(B, 1, *S)` or broadcastable to the finest target; a coarser cell
             counts if one of its cells does. It can be given per call as well.
@@ -45,7 +46,7 @@ class MultiscaleLoss(Described, nn.Module):
     Examples:
         >>> import torch
         >>> target = torch.randn(1, 1, 8, 8)
-        >>> loss = MultiscaleLoss()
+        >>> loss = MultiScaleLoss()
         >>> loss([torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 8, 8)], target).shape
         torch.Size([])
         >>> len(loss.per_scale([torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 8, 8)], target))
@@ -54,20 +55,23 @@ class MultiscaleLoss(Described, nn.Module):
 
     mask: Tensor | None
 
+    normalise = RenamedAttribute("normalize")
+
+    @renamed_arguments(normalise="normalize")
     @checked
     def __init__(
         self,
         loss: Literal["mse", "l1", "huber"] | Difference = "mse",
-        normalise: Literal["variance"] | float | None = "variance",
+        normalize: Literal["variance"] | float | None = "variance",
         mask: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.loss = loss
-        if not isinstance(normalise, int | float):
-            choose({"variance": "variance", None: None}, normalise, "normalise")
-        elif normalise <= 0:
-            raise ValueError(f"normalise must be above 0, got {normalise}")
-        self.normalise = normalise
+        if not isinstance(normalize, int | float):
+            choose({"variance": "variance", None: None}, normalize, "normalize")
+        elif normalize <= 0:
+            raise ValueError(f"normalize must be above 0, got {normalize}")
+        self.normalize = normalize
         self.difference = loss if callable(loss) else choose(DIFFERENCES, loss, "loss")
         self.register_buffer("mask", mask, persistent=False)
 
@@ -89,7 +93,7 @@ class MultiscaleLoss(Described, nn.Module):
         """The share of every scale in the loss, coarsest first."""
         if isinstance(targets, Tensor):
             targets = averaged(targets, len(outputs))
-        expect_same_shapes(outputs, targets)
+        check_same_shapes(outputs, targets)
         check_descending(list(outputs)[::-1], "outputs", "coarsest first")
         mask = self.mask if mask is None else mask
         if mask is None:
@@ -106,7 +110,7 @@ class MultiscaleLoss(Described, nn.Module):
             triples = zip(outputs, targets, cells, strict=True)
             losses = [self.difference(y[where], t[where]) for y, t, where in triples]
             counted = targets[-1][cells[-1]]
-        scale = counted.var() if self.normalise == "variance" else self.normalise or 1.0
+        scale = counted.var() if self.normalize == "variance" else self.normalize or 1.0
         return [loss / scale for loss in losses]
 
 
@@ -118,7 +122,7 @@ def averaged(x: Tensor, num_scales: int) -> list[Tensor]:
     return scales
 
 
-def expect_same_shapes(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+def check_same_shapes(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
     """Refuse targets that do not belong to the outputs; broadcasting would hide it."""
     if len(outputs) != len(targets):
         raise ValueError(f"expected {len(outputs)} targets, one per output, got {len(targets)}")

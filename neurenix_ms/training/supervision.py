@@ -22,7 +22,7 @@ class DeepSupervisionLoss(Described, nn.Module):
     Use it for networks with a head per level, such as `PyramidNetwork(return_pyramid=True)`: the deep
     levels then learn from the target itself, not only through the finest output. The target is brought
     to the size of every output: averaged where it is a map of numbers, by the nearest cell where it
-    holds classes (integers). `MultiscaleLoss` is the loss for networks that predict coarse to fine.
+    holds classes (integers). `MultiScaleLoss` is the loss for networks that predict coarse to fine.
 
     Args:
         loss: Called with an output and the target at its size, returns a scalar.

@@ -96,7 +96,7 @@ class SegmentationTask(Task):
         return classes, target.long()
 
 
-class MultiscaleTask(Task):
+class MultiScaleTask(Task):
     """Train a network that gives a list of maps, one per scale.
 
     The loss gets the whole list. The metrics compare the finest map, which is the largest one
@@ -125,7 +125,7 @@ class MultiscaleTask(Task):
         >>> from neurenix_ms import GaussianPyramid
         >>> def loss(maps, target):
         ...     return sum((finer.mean() - target.mean()) ** 2 for finer in maps)
-        >>> task = MultiscaleTask(GaussianPyramid(3), loss)
+        >>> task = MultiScaleTask(GaussianPyramid(3), loss)
         >>> len(task(torch.zeros(1, 1, 16, 16)))
         3
     """

@@ -107,7 +107,7 @@ def rename(state: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
     return renamed
 
 
-def expect_names(state: Collection[str], names: Collection[str]) -> None:
+def check_names(state: Collection[str], names: Collection[str]) -> None:
     """Refuse a state dict that lacks one of `names` or has another one.
 
     Args:
@@ -140,7 +140,7 @@ def fill(model: nn.Module, state: Mapping[str, Any]) -> None:
         2.0
     """
     own = model.state_dict()
-    expect_names(state.keys(), own.keys())
+    check_names(state.keys(), own.keys())
     tensors = {name: as_tensor(name, value) for name, value in state.items()}
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:

@@ -10,7 +10,7 @@ from torch import Tensor
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import shown
 from neurenix_ms.multiscale import UNet
-from neurenix_ms.weights.rename import LOOKED_FOR, as_tensor, expect_names, unwrapped
+from neurenix_ms.weights.rename import LOOKED_FOR, as_tensor, check_names, unwrapped
 
 # our path inside one level and one block -> theirs
 BLOCK = {
@@ -49,7 +49,7 @@ def load_unet(state_dict: Mapping[str, Any]) -> UNet:
     theirs = {name: as_tensor(name, value) for name, value in entries.items()}
     model = UNet(**_read_off(theirs), align_corners=True)
     wanted = _named(model)
-    expect_names(theirs, wanted)
+    check_names(theirs, wanted)
     for name, value in wanted.items():
         if theirs[name].shape != value.shape:
             raise ValueError(
@@ -82,11 +82,11 @@ def export_unet(model: UNet) -> dict[str, Tensor]:
         >>> list(export_unet(model))[:2]
         ['inc.double_conv.0.weight', 'inc.double_conv.1.weight']
     """
-    _expect_plain(model)
+    _check_plain(model)
     return _named(model)
 
 
-def _expect_plain(model: UNet) -> None:
+def _check_plain(model: UNet) -> None:
     """Refuse a model that is not the one that `load_unet` would build from its weights."""
     sizes = ("in_channels", "out_channels", "features", "bottleneck_channels", "bilinear")
     # None leaves the bias out where a norm follows, as everywhere here

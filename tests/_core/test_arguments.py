@@ -28,8 +28,8 @@ from neurenix_ms.training import (
     DeepSupervisionLoss,
     DiceLoss,
     MultiScaleInference,
-    MultiscaleLoss,
-    MultiscaleTask,
+    MultiScaleLoss,
+    MultiScaleTask,
     RegressionTask,
     SegmentationTask,
 )
@@ -172,11 +172,11 @@ MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
     implicit.NIF: {"parameter_dim": 1, "coordinate_dim": 1, "shape_width": 2, "parameter_width": 2},
     implicit.MultiScaleNIF: {"parameter_dim": 1, "coordinate_dim": 1, "shape_width": 2},
     implicit.LastLayerNIF: {"parameter_dim": 1, "coordinate_dim": 1, "shape_width": 2},
-    implicit.Normaliser: {"model": small_nif()},
+    implicit.Normalizer: {"model": small_nif()},
     timestepping.TimeStepper: {"network": mlp.MLP(2, 2, [2]), "step_size": 2},
     timestepping.IntegratorStepper: {"rhs": decay, "dt": 0.1, "step_size": 2},
     timestepping.HierarchicalTimeStepper: {"steppers": list(hierarchy().steppers)},
-    timestepping.StandardisedNetwork: {
+    timestepping.StandardizedNetwork: {
         "network": nn.Identity(),
         "mean": [0.0],
         "std": [1.0],
@@ -186,14 +186,14 @@ MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
     timestepping.EchoStateNetwork: {"num_features": 2, "hidden_size": 4},
     timestepping.LSTMForecaster: {"num_features": 2, "hidden_size": 2},
     timestepping.SequenceModel: {"num_features": 2, "hidden_size": 2},
-    MultiscaleLoss: {},
+    MultiScaleLoss: {},
     DeepSupervisionLoss: {"loss": nn.MSELoss()},
     DiceLoss: {},
     MassConservationLoss: {},
     MultiScaleInference: {"model": nn.Identity()},
     RegressionTask: {"model": nn.Linear(1, 1)},
     SegmentationTask: {"model": nn.Linear(1, 1)},
-    MultiscaleTask: {"model": nn.Linear(1, 1), "loss": nn.MSELoss()},
+    MultiScaleTask: {"model": nn.Linear(1, 1), "loss": nn.MSELoss()},
     implicit.PruningSchedule: {"start": 0.1, "end": 0.5, "rounds": 2},
 }
 FUNCTIONS: dict[Callable[..., Any], dict[str, Any]] = {

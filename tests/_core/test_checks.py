@@ -15,7 +15,7 @@ from neurenix_ms._core import checks
 from neurenix_ms._core.arguments import checked
 
 
-class Colour(enum.StrEnum):
+class Color(enum.StrEnum):
     RED = "red"
 
 
@@ -118,7 +118,7 @@ def test_odd_flags_texts_and_names():
     for value in (1, "True", None, torch.tensor([True]), np.array([True]), torch.tensor(1)):
         with pytest.raises(ValueError, match=r"^bilinear must be True or False, got "):
             checks.check_flag("bilinear", value)
-    for value in ("red", np.str_("red"), Colour.RED):
+    for value in ("red", np.str_("red"), Color.RED):
         assert type(checks.check_text("name", value)) is str
         assert checks.check_name("name", value, ["blue", "red"]) == "red"
         assert type(checks.check_name("name", value, ["blue", "red"])) is str

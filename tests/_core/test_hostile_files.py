@@ -134,7 +134,7 @@ def test_a_config_that_does_not_fit_is_refused_before_memory_is_given(config, tm
         ("EchoStateNetwork", {"num_features": 1, "hidden_size": 10**5}),
         ("ClockworkRNN", {"num_features": 1, "hidden_size": 10**5, "num_groups": 10**5}),
         ("LSTMForecaster", {"num_features": 10**9, "hidden_size": 10**9}),
-        ("StandardisedNetwork", {"network": None, "mean": [], "std": [], "scale": []}),
+        ("StandardizedNetwork", {"network": None, "mean": [], "std": [], "scale": []}),
         ("HierarchicalTimeStepper", {"steppers": [None] * 1000}),
         ("Backbone", {"network": "torchvision/vit_h_14", "weights": "DEFAULT"}),
         ("Backbone", {"network": "hf-hub:someone/something"}),

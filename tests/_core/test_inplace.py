@@ -13,7 +13,7 @@ from neurenix_ms.meter import peak_tensor_bytes
 from neurenix_ms.timestepping import HierarchicalTimeStepper, IntegratorStepper, TimeStepper
 from neurenix_ms.timestepping.banks import OneByOne
 from neurenix_ms.timestepping.run import WindowLoss
-from neurenix_ms.training import DeepSupervisionLoss, MultiScaleInference, MultiscaleLoss
+from neurenix_ms.training import DeepSupervisionLoss, MultiScaleInference, MultiScaleLoss
 
 
 class Writing(nn.Module):
@@ -265,7 +265,7 @@ def test_losses_in_place_see_the_targets_and_change_nothing():
             DeepSupervisionLoss(nn.MSELoss())(outputs, target),
         )
         torch.testing.assert_close(
-            MultiscaleLoss(loss)(outputs[::-1], target), MultiscaleLoss()(outputs[::-1], target)
+            MultiScaleLoss(loss)(outputs[::-1], target), MultiScaleLoss()(outputs[::-1], target)
         )
     assert all(torch.equal(a, b) for a, b in zip((*outputs, target), before, strict=True))
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from neurenix_ms import LaplacianPyramid, PyramidFusion, PyramidNetwork, ScaleFusion, UNetDecoder
-from neurenix_ms.training import DeepSupervisionLoss, MultiscaleLoss
+from neurenix_ms.training import DeepSupervisionLoss, MultiScaleLoss
 
 
 def maps(*sizes, channels=2):
@@ -33,7 +33,7 @@ def supervised(outputs):
 
 
 def compared(outputs):
-    return MultiscaleLoss()(outputs, [torch.zeros_like(y) for y in outputs])
+    return MultiScaleLoss()(outputs, [torch.zeros_like(y) for y in outputs])
 
 
 HALVES = r"must come finest first, each about half the size of the one before, got sizes "

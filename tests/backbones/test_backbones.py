@@ -181,15 +181,15 @@ def test_repeated_images_keep_the_kernels_of_every_channel():
         torch.testing.assert_close(y, expected)
 
 
-def test_the_image_is_normalised():
+def test_the_image_is_normalized():
     network = Encoder()
     x = torch.rand(1, 3, 8, 8)
     mean, deviation = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 2.0, 4.0])
     scaled = (x - mean.view(3, 1, 1)) / deviation.view(3, 1, 1)
-    backbone = Backbone(network, normalise=(mean.tolist(), deviation.tolist()))
+    backbone = Backbone(network, normalize=(mean.tolist(), deviation.tolist()))
     torch.testing.assert_close(backbone(x), network(scaled))
     assert set(backbone.state_dict()) == {f"network.{name}" for name in network.state_dict()}
-    assert Backbone(network, normalise="imagenet").mean.flatten().tolist() == pytest.approx(
+    assert Backbone(network, normalize="imagenet").mean.flatten().tolist() == pytest.approx(
         [0.485, 0.456, 0.406]
     )
 
@@ -279,7 +279,7 @@ def test_channels_of_the_image_do_not_depend_on_the_order_of_the_layers():
 
 def test_it_is_measured_on_the_meta_device_too():
     with torch.device("meta"):
-        backbone = Backbone("mobilenet_v3_small", normalise="imagenet")
+        backbone = Backbone("mobilenet_v3_small", normalize="imagenet")
     assert backbone.strides == FAMILIES["mobilenet_v3_small"][1]
     assert all(p.is_meta for p in backbone.parameters())
 
@@ -313,7 +313,7 @@ def test_measuring_runs_a_copy_and_no_random_number_is_drawn():
 def test_a_saved_backbone_comes_back(tmp_path):
     x = torch.randn(1, 3, 40, 33)
     for backbone in (
-        Backbone("mobilenet_v3_small", levels=[1, 3], normalise="imagenet"),
+        Backbone("mobilenet_v3_small", levels=[1, 3], normalize="imagenet"),
         Backbone("mobilenet_v3_small", reduced_tail=True, levels=[-1]),
         Backbone(nms.PyramidNetwork(3, 2, 3, 4, return_pyramid=True), levels=[0, 2]),
     ):
@@ -419,11 +419,11 @@ class Fixed(nn.Module):
         ),
         (lambda: Backbone(Encoder(), levels=[]), r"numbers of the 3 feature maps, got \[\]"),
         (
-            lambda: Backbone(Encoder(), normalise=([0.5], [1.0])),
+            lambda: Backbone(Encoder(), normalize=([0.5], [1.0])),
             r"two lists of 3 numbers, got \(\[0.5\], \[1.0\]\)",
         ),
         (
-            lambda: Backbone(Encoder(), in_channels=1, normalise="imagenet"),
+            lambda: Backbone(Encoder(), in_channels=1, normalize="imagenet"),
             "two lists of 1 numbers, got 'imagenet'",
         ),
         (

@@ -77,7 +77,7 @@ def test_backwards_in_time_everything_returns(tmp_path):
     torch.testing.assert_close(backward, -forward.flip(0))
 
 
-def test_every_map_has_mass_one_and_starts_within_five_kilometres(tmp_path):
+def test_every_map_has_mass_one_and_starts_within_five_kilometers(tmp_path):
     drift = DriftDensity(tmp_path, 2, size=50, steps=4, num_particles=2000, progress=False)
     for sample in (drift[0], drift[1]):
         assert sample["density"].dtype == torch.float32
@@ -128,16 +128,16 @@ def test_a_coast_is_a_streamline_and_land_is_still():
     turn = 2 * math.pi * torch.rand(200, 1, dtype=torch.float64)
     out = torch.cat([turn.cos(), turn.sin()], dim=1)
     velocity = flow(sink=2.0, islands=sea)
-    for centre, radius in zip(sea.centres, sea.radii, strict=True):
-        assert (velocity(centre + radius * out, 3.0) * out).sum(1).abs().max() < 1e-10
-        assert velocity(centre + 0.7 * radius * out, 3.0).abs().max() == 0
-        beyond = centre + (radius + 1.0) * out
+    for center, radius in zip(sea.centers, sea.radii, strict=True):
+        assert (velocity(center + radius * out, 3.0) * out).sum(1).abs().max() < 1e-10
+        assert velocity(center + 0.7 * radius * out, 3.0).abs().max() == 0
+        beyond = center + (radius + 1.0) * out
         assert velocity(beyond, 3.0).norm(dim=1).max() > 0.01
 
 
 def test_islands_keep_away_from_the_release():
     sea = islands(30)
-    assert (wrapped(sea.centres - MIDDLE).norm(dim=1) - sea.radii).min() > SHELF + RELEASE
+    assert (wrapped(sea.centers - MIDDLE).norm(dim=1) - sea.radii).min() > SHELF + RELEASE
     patch = MIDDLE + RELEASE / 2 * torch.rand(50, 2, dtype=torch.float64)
     torch.testing.assert_close(flow(islands=sea)(patch, 3.0), flow()(patch, 3.0))
 

@@ -22,7 +22,7 @@ def make(root, num_samples=2, size=24, spatial_dims=2, **options):
 
 
 def solve_directly(pores):
-    """Potential and relative conductance in float64 by a sparse factorisation."""
+    """Potential and relative conductance in float64 by a sparse factorization."""
     pores = np.asarray(pores, dtype=bool)
     number = np.full(pores.shape, -1)
     number[pores] = np.arange(pores.sum())

@@ -1,4 +1,4 @@
-"""Travelling wave, Kuramoto-Sivashinsky and turbulence against exact solutions and balances."""
+"""Traveling wave, Kuramoto-Sivashinsky and turbulence against exact solutions and balances."""
 
 import math
 

@@ -12,7 +12,7 @@ from cases import CASES, Case, as_list, build, scalar
 from torch.export import Dim
 
 from docs_tools.running import LIMITS, WAYS, WITHOUT_PARAMETERS, modules, table
-from neurenix_ms.layers.grids import Grid
+from neurenix_ms.layers.adaptive_pool import AdaptivePool
 
 HERE = Path(__file__).parents[1] / "helpers"
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -88,7 +88,7 @@ def test_onnxruntime_gives_the_same_in_other_dimensions(name):
 @pytest.mark.parametrize("size", [(7,), (5, 12), (3, 1, 8)])
 @pytest.mark.parametrize("bins", [1, 2, 3, 6])
 def test_bins_taken_axis_by_axis_are_those_of_adaptive_pooling(pool_type, size, bins):
-    grid = Grid(bins, pool_type, len(size)).double()
+    grid = AdaptivePool(bins, pool_type, len(size)).double()
     # few different numbers: where a bin has its maximum twice, the first gets the gradient
     x = torch.randint(4, (2, 3, *size)).double().requires_grad_()
     y = x

@@ -81,7 +81,7 @@ def test_batch_norm_is_global_in_train_mode_only():
 
 
 class Stranger(nn.Module):
-    """Normalises without any norm class."""
+    """Normalizes without any norm class."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.instance_norm(x) + F.group_norm(x, 1)

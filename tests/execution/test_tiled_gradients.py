@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from neurenix_ms import PyramidNetwork, UNet, enable_gradient_checkpointing
 from neurenix_ms.execution import accumulate_gradients
-from neurenix_ms.execution.plan.statistics import Normalisation
+from neurenix_ms.execution.plan.statistics import Normalization
 from neurenix_ms.meter import peak_tensor_bytes
 
 EXACT = 1e-9  # of the largest gradient, in float64
@@ -183,9 +183,9 @@ def test_training_tile_by_tile_is_training():
 
 
 def test_a_dropped_adjoint_of_the_variance_is_seen(monkeypatch):
-    seed = Normalisation.seed
+    seed = Normalization.seed
     monkeypatch.setattr(
-        Normalisation, "seed", lambda s, core, m, d_mean, d_var: seed(s, core, m, d_mean, 0 * d_var)
+        Normalization, "seed", lambda s, core, m, d_mean, d_var: seed(s, core, m, d_mean, 0 * d_var)
     )
     x = torch.randn(2, 1, 43, 38, dtype=torch.float64)
     assert both(unet("instance"), x, 16, F.mse_loss)[0] > 1e-4

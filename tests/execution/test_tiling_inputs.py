@@ -322,8 +322,12 @@ def test_a_compiled_model_runs_as_the_plain_one(compiled):
 
     torch._dynamo.reset()
     plain = network()
-    model = compiled(copy.deepcopy(plain), backend)
     x, target = torch.randn(1, 1, 70, 50), torch.randn(1, 2, 70, 50)
+    compiled(copy.deepcopy(plain), backend)(x)
+    by_itself = len(count)  # some versions of torch do not compile a module in place
+    torch._dynamo.reset()
+    count.clear()
+    model = compiled(copy.deepcopy(plain), backend)
     wanted = plain(x)
     torch.testing.assert_close(TiledModel(model, 16)(x), wanted.detach())
     torch.testing.assert_close(TiledModel(model, 100)(x), wanted.detach())
@@ -334,7 +338,7 @@ def test_a_compiled_model_runs_as_the_plain_one(compiled):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
     assert not count
     model(x)  # and stays compiled
-    assert count
+    assert len(count) == by_itself
 
 
 def test_parts_of_a_compiled_model_have_the_names_of_the_plain_one():

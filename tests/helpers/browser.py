@@ -46,7 +46,7 @@ class Browser:
                 return message["result"]
 
     def open(self, url: str, scheme: str) -> None:
-        """Load a page under a colour scheme, as for the first time, and wait until it is drawn."""
+        """Load a page under a color scheme, as for the first time, and wait until it is drawn."""
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.call("Emulation.setEmulatedMedia", features=[feature])
         self.run(SETTLED)  # the page before keeps the theme it has switched to

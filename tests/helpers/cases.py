@@ -135,7 +135,7 @@ CASES = [case for d in (1, 2, 3) for case in _cases(d)]
 
 
 def build(case: Case) -> nn.Module:
-    """The module, with no parameter at zero: a zero-initialised score head would hide everything."""
+    """The module, with no parameter at zero: a zero-initialized score head would hide everything."""
     model = case.build()
     with torch.no_grad():
         for parameter in model.parameters():

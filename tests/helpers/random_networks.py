@@ -1,4 +1,4 @@
-"""Networks put together at random, from layers that shift, shrink, widen and normalise maps."""
+"""Networks put together at random, from layers that shift, shrink, widen and normalize maps."""
 
 import random
 

@@ -19,7 +19,7 @@ from neurenix_ms.implicit import (
     NIF,
     LastLayerNIF,
     MultiScaleNIF,
-    Normaliser,
+    Normalizer,
     gradient,
     hessian,
     laplacian,
@@ -185,7 +185,7 @@ def test_state_dict_pickle_and_deepcopy_give_the_same_model(kind):
 @EVERY
 def test_a_file_gives_the_model_back(kind, tmp_path):
     model = build(kind)
-    field = Normaliser(model, "standard").fit(*pairs(dtype=torch.float32), torch.randn(9, 2))
+    field = Normalizer(model, "standard").fit(*pairs(dtype=torch.float32), torch.randn(9, 2))
     p, x = pairs(dtype=torch.float32)
     for one in (model, field):
         save(one, tmp_path / "model.nx")
@@ -272,11 +272,11 @@ def test_blocks_and_layers_are_written_as_published():
 
 
 @pytest.mark.parametrize("method", ["minmax", "standard"])
-def test_a_normaliser_scales_and_gives_physical_units_back(method):
+def test_a_normalizer_scales_and_gives_physical_units_back(method):
     p, x, heat = (torch.rand(n, m).double() for n, m in ((6, 2), (50, 2), (6, 50)))
     p, x = 300 + 20 * p, 1e-3 * x
     u = torch.stack([1e5 * heat, torch.full_like(heat, 7.0)], -1)
-    field = Normaliser(build("NIF"), method).double().fit(p, x, u)
+    field = Normalizer(build("NIF"), method).double().fit(p, x, u)
     for name, value in (("p", p), ("x", x), ("u", u)):
         scaled = field.scaled(name, value).flatten(0, -2)
         if method == "minmax":
@@ -295,13 +295,13 @@ def test_a_normaliser_scales_and_gives_physical_units_back(method):
     close(field.latent(p), field.model.latent(scaled_p))
     ragged = field.forward_grid(p[:2], [x[:3], x[:5]])
     close(ragged[1], grid[1, :5])
-    lists = Normaliser(build("NIF"), method).double().fit(p, [x[:20], x[20:]], list(u))
+    lists = Normalizer(build("NIF"), method).double().fit(p, [x[:20], x[20:]], list(u))
     for name, value in field.named_buffers(recurse=False):
         close(lists.get_buffer(name), value)
 
 
-def test_derivatives_of_a_normalised_field_are_in_physical_units():
-    field = Normaliser(build("NIF")).double()
+def test_derivatives_of_a_normalized_field_are_in_physical_units():
+    field = Normalizer(build("NIF")).double()
     p, x = pairs()
     field.fit(10 * p, 0.1 * x, torch.randn(9, 2, dtype=torch.float64))
     scale = torch.cat([field.p_scale, field.x_scale])
@@ -384,17 +384,17 @@ def nan(*shape):
             lambda: time_derivative(NIF(1, 1), torch.zeros(3, 1), torch.zeros(3, 1), 1),
             r"axis must name a column of p, of shape \(3, 1\), got 1",
         ),
-        (lambda: Normaliser(NIF(1, 1), "max"), "method must be one of .*, got 'max'"),
+        (lambda: Normalizer(NIF(1, 1), "max"), "method must be one of .*, got 'max'"),
         (
-            lambda: Normaliser(NIF(1, 1)).fit(nan(3, 1), torch.zeros(4, 1), torch.zeros(3, 4, 1)),
+            lambda: Normalizer(NIF(1, 1)).fit(nan(3, 1), torch.zeros(4, 1), torch.zeros(3, 4, 1)),
             r"p must be finite, got 1 of 3 numbers that are not, the first of them nan at \(2, 0\)",
         ),
         (
-            lambda: Normaliser(NIF(1, 1)).fit(torch.zeros(3, 1), torch.zeros(4, 1), nan(3, 4, 1)),
+            lambda: Normalizer(NIF(1, 1)).fit(torch.zeros(3, 1), torch.zeros(4, 1), nan(3, 4, 1)),
             r"u must be finite, got 4 of 12 .* the first of them nan at \(2, 0, 0\)",
         ),
         (
-            lambda: Normaliser(NIF(1, 1)).fit(*(torch.zeros(3, n) for n in (1, 2, 1))),
+            lambda: Normalizer(NIF(1, 1)).fit(*(torch.zeros(3, n) for n in (1, 2, 1))),
             r"x must have 1 in its last axis, got shape \(3, 2\)",
         ),
     ],

@@ -15,7 +15,7 @@ from neurenix_ms.implicit import (
     NIF,
     LastLayerNIF,
     MultiScaleNIF,
-    Normaliser,
+    Normalizer,
     PruningSchedule,
     compact,
     gradient,
@@ -268,8 +268,8 @@ def test_masked_and_compact_models_come_back_from_files(kind, tmp_path):
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_a_normalised_field_is_pruned_in_its_own_units(criterion):
-    field = Normaliser(build("MultiScaleNIF")).double()
+def test_a_normalized_field_is_pruned_in_its_own_units(criterion):
+    field = Normalizer(build("MultiScaleNIF")).double()
     p, x = 100 * P, 1e-3 * X
     field.fit(p, x, torch.randn(6, 5, 2, dtype=torch.float64))
     twin = copy.deepcopy(field.model)
@@ -278,7 +278,7 @@ def test_a_normalised_field_is_pruned_in_its_own_units(criterion):
     assert torch.equal(field.model.node_mask, twin.node_mask)
     assert sparsity(field) == sparsity(twin)
     small = compact(field)
-    assert type(small) is Normaliser
+    assert type(small) is Normalizer
     close(small.forward_grid(p, x), field.forward_grid(p, x))
     assert small.method == field.method
 

@@ -11,7 +11,7 @@ from neurenix_ms import enable_gradient_checkpointing
 from neurenix_ms.layers.resize import doubled
 from neurenix_ms.meter import peak_tensor_bytes
 from neurenix_ms.msnet import MSNet, coarsen, random_volume, scale_masks
-from neurenix_ms.training import MultiscaleLoss
+from neurenix_ms.training import MultiScaleLoss
 
 
 def small(**options):
@@ -131,7 +131,7 @@ def test_a_masked_loss_sees_its_cells_only():
     mask[..., :4] = 1
     ruined = target.clone()
     ruined[..., 4:] = 1e6
-    loss = MultiscaleLoss(mask=mask)
+    loss = MultiScaleLoss(mask=mask)
     torch.testing.assert_close(loss(outputs, target), loss(outputs, ruined))
     expected = target[..., :4].square().mean() / target[..., :4].var()
     torch.testing.assert_close(loss.per_scale(outputs, target)[1], expected)
@@ -176,15 +176,15 @@ def test_a_masked_loss_sees_its_cells_only():
             "number of spatial axes of x must be one of .*, got 0",
         ),
         (lambda: random_volume(0, 2), "size must be at least 1, got 0"),
-        (lambda: MultiscaleLoss("lp"), "loss must be one of .*, got 'lp'"),
-        (lambda: MultiscaleLoss(normalise=0), "normalise must be above 0, got 0"),
-        (lambda: MultiscaleLoss(normalise="max"), "normalise must be one of .*, got 'max'"),
+        (lambda: MultiScaleLoss("lp"), "loss must be one of .*, got 'lp'"),
+        (lambda: MultiScaleLoss(normalize=0), "normalize must be above 0, got 0"),
+        (lambda: MultiScaleLoss(normalize="max"), "normalize must be one of .*, got 'max'"),
         (
-            lambda: MultiscaleLoss()([torch.zeros(1, 1, 4)], [torch.zeros(1, 1, 4)] * 2),
+            lambda: MultiScaleLoss()([torch.zeros(1, 1, 4)], [torch.zeros(1, 1, 4)] * 2),
             "expected 1 targets, one per output, got 2",
         ),
         (
-            lambda: MultiscaleLoss()([torch.zeros(1, 1, 4)], torch.zeros(1, 1, 8)),
+            lambda: MultiScaleLoss()([torch.zeros(1, 1, 4)], torch.zeros(1, 1, 8)),
             r"target 0 must have the shape of its output \(1, 1, 4\), got \(1, 1, 8\)",
         ),
     ],

@@ -54,6 +54,12 @@ def test_rows_of_any_length_are_packed(width, length):
     assert_same(stage(width), torch.randn(1, 2, 4, 5, length))
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_kernels_of_one_pixel_are_packed(dims):
+    options = {"kernel_size": 1, "out_channels": 1, "spatial_dims": dims}
+    assert_same(stage(4, 1, **options), torch.randn(2, 1, *[4] * dims))
+
+
 @pytest.mark.parametrize("act", [name for name in ACTIVATIONS if name])
 @pytest.mark.parametrize("norm", ["instance", None])
 def test_all_activations_and_no_norm_are_packed(act, norm):

@@ -19,7 +19,7 @@ timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision.models")
 
 EXACT = 1e-9  # of the output's standard deviation, in float64
-FLAT, DEEP, COLOUR = (1, 1, 64, 32), (1, 1, 32, 16, 16), (1, 3, 128, 64)
+FLAT, DEEP, COLOR = (1, 1, 64, 32), (1, 1, 32, 16, 16), (1, 3, 128, 64)
 Make = Callable[[], nn.Module]
 
 VIT = {"feature_size": 4, "hidden_size": 24, "mlp_dim": 48, "num_heads": 4}
@@ -68,16 +68,16 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
     **{f"monai {name}": case for name, case in MONAI.items()},
     **{f"smp {name}": (lambda n=name: decoder(n), (1, 1, 128, 128)) for name in DECODERS},
     **{
-        f"timm {name}": (lambda n=name: timm.create_model(n, features_only=True), COLOUR)
+        f"timm {name}": (lambda n=name: timm.create_model(n, features_only=True), COLOR)
         for name in FAMILIES
     },
-    **{f"torchvision {n}": (lambda n=n: segmentation(n), COLOUR) for n in SEGMENTATION},
+    **{f"torchvision {n}": (lambda n=n: segmentation(n), COLOR) for n in SEGMENTATION},
     **{
-        f"torchvision {n}": (lambda n=n: getattr(torchvision, n)(weights=None).features, COLOUR)
+        f"torchvision {n}": (lambda n=n: getattr(torchvision, n)(weights=None).features, COLOR)
         for n in BACKBONES
     },
     "torchvision vit_b_32": (lambda: torchvision.vit_b_32(weights=None), (1, 3, 224, 224)),
-    "torchvision resnet18": (lambda: torchvision.resnet18(weights=None), COLOUR),
+    "torchvision resnet18": (lambda: torchvision.resnet18(weights=None), COLOR),
 }
 # nothing in them sees the whole map
 TAKEN = {f"monai {name}" for name in list(MONAI)[:11]} | {"timm resnet18", "timm regnetx_002"}

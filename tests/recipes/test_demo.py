@@ -135,7 +135,7 @@ def test_a_prediction_is_right_on_the_end_faces(make, samples):
     x = network_inputs(pores, distance)
     with torch.no_grad():
         bent = model(x) - x[:, 2:3]
-        x[:, 2, 0], x[:, 2, -1] = -0.5, 0.5  # as if cell centres lay on the faces
+        x[:, 2, 0], x[:, 2, -1] = -0.5, 0.5  # as if cell centers lay on the faces
         on_faces = model(x)[:, :, [0, -1]]
     assert bent.abs().max() > 0
     torch.testing.assert_close(on_faces, x[:, 2:3, [0, -1]])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from neurenix_ms.datasets import travelling_wave
-from neurenix_ms.implicit import NIF, MultiScaleNIF, Normaliser, sparsity
+from neurenix_ms.implicit import NIF, MultiScaleNIF, Normalizer, sparsity
 from neurenix_ms.recipes.implicit import cases as implicit_cases
 from neurenix_ms.recipes.implicit import command as implicit
 from neurenix_ms.recipes.implicit.training import OnGrid, Rows, relative_error, train
@@ -22,7 +22,7 @@ def data():
 def field(seed=0):
     torch.manual_seed(seed)
     model = MultiScaleNIF(1, 1, shape_width=8, parameter_width=8, shape_depth=1)
-    return Normaliser(model).fit(*data())
+    return Normalizer(model).fit(*data())
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from neurenix_ms.meter import peak_tensor_bytes
 from neurenix_ms.timestepping import (
     HierarchicalTimeStepper,
     IntegratorStepper,
-    StandardisedNetwork,
+    StandardizedNetwork,
     TimeStepper,
 )
 
@@ -279,16 +279,16 @@ def test_some_of_the_strides_share_their_weights():
     assert part.coarse_first()[0] is model.coarse_first()[0]
 
 
-def test_standardised_networks_keep_the_units():
+def test_standardized_networks_keep_the_units():
     inner = nn.Linear(2, 2)
-    network = StandardisedNetwork(inner, [1.0, 2.0], [3.0, 4.0], [0.5, 0.25])
+    network = StandardizedNetwork(inner, [1.0, 2.0], [3.0, 4.0], [0.5, 0.25])
     x = torch.randn(5, 2)
     expected = torch.tensor([0.5, 0.25]) * inner(
         (x - torch.tensor([1.0, 2])) / torch.tensor([3, 4])
     )
     torch.testing.assert_close(network(x), expected)
     assert set(network.state_dict()) == {"network.weight", "network.bias"}
-    field = StandardisedNetwork(nn.Identity(), [1.0, 2.0], [1.0, 1.0], [1.0, 1.0])
+    field = StandardizedNetwork(nn.Identity(), [1.0, 2.0], [1.0, 1.0], [1.0, 1.0])
     torch.testing.assert_close(field(torch.zeros(1, 2, 3))[0, :, 0], torch.tensor([-1.0, -2.0]))
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 pl = pytest.importorskip("lightning.pytorch")
 torchmetrics = pytest.importorskip("torchmetrics")
 
-from neurenix_ms.training import MultiscaleTask, RegressionTask, SegmentationTask  # noqa: E402
+from neurenix_ms.training import MultiScaleTask, RegressionTask, SegmentationTask  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -265,7 +265,7 @@ def test_multiscale_metrics_look_at_the_finest_map(tmp_path, finest_first, as_li
     torch.manual_seed(0)
     x, y = torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8)
     model = TwoScales(finest_first)
-    task = MultiscaleTask(model, sum_of_losses, {"mse": torchmetrics.MeanSquaredError()})
+    task = MultiScaleTask(model, sum_of_losses, {"mse": torchmetrics.MeanSquaredError()})
     target = [y[:, :, ::2, ::2], y] if as_list else y
     output = model(x)
     compared = task.compared(output, target)
@@ -277,7 +277,7 @@ def test_multiscale_learns(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(16, 1, 4, 4)
     mse = torchmetrics.MeanSquaredError()
-    task = MultiscaleTask(TwoScales(), sum_of_losses, {"mse": mse}, learning_rate=0.2)
+    task = MultiScaleTask(TwoScales(), sum_of_losses, {"mse": mse}, learning_rate=0.2)
     logged = fit(task, TensorDataset(x, 2 * x + 1), tmp_path, max_epochs=20)
     assert logged["val_mse"] < 0.05
     assert logged["val_mse"] < logged["val_loss"] < 2 * logged["val_mse"]

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from neurenix_ms.weights.pickles import read_pickle
-from neurenix_ms.weights.rename import expect_names, fill, rename
+from neurenix_ms.weights.rename import check_names, fill, rename
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -387,9 +387,9 @@ def test_two_entries_with_one_new_name_are_refused():
 
 def test_missing_and_left_over_names_are_told_apart():
     with pytest.raises(ValueError, match="missing: 'b'"):
-        expect_names(["a", "x"], ["a", "b"])
+        check_names(["a", "x"], ["a", "b"])
     with pytest.raises(ValueError, match=r"left over.*'x'"):
-        expect_names(["a", "b", "x"], ["a", "b"])
+        check_names(["a", "b", "x"], ["a", "b"])
 
 
 def test_a_model_is_filled_with_all_entries_or_none():

@@ -130,7 +130,7 @@ class _Machine:
         if function.name in CONTAINERS:
             self.push(CONTAINERS[function.name](*args))
         else:
-            _expect_harmless(function.name)
+            _check_harmless(function.name)
             self.push(Call(function, args))
 
     def build(self) -> None:
@@ -158,7 +158,7 @@ class _Machine:
             self.push(self.persistent[-1])
 
 
-def _expect_harmless(name: str) -> None:
+def _check_harmless(name: str) -> None:
     module, _, rest = name.partition(".")
     if module == "builtins":
         harmless = rest in HARMLESS_BUILTINS

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import check_plain, library_classes
+from neurenix_ms._core.deprecation import RENAMED_CLASSES
 from neurenix_ms._core.io.records import (
     DAMAGE,
     LONGEST_NAME,
@@ -97,6 +98,7 @@ def read_stored(file: IO[bytes], path: str | os.PathLike[str]) -> Stored:
         raise ValueError(f"{path} must hold a class name and a state dict, got {shown(list(root))}")
     if unknown := [key for key in root if type(key) is not str or key not in KEYS]:
         raise ValueError(f"{path} must hold {sorted(KEYS)} only, got {shown(unknown)} too")
+    name = RENAMED_CLASSES.get(name, name)
     config = root.get("config")
     try:
         if config is not None:
@@ -179,24 +181,24 @@ def build(stored: Stored, path: str | os.PathLike[str]) -> nn.Module:
     """
     content = {"class": stored.name, "config": stored.config}
     values = sum(math.prod(one.size) for one in stored.tensors.values())
-    _expect_small("config", stored.config, max(LARGEST_COUNT, values), path)
+    _check_small("config", stored.config, max(LARGEST_COUNT, values), path)
     spare = WHOLE_NETWORK if stored.has_backbone else SPARE_BYTES
     most_modules = SPARE_MODULES + 20 * len(stored.tensors)
     with _Bounded(4 * stored.num_bytes + spare), _few_modules(most_modules):
         return _built(content, path)
 
 
-def _expect_small(name: str, value: Any, most: int, path: str | os.PathLike[str]) -> None:
+def _check_small(name: str, value: Any, most: int, path: str | os.PathLike[str]) -> None:
     """Refuse counts that only a larger file could have; a plain value has few levels."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key != "seed":
-                _expect_small(f"{name}.{key}", item, most, path)
+                _check_small(f"{name}.{key}", item, most, path)
     elif isinstance(value, list | tuple):
         if len(value) > most:
             raise ValueError(f"{path} has too few weights for {name} of {len(value)} entries")
         for i, item in enumerate(value):
-            _expect_small(f"{name}[{i}]", item, most, path)
+            _check_small(f"{name}[{i}]", item, most, path)
     elif isinstance(value, int) and abs(value) > most:
         raise ValueError(f"{path} has too few weights for {name} = {shown(value)}")
 
@@ -212,6 +214,7 @@ def _built(content: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
             f"{path} holds a {name} that cannot be rebuilt from the file alone; "
             "build it and pass it as model="
         )
+    name = RENAMED_CLASSES.get(name, name)
     classes = {cls.__name__: cls for cls in library_classes()}
     if name not in classes:  # of a part that nothing has imported yet
         for part in PARTS:
@@ -219,7 +222,10 @@ def _built(content: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
         classes = {cls.__name__: cls for cls in library_classes()}
     if name not in classes:
         raise ValueError(f"{path} must hold one of {sorted(classes)}, got {shown(name)}")
-    arguments = {key: _built_inside(value, path) for key, value in config.items()}
+    renamed: dict[str, str] = getattr(vars(classes[name])["__init__"], "renamed_arguments", {})
+    arguments = {
+        str(renamed.get(key, key)): _built_inside(value, path) for key, value in config.items()
+    }
     if name == "Backbone":  # its weights come from the file, none are to be downloaded
         arguments["weights"] = None
     try:
@@ -255,14 +261,14 @@ class _Bounded(TorchFunctionMode):
         if func in FACTORIES:
             sizes = [n for n in tree_leaves((args, kwargs.get("size"))) if type(n) is int]
             kind = kwargs.get("dtype") or torch.get_default_dtype()
-            self._expect(math.prod(sizes) * kind.itemsize, kwargs.get("device"))
+            self._check(math.prod(sizes) * kind.itemsize, kwargs.get("device"))
         made = func(*args, **kwargs)
         # what else a constructor computes, such as a measurement of its network, is not kept
         if (func in FACTORIES or func in COPIES) and type(made).__name__ != "FakeTensor":
-            self._expect(made.numel() * made.dtype.itemsize, made.device, count=True)
+            self._check(made.numel() * made.dtype.itemsize, made.device, count=True)
         return made
 
-    def _expect(self, num_bytes: int, device: Any, count: bool = False) -> None:
+    def _check(self, num_bytes: int, device: Any, count: bool = False) -> None:
         if device is not None and torch.device(device).type == "meta":
             return
         if self.made + num_bytes > self.most_bytes:

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms._core.dims import SpatialDims, expect_positive
+from neurenix_ms._core.dims import SpatialDims, check_positive
 from neurenix_ms.execution.compiled import plain_module, uncompiled
 from neurenix_ms.execution.plan.cache import kept
 from neurenix_ms.execution.plan.culprits import SizeError, called
@@ -18,9 +18,9 @@ from neurenix_ms.execution.plan.lengths import Lengths, Lines, measure_lengths
 from neurenix_ms.execution.plan.observation import shapes_only
 from neurenix_ms.execution.plan.reach import Halo, find_halos, is_site, noise
 from neurenix_ms.execution.plan.refusals import (
-    expect_even_resizing,
-    expect_no_global_layer,
-    expect_repeatable,
+    check_even_resizing,
+    check_no_global_layer,
+    check_repeatable,
 )
 from neurenix_ms.execution.plan.sites import submodules
 from neurenix_ms.execution.plan.smallest import shortest, shortest_piece
@@ -42,7 +42,7 @@ class Footprint:
         halo: For every axis, cells needed before and after a core whose ends are multiples of `stride`.
         stride: Shift of the input, in cells, under which the output moves along exactly.
         scale: Cells of the (first) output per cell of the input.
-        global_layers: Names of the normalisations that take statistics over the whole map.
+        global_layers: Names of the normalizations that take statistics over the whole map.
 
     Examples:
         >>> found = footprint(torch.nn.Conv2d(1, 1, 5, padding=2), 1)
@@ -75,7 +75,7 @@ class Place:
 class Plan:
     """All numbers by which a model runs in tiles, for maps of one remainder by the period.
 
-    `sites` has None where a normalisation is of something else than a map.
+    `sites` has None where a normalization is of something else than a map.
     """
 
     stride: tuple[int, ...]
@@ -117,7 +117,7 @@ def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2)
     Raises:
         ValueError: If a layer sees the whole map (attention, global pooling, circular padding), treats
             places differently (`align_corners=True`, resizing by 1.5) or is random; the message names
-            it. Normalisations are no obstacle, they are listed in `global_layers`.
+            it. Normalizations are no obstacle, they are listed in `global_layers`.
 
     Source: Pinckaers et al. 2022, "Streaming convolutional neural networks" showed exact tiles with
     declared footprints; that they are found by NaN and by cut maps is new here.
@@ -127,7 +127,7 @@ def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2)
         >>> footprint(UNet(1, 1, features=[4, 8], norm=None), in_channels=1)
         Footprint(halo=((28, 28), (28, 28)), stride=(4, 4), scale=(1, 1), global_layers=())
     """
-    expect_positive(in_channels=in_channels)
+    check_positive(in_channels=in_channels)
     model = plain_module(model)
     like = like_parameters(model)
     with uncompiled(), search_for_a_plan(model):
@@ -173,13 +173,13 @@ def _measured_plan(
     parts: Mapping[str, nn.Module],
     most_bytes: int,
 ) -> Plan:
-    _expect_maps(model, lengths, shape)
-    expect_even_resizing(model, lengths)
+    _check_maps(model, lengths, shape)
+    check_even_resizing(model, lengths)
     channels, remainder = shape[1], _remainder(shape, lengths.period)
     short = shortest(model, parts, lengths, remainder, channels, like)
     least = shortest_piece(model, parts, lengths, short, channels, like)
-    expect_repeatable(model, like.new_zeros(1, channels, *short), parts)
-    expect_no_global_layer(model, lengths, noise((1, channels, *short), like), parts)
+    check_repeatable(model, like.new_zeros(1, channels, *short), parts)
+    check_no_global_layer(model, lengths, noise((1, channels, *short), like), parts)
     sites: list[list[Halo]] = []
     outputs: list[list[Halo]] = []
     cut = 0
@@ -210,7 +210,7 @@ def _measured_plan(
     return Plan(lengths.stride, lengths.period, remainder, least, tuple(places), tuple(ends))
 
 
-def _expect_maps(model: nn.Module, lengths: Lengths, shape: tuple[int, ...]) -> None:
+def _check_maps(model: nn.Module, lengths: Lengths, shape: tuple[int, ...]) -> None:
     for output, lines in zip(lengths.run.outputs, lengths.outputs(), strict=True):
         if lines is None:
             fixed = (

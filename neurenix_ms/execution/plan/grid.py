@@ -84,7 +84,7 @@ class Grid:
         edge = max(stride, self.edge[axis] // stride * stride)
         starts = list(range(0, size, edge))
         if len(starts) > 1 and size - starts[-1] < stride:
-            starts.pop()  # a core shorter than a stride joins its neighbour
+            starts.pop()  # a core shorter than a stride joins its neighbor
         return list(zip(starts, [*starts[1:], size], strict=True))
 
     def _widened(self, axis: int, core: tuple[int, int], halo: Halo) -> tuple[int, int]:

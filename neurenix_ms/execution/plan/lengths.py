@@ -117,7 +117,7 @@ def measure_lengths(
     def aligned(period: tuple[int, ...]) -> tuple[tuple[int, ...], Run]:
         """The next size that the period divides; one period more must be taken alike."""
         more = run(*(n + p for n, p in zip(shape[2:], period, strict=True)))
-        _expect_period(model, here, more, period, follows)
+        _check_period(model, here, more, period, follows)
         size = tuple(-(-n // p) * p for n, p in zip(shape[2:], period, strict=True))
         return size, run(*size)
 
@@ -160,10 +160,10 @@ def measure_period(model: nn.Module, shape: tuple[int, ...], like: Tensor) -> tu
     return _common_stride(known, dims)
 
 
-Place = tuple[int, Fraction]
+Growth = tuple[int, Fraction]
 
 
-def _common_stride(follows: list[tuple[Place, ...] | None], dims: int) -> tuple[int, ...]:
+def _common_stride(follows: list[tuple[Growth, ...] | None], dims: int) -> tuple[int, ...]:
     known = [places for places in follows if places is not None]
     return tuple(math.lcm(*(places[a][1].numerator for places in known)) for a in range(dims))
 
@@ -177,7 +177,7 @@ def _combining(here: Run, longer: Run) -> list[int]:
     ]
 
 
-def _grown(here: Run, there: Run, step: int) -> list[list[Place]]:
+def _grown(here: Run, there: Run, step: int) -> list[list[Growth]]:
     """By tensor: the dims that grew, and the cells of the map for each of their cells."""
     growths = []
     for (_, a), b in zip(here.tensors(), counterparts(here, there), strict=True):
@@ -186,7 +186,7 @@ def _grown(here: Run, there: Run, step: int) -> list[list[Place]]:
     return growths
 
 
-def _follows(per_axis: tuple[list[Place], ...]) -> tuple[Place, ...] | None:
+def _follows(per_axis: tuple[list[Growth], ...]) -> tuple[Growth, ...] | None:
     """One dim of its own for every axis, or None."""
     if any(len(places) != 1 for places in per_axis):
         return None
@@ -194,12 +194,12 @@ def _follows(per_axis: tuple[list[Place], ...]) -> tuple[Place, ...] | None:
     return places if len({dim for dim, _ in places}) == len(places) else None
 
 
-def _expect_period(
+def _check_period(
     model: nn.Module,
     here: Run,
     longer: Run,
     stride: tuple[int, ...],
-    follows: list[tuple[Place, ...] | None],
+    follows: list[tuple[Growth, ...] | None],
 ) -> None:
     pairs = zip(here.tensors(), counterparts(here, longer), follows, strict=True)
     for i, ((_, a), b, places) in enumerate(pairs):

@@ -14,7 +14,7 @@ ADAPTIVE_POOLS = {
     for dims in (1, 2, 3)
     for suffix in (("",) if kind == "avg" else ("", "_with_indices"))
 }
-REDUCTIONS = {
+REDUCING = {
     getattr(owner, name)
     for owner in (torch, Tensor)
     for name in ("mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "logsumexp")
@@ -40,7 +40,7 @@ def cells_combined(
     if not given or not isinstance(given[0], Tensor):
         return 0
     x = given[0]
-    if function in ADAPTIVE_POOLS or function in REDUCTIONS:
+    if function in ADAPTIVE_POOLS or function in REDUCING:
         sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         return x.numel() // max(1, *sizes) if sizes else 0
     if function in SOFTMAXES:

@@ -21,7 +21,7 @@ from neurenix_ms.checkpointing import enable_gradient_checkpointing, statistics_
 from neurenix_ms.execution.plan.culprits import ADVICE, LayerError, SizeError, called, failing_layer
 from neurenix_ms.execution.plan.mixing import cells_combined
 from neurenix_ms.execution.plan.sites import Asked, Interception, Part, Site, nothing_remembered
-from neurenix_ms.execution.plan.statistics import Normalisation
+from neurenix_ms.execution.plan.statistics import Normalization
 from neurenix_ms.execution.progress import tell_of_a_long_search
 
 
@@ -118,7 +118,7 @@ def observe(
     versions: list[list[int]] = []
 
     def visit(index: int, site: Site) -> Tensor:
-        if asked == "shapes" and isinstance(site, Normalisation):
+        if asked == "shapes" and isinstance(site, Normalization):
             result = site.of_its_shape()
         else:
             result = answer(index, site)
@@ -218,7 +218,7 @@ def _version(args: Any, kwargs: Any) -> list[int]:
 
 def constants(index: int, site: Site) -> Tensor:
     """Parts run, and every mean is 0 and every variance 1."""
-    return site.plain() if isinstance(site, Part) else site.normalised(*site.constants())
+    return site.plain() if isinstance(site, Part) else site.normalized(*site.constants())
 
 
 def shapes_only(

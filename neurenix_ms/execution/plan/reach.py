@@ -285,7 +285,7 @@ def _of_places(
 
 
 def is_site(lengths: Lengths, number: int) -> bool:
-    """Whether a call is one on a map; a normalisation of a vector is not."""
+    """Whether a call is one on a map; a normalization of a vector is not."""
     inputs, result = lengths.site(number)
     if isinstance(lengths.run.sites[number][0], Part):
         if inputs is None or result is None:

@@ -14,7 +14,7 @@ from neurenix_ms.execution.plan.sites import Part, Site
 from neurenix_ms.execution.plan.spots import can_hold_nan
 
 
-def expect_even_resizing(model: nn.Module, lengths: Lengths) -> None:
+def check_even_resizing(model: nn.Module, lengths: Lengths) -> None:
     """Refuse to resize by factors that are not whole, nor their inverse: positions would be rounded.
 
     With `align_corners=True` the positions depend on the size of the map.
@@ -45,7 +45,7 @@ def uneven_resizing(lengths: Lengths) -> Iterator[tuple[Seen, Fraction]]:
                 yield seen, factor
 
 
-def expect_no_global_layer(
+def check_no_global_layer(
     model: nn.Module, lengths: Lengths, x: Tensor, parts: Mapping[str, nn.Module]
 ) -> None:
     """Refuse layers that combine all cells of an axis, if the result depends on them.
@@ -92,7 +92,7 @@ def _is_spoilt(t: Tensor) -> bool:
     return can_hold_nan(t) and bool(t.isnan().any())
 
 
-def expect_repeatable(model: nn.Module, x: Tensor, parts: Mapping[str, nn.Module]) -> None:
+def check_repeatable(model: nn.Module, x: Tensor, parts: Mapping[str, nn.Module]) -> None:
     """Refuse what tiles would do otherwise: draw random numbers, or write over the input of a part."""
 
     def state() -> Tensor:

@@ -1,7 +1,7 @@
 """A model runs, and a visitor gets every call that needs the whole map, in the order of execution.
 
-Such a call is a *site*: a normalisation by the statistics of its input, or a submodule that is to run
-on the whole low-resolution map. Normalisations are met as calls of torch's functions, so those in
+Such a call is a *site*: a normalization by the statistics of its input, or a submodule that is to run
+on the whole low-resolution map. Normalizations are met as calls of torch's functions, so those in
 modules of others are met too. The order of calls tells sites apart: a layer used twice is two sites.
 """
 
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from neurenix_ms._core.convolution import conv3d
 from neurenix_ms._core.remember import Remembers
 from neurenix_ms.execution.plan.patterns import nan_pattern
-from neurenix_ms.execution.plan.statistics import Normalisation, normalisation
+from neurenix_ms.execution.plan.statistics import Normalization, normalization
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Part:
     x: Tensor
 
 
-Site = Normalisation | Part
+Site = Normalization | Part
 Asked = Literal["values", "shapes", "nan"]
 BATCH_NORMS = (F.batch_norm, torch.batch_norm)
 FASTER = {F.conv3d: conv3d}  # tiles are small, and those of other people's layers too
@@ -46,7 +46,7 @@ class Interception(TorchFunctionMode):
         parts: The submodules that run whole, by name.
         visit: Gets the number of the site and the call, and returns the call's result.
         watch: Gets a function of torch, its result and its arguments.
-        asked: With "shapes", a normalisation by running statistics, which torch takes apart into many
+        asked: With "shapes", a normalization by running statistics, which torch takes apart into many
             calls where tensors have no memory, returns an empty tensor; with "nan", convolutions pass
             on the places of NaN and no values.
     """
@@ -97,7 +97,7 @@ class Interception(TorchFunctionMode):
             call = nan_pattern(func)
         if self.inside_a_part:
             return call(*args, **kwargs)
-        norm = normalisation(func, args, kwargs)
+        norm = normalization(func, args, kwargs)
         result = call(*args, **kwargs) if norm is None else self._visited(norm)
         if self.watch is not None:
             self.watch(func, result, args, kwargs)

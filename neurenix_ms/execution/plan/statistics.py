@@ -1,4 +1,4 @@
-"""One call of a normalisation: its moments over any part of the map, and its result with given ones."""
+"""One call of a normalization: its moments over any part of the map, and its result with given ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Kind = Literal["batch", "instance", "group"]
-# by function: what it normalises over, and the names of its positional arguments
+# by function: what it normalizes over, and the names of its positional arguments
 NORMS: dict[Callable[..., Tensor], tuple[Kind, str]] = {
     F.batch_norm: ("batch", "x running_mean running_var weight bias by_input momentum eps"),
     torch.batch_norm: ("batch", "x weight bias running_mean running_var by_input momentum eps _"),
@@ -43,8 +43,8 @@ class Moments:
 
 
 @dataclass
-class Normalisation:
-    """A call that normalises by the statistics of its input."""
+class Normalization:
+    """A call that normalizes by the statistics of its input."""
 
     kind: Kind
     plain: Callable[[], Tensor]
@@ -59,7 +59,7 @@ class Normalisation:
     num_groups: int = 1
 
     def moments(self, core: Tensor) -> Moments:
-        """Of the cells of `core`, a part of the map that is normalised."""
+        """Of the cells of `core`, a part of the map that is normalized."""
         x = core.float() if core.dtype in (torch.bfloat16, torch.float16) else core
         if self.kind == "group":
             x = x.reshape(len(x), self.num_groups, -1)
@@ -74,7 +74,7 @@ class Normalisation:
         keys = self.num_groups if self.kind == "group" else self.x.shape[1]
         return self.x.new_zeros(batch, keys), self.x.new_ones(batch, keys)
 
-    def normalised(self, mean: Tensor, var: Tensor) -> Tensor:
+    def normalized(self, mean: Tensor, var: Tensor) -> Tensor:
         """The result where the moments of the whole map are these."""
         scale = (var + self.eps).rsqrt()
         mean, scale = self.per_channel(mean), self.per_channel(scale)
@@ -93,7 +93,7 @@ class Normalisation:
     def seed(self, core: Tensor, moments: Moments, d_mean: Tensor, d_var: Tensor) -> Tensor:
         """Gradient of the moments' share in the loss with respect to `core`.
 
-        The variance is centred, so what it owes to the mean is zero and only local terms are left.
+        The variance is centered, so what it owes to the mean is zero and only local terms are left.
         """
         ones = (1,) * (core.ndim - 2)
 
@@ -123,15 +123,15 @@ class Normalisation:
         return self.x.dtype
 
 
-def normalisation(
+def normalization(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Normalisation | None:
-    """The call of `function` as a `Normalisation`, or None where it needs no statistics of its input."""
+) -> Normalization | None:
+    """The call of `function` as a `Normalization`, or None where it needs no statistics of its input."""
     if function not in NORMS:
         return None
     kind, names = NORMS[function]
     given = dict(zip(names.split(), args, strict=False))
     given |= {SPELLINGS.get(name, name): value for name, value in kwargs.items()}
     by_input = given.setdefault("by_input", kind != "batch")
-    given = {name: value for name, value in given.items() if name in Normalisation.__annotations__}
-    return Normalisation(kind, lambda: function(*args, **kwargs), **given) if by_input else None
+    given = {name: value for name, value in given.items() if name in Normalization.__annotations__}
+    return Normalization(kind, lambda: function(*args, **kwargs), **given) if by_input else None

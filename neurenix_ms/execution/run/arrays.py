@@ -162,7 +162,7 @@ def check_outputs(out: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
     return arrays
 
 
-def check_room(out: Any, dtype: torch.dtype, largest: int | None = None) -> None:
+def check_writable(out: Any, dtype: torch.dtype, largest: int | None = None) -> None:
     """Raise if results of this dtype, of which the largest may be known, do not fit into `out`."""
     kind = kind_of("out", out)
     if dtype.is_complex and kind != "c":

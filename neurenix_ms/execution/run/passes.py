@@ -18,7 +18,7 @@ from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.execution.plan.footprint import Place, Plan
 from neurenix_ms.execution.plan.grid import Grid, Tile
 from neurenix_ms.execution.plan.sites import Interception, Site, nothing_remembered, submodules
-from neurenix_ms.execution.plan.statistics import Moments, Normalisation
+from neurenix_ms.execution.plan.statistics import Moments, Normalization
 from neurenix_ms.execution.run.arrays import read
 
 
@@ -198,7 +198,7 @@ class Values:
         self.passes = passes
         self.keep_inputs = keep_inputs
         self.moments: dict[int, Moments] = {}
-        self.norms: dict[int, Normalisation] = {}
+        self.norms: dict[int, Normalization] = {}
         self.inputs: dict[int, Tensor] = {}
         self.results: dict[int, Tensor] = {}
 
@@ -210,14 +210,14 @@ class Values:
             self._run_whole(number)
 
     def move_running(self) -> None:
-        """Move the running statistics of all normalisations, once."""
+        """Move the running statistics of all normalizations, once."""
         for number, norm in self.norms.items():
             norm.move_running(self.moments[number])
 
     def _collect_moments(self, number: int) -> None:
         total: Moments | None = None
         for _, site, core in self.passes.until(number):
-            assert isinstance(site, Normalisation)
+            assert isinstance(site, Normalization)
             if core.numel():
                 here = site.moments(core)
                 total = here if total is None else total.merged(here)
@@ -226,10 +226,10 @@ class Values:
             self.norms[number] = replace(site, x=nothing, plain=_not_again)
             del site, core
         if total is None:
-            raise ValueError("a normalisation needs at least one cell, got an empty map")
+            raise ValueError("a normalization needs at least one cell, got an empty map")
         self.moments[number] = total
         moments = total
-        self.passes.given[number] = lambda site, tile: site.normalised(moments.mean, moments.var)
+        self.passes.given[number] = lambda site, tile: site.normalized(moments.mean, moments.var)
 
     def _run_whole(self, number: int) -> None:
         place = self.passes.place(number)

@@ -35,10 +35,10 @@ class Reduction:
         """The factor of this core's loss in that of the whole map."""
         output = tree_map(_disturbed, output)
         for axis in range(-dims, 0):
-            self._expect_split(output, target, axis)
+            self._check_split(output, target, axis)
         if self.first is None:
             self.first = (output, target)
-        self._expect_joined(self.first, (tree_map(_disturbed, output), target), dims)
+        self._check_joined(self.first, (tree_map(_disturbed, output), target), dims)
         if "sum" in self.possible:
             return 1.0
         if max(shares) - min(shares) > MOST_APART:
@@ -48,7 +48,7 @@ class Reduction:
             )
         return shares[0]
 
-    def _expect_split(self, output: Any, target: Any, axis: int) -> None:
+    def _check_split(self, output: Any, target: Any, axis: int) -> None:
         """The loss of a core against those of its first third and of the rest."""
         leaves, structure = tree_flatten((output, target))
         maps = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -67,9 +67,9 @@ class Reduction:
                 pieces.append(leaf)
             return tree_unflatten(pieces, structure)
 
-        self._expect(part(True), part(False), (output, target), cut / shortest)
+        self._check(part(True), part(False), (output, target), cut / shortest)
 
-    def _expect_joined(self, first: Any, here: Any, dims: int) -> None:
+    def _check_joined(self, first: Any, here: Any, dims: int) -> None:
         """The loss of two cores as one batch against those of each."""
         mine, structure = tree_flatten(first)
         theirs = tree_flatten(here)[0]
@@ -83,9 +83,9 @@ class Reduction:
             for pieces, piece in zip(ours, (a, b, both), strict=True):
                 pieces.append(piece)
         a, b, both = (tree_unflatten(pieces, structure) for pieces in ours)
-        self._expect(a, b, both, 0.5)
+        self._check(a, b, both, 0.5)
 
-    def _expect(self, a: Any, b: Any, both: Any, share: float) -> None:
+    def _check(self, a: Any, b: Any, both: Any, share: float) -> None:
         # copies: the loss may write over what it gets
         pieces = (tree_map(_copied, piece) for piece in (a, b, both))
         one, other, together = (self.loss(*piece) for piece in pieces)

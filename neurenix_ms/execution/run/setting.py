@@ -104,7 +104,7 @@ def edges(tile_size: int | Sequence[int], spatial_dims: int) -> Edge:
     return (tile_size,) * spatial_dims if isinstance(tile_size, int) else tuple(tile_size)
 
 
-def check_asked(
+def check_choices(
     model: nn.Module,
     tile_size: TileSize,
     whole: Whole,
@@ -136,7 +136,7 @@ def check_asked(
     return tuple(names)
 
 
-def check_map_of(
+def check_rank_of(
     x: Any, spatial_dims: int | None, model: nn.Module
 ) -> tuple[tuple[int, ...], Tensor]:
     """The shape of a map, and an empty tensor like its tiles: of the model's dtype and device."""

@@ -39,7 +39,7 @@ from neurenix_ms.recipes.demo.training import (
     train,
 )
 from neurenix_ms.recipes.fitting import forget_other_run
-from neurenix_ms.recipes.options import expect_at_least
+from neurenix_ms.recipes.options import check_at_least
 
 MODELS = {"multiscale": multiscale, "single scale": single_scale}
 HELD_OUT = 6  # one of so many samples is kept for the comparison
@@ -195,5 +195,5 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the samples")
     parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
     options = parser.parse_args(argv)
-    expect_at_least(parser, options, samples=4, size=16, epochs=1)
+    check_at_least(parser, options, samples=4, size=16, epochs=1)
     return options

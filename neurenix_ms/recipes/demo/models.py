@@ -53,7 +53,7 @@ class Potential(nn.Module):
         return linear + (1 - 4 * linear**2) * self.network(x)
 
 
-class MultiscaleNetwork(nn.Module):
+class MultiScaleNetwork(nn.Module):
     """Features at several resolutions, the whole box in the coarsest, all weighed into one map.
 
     `PyramidNetwork` encodes, `PyramidPooling` adds what the coarsest map looks like from afar,
@@ -96,7 +96,7 @@ class MultiscaleNetwork(nn.Module):
 
 def multiscale() -> Potential:
     """The potential from several scales."""
-    return Potential(MultiscaleNetwork())
+    return Potential(MultiScaleNetwork())
 
 
 def single_scale() -> Potential:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neurenix_ms import UNet, save
 from neurenix_ms.datasets.cache import write_atomically
-from neurenix_ms.recipes.options import expect_at_least
+from neurenix_ms.recipes.options import check_at_least
 from neurenix_ms.training import RegressionTask
 
 NUM_WAVES = 4
@@ -254,7 +254,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.devices = int(os.environ.get("LOCAL_WORLD_SIZE", options.devices))
     options.machines = int(os.environ.get("GROUP_WORLD_SIZE", 1))
-    expect_at_least(parser, options, devices=1, maps=1, steps=1, checkpoint_every=1, size=4)
+    check_at_least(parser, options, devices=1, maps=1, steps=1, checkpoint_every=1, size=4)
     num_processes = options.devices * options.machines
     if options.batch_size < 1 or options.batch_size % num_processes:
         parser.error(

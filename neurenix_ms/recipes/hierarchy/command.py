@@ -29,7 +29,7 @@ from neurenix_ms.recipes.hierarchy.settings import (
     noisy,
     trajectories,
 )
-from neurenix_ms.recipes.options import expect_at_least
+from neurenix_ms.recipes.options import check_at_least
 from neurenix_ms.timestepping import (
     HierarchicalTimeStepper,
     IntegratorStepper,
@@ -180,5 +180,5 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of trajectories")
     parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
     options = parser.parse_args(argv)
-    expect_at_least(parser, options, iterations=1, horizon=1, noise=0)
+    check_at_least(parser, options, iterations=1, horizon=1, noise=0)
     return options

@@ -68,14 +68,14 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     """
     curves = result["curves"]
     single = sorted(int(name) for name in curves if name.isdigit())
-    colours = matplotlib.colormaps["viridis"]
+    colors = matplotlib.colormaps["viridis"]
     figure = Figure(figsize=(8.2, 4.6), dpi=110, layout="constrained")
     axis = figure.subplots()
     steps = 40  # per point of a curve
     times = [(i + 0.5) * steps * result["dt"] for i in range(len(curves["coupled"]))]
     for i, size in enumerate(single):
-        colour = colours(i / max(1, len(single) - 1) * 0.95)
-        axis.plot(times, curves[str(size)], color=colour, lw=1.1, label=f"stride {size} alone")
+        color = colors(i / max(1, len(single) - 1) * 0.95)
+        axis.plot(times, curves[str(size)], color=color, lw=1.1, label=f"stride {size} alone")
     axis.plot(times, curves["hybrid"], color="tab:orange", lw=2, ls="--", label="hybrid, with RK4")
     axis.plot(times, curves["coupled"], color="tab:red", lw=2.6, label="coupled")
     axis.set_yscale("log")

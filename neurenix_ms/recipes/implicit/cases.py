@@ -16,7 +16,7 @@ from neurenix_ms.datasets import kuramoto_sivashinsky, travelling_wave, turbulen
 from neurenix_ms.files import save
 from neurenix_ms.implicit import (
     MultiScaleNIF,
-    Normaliser,
+    Normalizer,
     PruningSchedule,
     compact,
     prune_nodes,
@@ -38,7 +38,7 @@ SPREAD = 3.75  # coordinates from -3.75 to 3.75: the packet is narrow, and omega
 
 
 def wave(options: Namespace) -> Result:
-    """Train on the travelling wave, then prune, compact and retrain in rounds, in three ways.
+    """Train on the traveling wave, then prune, compact and retrain in rounds, in three ways.
 
     What is retrained is the compact model: the same function as the masked one, at less cost. The fewer
     nodes are left, the more iterations it gets, as each costs less.
@@ -48,10 +48,10 @@ def wave(options: Namespace) -> Result:
     settings: Result = {"learning_rate": 5e-3, "seed": options.seed}
     steps = options.steps or 500
     torch.manual_seed(options.seed)
-    dense = Normaliser(wave_field()).double().fit(t, x, u)
+    dense = Normalizer(wave_field()).double().fit(t, x, u)
     dense.get_buffer("x_scale").div_(SPREAD)
     folder = options.runs / "wave"
-    print("travelling wave, dense")
+    print("traveling wave, dense")
     error = train(
         dense,
         t,
@@ -80,7 +80,7 @@ def wave(options: Namespace) -> Result:
             widths = list(map(len, prunable(small).shape.nodes))
             before = relative_error(small, t, x, u)
             name = f"{way.replace(' ', '_')}_{100 * share:.0f}"
-            print(f"travelling wave, {name}: {widths}")
+            print(f"traveling wave, {name}: {widths}")
             more = ITERATIONS_PER_EPOCH * round(
                 options.iterations / (1 - share) / ITERATIONS_PER_EPOCH
             )
@@ -97,12 +97,12 @@ def wave(options: Namespace) -> Result:
 
 
 def wave_field() -> MultiScaleNIF:
-    """The network of the travelling wave, with weights of all layers alike in size at first."""
+    """The network of the traveling wave, with weights of all layers alike in size at first."""
     return MultiScaleNIF(1, 1, shape_width=128, omega_0=4.0)
 
 
 @torch.no_grad()
-def _costs(model: Normaliser, dense: Normaliser, t: Tensor) -> Result:
+def _costs(model: Normalizer, dense: Normalizer, t: Tensor) -> Result:
     """Parameters, bytes of the file, and how much faster than the dense model."""
     x = torch.linspace(0, 1, 1000, dtype=t.dtype)[:, None]
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +126,7 @@ def _faster(slow: Callable[[], object], fast: Callable[[], object], pairs: int =
 
 
 @torch.no_grad()
-def _shown(dense: Normaliser, small: Normaliser, data: dict[str, Tensor], one: Result) -> Result:
+def _shown(dense: Normalizer, small: Normalizer, data: dict[str, Tensor], one: Result) -> Result:
     rows = [0, 4, 9]
     t, x = data["t"][rows][:, None], data["x"][:, None]
     return {
@@ -161,7 +161,7 @@ def waves(options: Namespace) -> Result:
     result: Result = {"models": {}, "fields": {}}
     row = slice(9 * 41, 10 * 41)
     for name, model in models.items():
-        field = Normaliser(model).fit(p, x, u)  # type: ignore[arg-type]
+        field = Normalizer(model).fit(p, x, u)  # type: ignore[arg-type]
         print(f"Kuramoto-Sivashinsky, {name}")
         folder = options.runs / "waves" / name
         steps = options.steps or 1500
@@ -231,7 +231,7 @@ def turbulence(options: Namespace) -> Result:
     for width, latent in ((24, 2), (48, 2)):
         torch.manual_seed(options.seed)
         model = MultiScaleNIF(1, 2, shape_width=width, latent_dim=latent, omega_0=10.0)
-        field = Normaliser(model).fit(t, x, u)
+        field = Normalizer(model).fit(t, x, u)
         print(f"turbulence, width {width}")
         folder = options.runs / "turbulence" / str(width)
         steps = options.steps or 600

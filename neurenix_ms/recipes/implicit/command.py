@@ -1,6 +1,6 @@
 """A case in, its results, table and picture out: what implicit models and pruning are good for.
 
-`python -m neurenix_ms.recipes.implicit wave` trains a field on a travelling wave and prunes it; `waves`
+`python -m neurenix_ms.recipes.implicit wave` trains a field on a traveling wave and prunes it; `waves`
 compares it with an MLP on Kuramoto-Sivashinsky waves of unseen parameters; `turbulence` compares it with
 POD. A run that was killed goes on where it was; results that are there are drawn anew.
 """
@@ -15,7 +15,7 @@ import torch
 from neurenix_ms.datasets.cache import write_atomically
 from neurenix_ms.recipes.implicit import report
 from neurenix_ms.recipes.implicit.cases import turbulence, wave, waves
-from neurenix_ms.recipes.options import expect_at_least
+from neurenix_ms.recipes.options import check_at_least
 
 CASES = {
     "wave": (wave, report.wave_table, report.draw_wave),
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> str:
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m neurenix_ms.recipes.implicit",
-        description="Implicit fields: a pruned travelling wave, unseen parameters, compression.",
+        description="Implicit fields: a pruned traveling wave, unseen parameters, compression.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("case", choices=list(CASES))
@@ -68,7 +68,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the solved waves")
     parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
     options = parser.parse_args(argv)
-    expect_at_least(parser, options, steps=100)
+    check_at_least(parser, options, steps=100)
     if options.iterations % 50:
         parser.error(f"--iterations must be a multiple of 50, got {options.iterations}")
     torch.set_num_threads(1)  # the networks are small

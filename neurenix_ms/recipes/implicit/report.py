@@ -56,11 +56,11 @@ def draw_wave(path: Path, result: Result) -> None:
     left.margins(y=0.2)
     left.legend(frameon=False, fontsize=8, loc="lower left")
     for name, rounds in result["rounds"].items():
-        style, colour = STYLES[name]
+        style, color = STYLES[name]
         share = [100 * one["sparsity"] for one in rounds]
         before = [one["before"] for one in rounds]
-        right.semilogy(share, [one["error"] for one in rounds], style, color=colour, label=name)
-        right.semilogy(share[1:], before[1:], ":", color=colour)
+        right.semilogy(share, [one["error"] for one in rounds], style, color=color, label=name)
+        right.semilogy(share[1:], before[1:], ":", color=color)
     right.plot([], [], ":", color="0.4", label="before retraining")
     dense = next(iter(result["rounds"].values()))[0]["error"]
     right.axhline(2 * dense, color="0.6", lw=1)

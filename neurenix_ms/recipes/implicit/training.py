@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Adam
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from neurenix_ms.implicit import Normaliser
-from neurenix_ms.implicit.normaliser import expect_finite
+from neurenix_ms.implicit import Normalizer
+from neurenix_ms.implicit.normalizer import check_finite
 from neurenix_ms.recipes.fitting import fit
 from neurenix_ms.training import RegressionTask
 
@@ -70,7 +70,7 @@ class Rows(Sampler[int]):
 
 
 def train(
-    field: Normaliser,
+    field: Normalizer,
     p: Tensor,
     x: Tensor,
     u: Tensor,
@@ -108,7 +108,7 @@ def train(
         ValueError: If the data hold NaN or infinite numbers, before anything is trained.
     """
     for name, value in (("p", p), ("x", x), ("u", u)):
-        expect_finite(name, value)
+        check_finite(name, value)
     data = TensorDataset(field.scaled("p", p), field.scaled("u", u))
     on_grid = OnGrid(field.model, field.scaled("x", x))
     if steps:

@@ -30,7 +30,7 @@ from neurenix_ms.recipes.msnet.training import (
     ConductionLoss,
     train,
 )
-from neurenix_ms.recipes.options import expect_at_least
+from neurenix_ms.recipes.options import check_at_least
 
 KINDS = [(name, radius) for name in ("blobs", "overlapping_spheres") for radius in (4, 6, 8)]
 HELD_OUT_SEED = 1  # added to that of the training samples
@@ -191,7 +191,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the samples")
     parser.add_argument("--fresh", action="store_true", help="train anew, not from a checkpoint")
     options = parser.parse_args(argv)
-    expect_at_least(parser, options, samples=2, held_out=2, larger=2, epochs=1)
+    check_at_least(parser, options, samples=2, held_out=2, larger=2, epochs=1)
     if not 1 <= options.scales <= 4:
         parser.error(f"--scales must be between 1 and 4, got {options.scales}")
     if options.size < 16 or options.size % 8:

@@ -18,8 +18,8 @@ def network_inputs(pores: Tensor, distance: Tensor) -> Tensor:
     Shape:
         twice `(B, 1, *S)` -> `(B, 3, *S)`
     """
-    centres = torch.arange(pores.shape[2]).to(pores) + 0.5
-    faces = torch.exp((centres - pores.shape[2]) / CELLS_PER_UNIT)
+    centers = torch.arange(pores.shape[2]).to(pores) + 0.5
+    faces = torch.exp((centers - pores.shape[2]) / CELLS_PER_UNIT)
     faces = (faces - faces.flip(0)).view(-1, *[1] * (pores.ndim - 3)).expand_as(pores)
     return torch.cat([pores, distance / CELLS_PER_UNIT, faces], dim=1)
 

@@ -15,7 +15,7 @@ from neurenix_ms.recipes.msnet.models import (
     network_inputs,
     potential_of,
 )
-from neurenix_ms.training import MultiscaleLoss, MultiscaleTask
+from neurenix_ms.training import MultiScaleLoss, MultiScaleTask
 
 BATCH_SIZE = 4
 LEARNING_RATE = 4e-3
@@ -56,8 +56,8 @@ class TurnedConduction(Dataset[tuple[Tensor, Tensor]]):
 class ConductionLoss(nn.Module):
     """What is wrong with the deviations of all scales, with the flux, and with the conductance.
 
-    The field: `MultiscaleLoss` over the pores. The flux: the energy of the error, that is the
-    square of its differences between neighbouring pore cells, in parts of the energy of the true
+    The field: `MultiScaleLoss` over the pores. The flux: the energy of the error, that is the
+    square of its differences between neighboring pore cells, in parts of the energy of the true
     deviation; it is small only where the flux of the prediction goes where the true flux goes, in
     narrow throats as well, of which the squared error of the field sees little. The conductance:
     its relative error.
@@ -74,7 +74,7 @@ class ConductionLoss(nn.Module):
         super().__init__()
         self.flux = flux
         self.conductance = conductance
-        self.field = MultiscaleLoss()
+        self.field = MultiScaleLoss()
 
     def forward(self, deviations: Sequence[Tensor], target: Tensor) -> Tensor:
         potential, pores = target[:, :1], target[:, 1:]
@@ -88,7 +88,7 @@ class ConductionLoss(nn.Module):
 
 
 def energy(difference: Tensor, pores: Tensor) -> Tensor:
-    """Squared differences between neighbouring pore cells, and to 0 on the two end faces.
+    """Squared differences between neighboring pore cells, and to 0 on the two end faces.
 
     Shape:
         twice `(B, 1, *S)` -> `(B,)`
@@ -120,7 +120,7 @@ def train(
         samples: Items of `PorousConduction`, all of one size.
         epochs: Times that every geometry is seen.
         folder: Where `last.ckpt` is written after every epoch.
-        loss: What is minimised, by default `ConductionLoss()`.
+        loss: What is minimized, by default `ConductionLoss()`.
         mirrored: Show the samples mirrored and turned as well.
         seed: What the order of the samples comes from.
         progress: Show a progress bar.
@@ -130,7 +130,7 @@ def train(
     """
     sampler = EveryGeometryOnce(len(samples), seed, NUM_MIRRORS if mirrored else 1)
     loader = DataLoader(TurnedConduction(samples), BATCH_SIZE, sampler=sampler)
-    task = MultiscaleTask(
+    task = MultiScaleTask(
         model, loss or ConductionLoss(), learning_rate=LEARNING_RATE, schedule="one_cycle"
     )
     return fit(task, loader, epochs, folder, progress=progress, gradient_clip=GRADIENT_CLIP)

@@ -33,7 +33,7 @@ from neurenix_ms.recipes.ocean.report import (
 from neurenix_ms.recipes.ocean.scores import noise_of, scores
 from neurenix_ms.recipes.ocean.seas import draw_seas
 from neurenix_ms.recipes.ocean.training import maps_of, train
-from neurenix_ms.recipes.options import expect_at_least
+from neurenix_ms.recipes.options import check_at_least
 
 SINK = 0.4  # km/h
 KINDS: dict[str, dict[str, Any]] = {
@@ -268,7 +268,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
     counts = ("samples", "held_out", "steps", "particles", "epochs", "unroll", "seeds")
-    expect_at_least(parser, options, **dict.fromkeys((*counts, "seeds_others"), 1))
+    check_at_least(parser, options, **dict.fromkeys((*counts, "seeds_others"), 1))
     if options.unroll > options.steps:
         parser.error(f"--unroll must be at most --steps {options.steps}, got {options.unroll}")
     parts = 2 ** len(options.features)

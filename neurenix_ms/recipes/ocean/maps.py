@@ -19,7 +19,7 @@ from neurenix_ms.datasets.ocean import INTERVAL
 from neurenix_ms.recipes.ocean.report import save_figure
 
 Predicted = dict[str, dict[str, Tensor]]
-LARGEST = {"eddies": 1.2, "sink": 6.0}  # of the colours, in densities at the release
+LARGEST = {"eddies": 1.2, "sink": 6.0}  # of the colors, in densities at the release
 DRAWN = ["semi-Lagrangian, corrected", "double", "single", "double, mass kept", "double, seen all"]
 ANIMATED = ["semi-Lagrangian, corrected", "double", "double, seen all"]
 SLOW = 3  # times that the last frame stays longer

@@ -20,7 +20,7 @@ class DriftUNet(nn.Module):
     """The next density of a density and two velocities, on the torus.
 
     Convolutions wrap around and upsampling is by transposed ones, so that a map moved around the torus
-    by a multiple of 8 cells gives the result moved as far. Nothing is normalised: a batch norm
+    by a multiple of 8 cells gives the result moved as far. Nothing is normalized: a batch norm
     would tell full maps from empty ones.
 
     Args:

@@ -12,7 +12,7 @@ from neurenix_ms.datasets.cache import write_atomically
 from neurenix_ms.datasets.ocean import INTERVAL
 
 Result = dict[str, Any]
-COLOURS = {
+COLORS = {
     "nothing moves": "#9e9e9e",
     "semi-Lagrangian": "#212121",
     "semi-Lagrangian, corrected": "#757575",
@@ -26,7 +26,7 @@ COLOURS = {
     "double, seen all": "#1e6fb8",
     "double, mass kept, seen all": "#8e9b1a",
 }
-SEEN_OTHERS = [name for name in COLOURS if "seen" in name]
+SEEN_OTHERS = [name for name in COLORS if "seen" in name]
 
 
 def error_table(result: Result) -> str:
@@ -60,8 +60,8 @@ def intensity_table(result: Result) -> str:
 
 
 def _shown(result: Result) -> list[str]:
-    """Ways in the order of the colours, but for those trained on other currents."""
-    return [n for n in COLOURS if n in result["ways"] and n not in SEEN_OTHERS]
+    """Ways in the order of the colors, but for those trained on other currents."""
+    return [n for n in COLORS if n in result["ways"] and n not in SEEN_OTHERS]
 
 
 def _times(result: Result) -> list[int]:
@@ -129,10 +129,10 @@ def draw_intensity(path: Path, result: Result) -> None:
     figure = Figure(figsize=(12, 4.2), dpi=100, layout="constrained")
     true, *others = figure.subplots(1, 3)
     styles = {"eddies": "-", "reversed": "--", "sink": "-", "source": "-"}
-    colours = {"eddies": "#00796b", "reversed": "#4db6ac", "sink": "#c2571a", "source": "#1e6fb8"}
+    colors = {"eddies": "#00796b", "reversed": "#4db6ac", "sink": "#c2571a", "source": "#1e6fb8"}
     for kind, truth in result["kinds"].items():
         hours = [INTERVAL * i for i in range(len(truth["square"]))]
-        true.plot(hours, truth["square"], styles[kind], color=colours[kind], label=kind)
+        true.plot(hours, truth["square"], styles[kind], color=colors[kind], label=kind)
     true.set(title="true mean square / that at first", yscale="log")
     true.minorticks_off()
     true.set_yticks(ticks := [0.4, 0.6, 1, 1.5, 2, 3], [f"{tick:g}" for tick in ticks])
@@ -156,10 +156,10 @@ def _curves(axis: Any, result: Result, name: str, kind: str, key: str, scale: fl
     runs = [[scale * y for y in run[kind][key]] for run in result["ways"][name]["runs"]]
     mean = [statistics.mean(values) for values in zip(*runs, strict=True)]
     style = "--" if name in ("nothing moves", "semi-Lagrangian, corrected") else "-"
-    axis.plot(_hours(mean), mean, style, color=COLOURS[name], label=name)
+    axis.plot(_hours(mean), mean, style, color=COLORS[name], label=name)
     if len(runs) > 1:
         low, high = ([f(values) for values in zip(*runs, strict=True)] for f in (min, max))
-        axis.fill_between(_hours(mean), low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
+        axis.fill_between(_hours(mean), low, high, color=COLORS[name], alpha=0.2, linewidth=0)
 
 
 def _ticks(result: Result) -> range:

@@ -23,7 +23,7 @@ SEAS: dict[str, dict[str, Any]] = {
     "land=6, cell_sizes=2.0": {"land": 6, "cell_sizes": 2.0},
 }
 NUM_ARROWS = 20  # along each axis
-LARGEST = 0.0153  # 1 / km2, of the colours: 1.2 times the patch
+LARGEST = 0.0153  # 1 / km2, of the colors: 1.2 times the patch
 
 
 def draw_seas(

@@ -18,7 +18,7 @@ from neurenix_ms.datasets import kuramoto_sivashinsky
 from neurenix_ms.datasets.cache import write_atomically
 from neurenix_ms.datasets.wake import cylinder_wake, pod
 from neurenix_ms.layers.mlp import MLP
-from neurenix_ms.recipes.options import expect_at_least
+from neurenix_ms.recipes.options import check_at_least
 from neurenix_ms.timestepping import (
     ClockworkRNN,
     EchoStateNetwork,
@@ -169,5 +169,5 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the sequences")
     parser.add_argument("--fresh", action="store_true", help="train anew")
     options = parser.parse_args(argv)
-    expect_at_least(parser, options, iterations=1)
+    check_at_least(parser, options, iterations=1)
     return options

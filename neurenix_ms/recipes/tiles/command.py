@@ -243,10 +243,10 @@ def draw(path: Path, x: Tensor, whole: Tensor, others: list[Tensor]) -> None:
     ):
         axis.imshow(image[0, 0], cmap="gray")
         axis.set_title(title, fontsize=13)
-    colours = colormaps["magma"].with_extremes(bad="black")
+    colors = colormaps["magma"].with_extremes(bad="black")
     for axis, result, title in zip(axes[2:], others, ("blended windows", "our tiles"), strict=True):
         error = (result - whole)[0, 0].abs() / whole.std()
-        axis.imshow(error, cmap=colours, norm=LogNorm(1e-6, 1))
+        axis.imshow(error, cmap=colors, norm=LogNorm(1e-6, 1))
         axis.set_title(f"{title}: off by up to {error.max():.0e} std", fontsize=13)
     for axis in axes:
         axis.set_axis_off()

@@ -8,7 +8,7 @@ import torch
 
 from neurenix_ms.compat.ms_net import MS_Net, get_masks, rnd_array
 from neurenix_ms.msnet import MSNet, coarsen, scale_masks
-from neurenix_ms.training import MultiscaleLoss
+from neurenix_ms.training import MultiScaleLoss
 from neurenix_ms.weights import load_msnet
 
 DATA = Path(__file__).parent / "data" / "msnet_s3_f2_32.npz"
@@ -52,7 +52,7 @@ def test_one_array_gives_the_original_scales_and_masks(arrays, state):
 
 
 def test_the_loss_is_the_original_one(arrays):
-    loss = MultiscaleLoss()
+    loss = MultiScaleLoss()
     outputs, targets = scales(arrays, "y"), scales(arrays, "x")
     torch.testing.assert_close(
         torch.stack(loss.per_scale(outputs, targets)),

@@ -181,7 +181,7 @@ def _patched(model):
     model.forward = lambda x: x
 
 
-def _parametrised(model):
+def _parametrized(model):
     nn.utils.parametrizations.weight_norm(model.head.conv)
 
 
@@ -189,7 +189,7 @@ def _replaced(model):
     model.head.act = nn.Sigmoid()
 
 
-@pytest.mark.parametrize("change", [_wide_eps, _dilated, _patched, _parametrised, _replaced])
+@pytest.mark.parametrize("change", [_wide_eps, _dilated, _patched, _parametrized, _replaced])
 def test_a_network_that_was_changed_is_not_exported(change):
     model = UNet(1, 1, [4], align_corners=True)
     change(model)

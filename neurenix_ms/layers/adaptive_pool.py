@@ -12,7 +12,7 @@ from neurenix_ms._core.tracing import is_known, one_module
 ENDLESS = 2**62  # cells along an axis
 
 
-class Grid(nn.Module):
+class AdaptivePool(nn.Module):
     """Adaptive pooling, also in an ONNX file and in a compiled graph whose sizes are open.
 
     ONNX has no adaptive pooling, and the exporter writes the windows of its example down as numbers;

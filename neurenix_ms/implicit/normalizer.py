@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Configured
+from neurenix_ms._core.deprecation import renamed_classes
 from neurenix_ms._core.dims import choose
 from neurenix_ms.implicit.field import ImplicitField
 
 METHODS = {"minmax": "minmax", "standard": "standard"}
 
 
-class Normaliser(Configured, nn.Module):
+class Normalizer(Configured, nn.Module):
     """A field in physical units around one in scaled units; the scales are part of its file.
 
-    Networks train on numbers around one, fields come in metres and seconds. The scales are found by
+    Networks train on numbers around one, fields come in meters and seconds. The scales are found by
     `fit`, are saved with the model, and derivatives of this model are those in physical units.
 
     Args:
@@ -34,7 +35,7 @@ class Normaliser(Configured, nn.Module):
 
     Examples:
         >>> from neurenix_ms.implicit import NIF
-        >>> field = Normaliser(NIF(1, 2))
+        >>> field = Normalizer(NIF(1, 2))
         >>> t, x, u = torch.linspace(0, 900, 5)[:, None], 20 * torch.rand(50, 2), torch.rand(5, 50, 1)
         >>> field.fit(t, x, u).forward_grid(t, x).shape
         torch.Size([5, 50, 1])
@@ -53,7 +54,7 @@ class Normaliser(Configured, nn.Module):
 
     def fit(
         self, p: Tensor, x: Tensor | Sequence[Tensor], u: Tensor | Sequence[Tensor]
-    ) -> "Normaliser":
+    ) -> "Normalizer":
         """Find the scales of data; the last axis of each holds its parameters, coordinates or values.
 
         Args:
@@ -64,7 +65,7 @@ class Normaliser(Configured, nn.Module):
         lengths = self._lengths()
         for name, given in (("p", p), ("x", x), ("u", u)):
             value = given if isinstance(given, Tensor) else torch.cat(list(given))
-            expect_finite(name, value)
+            check_finite(name, value)
             if value.shape[-1] != lengths[name]:
                 raise ValueError(
                     f"{name} must have {lengths[name]} in its last axis, "
@@ -140,7 +141,7 @@ class _Scaled(nn.Module):
         return u * value["u_scale"] + value["u_shift"]
 
 
-def expect_finite(name: str, value: Tensor) -> None:
+def check_finite(name: str, value: Tensor) -> None:
     """Refuse data with NaN or infinite numbers, and say where the first one is."""
     bad = ~value.isfinite()
     if bad.any():
@@ -149,3 +150,6 @@ def expect_finite(name: str, value: Tensor) -> None:
             f"{name} must be finite, got {int(bad.sum())} of {value.numel()} numbers that are not, "
             f"the first of them {value[first].item()} at {first}"
         )
+
+
+__getattr__ = renamed_classes(__name__, {"Normaliser": "Normalizer"})
