@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer
 from neurenix_ms._core.config import Configured
-from neurenix_ms._core.dims import CONVOLVE, SpatialDims, choose, expect_map
+from neurenix_ms._core.dims import CONVOLVE, SpatialDims, check_rank, choose
 from neurenix_ms._core.sizes import spatial
 from neurenix_ms._core.tracing import one_module
 
 LARGEST_KERNEL = 1023  # the largest whose binomial weights are floating-point numbers
+FEW_WEIGHTS = 3  # per axis of a volume
 BlurPadding = Literal["reflect", "replicate"]
 
 
@@ -24,6 +25,11 @@ def binomial_weights(kernel_size: int) -> list[float]:
     check_integer("kernel_size", kernel_size, 1, LARGEST_KERNEL)
     row = [math.comb(kernel_size - 1, k) for k in range(kernel_size)]
     return [weight / sum(row) for weight in row]
+
+
+def outer(weight: float, table: Any) -> Any:
+    """A weight times every entry of nested lists."""
+    return [outer(weight, row) for row in table] if isinstance(table, list) else weight * table
 
 
 class Blur(nn.Module):
@@ -42,9 +48,9 @@ class Blur(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = list(weights)
-        self.table = self.weights
-        if spatial_dims == 2:
-            self.table = [[a * b for a in self.weights] for b in self.weights]
+        self.table: Any = self.weights
+        for _ in range(1, spatial_dims):
+            self.table = [outer(weight, self.table) for weight in self.weights]
         self.stride = stride
         self.spatial_dims = spatial_dims
         self.padding_mode = padding_mode
@@ -53,14 +59,15 @@ class Blur(nn.Module):
 
     @one_module
     def forward(self, x: Tensor) -> Tensor:
-        if self.spatial_dims < 3 and min(spatial(x)) > self.after:
+        few = self.spatial_dims < 3 or len(self.weights) <= FEW_WEIGHTS
+        if few and min(spatial(x)) > self.after:
             return self._convolved(x)
         for axis in range(2, 2 + self.spatial_dims):
             x = self._blurred(x, axis)
         return x
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """All axes in one depthwise convolution, up to 2-D faster than sums of shifted slices."""
+        """All axes in one depthwise convolution, faster than sums of slices where weights are few."""
         dims, channels = self.spatial_dims, x.shape[1]
         kernel = x.new_tensor(self.table).expand(channels, 1, *[-1] * dims)
         padded = F.pad(x, [self.before, self.after] * dims, self.padding_mode)
@@ -140,5 +147,5 @@ class BlurPool(Configured, nn.Module):
         self.blur = Blur(weights, stride, spatial_dims, padding_mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         return self.blur(x)

@@ -84,10 +84,12 @@ def split(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
     In the number of a band, the first axis is the lowest bit: in 2-D cA, cH, cV, cD of PyWavelets.
     An axis of `n` entries has `ceil(n / 2)` in a low band and `floor(n / 2)` in a high one.
     """
-    bands = [x]
+    scales, bands = _scales(wavelet, x.ndim - 2), [x]
     for axis in reversed(range(2, x.ndim)):
-        bands = [half for band in bands for half in _split_axis(band, axis, wavelet, periodic)]
-    scales = _scales(wavelet, x.ndim - 2)
+        halves: list[Tensor] = []
+        while bands:  # a band is freed when it has been split
+            halves += _split_axis(bands.pop(0), axis, wavelet, periodic)
+        bands = halves
     return [_scaled(band, scale) for band, scale in zip(bands, scales, strict=True)]
 
 
@@ -99,8 +101,10 @@ def merge(bands: Sequence[Tensor], size: Sequence[int], wavelet: Wavelet, period
     scales = _scales(wavelet, len(size))
     maps = [band * (1 / scale) for band, scale in zip(bands, scales, strict=True)]
     for axis, n in enumerate(size, start=2):
-        pairs = zip(maps[::2], maps[1::2], strict=True)
-        maps = [_merge_axis(low, high, n, axis, wavelet, periodic) for low, high in pairs]
+        merged: list[Tensor] = []
+        while maps:
+            merged.append(_merge_axis([maps.pop(0), maps.pop(0)], n, axis, wavelet, periodic))
+        maps = merged
     return maps[0]
 
 
@@ -122,16 +126,15 @@ def _split_axis(x: Tensor, axis: int, wavelet: Wavelet, periodic: bool) -> list[
     return _lifted(bands, wavelet.steps, axis, wavelet, periodic, fresh=[False, False])
 
 
-def _merge_axis(
-    low: Tensor, high: Tensor, n: int, axis: int, wavelet: Wavelet, periodic: bool
-) -> Tensor:
+def _merge_axis(bands: list[Tensor], n: int, axis: int, wavelet: Wavelet, periodic: bool) -> Tensor:
     if _is_one(n):
-        return low * (wavelet.scales[LOW] / ROOT2)
+        return bands[LOW] * (wavelet.scales[LOW] / ROOT2)
+    length = bands[LOW].shape[axis]
     back = [(band, {k: -w for k, w in taps.items()}) for band, taps in reversed(wavelet.steps)]
-    bands = [low, high.narrow(axis, 0, n // 2)]
+    bands[HIGH] = bands[HIGH].narrow(axis, 0, n // 2)
     bands = _lifted(bands, back, axis, wavelet, periodic, fresh=[True, True])
-    odd = _fitted(bands[HIGH], low.shape[axis], axis)
-    return torch.stack((bands[LOW], odd), axis + 1).flatten(axis, axis + 1).narrow(axis, 0, n)
+    bands[HIGH] = _fitted(bands[HIGH], length, axis)
+    return torch.stack(bands, axis + 1).flatten(axis, axis + 1).narrow(axis, 0, n)
 
 
 def _lifted(
@@ -147,6 +150,11 @@ def _lifted(
         source = bands[1 - target]
         for offset, weight in taps.items():
             length = bands[target].shape[axis]
+            if wavelet.is_pairwise and fresh[target] and _is_overwritten(bands[target]):
+                pairs = min(length, source.shape[axis])
+                added = source.narrow(axis, 0, pairs)
+                bands[target].narrow(axis, 0, pairs).add_(added, alpha=weight)
+                continue
             if wavelet.is_pairwise:
                 added = _fitted(source, length, axis)
             elif sizes_are_open() or is_watched() or source.shape[axis] < SHORTEST:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer
 from neurenix_ms._core.config import Configured
-from neurenix_ms._core.dims import SpatialDims, expect_map
+from neurenix_ms._core.dims import SpatialDims, check_rank
 from neurenix_ms._core.sizes import Size, fit, spatial
 from neurenix_ms._core.tracing import one_call, sizes_are_open
 from neurenix_ms.multiscale.transforms import as_size
@@ -50,7 +50,7 @@ class PixelUnshuffle(Configured, nn.Module):
         self.spatial_dims = spatial_dims
 
     def forward(self, x: Tensor) -> Tensor:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         return unshuffled(x, self.factors)
 
 
@@ -93,7 +93,7 @@ class PixelShuffle(Configured, nn.Module):
         self.spatial_dims = spatial_dims
 
     def forward(self, x: Tensor, original_size: int | Sequence[int] | None = None) -> Tensor:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         size = None if original_size is None else as_size(original_size, self.spatial_dims)
         return shuffled(x, self.factors, size)
 
@@ -121,17 +121,16 @@ def unshuffled(x: Tensor, factors: Size) -> Tensor:
 @one_call
 def shuffled(x: Tensor, factors: Size, size: Size | None) -> Tensor:
     """The channels of every pixel in a block of pixels."""
-    most = tuple(n * f for n, f in zip(spatial(x), factors, strict=True))
-    size = most if size is None else size
-    expect_shuffled(x, factors, size)
-    axes = len(factors)
-    parts = x.reshape(x.shape[0], x.shape[1] // prod(factors), *factors, *spatial(x))
+    axes, counts = len(factors), x.shape[2:]
+    check_shuffled(x, factors, size)
+    parts = x.reshape(x.shape[0], x.shape[1] // prod(factors), *factors, *counts)
     order = [axis for k in range(axes) for axis in (2 + axes + k, 2 + k)]
-    parts = parts.permute(0, 1, *order)
-    return fit(parts.reshape(x.shape[0], x.shape[1] // prod(factors), *most), size)
+    most = [n * f for n, f in zip(counts, factors, strict=True)]
+    y = parts.permute(0, 1, *order).reshape(x.shape[0], x.shape[1] // prod(factors), *most)
+    return y if size is None else fit(y, size)
 
 
-def expect_shuffled(x: Tensor, factors: Size, size: Size) -> None:
+def check_shuffled(x: Tensor, factors: Size, size: Size | None) -> None:
     """Raise unless the channels of `x` can be spread over blocks, and `size` has as many blocks."""
     if sizes_are_open():
         return
@@ -139,6 +138,8 @@ def expect_shuffled(x: Tensor, factors: Size, size: Size) -> None:
         raise ValueError(
             f"the input must have channels that {prod(factors)} divides, got shape {tuple(x.shape)}"
         )
+    if size is None:
+        return
     blocks = tuple((n + f - 1) // f for n, f in zip(size, factors, strict=True))
     if blocks != spatial(x):
         raise ValueError(

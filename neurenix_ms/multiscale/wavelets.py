@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Configured
-from neurenix_ms._core.dims import SpatialDims, expect_map, expect_positive
+from neurenix_ms._core.dims import SpatialDims, check_positive, check_rank
 from neurenix_ms._core.sizes import Size, fit, spatial, twice
 from neurenix_ms._core.tracing import entries, one_call, one_module, sizes_are_open
 from neurenix_ms.multiscale.lifting import WAVELETS, Boundary, WaveletName, merge, split
@@ -65,7 +65,7 @@ class WaveletTransform(Configured, nn.Module):
         spatial_dims: SpatialDims = 2,
     ) -> None:
         super().__init__()
-        expect_positive(num_levels=num_levels)
+        check_positive(num_levels=num_levels)
         self.wavelet = wavelet
         self.num_levels = num_levels
         self.boundary = boundary
@@ -73,7 +73,7 @@ class WaveletTransform(Configured, nn.Module):
 
     @one_module
     def forward(self, x: Tensor) -> list[Tensor]:
-        expect_map(x, self.spatial_dims)
+        check_rank(x, self.spatial_dims)
         levels = []
         for _ in range(self.num_levels):
             x, *details = split(x, WAVELETS[self.wavelet], self.boundary == "periodic")
@@ -140,7 +140,7 @@ class InverseWaveletTransform(Configured, nn.Module):
         spatial_dims: SpatialDims = 2,
     ) -> None:
         super().__init__()
-        expect_positive(num_levels=num_levels)
+        check_positive(num_levels=num_levels)
         self.wavelet = wavelet
         self.num_levels = num_levels
         self.boundary = boundary
@@ -164,18 +164,18 @@ def restored(
     original_size: int | Sequence[int] | None,
 ) -> Tensor:
     """The feature map that has these details, finest first, and this approximation."""
-    expect_levels(levels, num_levels, spatial_dims)
+    check_levels(levels, num_levels, spatial_dims)
     *all_details, x = levels
     sizes = [spatial(details) for details in all_details]
     size = twice(sizes[0]) if original_size is None else as_size(original_size, spatial_dims)
-    expect_details_of(size, sizes[0])
+    check_details_of(size, sizes[0])
     for details, finer in zip(reversed(all_details), reversed([size, *sizes[:-1]]), strict=True):
         bands = [x, *details.split(x.shape[1], dim=1)]
         x = merge(bands, finer, WAVELETS[wavelet], boundary == "periodic")
     return x
 
 
-def expect_levels(levels: Sequence[Tensor], num_levels: int, spatial_dims: int) -> None:
+def check_levels(levels: Sequence[Tensor], num_levels: int, spatial_dims: int) -> None:
     """Raise unless these are the details of so many levels, finest first, and an approximation."""
     if len(levels) != num_levels + 1:
         raise ValueError(
@@ -183,7 +183,7 @@ def expect_levels(levels: Sequence[Tensor], num_levels: int, spatial_dims: int) 
             f"{len(levels)} tensor(s)"
         )
     for level in levels:
-        expect_map(level, spatial_dims)
+        check_rank(level, spatial_dims)
     if sizes_are_open():
         return
     shapes = [tuple(level.shape) for level in levels]
@@ -199,7 +199,7 @@ def expect_levels(levels: Sequence[Tensor], num_levels: int, spatial_dims: int) 
         )
 
 
-def expect_details_of(size: Size, details: Size) -> None:
+def check_details_of(size: Size, details: Size) -> None:
     """Raise unless a feature map of `size` has details of that size."""
     if not sizes_are_open() and halves(size) != tuple(details):
         raise ValueError(
