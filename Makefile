@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test test-slow test-site test-peers test-oldest dist lint docs serve bench bench-full bench-smoke bench-baseline bench-compare clean
+.PHONY: help demo test test-slow test-site test-peers test-oldest coverage dist lint docs serve bench bench-full bench-smoke bench-baseline bench-compare clean
 .SECONDARY:
 
 help:  ## list the targets
@@ -30,6 +30,9 @@ test-slow: .venv/with-dev  ## the slow tests
 
 test-site: .venv/with-dev  ## the built site in a headless browser, if chromium is there
 	$(BIN)/python -m pytest -m slow -rs tests/docs/test_site.py
+
+coverage: .venv/with-dev  ## the test suite, with the share of lines that it runs
+	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/peers --cov --cov-report=term --cov-report=html:runs/coverage
 
 test-peers: .venv/with-dev .venv/with-peers  ## beside the networks of MONAI, smp, timm and torchvision
 	$(BIN)/python -m pytest tests/peers

@@ -2,8 +2,7 @@
 
 import torch
 
-import neurenix_ms
-from neurenix_ms.msnet import MSNet
+from neurenix_ms import MSNet, multiscale
 
 WAYS = {
     "compile": "torch.compile",
@@ -41,8 +40,8 @@ def limit(way: str, module: str) -> str | None:
 
 
 def modules() -> list[str]:
-    """Names of all public modules."""
-    public = [name for name in neurenix_ms.__all__ if _is_module(getattr(neurenix_ms, name))]
+    """Names of all blocks and networks that take feature maps."""
+    public = [name for name in multiscale.__all__ if _is_module(getattr(multiscale, name))]
     return sorted([*public, MSNet.__name__])
 
 

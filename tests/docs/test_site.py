@@ -96,8 +96,8 @@ def address():
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory):
-    with chromium(str(PROGRAM), tmp_path_factory.mktemp("profile")) as browser:
+def browser():
+    with chromium(str(PROGRAM)) as browser:
         yield browser
 
 
@@ -114,8 +114,8 @@ def test_a_page(page: str, scheme: str, browser: Browser, address: str):
         problems[f"wider than {width}"] = browser.run(WIDER)
         problems[f"contrast at {width}"] = browser.run(CONTRAST)
         problems[f"drawn outside at {width}"] = browser.run(STICKS_OUT)
-    outside = [url for url in browser.asked_for() if not url.startswith((address, "data:"))]
-    problems |= {"asked for": outside, "console": browser.complaints()}
+    outside = [url for url in browser.requests if not url.startswith((address, "data:"))]
+    problems |= {"asked for": outside, "console": browser.errors}
     assert {what: found for what, found in problems.items() if found} == {}
 
 
@@ -124,9 +124,7 @@ def test_the_keyboard_reaches_content_search_and_navigation(browser: Browser, ad
     browser.resize(1280)
     reached = []
     for _ in range(12):
-        for kind in ("keyDown", "keyUp"):
-            key = {"key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9}
-            browser.call("Input.dispatchKeyEvent", type=kind, **key)
+        browser.press("Tab")
         reached.append(browser.run("document.activeElement.className"))
     for wanted in ("md-skip", "md-search__input", "md-tabs__link"):
         assert any(wanted in name for name in reached), (wanted, reached)
