@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test test-slow test-site test-peers test-oldest coverage dist lint docs serve bench bench-full bench-smoke bench-baseline bench-compare clean
+.PHONY: help demo test test-slow test-site test-peers test-oldest coverage dist lint docs notebooks serve bench bench-full bench-smoke bench-baseline bench-compare clean
 .SECONDARY:
 
 help:  ## list the targets
@@ -56,6 +56,9 @@ lint: .venv/with-dev  ## ruff and mypy
 
 docs: .venv/with-docs  ## the site, strict, under site/
 	OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict
+
+notebooks: .venv/with-docs  ## the tutorials as notebooks with their results, under runs/notebooks
+	$(BIN)/python -m docs_tools.notebooks runs/notebooks
 
 serve: .venv/with-docs  ## the site, while you write it
 	$(BIN)/python -m mkdocs serve --livereload

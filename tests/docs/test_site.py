@@ -50,6 +50,14 @@ CONTRAST = """(() => {
   return found;
 })()"""
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+# names in tables that are broken inside, and tables that reach out of the page and do not scroll
+TABLES = """[...document.querySelectorAll('.md-content table code')]
+  .filter(e => !/[\\s\\-]/.test(e.textContent) && e.getClientRects().length > 1)
+  .map(e => 'broken: ' + e.textContent).concat(
+  [...document.querySelectorAll('.md-content table')].filter(e => e.getBoundingClientRect().width)
+  .filter(e => { const wrap = e.closest('.md-typeset__scrollwrap') || e.parentElement;
+    return e.getBoundingClientRect().right > innerWidth && getComputedStyle(wrap).overflowX !== 'auto' })
+  .map(e => 'cut off: ' + e.textContent.trim().slice(0, 40)))"""
 RAW = """[...document.querySelectorAll('.md-content p, .md-content li, .md-content td')]
     .map(e => { const c = e.cloneNode(true);
         c.querySelectorAll('code, pre, .katex').forEach(k => k.remove()); return c.textContent })
@@ -114,6 +122,7 @@ def test_a_page(page: str, scheme: str, browser: Browser, address: str):
         problems[f"wider than {width}"] = browser.run(WIDER)
         problems[f"contrast at {width}"] = browser.run(CONTRAST)
         problems[f"drawn outside at {width}"] = browser.run(STICKS_OUT)
+        problems[f"tables at {width}"] = browser.run(TABLES)
     outside = [url for url in browser.requests if not url.startswith((address, "data:"))]
     problems |= {"asked for": outside, "console": browser.errors}
     assert {what: found for what, found in problems.items() if found} == {}
