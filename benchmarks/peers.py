@@ -6,6 +6,8 @@ Each function takes our module and gives theirs, or skips the benchmark where th
 
 import importlib.util
 import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -16,10 +18,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from benchmarks.plain import with_weights_of
 from benchmarks.plain_pyramids import TorchvisionFusion
-from neurenix_ms import AttentionFusion, PyramidFusion, PyramidPooling, UNet
+from neurenix_ms import AttentionFusion, BidirectionalFusion, PyramidFusion, PyramidPooling, UNet
 from neurenix_ms.backbones import Backbone
 
-PEERS = ("torchvision", "monai", "smp", "timm", "kornia", "ptwt", "pytorch_wavelets")
+PEERS = ("torchvision", "monai", "smp", "timm", "kornia", "effdet", "ptwt", "pytorch_wavelets")
 SLOPE = 0.1  # of the leaky ReLU in MONAI's U-Net
 
 
@@ -107,6 +109,81 @@ class TimmAttention(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         maps = torch.stack(features, dim=1)
         return (maps * self.attention(maps)).sum(dim=1)
+
+
+class EffdetNeck(nn.Module):
+    """The BiFPN of EfficientDet, for feature maps of these sizes only."""
+
+    def __init__(self, ours: BidirectionalFusion, size: tuple[int, int]) -> None:
+        super().__init__()
+        effdet = library("effdet.efficientdet")
+        methods = {"fast": "fa", "softmax": "attn", None: "sum"}
+        config = SimpleNamespace(
+            fpn_name=f"{ours.paths.removesuffix('et')}_{methods[ours.weighting]}",
+            min_level=0,
+            max_level=ours.num_levels - 1,
+            num_levels=ours.num_levels,
+            image_size=size,
+            fpn_channels=ours.out_channels,
+            act_type="silu",
+            fpn_config=None,
+            norm_layer=None,
+            norm_kwargs=None,
+            pad_type="",
+            downsample_type="max",
+            upsample_type="nearest",
+            apply_resample_bn=True,
+            redundant_bias=False,
+            fpn_cell_repeats=ours.repeats,
+            separable_conv=ours.separable,
+            conv_bn_relu_pattern=False,
+        )
+        self.neck = effdet.BiFpn(config, [{"num_chs": n} for n in ours.in_channels])
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return self.neck(list(features))  # which it appends to
+
+
+def effdet_neck(ours: BidirectionalFusion, size: tuple[int, int]) -> nn.Module:
+    """effdet's BiFPN; ours with `projection="edge"` and the finest map of this size."""
+    theirs = EffdetNeck(ours, size).train(ours.training)
+    if ours.extra_projection is not None:
+        _copy_projection(next(iter(theirs.neck.resample.values())), ours.extra_projection)
+    top = ours.num_levels - 1
+    for layer, cell in zip(ours.layers, theirs.neck.cell, strict=True):
+        nodes = iter(cell.fnode)
+        for level in reversed(range(ours.num_levels)):
+            if str(level) in layer.inner:
+                edges = _copy_node(next(nodes), layer.inner[str(level)])
+                _copy_projection(edges[0], layer.enter[level])
+                if level == top - 1 and str(top) not in layer.inner:
+                    _copy_projection(edges[1], layer.enter[top])
+        for level in range(ours.num_levels):
+            if str(level) in layer.outer:
+                edges = _copy_node(next(nodes), layer.outer[str(level)])
+                if layer.again is not None:
+                    _copy_projection(edges[0], layer.again[level])
+    return theirs
+
+
+def _copy_node(theirs: Any, ours: Any) -> list[Any]:
+    """Copy the weights of a node, and return the resampling of its inputs."""
+    if ours.sum.weights is not None:
+        theirs.combine.edge_weights.data.copy_(ours.sum.weights.data)
+    conv = theirs.after_combine.conv
+    if ours.depthwise is None:
+        conv.conv.load_state_dict(ours.conv.state_dict())
+    else:
+        conv.conv_dw.load_state_dict(ours.depthwise.state_dict())
+        conv.conv_pw.load_state_dict(ours.conv.state_dict())
+    conv.bn.load_state_dict(ours.norm.state_dict())
+    return list(theirs.combine.resample.values())
+
+
+def _copy_projection(theirs: Any, ours: Any) -> None:
+    if hasattr(theirs, "conv"):
+        theirs.conv.conv.load_state_dict(ours.conv.state_dict())
+        theirs.conv.bn.load_state_dict(ours.norm.state_dict())
 
 
 def kornia_pyramid(levels: int) -> Any:

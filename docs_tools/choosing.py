@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.report import COLUMNS, RESULTS, Report, Row
 from docs_tools.source import ROOT
-from neurenix_ms import MultiScaleModel, UNet
+from neurenix_ms import BidirectionalFusion, MultiScaleModel, PyramidFusion, UNet
 from neurenix_ms.execution import footprint
 from neurenix_ms.meter import count_flops, parameter_table, peak_tensor_bytes
 from neurenix_ms.multiscale.fusion import METHODS
@@ -31,6 +31,18 @@ POOLINGS = {
     "PyramidPooling": "the class of a pixel depends on the whole scene; has weights, not for tiles",
     "PyramidPooling, views": "its bins beside the map, for a convolution of your own",
     "SpatialPyramidPooling": "a vector is wanted from maps of any size",
+}
+NECKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "PyramidFusion": ("coarse levels know what fine ones need: what is where", {}),
+    "BidirectionalFusion": (
+        "fine levels know what coarse ones need too: small objects beside large ones; the least cost",
+        {},
+    ),
+    "BidirectionalFusion, 3 layers": ("the same, where accuracy is worth more", {"repeats": 3}),
+    "BidirectionalFusion, panet": (
+        "the same with full convolutions: few channels, or a GPU that does not like depthwise ones",
+        {"paths": "panet", "weighting": None, "separable": False, "downsample": "conv"},
+    ),
 }
 MEMORY = {
     "plain": "it fits",
@@ -82,6 +94,17 @@ def poolings(path: str | Path = RESULTS) -> str:
     measured = {name: _cells(case, fields) for name, case in cases.items()}
     heads = ["time", "FLOPs", "parameters", "peak"]
     return _measured_on(cases) + _rows("block", POOLINGS, heads, measured)
+
+
+def necks() -> str:
+    """Necks over three levels: when to take which, and what it costs, counted now."""
+    widths = [64, 128, 256]
+    features = [torch.zeros(1, n, 64 >> k, 64 >> k) for k, n in enumerate(widths)]
+    words, measured = {}, {}
+    for name, (when, options) in NECKS.items():
+        build = PyramidFusion if name == "PyramidFusion" else BidirectionalFusion
+        words[name], measured[name] = when, _counted(build(widths, 64, **options), features)
+    return _rows("neck", words, COUNTED, measured)
 
 
 def memory(path: str | Path = RESULTS) -> str:
@@ -217,6 +240,20 @@ def _norm(norm: str | None) -> list[str]:
     passes = len(footprint(model.eval(), 1).global_layers)
     shown = COLUMNS["tensor_peak_bytes"][1](peak)
     return [shown, "yes" if depends else "no", str(passes)]
+
+
+COUNTED = ["FLOPs", "parameters", "peak"]
+
+
+def _counted(model: nn.Module, x: Any) -> list[str]:
+    """Operations and peak of a forward pass in evaluation, and parameters."""
+    model = model.eval()
+    with torch.no_grad():
+        return [
+            COLUMNS["flops"][1](count_flops(lambda: model(x))),
+            COLUMNS["params"][1](parameter_table(model)[-1][1]),
+            COLUMNS["tensor_peak_bytes"][1](peak_tensor_bytes(lambda: model(x))),
+        ]
 
 
 def _conv(channels_in: int, channels_out: int, dims: int) -> nn.Module:

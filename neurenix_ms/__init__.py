@@ -8,6 +8,7 @@ from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.files import load, save
 from neurenix_ms.multiscale import (
     AttentionFusion,
+    BidirectionalFusion,
     BlurPool,
     FeatureFusion,
     GaussianPyramid,
@@ -91,6 +92,7 @@ __all__ = [
     "NIF",
     "AttentionFusion",
     "Backbone",
+    "BidirectionalFusion",
     "BlurPool",
     "FeatureFusion",
     "GaussianPyramid",

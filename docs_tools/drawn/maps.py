@@ -200,6 +200,23 @@ SKETCHES = {
         arrows=[("fine", "l0"), ("coarse", "l1"), ("l0", "add"), ("l1", "add"), ("add", "o0"),
                 ("l1", "o1"), ("o0", "y[0]"), ("o1", "y[1]")],
     ),
+    "BidirectionalFusion": Sketch(
+        "BidirectionalFusion([8, 16], 4)",
+        [
+            [FINE, COARSE],
+            [step("1x1 conv, norm", "model.layers[0].enter[0]", name="l0"),
+             step("1x1 conv, norm", "model.layers[0].enter[1]", name="l1")],
+            [step("weigh, add the\ncoarser, convolve", has="model.layers[0].inner['0']", name="n0"),
+             None],
+            [None, step("weigh, add the\nfiner, convolve", has="model.layers[0].outer['1']",
+                        name="n1")],
+            [data("y[0]"), data("y[1]")],
+        ],
+        "Levels exchange features, from coarse to fine and then from fine to coarse",
+        LIST,
+        arrows=[("fine", "l0"), ("coarse", "l1"), ("l0", "n0"), ("l1", "n0"), ("l1", "n1"),
+                ("n0", "n1"), ("n0", "y[0]"), ("n1", "y[1]")],
+    ),
     "UNetDecoder": Sketch(
         "UNetDecoder([8, 16, 16], 1)",
         [

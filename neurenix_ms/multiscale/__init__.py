@@ -1,6 +1,7 @@
 """The multiscale API: models over several resolutions and the blocks they are composed of."""
 
 from neurenix_ms.multiscale.attention import AttentionFusion
+from neurenix_ms.multiscale.bidirectional import BidirectionalFusion
 from neurenix_ms.multiscale.blurring import BlurPool
 from neurenix_ms.multiscale.decoder import UNetDecoder
 from neurenix_ms.multiscale.fusion import FeatureFusion, ScaleFusion
@@ -19,6 +20,7 @@ from neurenix_ms.multiscale.wavelets import InverseWaveletTransform, WaveletTran
 
 __all__ = [
     "AttentionFusion",
+    "BidirectionalFusion",
     "BlurPool",
     "FeatureFusion",
     "GaussianPyramid",

@@ -81,6 +81,13 @@ def test_a_group_that_is_gone_is_named(results: dict, tmp_path: Path):
         choosing.fusions(path)
 
 
+def test_separable_necks_cost_least():
+    table = choosing.necks()
+    flops = {name: row(table, name)[2] for name in choosing.NECKS}
+    assert flops["BidirectionalFusion"] == "85.0 M"
+    assert len(set(flops.values())) == len(flops)
+
+
 def test_costs_of_scales_are_those_of_their_cells():
     quarter, eighth = row(choosing.scales(), "[1.0, 0.5]")[2:]
     assert (quarter, eighth) == ("1.25x", "1.12x")

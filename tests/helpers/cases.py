@@ -110,6 +110,16 @@ def _cases(d: int) -> list[Case]:
             [3, 5],
         ),
         "PyramidFusion": (lambda: nms.PyramidFusion([3, 5, 4], 4, **k), [3, 5, 4]),
+        "BidirectionalFusion": (
+            lambda: nms.BidirectionalFusion([3, 5, 4], 4, repeats=2, **k),
+            [3, 5, 4],
+        ),
+        "BidirectionalFusion-panet": (
+            lambda: nms.BidirectionalFusion(
+                [3, 5], 4, extra_levels=1, paths="panet", separable=False, downsample="conv", **k
+            ),
+            [3, 5],
+        ),
         "UNetDecoder": (lambda: nms.UNetDecoder([3, 5, 4], 2, **k), [3, 5, 4]),
     }
     details = 2 * (2**d - 1)

@@ -1,0 +1,396 @@
+"""Feature pyramids with a top-down and a bottom-up path: BiFPN and PANet."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integer
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import CONVOLUTIONS, POOLS, SpatialDims, choose
+from neurenix_ms._core.hooks import is_observed
+from neurenix_ms._core.orders import check_halving
+from neurenix_ms._core.sizes import Size, fit, spatial
+from neurenix_ms._core.tracing import entries, one_call, one_module, sizes_are_open
+from neurenix_ms.backbones import Backbone
+from neurenix_ms.checkpointing import recomputed, recomputes
+from neurenix_ms.layers.blocks import ConvNormAct
+from neurenix_ms.layers.naming import Act, Norm, check_normalizable, make_act, make_norm
+from neurenix_ms.layers.resize import doubled
+from neurenix_ms.multiscale.features import (
+    Channels,
+    Features,
+    as_list,
+    check_features,
+    check_widths,
+)
+
+Paths = Literal["bifpn", "panet"]
+Weighting = Literal["fast", "softmax"] | None
+Downsample = Literal["max", "conv"]
+Projection = Literal["level", "edge"]
+MOST_REPEATS = 64
+NEAREST: dict[int, Any] = {
+    1: torch._C._nn.upsample_nearest1d,
+    2: torch._C._nn.upsample_nearest2d,
+    3: torch._C._nn.upsample_nearest3d,
+}
+EPSILON = 1e-4  # of the fast weights (Tan et al. 2020, section 3.3)
+
+
+class WeightedSum(nn.Module):
+    """Add feature maps of one level with normalized weights; the last may be of the next coarser one.
+
+    A coarser map is weighted before it is enlarged, and no product or stack of full size is made.
+
+    Shape:
+        feature maps `(B, C, *S)`, or `(B, C, *S)` and `(B, C, *S / 2)` -> `(B, C, *S)`
+    """
+
+    def __init__(self, num_inputs: int, weighting: Weighting, enlarges: bool = False) -> None:
+        super().__init__()
+        self.weighting = weighting
+        self.enlarges = enlarges and num_inputs > 1
+        self.weights: nn.Parameter | None = None
+        if weighting is not None and num_inputs > 1:
+            self.weights = nn.Parameter(torch.ones(num_inputs))
+
+    @one_module
+    def forward(self, *maps: Tensor) -> Tensor:
+        first, *others = maps
+        if self.weights is None:
+            if self.enlarges:
+                return enlarged(others[0], spatial(first)).add_(first)
+            total = first + others[0] if others else first
+            for x in others[1:]:
+                total = total.add_(x)
+            return total
+        weight, *weights = self.normalized(self.weights.to(first.dtype)).unbind()
+        if self.enlarges:
+            return enlarged(others[0] * weights[0], spatial(first)).addcmul_(first, weight)
+        total = first * weight
+        for x, weight in zip(others, weights, strict=True):
+            total = total.addcmul_(x, weight)
+        return total
+
+    def normalized(self, weights: Tensor) -> Tensor:
+        """Return weights whose sum is 1, or slightly below with "fast"."""
+        if self.weighting == "softmax":
+            return weights.softmax(0)
+        weights = weights.relu()
+        return weights / (weights.sum() + EPSILON)
+
+
+@one_call
+def enlarged(coarse: Tensor, size: Size) -> Tensor:
+    """Return every entry twice along every axis, the last one also where the size is odd.
+
+    Entry i is entry `i // 2` of the coarser feature map at every size. `F.interpolate` takes a size or a
+    factor; with both, no enlarged tensor has to be cropped or padded.
+    """
+    if not sizes_are_open():
+        y: Tensor = NEAREST[len(size)](coarse, list(size), *(2.0,) * len(size))
+        return y
+    for axis in range(2, coarse.ndim):  # compiled, the kernel would not stop at the last entry
+        last = coarse.narrow(axis, coarse.shape[axis] - 1, 1)
+        coarse = torch.cat([coarse, last], dim=axis)
+    return fit(doubled(coarse), size)
+
+
+class Node(nn.Module):
+    """Fuse feature maps into one of the same level: weighted sum, activation, convolution, norm.
+
+    Shape:
+        as `WeightedSum`
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        channels: int,
+        *,
+        enlarges: bool,
+        spatial_dims: SpatialDims,
+        weighting: Weighting,
+        separable: bool,
+        norm: Norm,
+        act: Act,
+        conv_bias: bool | None,
+    ) -> None:
+        super().__init__()
+        conv = partial(CONVOLUTIONS[spatial_dims], channels, channels)
+        bias = norm is None if conv_bias is None else conv_bias
+        self.sum = WeightedSum(num_inputs, weighting, enlarges)
+        self.act = make_act(act)
+        self.depthwise = conv(3, padding=1, groups=channels, bias=False) if separable else None
+        self.conv = conv(1, bias=bias) if separable else conv(3, padding=1, bias=bias)
+        self.norm = make_norm(norm, channels, spatial_dims)
+
+    def steps(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """What follows the sum, step by step, so that the caller can release each input."""
+        yield partial(recomputed, self.act)
+        if self.depthwise is not None:
+            yield self.depthwise
+        yield self.conv
+        yield partial(recomputed, self.norm)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        y: Tensor = self.sum(*maps)
+        for step in self.steps():
+            y = step(y)
+        return y
+
+
+class BidirectionalLayer(nn.Module):
+    """One top-down and one bottom-up path over all levels.
+
+    Args:
+        enter: Projections of the input of every level, finest first.
+        again: Those of the edges to the bottom-up path, where they have weights of their own.
+        inner: Nodes of the top-down path by level.
+        outer: Nodes of the bottom-up path by level.
+        downs: Steps from every level to the next coarser one.
+        shortcuts: Lead the input of a level to its node of the bottom-up path too.
+
+    Shape:
+        list of `(B, C_i, *S_i)`, finest first -> list of `(B, C, *S_i)`
+    """
+
+    def __init__(
+        self,
+        enter: Sequence[nn.Module],
+        again: Sequence[nn.Module] | None,
+        inner: Mapping[int, Node],
+        outer: Mapping[int, Node],
+        downs: Sequence[nn.Module],
+        shortcuts: bool,
+    ) -> None:
+        super().__init__()
+        self.num_levels = len(enter)
+        self.shortcuts = shortcuts
+        self.enter = nn.ModuleList(enter)
+        self.again = None if again is None else nn.ModuleList(again)
+        self.inner = nn.ModuleDict({str(level): node for level, node in inner.items()})
+        self.outer = nn.ModuleDict({str(level): node for level, node in outer.items()})
+        self.downs = nn.ModuleList(downs)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        inputs = self.top_down(list(entries(maps, self.num_levels)))
+        results: list[Tensor] = []
+        for level, given in enumerate(inputs):
+            if results:
+                finer = self.downs[level - 1](results[-1])
+                given.append(fit(finer, spatial(given[0])))
+            if str(level) in self.outer:
+                results.append(fused(self.outer[str(level)], given))
+            else:
+                results.append(given[0])
+        return results
+
+    def top_down(self, maps: list[Tensor]) -> list[list[Tensor]]:
+        """Return what the node of every level gets from its input and from the top-down path."""
+        inputs: list[list[Tensor]] = []
+        above: list[Tensor] = []
+        for level in reversed(range(self.num_levels)):
+            own = [self.enter[level](maps[level])]
+            kept = []
+            if self.shortcuts and level > 0:
+                kept = own[:] if self.again is None else [self.again[level](maps[level])]
+            maps.pop()
+            if str(level) in self.inner:
+                own = [fused(self.inner[str(level)], own + above)]
+                kept += own
+            above = own
+            inputs.insert(0, kept)
+        return inputs
+
+
+def fused(node: Any, maps: list[Tensor]) -> Tensor:
+    """Call a node, which empties the list of its inputs as soon as they are added."""
+    if is_observed(node) or torch.compiler.is_compiling():
+        return node(*maps)
+    y: Tensor = node.sum(*maps)
+    maps.clear()
+    for step in node.steps():
+        y = step(y)
+    return y
+
+
+class BidirectionalFusion(Configured, nn.Module):
+    """Exchange features between all levels of a pyramid, top-down and then bottom-up.
+
+    Use it behind a backbone, in place of `PyramidFusion`, where the fine levels carry what the coarse
+    ones need as well: small objects beside large ones. With `repeats` the exchange is done several
+    times. Inputs are weighted by what was learnt, and added in place, without stacking them.
+
+    Args:
+        in_channels: Channels of every feature map, finest first, or a `Backbone` that makes them.
+        out_channels: Channels of every result.
+        repeats: Number of layers, each with both paths.
+        extra_levels: Number of levels to add below the coarsest one, each half its size (p6 and p7 of
+            detectors).
+        paths: "bifpn" leads the input of a level to both of its nodes and leaves out nodes of one
+            input; "panet" has a node per level and path, of the input and then of the path before.
+        weighting: "fast" divides positive weights by their sum, "softmax" takes the softmax, None adds
+            without weights.
+        separable: Take depthwise separable 3x3 convolutions; False takes full ones.
+        downsample: How a level becomes the next coarser one: "max" pools windows of 3 by 2, "conv" has a
+            3x3 convolution of stride 2.
+        projection: Where the channels of an input differ, "level" has one 1x1 convolution per level,
+            "edge" one for each of the two nodes that read it, as the published weights of EfficientDet.
+        spatial_dims: Number of spatial axes.
+        norm: "batch", "instance", "group", None or `callable(channels) -> Module`, after every
+            convolution.
+        act: Activation in front of the convolution of a node.
+        conv_bias: Bias of the convolutions; None is only where no norm follows.
+
+    Shape:
+        list of `(B, in_channels[i], *S_i)`, each about half the size of the one before -> list of
+        `(B, out_channels, *S_i)`, then `extra_levels` of them with `ceil(S / 2)` of the one before; a
+        dict of feature maps gives an ordered dict with the same names, then "extra0", "extra1", ...
+
+    Raises:
+        ValueError: If an argument is out of range or unknown, there are fewer than two levels, the list
+            is of another length, or a feature map has other channels, another rank or batch size, or
+            not about half the size of the one before.
+
+    Source: Tan et al. 2020, "EfficientDet", figure 3 and section 3.3; "panet" without weights, with
+    `separable=False` and `downsample="conv"`: Liu et al. 2018, "Path Aggregation Network", section 3.1.
+    Deviation: entry i of a finer feature map takes entry `i // 2` of the coarser one at every size;
+    where sizes are rounded down, the last entry is taken twice.
+
+    Examples:
+        >>> import torch
+        >>> from neurenix_ms import BidirectionalFusion
+        >>> neck = BidirectionalFusion([8, 16], 4, repeats=2, extra_levels=1)
+        >>> [tuple(y.shape) for y in neck([torch.zeros(2, 8, 13, 9), torch.zeros(2, 16, 6, 4)])]
+        [(2, 4, 13, 9), (2, 4, 6, 4), (2, 4, 3, 2)]
+    """
+
+    @checked
+    def __init__(
+        self,
+        in_channels: Channels,
+        out_channels: int,
+        *,
+        repeats: int = 1,
+        extra_levels: int = 0,
+        paths: Paths = "bifpn",
+        weighting: Weighting = "fast",
+        separable: bool = True,
+        downsample: Downsample = "max",
+        projection: Projection = "level",
+        spatial_dims: SpatialDims = 2,
+        norm: Norm = "batch",
+        act: Act = "silu",
+        conv_bias: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(in_channels, Backbone):
+            in_channels.check_doubling()
+        self.in_channels = check_widths(in_channels, out_channels)
+        self.out_channels = out_channels
+        self.repeats = check_integer("repeats", repeats, 1, MOST_REPEATS)
+        self.extra_levels = check_integer("extra_levels", extra_levels, 0, 62)
+        self.num_levels = len(self.in_channels) + extra_levels
+        if self.num_levels < 2:
+            raise ValueError(
+                f"there must be at least two levels, got in_channels {self.in_channels} and "
+                f"extra_levels {extra_levels}"
+            )
+        self.paths = paths
+        self.weighting = weighting
+        self.separable = separable
+        self.downsample = downsample
+        self.projection = projection
+        self.spatial_dims = spatial_dims
+        self.norm = norm
+        self.act = act
+        self.conv_bias = conv_bias
+        choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
+        self.extra_projection = self._projection(self.in_channels[-1]) if extra_levels else None
+        self.extra = nn.ModuleList(self._down() for _ in range(extra_levels))
+        first = self._layer([*self.in_channels, *[out_channels] * extra_levels])
+        others = [self._layer([out_channels] * self.num_levels) for _ in range(repeats - 1)]
+        self.layers = nn.ModuleList([first, *others])
+
+    @overload
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]: ...
+    @overload
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def forward(self, features: Features) -> list[Tensor] | dict[str, Tensor]:
+        names = list(features) if isinstance(features, Mapping) else None
+        features = as_list(features)
+        check_features(features, self.in_channels, self.spatial_dims)
+        check_halving(features, "features")
+        maps = self._exchanged(list(entries(features, len(self.in_channels))))
+        if names is None:
+            return maps
+        names += [f"extra{k}" for k in range(self.extra_levels)]
+        return OrderedDict(zip(names, maps, strict=True))
+
+    @recomputes
+    def _exchanged(self, maps: list[Tensor]) -> list[Tensor]:
+        if self.extra_projection is not None:
+            y = self.extra_projection(maps[-1])
+            for down in self.extra:
+                y = down(y)
+                maps.append(y)
+        check_normalizable(self.norm, self.training, maps[-1])
+        for layer in self.layers:
+            maps = layer(maps)
+        return maps
+
+    def _layer(self, widths: Sequence[int]) -> BidirectionalLayer:
+        out, last = self.out_channels, self.num_levels - 1
+        bifpn = self.paths == "bifpn"
+        node = partial(
+            Node,
+            channels=out,
+            spatial_dims=self.spatial_dims,
+            weighting=self.weighting,
+            separable=self.separable,
+            norm=self.norm,
+            act=self.act,
+            conv_bias=self.conv_bias,
+        )
+        inner = {k: node(1 + (k < last), enlarges=True) for k in range(last if bifpn else last + 1)}
+        outer = {
+            k: node((k in inner) + (k > 0) + bifpn, enlarges=False)
+            for k in range(1 if bifpn else 0, last + 1)
+        }
+        again = None
+        if bifpn and self.projection == "edge" and list(widths) != [out] * len(widths):
+            again = [nn.Identity(), *map(self._projection, widths[1:])]
+        return BidirectionalLayer(
+            [self._projection(n) for n in widths],
+            again,
+            inner,
+            outer,
+            [self._down() for _ in range(last)],
+            shortcuts=bifpn,
+        )
+
+    def _projection(self, channels: int) -> nn.Module:
+        if channels == self.out_channels:
+            return nn.Identity()
+        return ConvNormAct(
+            channels,
+            self.out_channels,
+            spatial_dims=self.spatial_dims,
+            kernel_size=1,
+            norm=self.norm,
+            act=None,
+            conv_bias=self.conv_bias,
+        )
+
+    def _down(self) -> nn.Module:
+        if self.downsample == "max":
+            pool: nn.Module = POOLS["max"][self.spatial_dims](3, 2, 1)
+            return pool
+        conv = CONVOLUTIONS[self.spatial_dims]
+        return conv(self.out_channels, self.out_channels, 3, stride=2, padding=1)  # type: ignore[no-any-return]
