@@ -19,13 +19,18 @@ TRAINED = ("DDP", "FSDP2")
 # the tests read this table too: what stands here must be so, and what does not must work
 LIMITS: dict[tuple[str, str], str] = {}
 WITHOUT_PARAMETERS = {
+    "BlurPool",
     "GaussianPyramid",
+    "InverseWaveletTransform",
     "LaplacianPyramid",
     "MultiScalePooling",
     "MultiScaleTransform",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "PyramidDownsample",
     "Rescale",
     "SpatialPyramidPooling",
+    "WaveletTransform",
 }
 
 

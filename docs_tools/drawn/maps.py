@@ -65,6 +65,48 @@ SKETCHES = {
         "A map becomes the details of every level and a coarse rest",
         MAP,
     ),
+    "WaveletTransform": Sketch(
+        "WaveletTransform('cdf97', num_levels=2)",
+        [
+            [data("x")],
+            [step("split", name="first")],
+            [data("y[0], details", "y[0]"), step("split", name="second")],
+            [data("y[1], details", "y[1]"), data("y[2], coarse", "y[2]")],
+        ],
+        "A feature map is split into details and a coarse half, and that one again",
+        MAP,
+        arrows=[
+            ("x", "first"),
+            ("first", "y[0], details"),
+            ("first", "second"),
+            ("second", "y[1], details"),
+            ("second", "y[2], coarse"),
+        ],
+    ),
+    "InverseWaveletTransform": Sketch(
+        "InverseWaveletTransform('cdf97')",
+        [[data("details", "x[0]"), data("coarse", "x[1]")], [step("merge")], [data("y")]],
+        "Details and a coarse half become the feature map that they were split from",
+        {"x": "[torch.rand(1, 9, 12, 10), torch.rand(1, 3, 12, 10)]"},
+    ),
+    "BlurPool": Sketch(
+        "BlurPool()",
+        [[data("x")], [step("blur, keep every\nsecond pixel", "model.blur")], [data("y")]],
+        "A feature map is smoothed and halved",
+        MAP,
+    ),
+    "PixelUnshuffle": Sketch(
+        "PixelUnshuffle(2)",
+        [[data("x")], [step("blocks of 2 x 2 pixels\nbecome channels")], [data("y")]],
+        "Every block of pixels moves into the channels of one pixel",
+        MAP,
+    ),
+    "PixelShuffle": Sketch(
+        "PixelShuffle(2)",
+        [[data("x")], [step("channels become\nblocks of 2 x 2 pixels")], [data("y")]],
+        "The channels of every pixel are spread over a block of pixels",
+        {"x": "torch.rand(1, 12, 12, 10)"},
+    ),
     "MultiScalePooling": Sketch(
         "MultiScalePooling([1, 3, 5], 'max')",
         [
