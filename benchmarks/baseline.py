@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import PEERS
-from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms._core.io.atomic import write_atomically
 
 STORED = Path(__file__).with_name("baseline.json")
 FIGURES = ("tensor_peak_bytes", "flops")
