@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms._core.io.atomic import write_atomically
 
 FIGURES = ("tensor_peak_bytes", "flops")
 MAY_GROW_BY = 0.01
