@@ -56,5 +56,7 @@ def _run(*command: str, cwd: Path) -> str:
     except subprocess.CalledProcessError as error:
         said = (error.stderr + error.stdout).strip().splitlines()
         last = "\n".join(said[-20:])
-        raise ValueError(f"`{' '.join(command)}` has failed in {cwd}:\n{last}") from None
+        raise ValueError(
+            f"this must run without an error in {cwd}: {' '.join(command)}, got\n{last}"
+        ) from None
     return done.stdout
