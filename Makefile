@@ -83,7 +83,7 @@ bench-baseline: .venv/with-bench .venv/with-peers  ## store bytes and operations
 BASE ?= HEAD
 ONLY ?=
 bench-compare: .venv/with-bench  ## this tree beside BASE=commit, on ONLY=benchmarks/test_unet.py
-	$(BIN)/python -m benchmarks.compare $(BASE) $(ONLY)
+	$(BIN)/python -m neurenix_ms.command bench compare --base $(BASE) $(ONLY)
 
 clean:  ## remove what the other targets made, but for .venv and the cached data
 	rm -rf site runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Boxes and arrows become inline SVG that follows the light and the dark theme of the site."""
+"""Data-flow drawings as inline SVG, in the light and the dark theme of the site."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True)
 class Box:
-    """A map or a step of a data flow.
+    """A tensor or an operation of a data flow.
 
     Args:
-        name: What arrows call it.
+        name: Name in arrows.
         label: Text below the box; a line break starts a new line.
-        size: Side of the box as a part of the full resolution.
-        filled: Draw it in the accent color, for the step a drawing is about.
+        size: Side of the box relative to full resolution.
+        filled: Draw the box in the accent color, to emphasize it.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Box:
 
     @property
     def side(self) -> float:
-        """Length of a side; boxes never get too small to be seen."""
+        """The length of a side, which has a minimum."""
         return max(8.0, LARGEST * self.size)
 
     @property
@@ -41,7 +41,7 @@ class Box:
 
     @property
     def width(self) -> float:
-        """Room that the box and its label need from left to right."""
+        """The width of the box and its label."""
         return max([self.side, *(LETTER * len(line) for line in self.lines)])
 
 
@@ -51,16 +51,16 @@ def flow(
     """Draw a data flow from left to right.
 
     Args:
-        columns: Boxes of every column from top to bottom; None leaves a place free. Boxes at the
-            same place of their columns stand on one line.
-        arrows: Names of the boxes it leads from and to, and, if it has one, its label.
-        title: What the drawing shows, for those who cannot see it.
+        columns: Boxes of every column from top to bottom; None leaves a position empty. Boxes at
+            the same position of their columns form a row.
+        arrows: Names of the first and the second box, optionally followed by a label.
+        title: Description of the drawing for screen readers.
 
     Returns:
         HTML in one line, to be printed by an executed block of a page.
 
     Raises:
-        ValueError: If an arrow names a box that is not there.
+        ValueError: If an arrow names a box that does not exist.
 
     Examples:
         >>> drawing = flow([[Box("x")], [Box("y", size=0.5)]], [("x", "y", "pool")], title="Half")
@@ -80,7 +80,7 @@ def flow(
 
 
 def _arrange(columns: Sequence[Sequence[Box | None]]) -> tuple[dict[str, Place], float, float]:
-    """Center of every box, and the size of the whole; rows and columns are as wide as they need."""
+    """Return the center of every box, and the size of the drawing."""
     num_rows = max(map(len, columns))
     rows = [[column[i] for column in columns if i < len(column)] for i in range(num_rows)]
     tops, y = [], 6.0 + LINE
@@ -113,7 +113,7 @@ def _box(box: Box, place: Place) -> str:
 
 
 def _ends(start: Box, a: Place, end: Box, b: Place) -> tuple[Place, Place]:
-    """From side to side, or within a column from below a label to the next box."""
+    """Return the ends of an arrow between two boxes, which leave the labels free."""
     if a[0] == b[0] and a[1] < b[1]:
         below = start.side / 2 + LINE * len(start.lines) + 4
         return (a[0], a[1] + below), (b[0], b[1] - end.side / 2 - 3)

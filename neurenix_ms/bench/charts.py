@@ -10,7 +10,7 @@ from neurenix_ms.bench.tables import GROWING, exponent, series
 
 WIDTH = 360  # of a chart; about a telephone's screen
 HEIGHT = 200
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 28, 34
 LINE = 14
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
 
@@ -82,7 +82,10 @@ def growth(rows: Sequence[Row], group: str, name: str, field: str) -> str | None
 
 
 def pareto(rows: Sequence[Row], group: str, across: str, up: str) -> str | None:
-    """Two figures of every case; a line joins those that no other case beats in both.
+    """Two figures of every way in one setting; a line joins those that no other way beats in both.
+
+    Ways are compared in the setting with most of them; of several, the last, which is the largest as a
+    rule.
 
     Args:
         rows: The cases of a group.
@@ -91,9 +94,13 @@ def pareto(rows: Sequence[Row], group: str, across: str, up: str) -> str | None:
         up: What it buys, smaller being better too, for example "error" or "params".
 
     Returns:
-        The chart, or None if fewer than two cases have both figures above zero.
+        The chart, or None if fewer than two ways have both figures above zero.
     """
-    known = [row for row in rows if row.value(across) and row.value(up)]
+    settings: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.value(across) and row.value(up):
+            settings.setdefault(repr(row.setting), []).append(row)
+    known = max(reversed(settings.values()), key=len, default=[])
     points = [(float(row.value(across)), float(row.value(up))) for row in known]
     if len(set(points)) < 2:
         return None
@@ -160,7 +167,7 @@ class _Axes:
             _, at = self.place((self.xs[0], y))
             parts.append(text(show_y(y), left - 4, at + 4, anchor="end"))
         parts.append(text(across, (left + right) / 2, bottom + 2 * FONT + 5))
-        parts.append(text(up, left + 4, TOP + 2, anchor="start"))
+        parts.append(text(up, 0, FONT, anchor="start"))
         return parts
 
 

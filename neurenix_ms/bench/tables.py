@@ -80,7 +80,10 @@ def left_out(rows: Sequence[Row]) -> str | None:
     by_way: dict[str, dict[str, None]] = {}
     for row in rows:
         by_way.setdefault(row.variant, {}).update(dict.fromkeys(row.value("uncounted") or ()))
-    lines = [f"{way}: {', '.join(names)}" for way, names in by_way.items() if names]
+    ways: dict[tuple[str, ...], list[str]] = {}
+    for way, names in by_way.items():
+        ways.setdefault(tuple(names), []).append(way)
+    lines = [f"{', '.join(of)}: {', '.join(names)}" for names, of in ways.items() if names]
     return "Not in the FLOPs: " + "; ".join(lines) + "." if lines else None
 
 
