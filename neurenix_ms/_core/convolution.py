@@ -107,7 +107,7 @@ def is_unfolded(x: Tensor, weight: Tensor) -> bool:
 def can_be_turned(x: Tensor, weight: Tensor, padding: Triple, dilation: Triple) -> bool:
     """Whether there are several windows, and the gradient is a convolution with the kernel turned."""
     axes = zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
-    return all(p <= d * (k - 1) < n - 1 for n, k, p, d in axes)
+    return all(p <= d * (k - 1) < n + 2 * p - 1 for n, k, p, d in axes)
 
 
 class _Direct(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """The multiscale API: models over several resolutions and the blocks they are composed of."""
 
+from neurenix_ms.multiscale.atrous import AtrousPyramidPooling
 from neurenix_ms.multiscale.attention import AttentionFusion
 from neurenix_ms.multiscale.bidirectional import BidirectionalFusion
 from neurenix_ms.multiscale.decoder import UNetDecoder
@@ -16,6 +17,7 @@ from neurenix_ms.multiscale.transforms import MultiScaleTransform, PyramidDownsa
 from neurenix_ms.multiscale.unet import UNet
 
 __all__ = [
+    "AtrousPyramidPooling",
     "AttentionFusion",
     "BidirectionalFusion",
     "FeatureFusion",
