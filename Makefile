@@ -67,23 +67,23 @@ BENCH := $(BIN)/python -m pytest benchmarks
 RESULTS := docs/assets/benchmarks
 
 bench: .venv/with-bench .venv/with-peers  ## the benchmarks, written to docs/assets/benchmarks*.json
-	$(BENCH) -m headline --resident --benchmark-json=$(RESULTS)_resident.json
+	$(BENCH) -m headline --bench-resident --benchmark-json=$(RESULTS)_resident.json
 	$(BENCH) --benchmark-json=$(RESULTS).json
 
 bench-full: .venv/with-bench .venv/with-peers  ## those, with large sizes and compiled forms (hours)
-	$(BENCH) -m headline --resident --benchmark-json=$(RESULTS)_resident.json
+	$(BENCH) -m headline --bench-resident --benchmark-json=$(RESULTS)_resident.json
 	$(BENCH) --full --benchmark-json=$(RESULTS).json
 
 bench-smoke: .venv/with-bench .venv/with-peers  ## every benchmark once: bytes and operations as stored?
 	$(BENCH) --benchmark-disable
 
 bench-baseline: .venv/with-bench .venv/with-peers  ## store bytes and operations as what may be used
-	$(BENCH) --benchmark-disable --store
+	$(BENCH) --benchmark-disable --bench-store
 
 BASE ?= HEAD
 ONLY ?=
 bench-compare: .venv/with-bench  ## this tree beside BASE=commit, on ONLY=benchmarks/test_unet.py
-	$(BIN)/python -m benchmarks.compare $(BASE) $(ONLY)
+	$(BIN)/python -m neurenix_ms.command bench compare --base $(BASE) $(ONLY)
 
 clean:  ## remove what the other targets made, but for .venv and the cached data
 	rm -rf site runs .pytest_cache .mypy_cache .ruff_cache

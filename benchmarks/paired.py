@@ -1,7 +1,5 @@
 """Several ways to one result: that they agree, and what one costs beside the other."""
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,57 +10,6 @@ from torch import Tensor, nn
 from neurenix_ms import enable_gradient_checkpointing
 
 Maps = Tensor | Sequence[Tensor]
-
-
-def paired(
-    a: Callable[[], object],
-    b: Callable[[], object],
-    rounds: int = 5,
-    device: torch.device | None = None,
-) -> float:
-    """Time of `a` divided by that of `b`: the median of pairs run one after the other.
-
-    On a CPU the time of this process on all its threads is counted, not time on the wall, and what
-    disturbs the machine meets both calls of a pair; so the ratio is steady where two medians taken
-    minutes apart are not. On a GPU its own events count. Every second pair runs in reverse order,
-    and calls of less than 5 ms are repeated.
-
-    Args:
-        a: A call without arguments.
-        b: The call it is compared with.
-        rounds: Number of pairs.
-        device: Where the calls run; a CPU if None.
-
-    Examples:
-        >>> work = lambda n: sum(range(n))
-        >>> paired(lambda: work(400_000), lambda: work(100_000)) > 2
-        True
-    """
-    timer = _gpu_time if device is not None and device.type == "cuda" else _cpu_time
-    times = max(1, int(5e-3 / max(timer(b, 1), 1e-6)))
-    ratios = []
-    for i in range(rounds):
-        calls = (a, b) if i % 2 == 0 else (b, a)
-        first, second = (timer(call, times) for call in calls)
-        ratios.append(first / second if i % 2 == 0 else second / first)
-    return statistics.median(ratios)
-
-
-def _cpu_time(call: Callable[[], object], times: int) -> float:
-    start = time.process_time()
-    for _ in range(times):
-        call()
-    return time.process_time() - start
-
-
-def _gpu_time(call: Callable[[], object], times: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(times):
-        call()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000
 
 
 def measure_forward(

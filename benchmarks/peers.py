@@ -4,9 +4,12 @@ Each function takes our module and gives theirs, or skips the benchmark where th
 (extra `peers`).
 """
 
+import importlib.util
+import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -26,7 +29,7 @@ from neurenix_ms import (
 )
 from neurenix_ms.backbones import Backbone
 
-PEERS = ("torchvision", "monai", "smp", "timm", "kornia", "effdet")
+PEERS = ("torchvision", "monai", "smp", "timm", "kornia", "effdet", "ptwt", "pytorch_wavelets")
 SLOPE = 0.1  # of the leaky ReLU in MONAI's U-Net
 
 
@@ -208,6 +211,56 @@ def kornia_laplacian(levels: int) -> Any:
     """kornia's Laplacian pyramid, of its Gaussian one."""
     transform = library("kornia.geometry.transform")
     return lambda x: transform.build_laplacian_pyramid(x, levels)
+
+
+def ptwt_wavelet(wavelet: str) -> Any:
+    """One level of ptwt, which extends the image instead of mirroring it in the lifting steps."""
+    ptwt = library("ptwt")
+    return lambda x: ptwt.wavedec2(x, wavelet, mode="reflect", level=1)
+
+
+def ptwt_inverse(wavelet: str, x: Tensor) -> Any:
+    """The inverse of ptwt, of its own coefficients of `x`."""
+    ptwt = library("ptwt")
+    levels = ptwt.wavedec2(x, wavelet, mode="reflect", level=1)
+    return lambda _: ptwt.waverec2(levels, wavelet)
+
+
+def pytorch_wavelets(wavelet: str) -> Any:
+    """One level of pytorch_wavelets."""
+    return _pytorch_wavelets().DWTForward(J=1, wave=wavelet, mode="symmetric")
+
+
+def pytorch_wavelets_inverse(wavelet: str, x: Tensor) -> Any:
+    """The inverse of pytorch_wavelets, of its own coefficients of `x`."""
+    library = _pytorch_wavelets()
+    levels = library.DWTForward(J=1, wave=wavelet, mode="symmetric")(x)
+    inverse = library.DWTInverse(wave=wavelet, mode="symmetric")
+    return lambda _: inverse(levels)
+
+
+def _pytorch_wavelets() -> Any:
+    # it reads a file of another transform through setuptools, which recent versions have no more
+    if "pkg_resources" not in sys.modules and importlib.util.find_spec("pkg_resources") is None:
+        sys.modules["pkg_resources"] = MagicMock()
+    return library("pytorch_wavelets")
+
+
+def timm_blur(kernel_size: int, channels: int) -> nn.Module:
+    """timm's blur pooling."""
+    return library("timm.layers").BlurPool2d(channels, filt_size=kernel_size, stride=2)
+
+
+def monai_shuffle() -> Any:
+    """MONAI's pixel shuffling."""
+    utils = library("monai.networks.utils")
+    return lambda x: utils.pixelshuffle(x, spatial_dims=x.ndim - 2, scale_factor=2)
+
+
+def monai_unshuffle() -> Any:
+    """MONAI's pixel unshuffling."""
+    utils = library("monai.networks.utils")
+    return lambda x: utils.pixelunshuffle(x, spatial_dims=x.ndim - 2, scale_factor=2)
 
 
 class AsList(nn.Module):

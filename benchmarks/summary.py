@@ -1,13 +1,13 @@
 """The JSON of a benchmark run becomes what one wants to know first: who wins, and how cost grows."""
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.baseline import is_ours
 from benchmarks.peers import PEERS
-from benchmarks.report import Report, Row
+from neurenix_ms.bench.results import Row, read
+from neurenix_ms.bench.tables import exponent
 
 PEER_FIELDS = ("time", "tensor_peak_bytes")
 
@@ -24,7 +24,7 @@ def winners(json_path: str | Path) -> str:
     Returns:
         A Markdown table.
     """
-    report = Report(json_path)
+    report = read(json_path)
     lines = [
         "| group | ours | cases | time, ours / plain | peak, ours / plain | peer "
         "| times as fast as the peer | peak, ours / peer |",
@@ -61,7 +61,7 @@ def slopes(json_path: str | Path, group: str, power: int = 1) -> str:
     Returns:
         A Markdown table of exponents: of the straight line through the logarithms.
     """
-    rows = Report(json_path).rows(group)
+    rows = read(json_path).rows(group)
     lines = ["| network | from | to | time | peak | operations |", "|---|--:|--:|--:|--:|--:|"]
     for variant in dict.fromkeys(row.variant for row in rows):
         cases = [row for row in rows if row.variant == variant]
@@ -96,7 +96,5 @@ def _median_and_worst(ratios: Iterable[float | None], worst=max) -> str:
 
 
 def _exponent(xs: Sequence[float], ys: Sequence[float | None]) -> str:
-    if not all(ys) or len(set(xs)) < 2:
-        return "-"
-    slope, _ = statistics.linear_regression([math.log(x) for x in xs], [math.log(y) for y in ys])
-    return f"{slope:.2f}"
+    slope = exponent(xs, ys)
+    return "-" if slope is None else f"{slope:.2f}"

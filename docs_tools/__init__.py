@@ -1,1 +1,1 @@
-"""What the pages of the site are drawn with; no part of the package."""
+"""Tools that generate parts of the site; not part of the package."""

@@ -1,4 +1,4 @@
-"""Show what a type alias stands for in the reference: a step of mkdocstrings, named in mkdocs.yml."""
+"""mkdocstrings extension that replaces type aliases by their definitions in the reference."""
 
 import dataclasses
 from typing import Any

@@ -1,19 +1,19 @@
-"""Rows of nodes and their arrows in, inline SVG out; text inside boxes, right on a telephone."""
+"""Flow charts as inline SVG, with the text inside the boxes, readable on a phone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from docs_tools.drawings import ACCENT, FONT, INK, svg, text
+from neurenix_ms.bench.svg import ACCENT, FONT, INK, svg, text
 
-LETTER = 6.1  # a wide mean for a letter of the label
-DIGIT = 6.7  # and what one of the monospaced shape takes
+LETTER = 6.1  # mean width of a letter of the label, rounded up
+DIGIT = 6.7  # width of a character of the monospaced shape
 LINE = 14
 PAD = 7
 GAP = 12  # between boxes of a row
-DROP = 24  # between rows: room for an arrow
-LANE = 16  # right of everything, for an arrow that goes around
+DROP = 24  # between rows, for an arrow
+LANE = 16  # to the right of all boxes, for an arrow that passes them
 NARROWEST = 150
 
 Point = tuple[float, float]
@@ -25,10 +25,10 @@ class Node:
     """A box with text in it.
 
     Args:
-        name: What arrows call it.
-        label: What it is; a line break starts a new line.
-        shapes: Lines below the label, such as the shape of what comes out.
-        kind: "data" is round, "learnt" is shaded, "step" is neither.
+        name: Name in arrows.
+        label: Text; a line break starts a new line.
+        shapes: Lines below the label, such as the shape of the output.
+        kind: "data" is rounded, "learnt" is shaded, "step" is neither.
     """
 
     name: str
@@ -43,25 +43,25 @@ class Node:
 
     @property
     def width(self) -> float:
-        """What its longest line takes, and a little air."""
+        """The width of the longest line, with padding."""
         lengths = [LETTER * len(line) for line in self.labels]
         lengths += [DIGIT * len(line) for line in self.shapes]
         return max(lengths, default=0) + 2 * PAD
 
     @property
     def height(self) -> float:
-        """What its lines take, and a little air."""
+        """The height of all lines, with padding."""
         return LINE * (len(self.labels) + len(self.shapes)) + PAD + 1
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """From one box to another.
+    """An arrow from one box to another.
 
     Args:
         start: Name of the first box.
         end: Name of the second.
-        around: Lead it along the right side, past the boxes between.
+        around: Pass the boxes in between on the right side.
     """
 
     start: str
@@ -73,15 +73,15 @@ def chart(rows: Sequence[Sequence[Node | None]], arrows: Sequence[Arrow], *, tit
     """Draw boxes row by row, each row spread evenly, and the arrows between them.
 
     Args:
-        rows: Boxes from top to bottom; None leaves a place free.
-        arrows: Which box leads to which.
-        title: What the drawing shows, for those who cannot see it.
+        rows: Boxes from top to bottom; None leaves a position empty.
+        arrows: Connections between boxes.
+        title: Description of the drawing for screen readers.
 
     Returns:
         HTML in one line.
 
     Raises:
-        ValueError: If an arrow names a box that is not there.
+        ValueError: If an arrow names a box that does not exist.
 
     Examples:
         >>> drawn = chart([[Node("x", "x")], [Node("y", "y")]], [Arrow("x", "y")], title="Half")
@@ -106,7 +106,7 @@ def chart(rows: Sequence[Sequence[Node | None]], arrows: Sequence[Arrow], *, tit
 
 
 def between(rows: Sequence[Sequence[Node | None]]) -> list[Arrow]:
-    """The arrows of a plain flow: row to row, one to one where both rows have as many boxes.
+    """Connect every row to the next, one to one if both rows have the same number of boxes.
 
     Args:
         rows: Boxes from top to bottom.
@@ -123,7 +123,7 @@ def between(rows: Sequence[Sequence[Node | None]]) -> list[Arrow]:
 
 
 def _arrange(rows: Sequence[Sequence[Node | None]]) -> tuple[dict[str, Point], float, float]:
-    """Center of every box, and the size of the whole."""
+    """Return the center of every box, and the size of the chart."""
     cells = [max(node.width for node in row if node) + GAP for row in rows]
     width = max([NARROWEST, *(cell * len(row) for cell, row in zip(cells, rows, strict=True))])
     places, y = {}, 3.0
@@ -162,7 +162,7 @@ def _mono(words: str, x: float, y: float) -> str:
 
 
 def _straight(start: Node, a: Point, end: Node, b: Point) -> str:
-    """From side to side in a row, else from the one edge to the facing one."""
+    """Draw an arrow between the facing edges of two boxes."""
     if a[1] == b[1]:
         way = 1 if a[0] < b[0] else -1
         return _path(
@@ -178,7 +178,7 @@ def _around(start: Node, a: Point, end: Node, b: Point, lane: float) -> str:
 
 
 def _path(points: list[Point]) -> str:
-    """Line through points, with a head at the last."""
+    """Draw a line through points, with an arrowhead at the last one."""
     (x0, y0), (x1, y1) = points[-2:]
     length = max(1.0, ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5)
     u, v = 6 * (x1 - x0) / length, 6 * (y1 - y0) / length

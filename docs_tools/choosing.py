@@ -1,4 +1,4 @@
-"""Stored benchmarks and small runs in, tables that help to choose out, as Markdown."""
+"""Markdown tables that compare options, from stored benchmarks and small runs."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.report import COLUMNS, RESULTS, Report, Row
+from benchmarks.report import RESULTS
 from docs_tools.source import ROOT
 from neurenix_ms import (
     AtrousPyramidPooling,
@@ -17,6 +17,7 @@ from neurenix_ms import (
     PyramidFusion,
     UNet,
 )
+from neurenix_ms.bench.results import COLUMNS, Row, read
 from neurenix_ms.execution import footprint
 from neurenix_ms.meter import count_flops, parameter_table, peak_tensor_bytes
 from neurenix_ms.multiscale.fusion import METHODS
@@ -24,20 +25,20 @@ from neurenix_ms.multiscale.fusion import METHODS
 TILES = ROOT / "docs" / "assets" / "tiles.json"
 OURS = "ours"
 FUSIONS = {
-    "concat": "sources say different things, and data suffices to learn the mixture",
-    "sum": "channels already mean the same at every source",
-    "mean": "the same, where their number may change",
-    "max": "a detection at any scale should win",
-    "attention": "which scale matters depends on the input",
-    "attention, one size": "the same for two maps of one size, which need no resizing",
+    "concat": "the sources hold different information, and there is enough data to learn the weights",
+    "sum": "the channels have the same meaning in every source",
+    "mean": "as sum, but the number of sources may change",
+    "max": "a detection at any one scale is enough",
+    "attention": "the scale that matters depends on the input",
+    "attention, one size": "as attention, for two feature maps of one size without resizing",
 }
 POOLINGS = {
-    "MultiScalePooling avg": "every pixel should see its surroundings at several widths; no weights",
-    "MultiScalePooling max": "the same, where the strongest response counts; costs the most",
-    "PyramidPooling": "the class of a pixel depends on the whole scene; has weights, not for tiles",
-    "PyramidPooling, views": "its bins beside the map, for a convolution of your own",
-    "AtrousPyramidPooling": "the class of a pixel depends on what surrounds it at several distances",
-    "SpatialPyramidPooling": "a vector is wanted from maps of any size",
+    "MultiScalePooling avg": "every pixel needs context from several window sizes; no parameters",
+    "MultiScalePooling max": "as avg, where the strongest response counts; the slowest",
+    "PyramidPooling": "the class of a pixel depends on the whole image; has parameters, cannot be tiled",
+    "PyramidPooling, views": "as above, returns the pooled features for a convolution of your own",
+    "AtrousPyramidPooling": "the class of a pixel depends on its surroundings at several distances",
+    "SpatialPyramidPooling": "you need a vector of fixed length from images of any size",
 }
 NECKS: dict[str, tuple[str, dict[str, Any]]] = {
     "PyramidFusion": ("coarse levels know what fine ones need: what is where", {}),
@@ -52,27 +53,27 @@ NECKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 MEMORY = {
-    "plain": "it fits",
-    OURS: "it fits",
-    "ours, checkpointing": "the training step does not fit: first choice",
-    "torch.utils.checkpoint": "the network is not of this package",
+    "plain": "memory suffices",
+    OURS: "memory suffices",
+    "ours, checkpointing": "the training step does not fit in memory: first choice",
+    "torch.utils.checkpoint": "the network is not from this package",
 }
 NORMS = {
-    "batch": "batches have some tens of maps, and training and use look alike",
-    "group": "batches are small, as with large 3-D maps; no statistics to keep",
-    "instance": "the level of intensity means nothing (scanners, lighting)",
-    None: "the values themselves matter, as in a residual model of a field",
+    "batch": "batches are large, and training data and test data have similar statistics",
+    "group": "batches are small, as with large volumes; no running statistics",
+    "instance": "absolute intensity carries no information (scanners, lighting)",
+    None: "absolute values matter, as in a residual model of a physical field",
 }
 SCALES = {
-    (1.0,): "the finest scale sees enough",
-    (1.0, 0.5): "a classifier over whole images: detail is averaged away at the end",
-    (1.0, 0.75, 0.5): "small images: coarser scales have too few pixels left",
+    (1.0,): "the receptive field at full resolution suffices",
+    (1.0, 0.5): "image classification with global pooling",
+    (1.0, 0.75, 0.5): "small images, which have too few pixels at coarser scales",
     (1.0, 0.5, 0.25, 0.125): "large images with large objects",
 }
 
 
 def fusions(path: str | Path = RESULTS) -> str:
-    """Fusion methods: when to take which, and what it costs at the largest size that was measured.
+    """Compare fusion methods: when to use each, and its cost at the largest size measured.
 
     Args:
         path: Results of the benchmarks.
@@ -91,7 +92,7 @@ def fusions(path: str | Path = RESULTS) -> str:
 
 
 def poolings(path: str | Path = RESULTS) -> str:
-    """Poolings of a 2-D map: when to take which, and what it costs.
+    """Compare pooling blocks in 2-D: when to use each, and its cost.
 
     Args:
         path: Results of the benchmarks.
@@ -118,7 +119,7 @@ def necks() -> str:
 
 
 def memory(path: str | Path = RESULTS) -> str:
-    """Ways to make a training step of a 2-D U-Net smaller, and what they cost.
+    """Compare ways to reduce the memory of a training step of a 2-D U-Net, and their cost.
 
     Args:
         path: Results of the benchmarks.
@@ -128,18 +129,21 @@ def memory(path: str | Path = RESULTS) -> str:
         name: [*_cells(case, ("tensor_peak_bytes",)), *_ratios(case)]
         for name, case in cases.items()
     }
-    heads = ["peak", "of plain", "CPU time", "FLOPs"]
-    return _measured_on(cases) + _rows("way", MEMORY, heads, measured)
+    heads = ["peak", "peak, relative", "CPU time, relative", "FLOPs, relative"]
+    return _measured_on(cases) + _rows("method", MEMORY, heads, measured)
 
 
 def tiles(path: str | Path = TILES) -> str:
-    """Ways to run a map that does not fit: difference to the whole map, time and memory.
+    """Compare ways to run an image in parts: difference to the whole image, time and memory.
 
     Args:
         path: Results of the recipe `tiles`.
     """
     ways = json.loads(Path(path).read_text("utf-8"))["maps"]
-    lines = ["| way | difference, in std | CPU | peak |", "|---|--:|--:|--:|"]
+    lines = [
+        "| method | difference, in standard deviations | CPU time | peak |",
+        "|---|--:|--:|--:|",
+    ]
     for name, way in ways.items():
         cells = [f"{way['error']:.0e}", f"{way['seconds']:.2f} s", f"{way['mib']:.0f} MiB"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -147,14 +151,14 @@ def tiles(path: str | Path = TILES) -> str:
 
 
 def norms() -> str:
-    """Norms of a U-Net: when to take which, and what each of them does, measured now."""
+    """Compare the norms of a U-Net: when to use each, and its properties, measured now."""
     measured = {norm: _norm(norm) for norm in NORMS}
-    heads = ["peak of a training step", "a map depends on its batch", "passes in tiles"]
+    heads = ["peak of a training step", "depends on the batch", "extra passes in tiles"]
     return _rows("norm", NORMS, heads, measured)
 
 
 def scales() -> str:
-    """Sets of scales for one network: when to take which, and their operations, counted now."""
+    """Compare sets of scales for one network: when to use each, and its FLOPs, counted now."""
     measured = {}
     for names in SCALES:
         ratios = []
@@ -168,13 +172,16 @@ def scales() -> str:
 
 
 def levels(widths: Sequence[int] = (8, 16, 32, 64)) -> str:
-    """How far a pixel of a U-Net sees, and what a level costs, measured now.
+    """Return the receptive field of a U-Net and the cost of its levels, measured now.
 
     Args:
         widths: Widths of the levels, as many as the deepest network has.
     """
     x = torch.zeros(1, 1, 128, 128)
-    lines = ["| levels | sees, in pixels | FLOPs | parameters | peak |", "|---|--:|--:|--:|--:|"]
+    lines = [
+        "| levels | receptive field, in pixels | FLOPs | parameters | peak |",
+        "|---|--:|--:|--:|--:|",
+    ]
     for count in range(1, len(widths) + 1):
         model = UNet(1, 1, widths[:count], norm=None, remember=False).eval()
         halo = max(max(pair) for pair in footprint(model, 1).halo)
@@ -189,10 +196,10 @@ def levels(widths: Sequence[int] = (8, 16, 32, 64)) -> str:
 
 
 def _cases(path: str | Path, group: str, name: str, **wanted: Any) -> dict[str, Row]:
-    """Cases of a group by one parameter, at the largest size; of our own, if nothing else is said."""
+    """Return the cases of a group by one parameter, at the largest size; ours by default."""
     wanted = {"variant": OURS, **wanted}
     found: dict[str, Row] = {}
-    for row in sorted(Report(path).rows(group), key=lambda row: row.setting.get("size", 0)):
+    for row in sorted(read(path).rows(group), key=lambda row: row.setting.get("size", 0)):
         params = {**row.setting, "variant": row.variant}
         if all(params.get(key) == value for key, value in wanted.items() if value is not None):
             found[params[name]] = row
@@ -200,7 +207,7 @@ def _cases(path: str | Path, group: str, name: str, **wanted: Any) -> dict[str, 
 
 
 def _measured_on(cases: Mapping[str, Row]) -> str:
-    """A sentence with the shape of the input, or of the finest of several."""
+    """Return a sentence with the shape of the input, or of the finest of several inputs."""
     shapes = {" x ".join(map(str, row.value("shape"))) for row in cases.values()}
     return f"Measured on an input of {' or '.join(sorted(shapes))}.\n\n"
 
@@ -211,7 +218,7 @@ def _cells(row: Row | None, fields: Iterable[str]) -> list[str]:
 
 
 def _ratios(row: Row) -> list[str]:
-    """Beside the plain way, which is 1; times as measured in pairs."""
+    """Return the ratios to the plain implementation; times are measured in pairs."""
     own = 1.0 if row.is_baseline else None
     ratios = [row.ratio(field) or own for field in ("tensor_peak_bytes", "time", "flops")]
     return ["-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios]
@@ -223,8 +230,8 @@ def _rows(
     heads: Sequence[str],
     measured: Mapping[Any, Sequence[str]],
 ) -> str:
-    """What there are words for first, then what was measured besides."""
-    lines = [[what, "take it when", *heads], ["---", "---", *["--:"] * len(heads)]]
+    """Return the table: described methods first, then the other measured ones."""
+    lines = [[what, "use it when", *heads], ["---", "---", *["--:"] * len(heads)]]
     for key in dict.fromkeys([*words, *measured]):
         name = f'`"{key}"`' if key in {*METHODS, *NORMS} - {None} else _name(key)
         cells = measured.get(key, ["-"] * len(heads))

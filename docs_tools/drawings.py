@@ -1,12 +1,10 @@
-"""Boxes and arrows become inline SVG that follows the light and the dark theme of the site."""
+"""Data-flow drawings as inline SVG, in the light and the dark theme of the site."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-INK = "var(--md-default-fg-color)"
-ACCENT = "var(--md-primary-fg-color)"
-FONT = 11
+from neurenix_ms.bench.svg import ACCENT, INK, svg, text
+
 LINE = 14
 LETTER = 6.2  # mean width of a letter
 GAP = 30
@@ -17,13 +15,13 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True)
 class Box:
-    """A map or a step of a data flow.
+    """A tensor or an operation of a data flow.
 
     Args:
-        name: What arrows call it.
+        name: Name in arrows.
         label: Text below the box; a line break starts a new line.
-        size: Side of the box as a part of the full resolution.
-        filled: Draw it in the accent color, for the step a drawing is about.
+        size: Side of the box relative to full resolution.
+        filled: Draw the box in the accent color, to emphasize it.
     """
 
     name: str
@@ -33,7 +31,7 @@ class Box:
 
     @property
     def side(self) -> float:
-        """Length of a side; boxes never get too small to be seen."""
+        """The length of a side, which has a minimum."""
         return max(8.0, LARGEST * self.size)
 
     @property
@@ -43,7 +41,7 @@ class Box:
 
     @property
     def width(self) -> float:
-        """Room that the box and its label need from left to right."""
+        """The width of the box and its label."""
         return max([self.side, *(LETTER * len(line) for line in self.lines)])
 
 
@@ -53,16 +51,16 @@ def flow(
     """Draw a data flow from left to right.
 
     Args:
-        columns: Boxes of every column from top to bottom; None leaves a place free. Boxes at the
-            same place of their columns stand on one line.
-        arrows: Names of the boxes it leads from and to, and, if it has one, its label.
-        title: What the drawing shows, for those who cannot see it.
+        columns: Boxes of every column from top to bottom; None leaves a position empty. Boxes at
+            the same position of their columns form a row.
+        arrows: Names of the first and the second box, optionally followed by a label.
+        title: Description of the drawing for screen readers.
 
     Returns:
         HTML in one line, to be printed by an executed block of a page.
 
     Raises:
-        ValueError: If an arrow names a box that is not there.
+        ValueError: If an arrow names a box that does not exist.
 
     Examples:
         >>> drawing = flow([[Box("x")], [Box("y", size=0.5)]], [("x", "y", "pool")], title="Half")
@@ -81,45 +79,8 @@ def flow(
     return svg(parts, width, height, title=title)
 
 
-def svg(
-    parts: Sequence[str], width: float, height: float, *, title: str, enlarged: float = 1.5
-) -> str:
-    """Put SVG elements into one image that shrinks with the page.
-
-    Args:
-        parts: Elements, as text.
-        width: Width of the image in its own units, about a pixel of a telephone each.
-        height: Height in the same units.
-        title: What the image shows, for those who cannot see it.
-        enlarged: Most pixels per unit, where the page is wide.
-    """
-    name = escape(title)
-    body = "".join(parts).replace("\n", " ")
-    return (
-        f'<div><svg role="img" aria-label="{name}" xmlns="http://www.w3.org/2000/svg" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'style="display:block;width:100%;max-width:{enlarged * width:.0f}px;margin:1em auto">'
-        f"<title>{name}</title>{body}</svg></div>"
-    )
-
-
-def text(words: str, x: float, y: float, *, anchor: str = "middle") -> str:
-    """A line of text whose baseline is at `y`.
-
-    Args:
-        words: The text; it may hold any character.
-        x: Where the anchor is.
-        y: The baseline.
-        anchor: "start", "middle" or "end".
-    """
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{FONT}" '
-        f'fill="{INK}">{escape(words)}</text>'
-    )
-
-
 def _arrange(columns: Sequence[Sequence[Box | None]]) -> tuple[dict[str, Place], float, float]:
-    """Center of every box, and the size of the whole; rows and columns are as wide as they need."""
+    """Return the center of every box, and the size of the drawing."""
     num_rows = max(map(len, columns))
     rows = [[column[i] for column in columns if i < len(column)] for i in range(num_rows)]
     tops, y = [], 6.0 + LINE
@@ -152,7 +113,7 @@ def _box(box: Box, place: Place) -> str:
 
 
 def _ends(start: Box, a: Place, end: Box, b: Place) -> tuple[Place, Place]:
-    """From side to side, or within a column from below a label to the next box."""
+    """Return the ends of an arrow between two boxes, which leave the labels free."""
     if a[0] == b[0] and a[1] < b[1]:
         below = start.side / 2 + LINE * len(start.lines) + 4
         return (a[0], a[1] + below), (b[0], b[1] - end.side / 2 - 3)

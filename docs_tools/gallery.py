@@ -1,8 +1,8 @@
-"""Tutorials in, the pictures that they end in out, small, for the landing page.
+"""Small copies of the tutorials' figures for the landing page.
 
     python -m docs_tools.gallery
 
-runs the tutorials and writes their pictures beside the others of the site.
+runs the tutorials and writes their figures to the assets of the site.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ COLORS = 48
 
 
 def picture(page: Path, target: Path) -> None:
-    """Run a page up to its picture, a matplotlib figure called `figure`, and write that.
+    """Run a page up to the matplotlib figure called `figure`, and write it to a file.
 
     Args:
         page: Markdown with Python blocks.
-        target: Where the PNG goes.
+        target: Path of the PNG file.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in PYTHON_BLOCK.finditer(page.read_text("utf-8")):

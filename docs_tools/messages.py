@@ -1,4 +1,4 @@
-"""Source of the package in, every error message that it can raise out, for the troubleshooting page."""
+"""List of all error messages of the package, for the troubleshooting page."""
 
 import ast
 import re
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from docs_tools.source import PACKAGE, Source
 
-SHARED = "neurenix_ms"  # files that stand beside the rooms
+SHARED = "neurenix_ms"  # section of files that are in no subpackage
 MOST_USERS = 4
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one `raise` says.
+    """An error message of the package.
 
     Args:
-        text: The message; a value that is only known then is an ellipsis.
+        text: The message, with an ellipsis for every inserted value.
         error: Name of the exception.
-        module: Where it stands.
-        owner: The class or function of the module's top level that it stands in.
-        line: Line of the call.
+        module: Module that raises it.
+        owner: Top-level class or function of the module that contains it.
+        line: Line number of the call.
     """
 
     text: str
@@ -30,14 +30,14 @@ class Message:
     line: int
 
     @property
-    def room(self) -> str:
-        """The folder of the package, or the package for files beside the folders."""
+    def subpackage(self) -> str:
+        """The subpackage, or the package itself for modules in no subpackage."""
         _, *inner = self.module.split(".")
         return f"{SHARED}.{inner[0]}" if inner and (PACKAGE / inner[0]).is_dir() else SHARED
 
 
 def messages(source: Source) -> list[Message]:
-    """Every message of the package, file by file.
+    """Return every message of the package, file by file.
 
     Args:
         source: The parsed package.
@@ -51,32 +51,35 @@ def messages(source: Source) -> list[Message]:
 
 
 def page() -> str:
-    """All messages as Markdown: a section per room, a heading per message, links to the API pages.
+    """Return all messages as Markdown: a section per subpackage and a heading per message.
 
-    As headings they are found by the search of the site, which looks there first.
+    The search of the site ranks headings first, so it finds the messages. Each links to the API
+    pages of what raises it.
     """
     source = Source()
-    rooms: dict[str, dict[tuple[str, str], dict[str, None]]] = {}
+    subpackages: dict[str, dict[tuple[str, str], dict[str, None]]] = {}
     for message in messages(source):
-        entry = rooms.setdefault(message.room, {}).setdefault((message.text, message.error), {})
+        entry = subpackages.setdefault(message.subpackage, {}).setdefault(
+            (message.text, message.error), {}
+        )
         users = source.documented_users((message.module, message.owner))
         entry.update(dict.fromkeys(users))
     parts = []
-    for room, entries in sorted(rooms.items()):
+    for name, entries in sorted(subpackages.items()):
         lines = [
             f"#### {_code(text)}\n\n{error}{_links(list(users))}"
             for (text, error), users in sorted(entries.items())
         ]
-        parts.append(f"### {room}\n\n" + "\n\n".join(lines))
+        parts.append(f"### {name}\n\n" + "\n\n".join(lines))
     return "\n\n".join(parts)
 
 
 def text_of(node: ast.expr, words: dict[str, str]) -> str:
-    """What an expression says, as far as the source tells.
+    """Return the text of an expression, with an ellipsis for every part that is not constant.
 
     Args:
-        node: A string, an f-string, a sum of those, or anything else.
-        words: Texts of the constants that are named in messages.
+        node: A string, an f-string, a concatenation of those, or any other expression.
+        words: Values of the string constants that messages refer to by name.
     """
     match node:
         case ast.Constant(value=str(text)):
@@ -95,7 +98,7 @@ def text_of(node: ast.expr, words: dict[str, str]) -> str:
 def _of_file(module: str, tree: ast.Module, words: dict[str, str]) -> Iterator[Message]:
     for top in tree.body:
         for node in ast.walk(top):
-            # an error may also be made by a function and raised by the one that called it
+            # a function may also return an error for its caller to raise
             if not isinstance(node, ast.Raise | ast.Return):
                 continue
             call = node.exc if isinstance(node, ast.Raise) else node.value
@@ -115,12 +118,12 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def _links(paths: list[str]) -> str:
-    """Who raises it, with links to the API pages; nothing where all of a room does."""
+    """Return links to the API pages of what raises the message, or nothing if unknown."""
     if not paths:
         return ""
     links = [f"[`{path.rpartition('.')[2]}`][{path}]" for path in paths[:MOST_USERS]]
     more = f" and {len(paths) - MOST_USERS} more" if len(paths) > MOST_USERS else ""
-    return f" of {', '.join(links)}{more}"
+    return f" raised by {', '.join(links)}{more}"
 
 
 def _code(text: str) -> str:

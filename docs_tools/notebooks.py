@@ -1,8 +1,8 @@
-"""Offer every tutorial as a notebook, too: a hook of mkdocs, and a command that runs them.
+"""Notebooks of the tutorials: a mkdocs hook, and a command that runs them.
 
     python -m docs_tools.notebooks runs/notebooks
 
-writes the notebooks with their results.
+writes the notebooks with their outputs.
 """
 
 import re
@@ -24,20 +24,20 @@ LINK = '<p><a href="../{0}.ipynb" download>Download this page as a notebook</a><
 
 
 def notebook(page: Path) -> NotebookNode:
-    """Return a tutorial as a notebook without results.
+    """Return a tutorial as a notebook without outputs.
 
     Args:
         page: Markdown with Python blocks, as `markdown-exec` takes them.
     """
     text = SNIPPET.sub(lambda found: (ROOT / found[1]).read_text("utf-8"), page.read_text("utf-8"))
     draws = ['html="on"' in block[0].split("\n")[0] for block in PYTHON_BLOCK.finditer(text)]
-    # code in other languages is to be read: jupytext makes cells of what stands between backticks
+    # jupytext makes cells of code between backticks; code in other languages is only text
     text = OTHER.sub(r"~~~\1\2~~~", OPTIONS.sub(r"\1", text))
     made = jupytext.reads(text, fmt="md")
     cells, code = [], iter(draws)
     for cell in made.cells:
         shows_html = cell.cell_type == "code" and next(code)
-        if shows_html:  # prints HTML, which a notebook shows only if it is told to
+        if shows_html:  # prints HTML, which a notebook does not display by itself
             cell.source = f"%%capture drawing\n{cell.source}"
         cells.append(cell)
         if shows_html:
@@ -48,7 +48,7 @@ def notebook(page: Path) -> NotebookNode:
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
-    """Put the link below the title of a tutorial; called by mkdocs."""
+    """Insert the link after the title of a tutorial; called by mkdocs."""
     path = Path(page.file.abs_src_path or "")
     if path not in TUTORIALS:
         return markdown
@@ -57,13 +57,13 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
 
 
 def on_post_build(config: Any, **kwargs: Any) -> None:
-    """Write the notebooks beside the pages; called by mkdocs."""
+    """Write the notebooks next to the pages; called by mkdocs."""
     for page in TUTORIALS:
         write(notebook(page), Path(config.site_dir) / "tutorials" / f"{page.stem}.ipynb")
 
 
 def run(page: Path, target: Path) -> None:
-    """Run a notebook in an empty folder and write it with its results."""
+    """Run a notebook in an empty folder and write it with its outputs."""
     from nbclient import NotebookClient
 
     made = notebook(page)

@@ -1,4 +1,4 @@
-"""Public modules and ways of running them in; a table of what works, as the tests hold it, out."""
+"""Table of the ways of running that every public module supports, as tested."""
 
 import torch
 
@@ -16,32 +16,37 @@ WAYS = {
     "FSDP2": "FSDP2",
 }
 TRAINED = ("DDP", "FSDP2")
-# the tests read this table too: what stands here must be so, and what does not must work
+# the tests read this table too: a limit listed here must exist, and everything else must work
 LIMITS: dict[tuple[str, str], str] = {}
 WITHOUT_PARAMETERS = {
+    "BlurPool",
     "GaussianPyramid",
+    "InverseWaveletTransform",
     "LaplacianPyramid",
     "MultiScalePooling",
     "MultiScaleTransform",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "PyramidDownsample",
     "Rescale",
     "SpatialPyramidPooling",
+    "WaveletTransform",
 }
 
 
 def limit(way: str, module: str) -> str | None:
-    """What of a way of running a module cannot have."""
+    """Return the limitation of a module in a way of running, or None."""
     return LIMITS.get((way, module))
 
 
 def modules() -> list[str]:
-    """Names of all blocks and networks that take feature maps."""
+    """Return the names of all blocks and networks that take feature maps."""
     public = [name for name in multiscale.__all__ if _is_module(getattr(multiscale, name))]
     return sorted([*public, MSNet.__name__])
 
 
 def table() -> str:
-    """One row per module, one column per way, as Markdown."""
+    """Return a Markdown table with one row per module and one column per way of running."""
     rows = ["| | " + " | ".join(WAYS.values()) + " |", "|---" * (len(WAYS) + 1) + "|"]
     for module in modules():
         cells = [_cell(way, module) for way in WAYS]

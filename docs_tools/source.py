@@ -1,4 +1,4 @@
-"""Source of the package in, which of its classes and functions call which out."""
+"""The parsed source of the package, and which of its classes and functions call which."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ PACKAGE = ROOT / "neurenix_ms"
 
 PYTHON_BLOCK = re.compile(
     r"^( *)(`{3,})python\b[^\n]*\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE
-)  # of a page; the third group is the code
+)  # the third group is the code
 
 Definition = tuple[str, str]  # module and name at its top level
 
@@ -39,7 +39,7 @@ class Source:
         self.steps = {path: self._steps(path) for path in documented()}
 
     def documented_users(self, definition: Definition) -> list[str]:
-        """The paths on the API pages of what is this definition, or makes use of it; nearest first."""
+        """Return the documented paths that are this definition or use it, nearest first."""
         near = {
             path: steps[definition] for path, steps in self.steps.items() if definition in steps
         }
@@ -47,14 +47,14 @@ class Source:
         return [path for path in users if near[path] == 0] or users
 
     def _home(self, module: str, name: str) -> Definition:
-        """Where a name is defined that a module defines or imports."""
+        """Return where a name is defined that a module defines or imports."""
         following = self.imported.get(module, {}).get(name)
         if (module, name) in self.defined or following in (None, (module, name)):
             return module, name
         return self._home(*following)
 
     def _steps(self, path: str) -> dict[Definition, int]:
-        """Everything of the package that a documented name may call, and over how many others."""
+        """Return everything that a documented name may call, with the number of calls in between."""
         module, _, name = path.rpartition(".")
         steps: dict[Definition, int] = {}
         ends = {self._home(module, name)} & self.defined.keys()
@@ -70,7 +70,7 @@ class Source:
 
 
 def documented() -> list[str]:
-    """What the API pages show, in their order."""
+    """Return the paths of all objects on the API pages, in order."""
     pages = sorted((ROOT / "docs/api").glob("*.md"))
     text = "\n".join(page.read_text("utf-8") for page in pages)
     return re.findall(r"^::: (\S+)$", text, re.MULTILINE)

@@ -1,9 +1,7 @@
 """Models as files: class name, config and state dict, written at once and read without running code."""
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from torch import nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import PLAIN, Configured, check_plain, is_plain, library_classes
+from neurenix_ms._core.io.atomic import replacing
 from neurenix_ms._core.io.records import DTYPES
 from neurenix_ms._core.io.stored import FORMAT, VERSION, Stored, build, read_stored, read_weights
 
@@ -44,18 +43,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     for name, value in state.items():
         state[name] = _storable(name, value)
     content = {"format": FORMAT, "version": VERSION, **described(model), "state_dict": state}
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _write(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as file:
+        _write(content, file)
 
 
 @checked
@@ -219,9 +208,3 @@ def _kind(dtype: torch.dtype) -> str:
     if dtype.is_floating_point or dtype.is_complex:
         return "complex" if dtype.is_complex else "floating point"
     return "bool" if dtype is torch.bool else "integer"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,4 +1,4 @@
-"""A module becomes a table of its parameters; a call becomes its peak memory and its FLOPs."""
+"""Parameters of a module, and peak memory and FLOPs of a call."""
 
 import ctypes
 import gc
@@ -6,7 +6,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.operators import Uncounted
 
 MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
@@ -88,23 +89,45 @@ def peak_tensor_bytes(call: Callable[[], object], *, of_shapes: bool = False) ->
     return live.peak
 
 
+@overload
+def count_flops(call: Callable[[], object]) -> int: ...
+@overload
+def count_flops(call: Callable[[], object], *, uncounted: Literal[False]) -> int: ...
+@overload
+def count_flops(
+    call: Callable[[], object], *, uncounted: Literal[True]
+) -> tuple[int, dict[str, int]]: ...
 @checked
-def count_flops(call: Callable[[], object]) -> int:
+def count_flops(
+    call: Callable[[], object], *, uncounted: bool = False
+) -> int | tuple[int, dict[str, int]]:
     """Floating-point operations of the convolutions and matrix products of `call`.
 
-    Backward passes inside `call` are included. Everything else (pooling, resizing, norms) counts as
-    nothing, which is how `torch.utils.flop_counter` counts; a multiply-add is two operations.
+    Backward passes inside `call` are included, and a multiply-add is two operations. Which operators
+    are counted is the choice of `torch.utils.flop_counter`: convolutions, matrix products, and some
+    forms of attention. Elementwise operations and sums are in no count. Whatever else computes (FFT,
+    pooling, resizing, normalization, `grid_sample`, recurrent layers and attention on the CPU,
+    custom operators) counts as nothing, so ask for `uncounted` before you compare two networks.
 
     Args:
         call: What is measured; it takes no arguments, and its result is thrown away.
+        uncounted: Return the operators that count as nothing too. Code outside of torch, and the
+            inside of a compiled function, are not seen.
+
+    Returns:
+        The number of operations; with `uncounted`, that and the number of calls of each operator that
+        is not in it, by name.
 
     Examples:
         >>> count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5))
         60
+        >>> count_flops(lambda: torch.fft.rfft(torch.ones(64)), uncounted=True)
+        (0, {'_fft_r2c': 1})
     """
-    with FlopCounterMode(display=False) as counter:
+    with Uncounted() as others, FlopCounterMode(display=False) as counter:
         call()
-    return counter.get_total_flops()
+    flops = counter.get_total_flops()
+    return (flops, dict(others.calls)) if uncounted else flops
 
 
 @checked

@@ -10,8 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "neurenix_ms"
 
 # from top to bottom; a part may import parts of lower floors
 FLOORS = [
+    ["command"],
     ["__init__", "compat", "recipes"],
-    ["weights"],
+    ["weights", "bench"],
     ["multiscale", "msnet", "timestepping", "implicit"],
     ["datasets", "training", "files"],
     ["execution", "backbones", "conservation"],
@@ -30,6 +31,7 @@ CORE = [
     "orders",
     "dims",
     "convolution",
+    "operators",
     "inplace",
     "sizes",
     "config",

@@ -158,11 +158,7 @@ def equal_once_exported(case: Case) -> None:
     """One program, from maps of one size, on maps of others."""
     model = build(case).eval()
     axes = [Dim(f"axis{k}", min=8, max=256) for k in range(case.spatial_dims)]
-    finest = 2 ** (len(case.channels) - 1)
-    shapes = [
-        {2 + k: finest // 2**i * axis for k, axis in enumerate(axes)}
-        for i in range(len(case.channels))
-    ]
+    shapes = case.shapes(axes)
     program = export(
         model,
         (case.inputs((64, 48, 32)[: case.spatial_dims]),),

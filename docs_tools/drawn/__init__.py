@@ -1,4 +1,4 @@
-"""A drawing per public module: what goes in, through which parts, what comes out."""
+"""Data-flow drawings of the public modules."""
 
 from functools import cache
 
@@ -10,7 +10,7 @@ SKETCHES = {**maps.SKETCHES, **fields.SKETCHES, **training.SKETCHES}
 
 @cache
 def drawing(name: str) -> str:
-    """The data flow of a public module, with the shapes of a real call, as HTML in one line.
+    """Draw the data flow of a public module with the shapes of a real call, as HTML in one line.
 
     Args:
         name: Name of the module.

@@ -1,4 +1,4 @@
-"""The reference of a module gets its drawing: a step of mkdocstrings, named in mkdocs.yml."""
+"""mkdocstrings extension that adds the drawing of every module to its reference."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from docs_tools.drawn import SKETCHES, drawing
 
 
 class Drawings(Extension):
-    """Put the drawing of a module below the first sentence of what is said of it."""
+    """Insert the drawing of a module after the summary of its docstring."""
 
     def on_class_instance(self, *, cls: Class, **kwargs: Any) -> None:
-        """A class was read from the source."""
+        """Add the drawing to the docstring of a class."""
         if cls.docstring is None or cls.name not in SKETCHES:
             return
         summary, _, rest = cls.docstring.value.partition("\n\n")

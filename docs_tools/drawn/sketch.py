@@ -1,4 +1,4 @@
-"""A module, an input and a few named parts in, their drawing out, with the shapes of a real call."""
+"""Drawings of the data flow in a module, with the shapes of a real call."""
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +22,13 @@ class Part:
     """One box of a sketch.
 
     Args:
-        label: What it is, and what arrows call it.
-        tells: Expression of what its shape is read from: a tensor, a list of them, or a module, whose
-            last output was seen; empty for none.
-        has: Expression of the module whose weights it has; by default the one that it tells of. A box
+        label: Text of the box, and its name in arrows.
+        tells: Expression whose shape is shown: a tensor, a list of tensors, or a module, whose last
+            output is used. Empty for no shape.
+        has: Expression of the module whose weights the box has, by default that of `tells`. A box
             with weights is shaded.
-        is_data: Draw it round.
-        name: What arrows call it, where the label is not unique.
+        is_data: Draw a rounded box.
+        name: Name in arrows, if the label is not unique.
     """
 
     label: str
@@ -40,16 +40,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Sketch:
-    """What the drawing of a module is made of.
+    """Description of the drawing of a module.
 
     Args:
-        build: The module, as one would write it.
-        rows: Boxes from top to bottom; None leaves a place free.
-        given: Names of inputs and how they are made.
-        call: What is run, with `model` and the inputs; its result is `y`.
-        arrows: Pairs of names; by default every row leads to the next.
-        around: Pairs of names whose arrow goes past the boxes between.
-        about: What the drawing shows, in a few words.
+        build: Expression that builds the module.
+        rows: Boxes from top to bottom; None leaves a position empty.
+        given: Expressions of the inputs by name.
+        call: Expression of the call, with `model` and the inputs. The result is `y`.
+        arrows: Pairs of names; by default every row is connected to the next.
+        around: Pairs of names whose arrow passes the boxes in between.
+        about: Description of the drawing for screen readers.
     """
 
     build: str
@@ -62,20 +62,20 @@ class Sketch:
 
 
 def data(label: str, tells: str | None = None) -> Part:
-    """A box of what flows.
+    """Make a box for data.
 
     Args:
-        label: What it is.
+        label: Text of the box.
         tells: As in `Part`; by default the label itself.
     """
     return Part(label, label if tells is None else tells, is_data=True)
 
 
 def step(label: str, tells: str = "", has: str = "", name: str = "") -> Part:
-    """A box of what is done.
+    """Make a box for an operation.
 
     Args:
-        label: What is done.
+        label: Text of the box.
         tells: As in `Part`.
         has: As in `Part`.
         name: As in `Part`.
@@ -84,7 +84,7 @@ def step(label: str, tells: str = "", has: str = "", name: str = "") -> Part:
 
 
 def draw(sketch: Sketch) -> str:
-    """Run the module and draw what flowed; HTML in one line.
+    """Run the module and draw its data flow, as HTML in one line.
 
     Args:
         sketch: What to draw.
@@ -111,10 +111,10 @@ def draw(sketch: Sketch) -> str:
 
 
 def shapes_of(value: Any, calls: Calls) -> list[str]:
-    """Lines that say how large a value is.
+    """Return lines with the shape of a value.
 
     Args:
-        value: A tensor, a list of them, a module that was called, or a word to be shown as it is.
+        value: A tensor, a list of tensors, a module that was called, or a string to be shown.
         calls: Outputs of modules by their id.
 
     Examples:
@@ -142,7 +142,7 @@ def _node(part: Part, names: dict[str, Any], calls: Calls) -> Node:
 
 @contextmanager
 def _seen() -> Iterator[Calls]:
-    """Outputs of every module that is called meanwhile."""
+    """Record the outputs of every module that is called in the context."""
     calls: Calls = {}
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -156,7 +156,7 @@ def _seen() -> Iterator[Calls]:
 
 
 def _public() -> dict[str, Any]:
-    """Everything that the API pages show, by its last name."""
+    """Return every object on the API pages by its name."""
     found = {}
     for path in documented():
         module, _, name = path.rpartition(".")

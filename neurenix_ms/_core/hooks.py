@@ -1,5 +1,6 @@
 """Tell whether a call of a module can be observed or replaced from outside."""
 
+import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
@@ -23,3 +24,8 @@ def is_observed(*modules: nn.Module) -> bool:
         or "forward" in m.__dict__
         for m in modules
     )
+
+
+def is_watched() -> bool:
+    """Return whether every call of torch is watched, as while it is found how a model runs in tiles."""
+    return torch._C._len_torch_function_stack() > 0

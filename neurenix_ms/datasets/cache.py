@@ -7,7 +7,6 @@ import io
 import json
 import os
 import time
-import uuid
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.io.atomic import write_atomically
 
 FORMAT = 1
 LEFTOVER_AGE = 3600.0  # seconds after which a temporary file belongs to no running process
@@ -165,16 +165,6 @@ class SampleCache:
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
                     path.unlink()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is under its name either as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path, *, header_only: bool = False) -> Any:

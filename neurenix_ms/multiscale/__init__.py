@@ -3,6 +3,7 @@
 from neurenix_ms.multiscale.atrous import AtrousPyramidPooling
 from neurenix_ms.multiscale.attention import AttentionFusion
 from neurenix_ms.multiscale.bidirectional import BidirectionalFusion
+from neurenix_ms.multiscale.blurring import BlurPool
 from neurenix_ms.multiscale.decoder import UNetDecoder
 from neurenix_ms.multiscale.fusion import FeatureFusion, ScaleFusion
 from neurenix_ms.multiscale.models import MultiScaleModel
@@ -13,19 +14,25 @@ from neurenix_ms.multiscale.pooling import (
 )
 from neurenix_ms.multiscale.pyramid_network import PyramidFusion, PyramidNetwork
 from neurenix_ms.multiscale.pyramids import GaussianPyramid, LaplacianPyramid
+from neurenix_ms.multiscale.shuffling import PixelShuffle, PixelUnshuffle
 from neurenix_ms.multiscale.transforms import MultiScaleTransform, PyramidDownsample, Rescale
 from neurenix_ms.multiscale.unet import UNet
+from neurenix_ms.multiscale.wavelets import InverseWaveletTransform, WaveletTransform
 
 __all__ = [
     "AtrousPyramidPooling",
     "AttentionFusion",
     "BidirectionalFusion",
+    "BlurPool",
     "FeatureFusion",
     "GaussianPyramid",
+    "InverseWaveletTransform",
     "LaplacianPyramid",
     "MultiScaleModel",
     "MultiScalePooling",
     "MultiScaleTransform",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "PyramidDownsample",
     "PyramidFusion",
     "PyramidNetwork",
@@ -35,4 +42,5 @@ __all__ = [
     "SpatialPyramidPooling",
     "UNet",
     "UNetDecoder",
+    "WaveletTransform",
 ]

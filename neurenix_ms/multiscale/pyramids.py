@@ -4,15 +4,12 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer
 from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import (
-    CONVOLVE,
     LINEAR_MODES,
     SpatialDims,
     check_positive,
@@ -21,74 +18,22 @@ from neurenix_ms._core.dims import (
 )
 from neurenix_ms._core.orders import check_halving
 from neurenix_ms._core.sizes import spatial
-from neurenix_ms._core.tracing import one_module
 from neurenix_ms.layers.resize import Resize
-
-LARGEST_KERNEL = 1023  # the largest whose binomial weights are floating-point numbers
+from neurenix_ms.multiscale.blurring import LARGEST_KERNEL, Blur, binomial_weights
 
 
 def gaussian_weights(sigma: float | None, kernel_size: int) -> list[float]:
     """Weights that sum to 1: of a Gaussian, or with `sigma=None` binomial (Burt & Adelson)."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-    check_integer("kernel_size", kernel_size, 1, LARGEST_KERNEL)
     if sigma is None:
-        row = [float(math.comb(kernel_size - 1, k)) for k in range(kernel_size)]
-    elif math.isfinite(sigma) and sigma > 0:
-        steps = [(k - kernel_size // 2) / sigma for k in range(kernel_size)]
-        row = [math.exp(-0.5 * step * step) for step in steps]
-    else:
+        return binomial_weights(kernel_size)
+    check_integer("kernel_size", kernel_size, 1, LARGEST_KERNEL)
+    if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma must be finite and above 0, or None, got {sigma}")
+    steps = [(k - kernel_size // 2) / sigma for k in range(kernel_size)]
+    row = [math.exp(-0.5 * step * step) for step in steps]
     return [weight / sum(row) for weight in row]
-
-
-class SmoothHalve(nn.Module):
-    """Smooth along every axis in turn and keep every second sample.
-
-    Shape:
-        `(B, C, *S)` -> `(B, C, *ceil(S / 2))`
-    """
-
-    def __init__(self, sigma: float | None, kernel_size: int, spatial_dims: SpatialDims) -> None:
-        super().__init__()
-        self.weights = gaussian_weights(sigma, kernel_size)
-        rows = [[a * b for a in self.weights] for b in self.weights]
-        self.table = rows if spatial_dims == 2 else self.weights
-        self.spatial_dims = spatial_dims
-
-    @one_module
-    def forward(self, x: Tensor) -> Tensor:
-        radius = len(self.weights) // 2
-        if self.spatial_dims < 3 and min(spatial(x)) > radius:
-            return self._halved_at_once(x)
-        for axis in range(2, 2 + self.spatial_dims):
-            x = self._halve(x, axis)
-        return x
-
-    def _halved_at_once(self, x: Tensor) -> Tensor:
-        """All axes in one depthwise convolution, which up to 2-D is faster than sums of shifted maps."""
-        dims, radius, channels = self.spatial_dims, len(self.weights) // 2, x.shape[1]
-        kernel = x.new_tensor(self.table).expand(channels, 1, *[-1] * dims)
-        padded = F.pad(x, [radius] * (2 * dims), "reflect")
-        return CONVOLVE[dims](padded, kernel, stride=2, groups=channels)
-
-    def _halve(self, x: Tensor, axis: int) -> Tensor:
-        kept = (x.shape[axis] + 1) // 2
-        radius = len(self.weights) // 2
-        # every second sample, and those between: every shift of the kernel is then a plain slice
-        steps = 2 * torch.arange(kept + radius, device=x.device) - radius
-        phases = [self._mirrored(x, axis, steps + odd) for odd in (0, 1)]
-        total = phases[0].narrow(axis, 0, kept) * self.weights[0]
-        for shift, weight in enumerate(self.weights[1:], start=1):
-            total.add_(phases[shift % 2].narrow(axis, shift // 2, kept), alpha=weight)
-        return total
-
-    def _mirrored(self, x: Tensor, axis: int, index: Tensor) -> Tensor:
-        """Samples of an axis continued by its mirror image, or by its ends where it is too short."""
-        n = x.shape[axis]
-        if n > len(self.weights) // 2:
-            index = (n - 1) - ((n - 1) - index.abs()).abs()
-        return x.index_select(axis, index.clamp(0, n - 1))
 
 
 class GaussianPyramid(Configured, nn.Module):
@@ -137,7 +82,7 @@ class GaussianPyramid(Configured, nn.Module):
         self.sigma = sigma
         self.kernel_size = kernel_size
         self.spatial_dims = spatial_dims
-        self.halve = SmoothHalve(sigma, kernel_size, spatial_dims)
+        self.halve = Blur(gaussian_weights(sigma, kernel_size), 2, spatial_dims)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_rank(x, self.spatial_dims)

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from torch.utils.data import DataLoader, Sampler
 
-from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms._core.io.atomic import write_atomically
 
 
 def forget_other_run(folder: Path, run: dict[str, Any], fresh: bool = False) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
-from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.timestepping.banks import Bank
 from neurenix_ms.timestepping.windows import WindowSource, per_channel
 

@@ -10,7 +10,8 @@ import warnings
 import pytest
 import torch
 
-from neurenix_ms.datasets.cache import SampleCache, write_atomically
+from neurenix_ms._core.io.atomic import write_atomically
+from neurenix_ms.datasets.cache import SampleCache
 
 
 class Maker:

@@ -156,7 +156,7 @@ def test_the_keyboard_reaches_content_search_and_navigation(browser: Browser, ad
             "every grid needs one bin or more, got bins [0]",
             "#every-grid-needs-one-bin-or-more-got-bins",
         ),
-        ("my GPU is too small", "howto/#my-gpu-is-too-small"),
+        ("reduce GPU memory", "howto/#reduce-gpu-memory-in-training"),
     ],
 )
 def test_the_search_finds_names_and_messages(

@@ -30,11 +30,7 @@ def to_onnx(case: Case, model: torch.nn.Module, size: tuple[int, ...]):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     dims = [Dim(f"axis{k}", min=8, max=256) for k in range(case.spatial_dims)]
-    finest = 2 ** (len(case.channels) - 1)
-    shapes = [
-        {2 + k: finest // 2**i * dim for k, dim in enumerate(dims)}
-        for i in range(len(case.channels))
-    ]
+    shapes = case.shapes(dims)
     program = torch.onnx.export(
         model,
         (case.inputs(size),),

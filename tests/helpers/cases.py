@@ -1,6 +1,6 @@
 """One case per public module: how to build it small, and what to feed it at a given size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,25 @@ class Case:
     channels: list[int]
     spatial_dims: int = 2
     is_list: bool = False
+    halvings: list[int] | None = None  # of every feature map; by default 0, 1, 2, ...
 
     def inputs(self, size: Size, batch: int = 2, **options: Any) -> Any:
         """A map of `size`, or a list of maps whose finest has `size`."""
         maps = [
             torch.randn(batch, c, *(max(1, n // 2**i) for n in size), **options)
-            for i, c in enumerate(self.channels)
+            for c, i in zip(self.channels, self.levels, strict=True)
         ]
         return maps if self.is_list else maps[0]
+
+    @property
+    def levels(self) -> Sequence[int]:
+        """How often every feature map is half as large as the first."""
+        return range(len(self.channels)) if self.halvings is None else self.halvings
+
+    def shapes(self, axes: Sequence[Any]) -> list[dict[int, Any]]:
+        """The dynamic shapes of the feature maps, for `torch.export`."""
+        finest = 2 ** max(self.levels)
+        return [{2 + k: finest // 2**i * axis for k, axis in enumerate(axes)} for i in self.levels]
 
     def size(self, n: int) -> Size:
         """Unequal axes, the first of them `n`."""
@@ -80,6 +91,13 @@ def _cases(d: int) -> list[Case]:
         "PyramidDownsample": lambda: nms.PyramidDownsample(**k),
         "GaussianPyramid": lambda: nms.GaussianPyramid(**k),
         "LaplacianPyramid": lambda: nms.LaplacianPyramid(sigma=None, **k),
+        "BlurPool": lambda: nms.BlurPool(**k),
+        "BlurPool-even": lambda: nms.BlurPool(4, 3, padding_mode="replicate", **k),
+        "PixelUnshuffle": lambda: nms.PixelUnshuffle(**k),
+        "PixelUnshuffle-unequal": lambda: nms.PixelUnshuffle([1, 2, 3][:d], **k),
+        "WaveletTransform": lambda: nms.WaveletTransform("cdf97", 2, **k),
+        "WaveletTransform-haar": lambda: nms.WaveletTransform("haar", **k),
+        "WaveletTransform-periodic": lambda: nms.WaveletTransform("db3", boundary="periodic", **k),
     }
     lists: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
         "FeatureFusion": (lambda: nms.FeatureFusion([3, 5], 4, **k), [3, 5]),
@@ -108,9 +126,22 @@ def _cases(d: int) -> list[Case]:
         ),
         "UNetDecoder": (lambda: nms.UNetDecoder([3, 5, 4], 2, **k), [3, 5, 4]),
     }
-    return [Case(f"{name}-{d}d", build, [3], d) for name, build in maps.items()] + [
-        Case(f"{name}-{d}d", build, channels, d, is_list=True)
-        for name, (build, channels) in lists.items()
+    details = 2 * (2**d - 1)
+    wavelets: dict[str, Callable[[], nn.Module]] = {
+        "InverseWaveletTransform": lambda: nms.InverseWaveletTransform("cdf53", **k),
+        "InverseWaveletTransform-haar": lambda: nms.InverseWaveletTransform(**k),
+    }
+    return [
+        Case(f"PixelShuffle-{d}d", lambda: nms.PixelShuffle(**k), [2**d], d),
+        *(Case(f"{name}-{d}d", build, [3], d) for name, build in maps.items()),
+        *(
+            Case(f"{name}-{d}d", build, channels, d, is_list=True)
+            for name, (build, channels) in lists.items()
+        ),
+        *(
+            Case(f"{name}-{d}d", build, [details, 2], d, is_list=True, halvings=[0, 0])
+            for name, build in wavelets.items()
+        ),
     ]
 
 

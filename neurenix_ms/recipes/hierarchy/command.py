@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets.dynamics import SYSTEMS
 from neurenix_ms.files import load, save
 from neurenix_ms.layers.mlp import MLP

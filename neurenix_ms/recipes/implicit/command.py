@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.recipes.implicit import report
 from neurenix_ms.recipes.implicit.cases import turbulence, wave, waves
 from neurenix_ms.recipes.options import check_at_least

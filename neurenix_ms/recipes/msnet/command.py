@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets import PorousConduction
-from neurenix_ms.datasets.cache import write_atomically
 from neurenix_ms.meter import count_flops, parameter_table
 from neurenix_ms.recipes.demo.report import ArchieLaw, pick, table
 from neurenix_ms.recipes.fitting import forget_other_run

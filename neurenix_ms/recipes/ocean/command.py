@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.conservation import Conserve, rollout
 from neurenix_ms.datasets import DriftDensity
-from neurenix_ms.datasets.cache import write_atomically
 from neurenix_ms.layers.blocks import BlockKind
 from neurenix_ms.meter import parameter_table
 from neurenix_ms.recipes.fitting import forget_other_run

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets.currents import LENGTH
 from neurenix_ms.datasets.ocean import INTERVAL
 from neurenix_ms.recipes.ocean.report import save_figure

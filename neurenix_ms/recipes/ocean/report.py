@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets.ocean import INTERVAL
 
 Result = dict[str, Any]

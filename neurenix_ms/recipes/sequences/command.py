@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets import kuramoto_sivashinsky
-from neurenix_ms.datasets.cache import write_atomically
 from neurenix_ms.datasets.wake import cylinder_wake, pod
 from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.recipes.options import check_at_least

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms import UNet
-from neurenix_ms.datasets.cache import write_atomically
+from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.execution import TiledModel, accumulate_gradients
 from neurenix_ms.meter import count_flops, peak_resident_bytes, peak_tensor_bytes
 from neurenix_ms.msnet import MSNet

@@ -1,4 +1,4 @@
-"""Bytes and operations of the benchmarks may not grow, and who wins is read off rightly."""
+"""The benchmarks of this project: held to what is stored, and who wins is read off correctly."""
 
 import json
 import subprocess
@@ -9,30 +9,7 @@ import pytest
 
 from benchmarks import baseline
 from benchmarks.summary import slopes, winners
-
-STORED = {"test_x::a": {"tensor_peak_bytes": 1000, "flops": 2000}}
-
-
-def test_a_figure_may_grow_by_one_per_cent_and_no_more():
-    assert baseline.complaint("test_x::a", {"tensor_peak_bytes": 1010, "flops": 20}, STORED) is None
-    grown = baseline.complaint("test_x::a", {"tensor_peak_bytes": 1011, "flops": 2021}, STORED)
-    assert grown is not None
-    assert "tensor_peak_bytes was 1,000 and is 1,011 and flops was 2,000 and is 2,021" in grown
-
-
-def test_a_case_that_is_not_stored_is_a_complaint():
-    words = baseline.complaint("test_x::b", STORED["test_x::a"], STORED)
-    assert words == (
-        "test_x::b has no stored figures; measure and store them with `make bench-baseline`"
-    )
-
-
-def test_storing_keeps_other_cases(tmp_path: Path):
-    path = tmp_path / "baseline.json"
-    baseline.store(STORED, path)
-    baseline.store({"test_x::b": {"tensor_peak_bytes": 1, "flops": 0}}, path)
-    assert set(baseline.load(path)) == {"test_x::a", "test_x::b"}
-    assert baseline.load(tmp_path / "none.json") == {}
+from neurenix_ms.bench import stored
 
 
 def test_peers_and_the_plain_way_are_not_ours():
@@ -42,18 +19,18 @@ def test_peers_and_the_plain_way_are_not_ours():
 
 @pytest.mark.slow
 def test_a_benchmark_fails_when_it_takes_more_than_is_stored(tmp_path: Path):
-    stored = {
+    figures_of = {
         name: {figure: int(0.98 * value) for figure, value in figures.items()}
-        for name, figures in baseline.load().items()
+        for name, figures in stored.load(baseline.STORED).items()
         if "SpatialPyramidPooling-ours-2-32" in name
     }
-    assert stored
+    assert figures_of
     path = tmp_path / "baseline.json"
-    baseline.store(stored, path)
+    stored.store(figures_of, path)
     only = "SpatialPyramidPooling and ours and 2-32"
     run = [sys.executable, "-m", "pytest", "benchmarks/test_pooling.py", "-k", only]
-    run += ["--benchmark-disable", f"--baseline={path}"]
-    result = subprocess.run(run, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    run += ["--benchmark-disable", f"--bench-file={path}"]
+    result = subprocess.run(run, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert result.returncode == 1
     assert "tensor_peak_bytes was" in result.stdout
 
@@ -83,7 +60,9 @@ def results(tmp_path: Path) -> Path:
     ]
     path = tmp_path / "benchmarks.json"
     path.write_text(json.dumps({"machine_info": {}, "benchmarks": cases}))
-    resident = [{"fullname": "pool/forwardours8", "extra_info": {"resident_peak_bytes": 7}}]
+    resident = [
+        {"name": "ours", "fullname": "pool/forwardours8", "extra_info": {"resident_peak_bytes": 7}}
+    ]
     beside = path.with_name("benchmarks_resident.json")
     beside.write_text(json.dumps({"benchmarks": resident}))
     return path

@@ -1,0 +1,89 @@
+"""Wavelets, blur pooling and pixel shuffling, written the plain way."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+# low and high filters of the analysis, centred on an even and on an odd sample
+FILTERS = {
+    "haar": ([0, 2**-0.5, 2**-0.5], [2**-0.5, -(2**-0.5), 0]),
+    "cdf97": (
+        [
+            0.037828455507, -0.023849465020, -0.110624404418, 0.377402855613, 0.852698679009,
+            0.377402855613, -0.110624404418, -0.023849465020, 0.037828455507,
+        ],
+        [
+            0, -0.064538882629, 0.040689417609, 0.418092273222, -0.788485616406,
+            0.418092273222, 0.040689417609, -0.064538882629, 0,
+        ],
+    ),
+}  # fmt: skip
+
+
+class FilterBank(nn.Module):
+    """One convolution with the products of the filters, of stride 2, after reflection; even sizes."""
+
+    def __init__(self, wavelet: str, dims: int) -> None:
+        super().__init__()
+        low, high = (torch.tensor(taps) for taps in FILTERS[wavelet])
+        high = F.pad(high, (1, 0))  # centred one sample further
+        low = F.pad(low, (0, 1))
+        kernels = [torch.ones(())]
+        for _ in range(dims):  # the last axis is the highest bit
+            kernels = [k[..., None] * row for row in (low, high) for k in kernels]
+        self.kernel = torch.stack(kernels)[:, None]
+        self.reach = len(low) // 2 - 1
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        border = [self.reach, self.reach + 1] * self.dims
+        alone = F.pad(x.flatten(0, 1)[:, None], border, "reflect")
+        bands = CONVOLVE[self.dims](alone, self.kernel, stride=2)
+        bands = bands.unflatten(0, x.shape[:2])
+        return [bands[:, :, 1:].transpose(1, 2).flatten(1, 2), bands[:, :, 0]]
+
+
+class BlurPool(nn.Module):
+    """A depthwise convolution of stride 2 with the whole binomial kernel."""
+
+    def __init__(self, kernel_size: int, dims: int) -> None:
+        super().__init__()
+        row = torch.tensor([float(math.comb(kernel_size - 1, k)) for k in range(kernel_size)])
+        kernel = row = row / row.sum()
+        for _ in range(dims - 1):
+            kernel = kernel[..., None] * row
+        self.kernel = kernel
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = len(self.kernel)
+        padded = F.pad(x, [(size - 1) // 2, size // 2] * self.dims, "reflect")
+        kernel = self.kernel.expand(x.shape[1], 1, *self.kernel.shape)
+        return CONVOLVE[self.dims](padded, kernel, stride=2, groups=x.shape[1])
+
+
+def unshuffled(x: Tensor) -> Tensor:
+    """`F.pixel_unshuffle` where it exists; elsewhere slices, stacked."""
+    if x.ndim == 4:
+        return F.pixel_unshuffle(x, 2)
+    parts = [x]
+    for axis in range(2, x.ndim):
+        parts = [
+            part[(slice(None),) * axis + (slice(i, None, 2),)] for part in parts for i in (0, 1)
+        ]
+    return torch.stack(parts, 2).flatten(1, 2)
+
+
+def shuffled(x: Tensor) -> Tensor:
+    """`F.pixel_shuffle` where it exists; elsewhere written into slices."""
+    if x.ndim == 4:
+        return F.pixel_shuffle(x, 2)
+    dims = x.ndim - 2
+    y = x.new_empty(len(x), x.shape[1] // 2**dims, *(2 * n for n in x.shape[2:]))
+    for i in range(2**dims):
+        place = [slice(i >> (dims - 1 - axis) & 1, None, 2) for axis in range(dims)]
+        y[(slice(None), slice(None), *place)] = x[:, i :: 2**dims]
+    return y

@@ -1,0 +1,62 @@
+"""Benchmarks of a commit and of the present tree, each run in a tree of its own."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from neurenix_ms.bench.results import Report, read
+
+
+def measured_at(base: str, only: Sequence[str], here: Path | None = None) -> tuple[Report, Report]:
+    """Run the benchmarks of a commit, then those of the present tree.
+
+    Args:
+        base: The commit.
+        only: Files or folders of benchmarks, relative to the root of the repository.
+        here: A folder of the repository; the current one if None.
+
+    Returns:
+        Both runs.
+
+    Raises:
+        ValueError: If this is no git repository, there is no such commit, or a run fails.
+    """
+    root = Path(_run("git", "rev-parse", "--show-toplevel", cwd=here or Path.cwd()).strip())
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "base")
+        _run("git", "worktree", "add", "--quiet", "--detach", str(tree), base, cwd=root)
+        try:
+            before, after = (
+                _measured(place, only, Path(folder, f"{name}.json"))
+                for place, name in ((tree, "before"), (root, "after"))
+            )
+        finally:
+            _run("git", "worktree", "remove", "--force", str(tree), cwd=root)
+    return before, after
+
+
+def _measured(tree: Path, only: Sequence[str], file: Path) -> Report:
+    _run(sys.executable, "-m", "pytest", "-q", *only, f"--benchmark-json={file}", cwd=tree)
+    return read(file)
+
+
+def _run(*command: str, cwd: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(cwd)}  # its own package, not the installed one
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, check=True, capture_output=True, text=True
+        )
+    except OSError as error:
+        raise ValueError(
+            f"{command[0]} must be installed to compare commits, got {error}"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr + error.stdout).strip().splitlines()
+        last = "\n".join(said[-20:])
+        raise ValueError(
+            f"this must run without an error in {cwd}: {' '.join(command)}, got\n{last}"
+        ) from None
+    return done.stdout

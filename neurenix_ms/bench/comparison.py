@@ -1,0 +1,201 @@
+"""All ways of a comparison in one form: checked against the reference, then measured."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from neurenix_ms._core.checks import shown
+from neurenix_ms.bench.comparing import Results, call_of, first_tensor
+from neurenix_ms.bench.costs import costs
+from neurenix_ms.bench.forms import Form, check_device
+from neurenix_ms.bench.results import BENCH_FORMAT
+from neurenix_ms.bench.timing import Timed, timed_together
+
+Way = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every form.
+
+    Args:
+        reference: Name of the way that the others are compared with.
+        train: Measure a training step.
+        equal: Refuse a way whose result is another.
+        tolerance: Largest difference of equal results, by dtype if None.
+        rounds: Number of timed rounds; as many as fit two seconds if None.
+        items: Number of samples of a call; the length of the first tensor if None.
+        timed: Measure time.
+        resident: Measure resident memory.
+    """
+
+    reference: str
+    train: bool = False
+    equal: bool = True
+    tolerance: float | None = None
+    rounds: int | None = None
+    items: int | None = None
+    timed: bool = True
+    resident: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of one way."""
+
+    name: str
+    measured: dict[str, Any]
+    timed: Timed | None
+
+
+def check_ways(ways: Any, reference: str | None) -> tuple[dict[str, Way], str]:
+    """Ways by name, and the name of the reference, which is the first one if None is given.
+
+    Raises:
+        ValueError: If there is no way, or no such reference.
+    """
+    if not isinstance(ways, Mapping) or not ways:
+        raise ValueError(f"ways must be modules or functions by name, got {shown(ways)}")
+    for name, way in ways.items():
+        if not callable(way):
+            raise ValueError(f"ways[{name!r}] must be a module or a function, got {shown(way)}")
+    first = next(iter(ways)) if reference is None else reference
+    if first not in ways:
+        raise ValueError(f"reference must be one of {list(ways)}, got {shown(first)}")
+    return dict(ways), first
+
+
+class Comparison:
+    """Ways in one form.
+
+    Args:
+        question: What is asked.
+        form: Size, batch, dtype and so on.
+    """
+
+    def __init__(self, question: Question, form: Form) -> None:
+        self.question, self.form = question, form
+        self.problems: list[tuple[str, str]] = []  # of a way, in words
+
+    def measured(self, ways: Mapping[str, Way], made: Any) -> list[Found]:
+        """Figures of each way that runs and gives what the reference gives.
+
+        What is wrong with the others, or with the device or the inputs, is added to `problems`.
+        """
+        try:
+            check_device(self.form.device)
+            torch.manual_seed(0)
+            inputs = self.form.inputs(made)
+        except ValueError as error:
+            self._complain("", str(error))
+            return []
+        plain, compared = self._compared(ways, inputs)
+        if self.question.reference not in plain:
+            return []
+        final = {name: self._compiled(way) for name, way in plain.items()}
+        calls = {name: self._call(way, inputs) for name, way in final.items()}
+        timed = self._timed(calls)
+        first = first_tensor(inputs)
+        common = {
+            "shape": None if first is None else list(first.shape),
+            "reference": self.question.reference,
+            "train": self.question.train,
+            "format": BENCH_FORMAT,
+        }
+        found = []
+        for name, way in plain.items():
+            below = None if final[name] is way else self._call(way, inputs)
+            figures = self._costs(calls[name], inputs, timed.get(name), way, below)
+            ratio = timed[name].ratio if timed else None
+            ratios = {} if ratio is None else {"time_ratio": ratio}
+            measured = {**figures, **compared[name], **common, **ratios}
+            found.append(Found(name, measured, timed.get(name)))
+        return found
+
+    def _compared(
+        self, ways: Mapping[str, Way], inputs: tuple[Any, ...]
+    ) -> tuple[dict[str, Way], dict[str, dict[str, Any]]]:
+        """The ways that can be measured, and how each result compares with that of the reference."""
+        reference = self.question.reference
+        names = [reference, *(name for name in ways if name != reference)]
+        kept: dict[str, Way] = {}
+        compared: dict[str, dict[str, Any]] = {}
+        wanted: Results | None = None
+        for name in names:
+            if name != reference and wanted is None:
+                self._complain(name, f"is not measured, as the reference {reference!r} has failed")
+                continue
+            try:
+                way = self.form.way(ways[name], self.question.train)
+                results = Results(way, inputs, self.question.train)
+            except Exception as error:  # of any kind: it is that of a user's module
+                first_line = (str(error).strip().splitlines() or [""])[0]
+                self._complain(name, f"raised {type(error).__name__}: {first_line}")
+                continue
+            wanted = wanted or results
+            words, error_size = self._difference(results, wanted)
+            if words is not None and self.question.equal:
+                self._complain(name, f"{words}; pass equal=False to compare costs all the same")
+                continue
+            kept[name] = way
+            error_size = None if name == reference else error_size
+            compared[name] = {"same_result": words is None, "error": error_size}
+        return {name: kept[name] for name in ways if name in kept}, compared
+
+    def _difference(self, results: Results, wanted: Results) -> tuple[str | None, float | None]:
+        if words := results.differs_from(wanted):
+            return words, None
+        error = results.error(wanted)
+        given = self.question.tolerance
+        limit = wanted.tolerance() if given is None else given
+        if error <= limit:
+            return None, error
+        words = (
+            f"the result must be that of {self.question.reference!r} within {limit:.0e} of its "
+            f"largest value, got a difference of {error:.1e}"
+        )
+        return words, error
+
+    def _compiled(self, way: Way) -> Way:
+        if not self.form.compile or not isinstance(way, nn.Module):
+            return way
+        compiled: Way = torch.compile(way)
+        return compiled
+
+    def _call(self, way: Way, inputs: tuple[Any, ...]) -> Callable[[], object]:
+        return call_of(way, inputs, self.question.train)
+
+    def _timed(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, Timed]:
+        asked = self.question
+        if not asked.timed:
+            return {}
+        rounds = 1 if asked.resident else asked.rounds
+        return timed_together(calls, asked.reference, self.form.device, rounds)
+
+    def _costs(
+        self,
+        call: Callable[[], object],
+        inputs: tuple[Any, ...],
+        timed: Timed | None,
+        way: Way,
+        below: Callable[[], object] | None,
+    ) -> dict[str, Any]:
+        first = first_tensor(inputs)
+        length = len(first) if first is not None and first.ndim else 1
+        dtype = self.form.dtype or (torch.float32 if first is None else first.dtype)
+        return costs(
+            call,
+            self.question.items or length,
+            timed.median if timed else None,
+            way if isinstance(way, nn.Module) else None,
+            dtype if dtype.is_floating_point else torch.float32,
+            self.form.device,
+            self.question.resident,
+            below,
+        )
+
+    def _complain(self, name: str, words: str) -> None:
+        self.problems.append((name, words))

@@ -1,0 +1,62 @@
+"""Bytes and operations that were stored, and a complaint where a case now takes more."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from neurenix_ms._core.io.atomic import write_atomically
+
+FIGURES = ("tensor_peak_bytes", "flops")
+MAY_GROW_BY = 0.01
+ADVICE = "store them with pytest --bench-store"
+
+Stored = dict[str, dict[str, int]]
+
+
+def load(path: Path) -> Stored:
+    """What is stored, by the name of the case; nothing if there is no such file.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        cases = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} must be a JSON file of pytest --bench-store, got {error}"
+        ) from None
+    known = isinstance(cases, dict) and all(
+        isinstance(figures, dict) and set(FIGURES) <= set(figures) for figures in cases.values()
+    )
+    if not known:
+        raise ValueError(
+            f"{path} must hold {' and '.join(FIGURES)} of every case, got something else; "
+            f"remove it and {ADVICE}"
+        )
+    return cases
+
+
+def store(cases: Mapping[str, Mapping[str, int]], path: Path) -> None:
+    """Keep these figures, and those of other cases as they were."""
+    text = json.dumps(dict(sorted((load(path) | dict(cases)).items())), indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (text + "\n").encode())
+
+
+def complaint(
+    case: str, measured: Mapping[str, Any], stored: Mapping[str, Mapping[str, int]]
+) -> str | None:
+    """What has grown by more than 1 %; None if nothing has."""
+    if case not in stored:
+        return f"{case} has no stored figures; {ADVICE}"
+    grown = [
+        f"{name} was {stored[case][name]:,} and is {measured[name]:,}"
+        for name in FIGURES
+        if (measured[name] or 0) > (1 + MAY_GROW_BY) * stored[case][name]
+    ]
+    if not grown:
+        return None
+    return f"{case}: {' and '.join(grown)}; if that is meant, {ADVICE}"

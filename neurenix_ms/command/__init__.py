@@ -1,0 +1,58 @@
+"""The command `neurenix-ms`: every file and folder here is a subcommand of its name.
+
+A file has a function `add_arguments(parser)` and a function `run(options)` that returns what is to be
+written, or None; the first line of its docstring is its help. A folder holds subcommands of its own.
+Files import what they need inside `run`, so that the help appears at once. A `ValueError`, `OSError` or
+`ImportError` ends the command with its message.
+"""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Args:
+        argv: Command line without the name of the program; by default that of the process.
+
+    Returns:
+        The exit status: 0, or 1 where a message has been written to the standard error.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        text = options.run(options)
+    except (ValueError, OSError, ImportError) as error:
+        sys.stderr.write(f"{options.program}: {error}\n")
+        return 1
+    if text:
+        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="neurenix-ms", description="Multiscale networks: measure them, and more."
+    )
+    _add_subcommands(parser, sys.modules[__name__])
+    return parser
+
+
+def _add_subcommands(parser: argparse.ArgumentParser, package: ModuleType) -> None:
+    added = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
+    for found in pkgutil.iter_modules(package.__path__):
+        if found.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{package.__name__}.{found.name}")
+        words = (module.__doc__ or "").partition("\n")[0]
+        name = found.name.replace("_", "-")
+        inner = added.add_parser(name, help=words, description=words)
+        if found.ispkg:
+            _add_subcommands(inner, module)
+        else:
+            module.add_arguments(inner)
+            inner.set_defaults(run=module.run, program=inner.prog)

@@ -1,0 +1,1 @@
+"""Time, memory and operations: reports of runs, comparisons, tables of networks."""

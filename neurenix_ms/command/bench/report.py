@@ -1,0 +1,36 @@
+"""Show a run of `pytest --benchmark-json` as Markdown, as a web page or as CSV."""
+
+import argparse
+from pathlib import Path
+
+FORMATS = ("md", "html", "csv")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `neurenix-ms bench report`."""
+    parser.add_argument("run_file", metavar="RUN.json", type=Path, help="what was measured")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="by default that of the file written, or md"
+    )
+    parser.add_argument("--group", help="one group alone (md)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a file, not the terminal")
+
+
+def run(options: argparse.Namespace) -> str | None:
+    """The report, or None where it was written to a file."""
+    from neurenix_ms._core.io.atomic import write_atomically
+    from neurenix_ms.bench import page, results, tables
+
+    report = results.read(options.run_file)
+    ending = options.out.suffix.removeprefix(".") if options.out else ""
+    kind = options.format or (ending if ending in FORMATS else "md")
+    if kind == "html":
+        text = page.as_page(report, title=options.run_file.stem)
+    elif kind == "csv":
+        text = tables.as_csv(report)
+    else:
+        text = tables.as_markdown(report, options.group)
+    if options.out is None:
+        return text
+    write_atomically(options.out, text.encode())
+    return None

@@ -1,0 +1,151 @@
+"""Blur and keep every second pixel: pooling free of aliasing."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integer
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import CONVOLVE, SpatialDims, check_rank, choose
+from neurenix_ms._core.sizes import spatial
+from neurenix_ms._core.tracing import one_module
+
+LARGEST_KERNEL = 1023  # the largest whose binomial weights are floating-point numbers
+FEW_WEIGHTS = 3  # per axis of a volume
+BlurPadding = Literal["reflect", "replicate"]
+
+
+def binomial_weights(kernel_size: int) -> list[float]:
+    """Weights of a row of Pascal's triangle, with sum 1."""
+    check_integer("kernel_size", kernel_size, 1, LARGEST_KERNEL)
+    row = [math.comb(kernel_size - 1, k) for k in range(kernel_size)]
+    return [weight / sum(row) for weight in row]
+
+
+def outer(weight: float, table: Any) -> Any:
+    """A weight times every entry of nested lists."""
+    return [outer(weight, row) for row in table] if isinstance(table, list) else weight * table
+
+
+class Blur(nn.Module):
+    """Smooth with the same weights along every axis, and keep every `stride`-th pixel.
+
+    Shape:
+        `(B, C, *S)` -> `(B, C, *ceil(S / stride))`
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float],
+        stride: int,
+        spatial_dims: SpatialDims,
+        padding_mode: BlurPadding = "reflect",
+    ) -> None:
+        super().__init__()
+        self.weights = list(weights)
+        self.table: Any = self.weights
+        for _ in range(1, spatial_dims):
+            self.table = [outer(weight, self.table) for weight in self.weights]
+        self.stride = stride
+        self.spatial_dims = spatial_dims
+        self.padding_mode = padding_mode
+        self.before = (len(self.weights) - 1) // 2
+        self.after = len(self.weights) // 2
+
+    @one_module
+    def forward(self, x: Tensor) -> Tensor:
+        few = self.spatial_dims < 3 or len(self.weights) <= FEW_WEIGHTS
+        if few and min(spatial(x)) > self.after:
+            return self._convolved(x)
+        for axis in range(2, 2 + self.spatial_dims):
+            x = self._blurred(x, axis)
+        return x
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """All axes in one depthwise convolution, faster than sums of slices where weights are few."""
+        dims, channels = self.spatial_dims, x.shape[1]
+        kernel = x.new_tensor(self.table).expand(channels, 1, *[-1] * dims)
+        padded = F.pad(x, [self.before, self.after] * dims, self.padding_mode)
+        return CONVOLVE[dims](padded, kernel, stride=self.stride, groups=channels)
+
+    def _blurred(self, x: Tensor, axis: int) -> Tensor:
+        stride = self.stride
+        kept = (x.shape[axis] + stride - 1) // stride
+        more = (len(self.weights) - 1) // stride
+        # every stride-th sample, and those between: every shift of the kernel is then a plain slice
+        steps = stride * torch.arange(kept + more, device=x.device) - self.before
+        phases = [
+            self._continued(x, axis, steps + k) for k in range(min(stride, len(self.weights)))
+        ]
+        total = phases[0].narrow(axis, 0, kept) * self.weights[0]
+        for shift, weight in enumerate(self.weights[1:], start=1):
+            part = phases[shift % stride].narrow(axis, shift // stride, kept)
+            total.add_(part, alpha=weight)
+        return total
+
+    def _continued(self, x: Tensor, axis: int, index: Tensor) -> Tensor:
+        """Samples of an axis continued beyond its ends; repeated where it is too short to mirror."""
+        n = x.shape[axis]
+        if self.padding_mode == "reflect" and n > self.after:
+            index = (n - 1) - ((n - 1) - index.abs()).abs()
+        return x.index_select(axis, index.clamp(0, n - 1))
+
+
+class BlurPool(Configured, nn.Module):
+    """Blur with a binomial kernel and keep every second pixel.
+
+    Take it where a strided layer would alias, which makes a network sensitive to shifts of its input
+    by a pixel: a strided convolution becomes one of stride 1 and a `BlurPool`, max pooling one of
+    stride 1 and a `BlurPool`. It has no parameters.
+
+    Args:
+        kernel_size: Number of weights per axis: 1 keeps pixels as they are, 2 averages boxes, 3 is
+            [1, 2, 1] / 4, 5 is [1, 4, 6, 4, 1] / 16.
+        stride: Pixels per kept pixel.
+        padding_mode: "reflect" mirrors at the border, "replicate" repeats it. An axis too short to be
+            mirrored is repeated.
+        spatial_dims: Number of spatial axes.
+
+    Shape:
+        `(B, C, *S)` -> `(B, C, *ceil(S / stride))`
+
+    Raises:
+        ValueError: If a count is below 1, `padding_mode` is unknown, or the input has another rank.
+
+    Source: Zhang 2019, "Making convolutional networks shift-invariant again", section 3.2.
+
+    Examples:
+        >>> import torch
+        >>> from neurenix_ms import BlurPool
+        >>> pool = torch.nn.Sequential(torch.nn.MaxPool2d(2, stride=1), BlurPool())
+        >>> pool(torch.zeros(1, 8, 13, 9)).shape
+        torch.Size([1, 8, 6, 4])
+    """
+
+    @checked
+    def __init__(
+        self,
+        kernel_size: int = 3,
+        stride: int = 2,
+        *,
+        padding_mode: BlurPadding = "reflect",
+        spatial_dims: SpatialDims = 2,
+    ) -> None:
+        super().__init__()
+        check_integer("stride", stride, 1)
+        choose(CONVOLVE, spatial_dims, "spatial_dims")
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding_mode = padding_mode
+        self.spatial_dims = spatial_dims
+        weights = binomial_weights(kernel_size)
+        self.blur = Blur(weights, stride, spatial_dims, padding_mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_rank(x, self.spatial_dims)
+        return self.blur(x)

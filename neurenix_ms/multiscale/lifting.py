@@ -1,0 +1,225 @@
+"""Lifting steps of wavelets: one axis split into a low and a high band, and merged again."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from neurenix_ms._core.hooks import is_watched
+from neurenix_ms._core.sizes import fit, spatial
+from neurenix_ms._core.tracing import is_known, sizes_are_open
+
+WaveletName = Literal["haar", "cdf53", "cdf97", "db2", "db3", "db4"]
+Boundary = Literal["symmetric", "periodic"]
+Steps = Sequence[tuple[int, Mapping[int, float]]]
+LOW, HIGH = 0, 1
+SHORTEST = 8  # entries of a band that is not gathered by index
+
+
+@dataclass(frozen=True)
+class Wavelet:
+    """A wavelet as lifting steps, with the signs and scales of PyWavelets.
+
+    A step adds to every entry of one band weighted entries of the other: `(band, {offset: weight})`.
+    The bands start as the even and the odd samples, and are scaled at the end. Beyond its ends, a band
+    is read as its nearest entry; a pair that has no second sample has no difference.
+    """
+
+    steps: Steps
+    scales: tuple[float, float]
+    is_pairwise: bool = False
+
+
+ROOT2, ROOT3 = math.sqrt(2), math.sqrt(3)
+WAVELETS: dict[str, Wavelet] = {
+    "haar": Wavelet(((HIGH, {0: -1.0}), (LOW, {0: 0.5})), (ROOT2, -1 / ROOT2), is_pairwise=True),
+    "cdf53": Wavelet(((HIGH, {0: -0.5, 1: -0.5}), (LOW, {-1: 0.25, 0: 0.25})), (ROOT2, -1 / ROOT2)),
+    # the four steps of JPEG 2000, annex F
+    "cdf97": Wavelet(
+        (
+            (HIGH, dict.fromkeys((0, 1), -1.586134342059924)),
+            (LOW, dict.fromkeys((-1, 0), -0.052980118572961)),
+            (HIGH, dict.fromkeys((0, 1), 0.882911075530934)),
+            (LOW, dict.fromkeys((-1, 0), 0.443506852043971)),
+        ),
+        (ROOT2 / 1.230174104914001, -1.230174104914001 / ROOT2),
+    ),
+    # of the factorisations of each filter, the one that is conditioned best at the ends of an axis
+    "db2": Wavelet(
+        (
+            (HIGH, {0: -ROOT3}),
+            (LOW, {0: ROOT3 / 4, 1: ROOT3 / 4 - 0.5}),
+            (HIGH, {-1: 1.0}),
+        ),
+        ((ROOT3 + 1) / ROOT2, (1 - ROOT3) / ROOT2),
+    ),
+    "db3": Wavelet(
+        (
+            (LOW, {0: 2.425497243911958}),
+            (HIGH, {-1: 0.07933945618515757, 0: -0.35238765767485547}),
+            (LOW, {1: -2.895347454145099, 2: 0.5614149091535053}),
+            (HIGH, {-2: -0.019750529242293004}),
+        ),
+        (0.4318799915172828, -2.3154580430707044),
+    ),
+    "db4": Wavelet(
+        (
+            (HIGH, {0: 0.3222758880002811}),
+            (LOW, {-1: 1.1171236051162172, 0: -0.29195312600347534}),
+            (HIGH, {0: -0.11355149660809287, 1: -0.5400282834197139}),
+            (LOW, {0: 0.5547946968043383, 1: -0.09842349449508443}),
+            (HIGH, {-1: 0.02145362655440929}),
+        ),
+        (0.6829218120354147, -1.4642964719775893),
+    ),
+}
+
+
+def split(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
+    """Return the `2**axes` bands of one level, the lowest first.
+
+    In the number of a band, the first axis is the lowest bit: in 2-D cA, cH, cV, cD of PyWavelets.
+    An axis of `n` entries has `ceil(n / 2)` in a low band and `floor(n / 2)` in a high one.
+    """
+    scales, bands = _scales(wavelet, x.ndim - 2), [x]
+    for axis in reversed(range(2, x.ndim)):
+        halves: list[Tensor] = []
+        while bands:  # a band is freed when it has been split
+            halves += _split_axis(bands.pop(0), axis, wavelet, periodic)
+        bands = halves
+    return [_scaled(band, scale) for band, scale in zip(bands, scales, strict=True)]
+
+
+def merge(bands: Sequence[Tensor], size: Sequence[int], wavelet: Wavelet, periodic: bool) -> Tensor:
+    """Return the feature map of `size` that has these bands; `split` undone.
+
+    Entries of a high band beyond `floor(n / 2)` are not read.
+    """
+    scales = _scales(wavelet, len(size))
+    maps = [band * (1 / scale) for band, scale in zip(bands, scales, strict=True)]
+    for axis, n in enumerate(size, start=2):
+        merged: list[Tensor] = []
+        while maps:
+            merged.append(_merge_axis([maps.pop(0), maps.pop(0)], n, axis, wavelet, periodic))
+        maps = merged
+    return maps[0]
+
+
+def _scales(wavelet: Wavelet, axes: int) -> list[float]:
+    scales = [1.0]
+    for _ in range(axes):
+        scales = [scale * factor for scale in scales for factor in wavelet.scales]
+    return scales
+
+
+def _scaled(fresh: Tensor, scale: float) -> Tensor:
+    return fresh.mul_(scale) if _is_overwritten(fresh) else fresh * scale
+
+
+def _split_axis(x: Tensor, axis: int, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
+    bands = [_every_second(x, axis, start) for start in (0, 1)]
+    if _is_one(x.shape[axis]):  # a constant, as if it were longer
+        return [bands[LOW] * (ROOT2 / wavelet.scales[LOW]), bands[HIGH].clone()]
+    return _lifted(bands, wavelet.steps, axis, wavelet, periodic, fresh=[False, False])
+
+
+def _merge_axis(bands: list[Tensor], n: int, axis: int, wavelet: Wavelet, periodic: bool) -> Tensor:
+    if _is_one(n):
+        return bands[LOW] * (wavelet.scales[LOW] / ROOT2)
+    length = bands[LOW].shape[axis]
+    back = [(band, {k: -w for k, w in taps.items()}) for band, taps in reversed(wavelet.steps)]
+    bands[HIGH] = bands[HIGH].narrow(axis, 0, n // 2)
+    bands = _lifted(bands, back, axis, wavelet, periodic, fresh=[True, True])
+    bands[HIGH] = _fitted(bands[HIGH], length, axis)
+    return torch.stack(bands, axis + 1).flatten(axis, axis + 1).narrow(axis, 0, n)
+
+
+def _lifted(
+    bands: list[Tensor],
+    steps: Steps,
+    axis: int,
+    wavelet: Wavelet,
+    periodic: bool,
+    fresh: list[bool],
+) -> list[Tensor]:
+    """The bands after all steps; those that are `fresh` may be written over."""
+    for target, taps in steps:
+        source = bands[1 - target]
+        for offset, weight in taps.items():
+            length = bands[target].shape[axis]
+            if wavelet.is_pairwise and fresh[target] and _is_overwritten(bands[target]):
+                pairs = min(length, source.shape[axis])
+                added = source.narrow(axis, 0, pairs)
+                bands[target].narrow(axis, 0, pairs).add_(added, alpha=weight)
+                continue
+            if wavelet.is_pairwise:
+                added = _fitted(source, length, axis)
+            elif sizes_are_open() or is_watched() or source.shape[axis] < SHORTEST:
+                added = _gathered(source, offset, length, axis, periodic)
+            elif fresh[target] and _is_overwritten(bands[target]):
+                _add_shifted(bands[target], source, offset, weight, axis, periodic)
+                continue
+            else:
+                added = torch.cat(_pieces(source, offset, length, axis, periodic), axis)
+            bands[target] = torch.add(bands[target], added, alpha=weight)
+            fresh[target] = True
+    return bands
+
+
+def _add_shifted(
+    target: Tensor, source: Tensor, offset: int, weight: float, axis: int, periodic: bool
+) -> None:
+    start = 0
+    for piece in _pieces(source, offset, target.shape[axis], axis, periodic):
+        target.narrow(axis, start, piece.shape[axis]).add_(piece, alpha=weight)
+        start += piece.shape[axis]
+
+
+def _pieces(source: Tensor, offset: int, length: int, axis: int, periodic: bool) -> list[Tensor]:
+    """Views of the entries `offset`, `offset + 1`, ..., cut where the ends of the band are."""
+    n = source.shape[axis]
+    before, after = max(0, -offset), max(0, offset + length - n)
+    middle = source.narrow(axis, before + offset, length - before - after)
+    if periodic:
+        ends = [source.narrow(axis, n - before, before), source.narrow(axis, 0, after)]
+    else:
+        shape = [-1] * source.ndim
+        ends = []
+        for at, count in ((0, before), (n - 1, after)):
+            shape[axis] = count
+            ends.append(source.narrow(axis, at, 1).expand(shape))
+    pieces = (ends[0], middle, ends[1])
+    return [piece for piece in pieces if piece.shape[axis] > 0]
+
+
+def _gathered(source: Tensor, offset: int, length: int, axis: int, periodic: bool) -> Tensor:
+    """The same entries by their index: for open sizes, and so that no tensor has ends alone."""
+    n = source.shape[axis]
+    index = torch.arange(length, device=source.device) + offset
+    if periodic:
+        index = index - n * torch.div(index, n, rounding_mode="floor")
+    else:
+        index = index.clamp(min=0).clamp(max=n - 1)
+    return source.index_select(axis, index)
+
+
+def _every_second(x: Tensor, axis: int, start: int) -> Tensor:
+    return x[(slice(None),) * axis + (slice(start, None, 2),)]
+
+
+def _fitted(x: Tensor, length: int, axis: int) -> Tensor:
+    size = list(spatial(x))
+    size[axis - 2] = length
+    return fit(x, tuple(size))
+
+
+def _is_one(n: int) -> bool:
+    return not torch.jit.is_tracing() and is_known(n == 1)
+
+
+def _is_overwritten(fresh: Tensor) -> bool:
+    """Whether a tensor that nothing else reads is written over; a graph does better without."""
+    return not (sizes_are_open() or (fresh.requires_grad and torch.is_grad_enabled()))

@@ -1,0 +1,177 @@
+"""The command `neurenix-ms` and its subcommands."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import neurenix_ms.command
+from neurenix_ms.bench.commits import measured_at
+from neurenix_ms.command import main
+
+PACKAGE = Path(neurenix_ms.command.__file__).parent
+
+
+def case(name: str, time: float, peak: int | None = 64) -> dict[str, Any]:
+    return {
+        "group": "pool",
+        "name": name,
+        "fullname": f"test_pool.py::{name}",
+        "params": {"variant": name},
+        "stats": {"median": time},
+        "extra_info": {"tensor_peak_bytes": peak, "flops": 100},
+    }
+
+
+def write(path: Path, *cases: dict[str, Any], **more: Any) -> str:
+    path.write_text(json.dumps({"machine_info": {}, "benchmarks": cases, **more}))
+    return str(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return write(tmp_path / "run.json", case("plain", 2.0), case("ours", 1.0))
+
+
+def test_the_help_names_every_subcommand(capsys: pytest.CaptureFixture):
+    for words, found in {"": "bench", "bench": "report", "bench report": "RUN.json"}.items():
+        with pytest.raises(SystemExit) as ended:
+            main([*words.split(), "--help"])
+        assert ended.value.code == 0
+        assert found in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_the_help_waits_for_no_import(path: Path):
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.Import(names=[ast.alias(name=name)]) | ast.ImportFrom(module=str(name)):
+                first = name.partition(".")[0]
+                assert first in sys.stdlib_module_names or name == "neurenix_ms.command"
+
+
+def test_a_report_is_written_in_every_format(run: str, tmp_path: Path, capsys):
+    assert main(["bench", "report", run]) == 0
+    assert "| ours | 1 s (0.50x) | 64 B (1.00x) |" in capsys.readouterr().out
+    assert main(["bench", "report", run, "--group", "pool"]) == 0
+    assert "###" not in capsys.readouterr().out
+    assert main(["bench", "report", run, "--format", "csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("group,variant,time,tensor_peak_bytes,flops,time_ratio")
+    assert lines[2].startswith("pool,ours,1.0,64,100,0.5")
+    for name, start in {
+        "a.html": "<!doctype html>",
+        "a.md": "Measured on:",
+        "a.csv": "group,",
+    }.items():
+        assert main(["bench", "report", run, "--out", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_text().startswith(start)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "must be a file that pytest --benchmark-json has written, got Expecting"),
+        ("[]", "must be a file that pytest --benchmark-json has written, got other JSON"),
+        ('{"benchmarks": [1]}', "has written, got other JSON"),
+        (
+            '{"benchmarks": [], "neurenix_ms_bench": {"format": 9}}',
+            "must have format 1, got 9; read it with the version of neurenix_ms that wrote it",
+        ),
+    ],
+)
+def test_another_file_is_refused(content: str, words: str, tmp_path: Path, capsys):
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    assert main(["bench", "report", str(path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("neurenix-ms bench report: ")
+    assert words in said.err
+
+
+def test_no_such_file_and_no_such_group_are_said(run: str, capsys):
+    assert main(["bench", "report", "none.json"]) == 1
+    assert "none.json must be a file that pytest" in capsys.readouterr().err
+    assert main(["bench", "report", run, "--group", "pol"]) == 1
+    assert "group must be one of ['pool'], got 'pol'" in capsys.readouterr().err
+
+
+def test_two_runs_stand_side_by_side(run: str, tmp_path: Path, capsys):
+    after = write(
+        tmp_path / "after.json", case("ours", 1.01, 96), case("plain", 2.5), case("new", 1)
+    )
+    assert main(["bench", "compare", run, after]) == 0
+    shown = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "test_pool.py::ours 1 s 1.01 s (1.01x) 64 B 96 B (1.50x) 100 100 (1.00x)" in lines
+    assert "test_pool.py::plain 2 s 2.50 s (1.25x) 64 B 64 B (1.00x) 100 100 (1.00x)" in lines
+    assert lines[-1] == "only after: test_pool.py::new"
+    assert main(["bench", "compare", run, run]) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 2 cases: no change of bytes, operations, or a tenth of time" in shown
+    assert "test_pool.py" not in shown
+    assert main(["bench", "compare", run, run, "--all"]) == 0
+    assert "test_pool.py::ours" in capsys.readouterr().out
+
+
+def test_figures_that_are_missing_are_no_numbers(tmp_path: Path, capsys):
+    old = write(tmp_path / "a.json", case("x", 1, None), case("gone", 1))
+    new = write(tmp_path / "b.json", case("x", 1, 64))
+    assert main(["bench", "compare", old, new]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "test_pool.py::x 1 s 1 s (1.00x) - 64 B 100 100 (1.00x)" in lines
+    assert "only before: test_pool.py::gone" in lines
+
+
+def test_a_comparison_needs_two_runs(run: str, capsys):
+    assert main(["bench", "compare", run]) == 1
+    assert "two files must be given, or --base COMMIT, got [" in capsys.readouterr().err
+
+
+BENCHMARK = (
+    "def test_it(benchmark):\n    benchmark.extra_info.update(flops={}, tensor_peak_bytes=8)\n"
+)
+BENCHMARK += "    benchmark.pedantic(sum, ([1],))\n"
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "test_it.py").write_text(BENCHMARK.format(5))
+    git("add", "benchmarks/test_it.py")
+    git("commit", "-m", "first")
+    (tmp_path / "benchmarks" / "test_it.py").write_text(BENCHMARK.format(7))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_commit_is_compared_with_this_tree(repository: Path, monkeypatch, capsys):
+    monkeypatch.chdir(repository / "benchmarks")
+    assert main(["bench", "compare", "--base", "HEAD"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "8 B 8 B (1.00x) 5 7 (1.40x)" in shown
+    worktrees = subprocess.run(
+        ["git", "worktree", "list"], capture_output=True, text=True, check=True
+    )
+    assert len(worktrees.stdout.splitlines()) == 1
+    assert main(["bench", "compare", "--base", "nothing"]) == 1
+    assert "this must run without an error in" in capsys.readouterr().err
+
+
+def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"git must be installed to compare commits, got .*No such"
+    ):
+        measured_at("HEAD", ["benchmarks"], tmp_path)
