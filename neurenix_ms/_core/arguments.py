@@ -29,6 +29,14 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
+class Records:
+    """An object that keeps the arguments it was constructed with."""
+
+    def record(self, arguments: Mapping[str, Any]) -> None:
+        """Take the checked arguments of a constructor that has run."""
+        raise NotImplementedError
+
+
 def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Check every argument against its annotation, and pass it on as a plain Python value.
 
@@ -54,9 +62,12 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         ValueError: norm must be one of ['batch'] or None, got 'none'
     """
 
+    is_constructor = function.__name__ == "__init__"
+
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if tracing and not is_constructor:
             return function(*args, **kwargs)
         signature, kinds = _described(function)
         try:
@@ -64,9 +75,13 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         except TypeError:
             return function(*args, **kwargs)  # raises Python's own error for the call
         for name, value in bound.arguments.items():
-            if name in kinds:
+            if name in kinds and not tracing:
                 bound.arguments[name] = kinds[name].convert(name, value)
-        return function(*bound.args, **bound.kwargs)
+        result = function(*bound.args, **bound.kwargs)
+        if is_constructor and isinstance(args[0], Records):
+            bound.apply_defaults()
+            args[0].record(dict(list(bound.arguments.items())[1:]))
+        return result
 
     return call
 

@@ -2,11 +2,12 @@
 
 import inspect
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from neurenix_ms._core.arguments import Records
 from neurenix_ms._core.checks import shown
 
 PLAIN = (str, int, float, bool, type(None))
@@ -28,8 +29,22 @@ class Described:
         )
 
 
-class Configured(Described):
-    """A module that keeps every constructor argument under its own name and can be rebuilt from them."""
+class Configured(Records, Described):
+    """A module that keeps every constructor argument under its own name and can be rebuilt from them.
+
+    A constructor under `checked` keeps by itself what it does not store: another value than the one
+    that was given, as of a default that follows from other arguments, or a module.
+    """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def record(self, arguments: Mapping[str, Any]) -> None:
+        """Keep the arguments that the constructor has not stored, but for modules."""
+        for name, value in arguments.items():
+            if not hasattr(self, name) and not isinstance(value, nn.Module):
+                setattr(self, name, value)
 
     @property
     def config(self) -> dict[str, Any]:
