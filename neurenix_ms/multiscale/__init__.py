@@ -1,4 +1,4 @@
-"""The multiscale API: models over several resolutions and the blocks they are composed of."""
+"""Models that use several resolutions, and the modules that they are composed of."""
 
 from neurenix_ms.multiscale.atrous import AtrousPyramidPooling
 from neurenix_ms.multiscale.attention import AttentionFusion
