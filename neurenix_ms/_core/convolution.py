@@ -111,7 +111,7 @@ def can_be_turned(x: Tensor, weight: Tensor, padding: Triple, dilation: Triple) 
     The padding must be smaller than the kernel allows, and the kernel must fit into the volume.
     """
     axes = zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
-    return all(p <= d * (k - 1) < n - 1 for n, k, p, d in axes)
+    return all(p <= d * (k - 1) < n + 2 * p - 1 for n, k, p, d in axes)
 
 
 class _Direct(torch.autograd.Function):

@@ -162,6 +162,7 @@ MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
     nms.AttentionFusion: {"in_channels": [2, 3], "out_channels": 2},
     nms.MultiScalePooling: {},
     nms.PyramidPooling: {"in_channels": 8, "out_channels": 2},
+    nms.AtrousPyramidPooling: {"in_channels": 3, "out_channels": 2},
     nms.SpatialPyramidPooling: {},
     nms.MultiScaleTransform: {},
     nms.Rescale: {},
