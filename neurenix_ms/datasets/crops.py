@@ -36,6 +36,7 @@ class RandomCrops(Dataset[Item]):
     Raises:
         ValueError: If arrays do not fit each other or are smaller than `size`; for an item, if no center
             with a weight was found in 10,000 draws.
+        IndexError: If there is no such item.
 
     Examples:
         >>> image, labels = torch.rand(3, 200, 150), torch.zeros(200, 150, dtype=torch.long)
@@ -157,6 +158,9 @@ class RandomCrops(Dataset[Item]):
 class Windows(Dataset[Item]):
     """Cut series into windows, for models that forecast.
 
+    Use it to train on long series one history at a time: only the windows are read. All series may
+    have other lengths.
+
     Args:
         series: Arrays `(T, *)`, one or a list; tensors, NumPy arrays, or what `open_array` returns.
         length: Steps of a window.
@@ -168,6 +172,7 @@ class Windows(Dataset[Item]):
 
     Raises:
         ValueError: If an argument is below its minimum, or no series is long enough.
+        IndexError: If there is no such item.
 
     Examples:
         >>> windows = Windows(torch.arange(10.0), length=4, horizon=2, step=2)
