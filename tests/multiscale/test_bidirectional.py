@@ -267,7 +267,7 @@ def test_tiles_are_equal_to_the_whole(dims, size, tile, options):
             lambda: BidirectionalFusion([3, 3], 4, extra_levels=4)(
                 [x[:1].float() for x in levels((8, 8), [3, 3])]
             ),
-            "more than one pixel in the smallest map",
+            "more than one pixel in the smallest",
         ),
     ],
 )
