@@ -1,4 +1,4 @@
-"""The implicit recipe, small: that it trains, resumes, prunes, compacts and reports."""
+"""The implicit recipe trains, resumes, prunes, compacts and reports on small data."""
 
 import json
 
@@ -131,7 +131,7 @@ def test_the_wave_case_writes_its_results_and_draws_them_anew(tmp_path, monkeypa
         ("--iterations must be a multiple of 50, got 7", ["--iterations", "7"]),
     ],
 )
-def test_options_out_of_range_are_refused(words, options, capsys):
+def test_options_out_of_range_raise(words, options, capsys):
     with pytest.raises(SystemExit):
         implicit.main(["wave", *options])
     assert words in capsys.readouterr().err

@@ -31,7 +31,7 @@ def hierarchy(strides=STRIDES):
 
 
 def read_off(key):
-    """Strides and number of steps that the name of an array tells."""
+    """Read the strides and the number of steps from the name of an array."""
     _, strides, number = key.split("/")
     strides = strides.removeprefix("steps").removeprefix("step")
     return [int(s) for s in strides.split("-")], int(number[1:])
@@ -133,7 +133,7 @@ def changed(**entries):
         ),
     ],
 )
-def test_what_is_missing_left_over_or_misshapen_is_named(state_dicts, message):
+def test_missing_and_unexpected_names_and_shape_mismatches_are_listed(state_dicts, message):
     with pytest.raises(ValueError, match=message):
         load_hits(state_dicts)
 
@@ -159,12 +159,12 @@ def test_the_prefixes_of_tools_are_taken_off(prefix):
         ({3: torch.zeros(1)}, "step size 4: a state dict must have strings as names, got 3"),
     ],
 )
-def test_a_state_dict_of_nonsense_is_refused_soon(change, words):
+def test_an_invalid_state_dict_raises_quickly(change, words):
     with pytest.raises(ValueError, match=words):
         load_hits({4: {**states(4), **change}})
 
 
 @pytest.mark.parametrize("given", [[], {}, None, 3, {4: 5}, {"a": {}}, {0: {}}, {-1: {}}])
-def test_what_is_no_dict_of_state_dicts_is_refused(given):
+def test_inputs_other_than_dicts_of_state_dicts_raise(given):
     with pytest.raises(ValueError, match=r"state_dicts|load_hits needs|step size"):
         load_hits(given)

@@ -81,7 +81,7 @@ def test_the_default_network_has_1_894_156_parameters():
     assert sum(p.numel() for p in MSNet().parameters()) == 1_894_156
 
 
-def test_what_is_missing_left_over_or_misshapen_is_named(state):
+def test_missing_and_unexpected_names_and_shape_mismatches_are_listed(state):
     with pytest.raises(ValueError, match=r"left over.*optimizer\.lr"):
         load_msnet({**state, "optimizer.lr": np.zeros(1)})
     short = dict(state)
@@ -128,6 +128,6 @@ def test_the_prefixes_of_tools_are_taken_off(prefix, state):
         ),
     ],
 )
-def test_a_state_dict_of_nonsense_is_refused_soon(change, words, state):
+def test_an_invalid_state_dict_raises_quickly(change, words, state):
     with pytest.raises(ValueError, match=words):
         load_msnet({**state, **change})
