@@ -1,6 +1,6 @@
 """Exact tiled inference for any module."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -118,33 +118,61 @@ class TiledModel(Described, nn.Module):
             settle_early(plain_module(model), in_channels, spatial_dims, whole, memory_limit)
 
     @torch.no_grad()
-    def forward(self, x: Any, out: Any = None) -> Any:
+    def forward(
+        self,
+        x: Any,
+        out: Any = None,
+        *,
+        skip: Container[int] = (),
+        on_tile: Callable[[int, int], None] = lambda number, total: None,
+    ) -> Any:
         """Return the model's result for `x`, written into `out` if it is given.
 
         Args:
             x: A tensor, or an array that can be sliced (NumPy, memory-mapped, dask, zarr).
             out: A tensor or array of the result's shape, or the model's structure of them, which
-                shares no memory with x.
+                shares no memory with x; or a function that makes it from the shapes and the dtypes of
+                all results, called when the first tile has run.
+            skip: Numbers of tiles that are in `out` already, from an earlier call with the same model,
+                x and arguments. Passes for statistics and for parts run whole are not shortened.
+            on_tile: Called with the number of a tile and the number of all tiles when the tile is in
+                `out`.
         """
         model = plain_module(self.model)
         shape, like = check_rank_of(x, self.spatial_dims, model)
         with uncompiled():
             setting = settle(model, shape, like, self.tile_size, self.whole, self.memory_limit)
             if setting is None:
-                return self._in_one(model, x, like, out)
-            return self._in_tiles(model, x, like, out, setting)
+                return self._in_one(model, x, like, out, skip, on_tile)
+            return self._in_tiles(model, x, like, out, setting, skip, on_tile)
 
-    def _in_one(self, model: nn.Module, x: Any, like: Tensor, out: Any) -> Any:
+    def _in_one(
+        self,
+        model: nn.Module,
+        x: Any,
+        like: Tensor,
+        out: Any,
+        skip: Container[int],
+        on_tile: Callable[[int, int], None],
+    ) -> Any:
+        if out is not None and 0 in skip:
+            return out
         result = call_intact(model, read(x, (slice(None),), like))
         if out is None:
-            return tree_map(REDUCES[self.reduce], result)
+            result = tree_map(REDUCES[self.reduce], result)
+            on_tile(0, 1)
+            return result
         pieces = tree_leaves(result)
         reduced = [REDUCES[self.reduce](y) for y in pieces]
-        leaves = check_outputs(out, [tuple(y.shape) for y in reduced])
+        shapes = [tuple(y.shape) for y in reduced]
+        if _makes_arrays(out):
+            out = out(shapes, [y.dtype for y in reduced])
+        leaves = check_outputs(out, shapes)
         for leaf, y in zip(leaves, pieces, strict=True):
             self._check_room(leaf, y)
         for leaf, y in zip(leaves, reduced, strict=True):
             write(leaf, (slice(None),), y)
+        on_tile(0, 1)
         return out
 
     def _check_room(self, out: Any, y: Tensor) -> None:
@@ -154,18 +182,38 @@ class TiledModel(Described, nn.Module):
         else:
             check_writable(out, torch.int64, y.shape[1] - 1)
 
-    def _in_tiles(self, model: nn.Module, x: Any, like: Tensor, out: Any, setting: Setting) -> Any:
+    def _in_tiles(
+        self,
+        model: nn.Module,
+        x: Any,
+        like: Tensor,
+        out: Any,
+        setting: Setting,
+        skip: Container[int],
+        on_tile: Callable[[int, int], None],
+    ) -> Any:
+        tiles = len(setting.grid)
+        waiting = [number for number in range(tiles) if number not in skip]
+        if out is None and len(waiting) < tiles:
+            raise ValueError("out must hold the tiles that skip names, got None")
+        if not waiting:
+            return out
         shapes = [self._shape(place, x.shape) for place in setting.plan.outputs]
-        leaves = None if out is None else check_outputs(out, shapes)
+        make = out if _makes_arrays(out) else None
+        leaves = None if out is None or make else check_outputs(out, shapes)
         check_apart(x, leaves or [])
         structure: TreeSpec | None = None
-        total = len(setting.grid) * (1 + setting.num_sites())
+        total = len(waiting) + tiles * setting.num_sites()
         with progress_bar(self.progress, type(model).__name__, total) as step:
             passes = setting.passes(model, x, like, step)
             with passes.running():
                 values = find_values(passes)
-                for tile, cores, layout in passes.outputs():
+                for number, tile, cores, layout in passes.outputs(skip):
                     if structure is None and out is not None:
+                        if make:
+                            out = make(shapes, self._dtypes(cores))
+                            leaves = check_outputs(out, shapes)
+                            check_apart(x, leaves)
                         for leaf, core in zip(leaves or [], cores, strict=True):
                             self._check_room(leaf, core)
                     structure = layout
@@ -175,14 +223,17 @@ class TiledModel(Described, nn.Module):
                         index = tile.core_of_whole(place.lines)
                         write(leaf, self._reduced(index), REDUCES[self.reduce](core))
                     del cores, core
+                    on_tile(number, tiles)
             values.move_running()
         return out if out is not None else tree_unflatten(leaves or [], cast(TreeSpec, structure))
+
+    def _dtypes(self, cores: list[Tensor]) -> list[torch.dtype]:
+        return [core.dtype if self.reduce is None else torch.int64 for core in cores]
 
     def _room(self, cores: list[Tensor], shapes: list[tuple[int, ...]], x: Any) -> list[Tensor]:
         """Allocate tensors for the whole results on the device of x."""
         device = x.device if isinstance(x, Tensor) else "cpu"
-        dtypes = (core.dtype if self.reduce is None else torch.int64 for core in cores)
-        pairs = zip(shapes, dtypes, strict=True)
+        pairs = zip(shapes, self._dtypes(cores), strict=True)
         return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in pairs]
 
     def _shape(self, place: Place, shape: Sequence[int]) -> tuple[int, ...]:
@@ -194,3 +245,8 @@ class TiledModel(Described, nn.Module):
 
     def _reduced(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
         return index if self.reduce is None else (index[0], *index[2:])
+
+
+def _makes_arrays(out: Any) -> bool:
+    """Return whether `out` is a function that makes the arrays rather than arrays."""
+    return callable(out) and not hasattr(out, "shape")
