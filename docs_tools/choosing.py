@@ -39,18 +39,21 @@ POOLINGS = {
     "PyramidPooling": "the class of a pixel depends on the whole image; has parameters, cannot be tiled",
     "PyramidPooling, views": "as above, returns the pooled features for a convolution of your own",
     "AtrousPyramidPooling": "the class of a pixel depends on its surroundings at several distances",
-    "SpectralMixing": "a field without borders needs global context; the same weights at every resolution",
+    "SpectralMixing": "a periodic field needs global context, with the same weights at every resolution",
     "SpatialPyramidPooling": "you need a vector of fixed length from images of any size",
 }
 NECKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "PyramidFusion": ("coarse levels know what fine ones need: what is where", {}),
+    "PyramidFusion": ("context of coarse levels is needed at fine ones", {}),
     "BidirectionalFusion": (
-        "fine levels know what coarse ones need too: small objects beside large ones; the least cost",
+        "detail of fine levels is also needed at coarse ones (small and large objects)",
         {},
     ),
-    "BidirectionalFusion, 3 layers": ("the same, where accuracy is worth more", {"repeats": 3}),
+    "BidirectionalFusion, 3 layers": (
+        "as above, if accuracy matters more than cost",
+        {"repeats": 3},
+    ),
     "BidirectionalFusion, panet": (
-        "the same with full convolutions: few channels, or a GPU that does not like depthwise ones",
+        "full convolutions are faster: few channels, or slow depthwise convolutions on the GPU",
         {"paths": "panet", "weighting": None, "separable": False, "downsample": "conv"},
     ),
 }
@@ -102,19 +105,16 @@ def poolings(path: str | Path = RESULTS) -> str:
     fields = ("time", "flops", "params", "tensor_peak_bytes")
     cases = _cases(path, "pooling/forward", "block", dims=2)
     measured = {name: _cells(case, fields) for name, case in cases.items()}
-    counted = {
-        "AtrousPyramidPooling": AtrousPyramidPooling(64, 64),
-        "SpectralMixing": SpectralMixing(64, 64),
-    }
+    blocks = (AtrousPyramidPooling(64, 64), SpectralMixing(64, 64))
     shape = next(iter(cases.values())).value("shape")
-    for name, block in counted.items():
-        measured[name] = ["-", *_counted(block, torch.zeros(shape, device="meta"))]
+    for block in blocks:
+        measured[type(block).__name__] = ["-", *_counted(block, torch.zeros(shape, device="meta"))]
     heads = ["time", "FLOPs", "parameters", "peak"]
     return _measured_on(cases) + _rows("block", POOLINGS, heads, measured)
 
 
 def necks() -> str:
-    """Necks over three levels: when to take which, and what it costs, counted now."""
+    """Compare necks over three levels: when to use each, and its cost, counted now."""
     widths = [64, 128, 256]
     features = [torch.zeros(1, n, 64 >> k, 64 >> k, device="meta") for k, n in enumerate(widths)]
     words, measured = {}, {}

@@ -16,7 +16,7 @@ from docs_tools.messages import messages
 from docs_tools.source import Source, documented
 
 SECTION = re.compile(r"^([A-Z]\w+):$", re.MULTILINE)
-CHECKS = re.compile(r"expect_\w+|choose")  # functions that check arguments for others
+CHECKS = re.compile(r"check_\w+|choose")  # functions that check arguments for others
 
 
 def named(path: str) -> Any:

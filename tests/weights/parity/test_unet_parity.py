@@ -92,7 +92,7 @@ def test_a_missing_entry_is_named(state):
 
 
 def test_a_left_over_entry_is_named(state):
-    with pytest.raises(ValueError, match=r"left over.*another\.weight"):
+    with pytest.raises(ValueError, match=r"unexpected.*another\.weight"):
         load_unet({**state, "another.weight": np.zeros(3)})
 
 
@@ -263,7 +263,7 @@ def test_state_dicts_of_real_wrappers_are_taken(wrap):
 
 def test_the_message_lists_the_prefixes(state):
     with pytest.raises(
-        ValueError, match=r"missing \(also looked for behind 'module\.', 'model\.', "
+        ValueError, match=r"missing \(also with the prefixes 'module\.', 'model\.', "
     ):
         load_unet({f"encoder.{name}": value for name, value in state.items()})
     with pytest.raises(ValueError, match="strings as names, got 3"):
