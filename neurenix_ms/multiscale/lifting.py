@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neurenix_ms._core.hooks import is_watched
 from neurenix_ms._core.sizes import fit, spatial
-from neurenix_ms._core.tracing import is_known, sizes_are_open
+from neurenix_ms._core.tracing import is_jit_tracing, is_known, sizes_are_open
 
 WaveletName = Literal["haar", "cdf53", "cdf97", "db2", "db3", "db4"]
 Boundary = Literal["symmetric", "periodic"]
@@ -217,7 +217,7 @@ def _fitted(x: Tensor, length: int, axis: int) -> Tensor:
 
 
 def _is_one(n: int) -> bool:
-    return not torch.jit.is_tracing() and is_known(n == 1)
+    return not is_jit_tracing() and is_known(n == 1)
 
 
 def _is_overwritten(fresh: Tensor) -> bool:
