@@ -15,10 +15,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from benchmarks.plain import with_weights_of
 from benchmarks.plain_pyramids import TorchvisionFusion
-from neurenix_ms import AttentionFusion, BidirectionalFusion, PyramidFusion, PyramidPooling, UNet
+from neurenix_ms import (
+    AtrousPyramidPooling,
+    AttentionFusion,
+    BidirectionalFusion,
+    PyramidFusion,
+    PyramidPooling,
+    UNet,
+)
 from neurenix_ms.backbones import Backbone
 
 PEERS = ("torchvision", "monai", "smp", "timm", "kornia", "effdet", "ptwt", "pytorch_wavelets")
@@ -49,6 +57,13 @@ def monai_residual(dims: int, widths: tuple[int, ...]) -> nn.Module:
 def torchvision_neck(ours: PyramidFusion) -> nn.Module:
     """Return torchvision's feature pyramid."""
     return with_weights_of(ours, TorchvisionFusion(ours.in_channels, ours.out_channels))
+
+
+def torchvision_aspp(ours: AtrousPyramidPooling) -> nn.Module:
+    """The pooling of torchvision's DeepLabV3."""
+    theirs = ASPP(ours.in_channels, ours.dilations, ours.out_channels)
+    theirs.project[-1] = nn.Identity()  # a dropout of one half
+    return with_weights_of(ours, theirs)
 
 
 class MonaiNeck(nn.Module):

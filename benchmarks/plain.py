@@ -108,6 +108,33 @@ class PyramidPooling(nn.Module):
         return self.projection(torch.cat([x, *views], dim=1))
 
 
+class AtrousPooling(nn.Module):
+    """Dilated branches and the enlarged mean, concatenated and convolved."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, dilations: Sequence[int], dims: int
+    ) -> None:
+        super().__init__()
+        conv, norm = CONV[dims], BATCH_NORM[dims]
+
+        def branch(*first: nn.Module) -> nn.Sequential:
+            return nn.Sequential(*first, norm(out_channels), nn.ReLU(inplace=True))
+
+        point = partial(conv, in_channels, out_channels, 1, bias=False)
+        dilated = partial(conv, in_channels, out_channels, 3, bias=False)
+        self.branches = nn.ModuleList(
+            [branch(point()), *(branch(dilated(padding=d, dilation=d)) for d in dilations)]
+        )
+        self.image = branch(ADAPTIVE_AVG_POOL[dims](1), point())
+        self.project = branch(
+            conv((len(dilations) + 2) * out_channels, out_channels, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [branch(x) for branch in self.branches]
+        return self.project(torch.cat([*maps, resized(self.image(x), x.shape[2:])], dim=1))
+
+
 class ConcatFusion(nn.Module):
     """Resize, concatenate and apply a 1x1 convolution."""
 

@@ -7,6 +7,7 @@ from neurenix_ms._core import moved
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.files import load, save
 from neurenix_ms.multiscale import (
+    AtrousPyramidPooling,
     AttentionFusion,
     BidirectionalFusion,
     BlurPool,
@@ -26,6 +27,7 @@ from neurenix_ms.multiscale import (
     Rescale,
     ScaleFusion,
     SpatialPyramidPooling,
+    SpectralMixing,
     UNet,
     UNetDecoder,
     WaveletTransform,
@@ -90,6 +92,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NIF",
+    "AtrousPyramidPooling",
     "AttentionFusion",
     "Backbone",
     "BidirectionalFusion",
@@ -112,6 +115,7 @@ __all__ = [
     "Rescale",
     "ScaleFusion",
     "SpatialPyramidPooling",
+    "SpectralMixing",
     "TiledModel",
     "UNet",
     "UNetDecoder",

@@ -1,4 +1,4 @@
-"""Tell whether faster paths may be taken: calls that are observed, tensors that are subclasses."""
+"""Tests of whether faster paths may be taken: calls that are observed, tensors that are subclasses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ _estimating: ContextVar[bool] = ContextVar("memory_is_estimated", default=False)
 
 
 def is_observed(*modules: nn.Module) -> bool:
-    """Return whether skipping the call of one of `modules` would change what its user sees.
+    """Return whether one of `modules` has hooks or a replaced `forward`.
 
-    A faster path that goes around `module(x)` is correct only where nothing is attached to that call:
+    A faster path that does not call `module(x)` is correct only where nothing is attached to that call:
     no forward hook or pre-hook of the module itself or of all modules (which `fully_shard`, profilers
     and feature extractors use), and no `forward` replaced on the instance.
     """

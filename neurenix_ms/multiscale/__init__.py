@@ -1,5 +1,6 @@
-"""The multiscale API: models over several resolutions and the blocks they are composed of."""
+"""Models that use several resolutions, and the modules that they are composed of."""
 
+from neurenix_ms.multiscale.atrous import AtrousPyramidPooling
 from neurenix_ms.multiscale.attention import AttentionFusion
 from neurenix_ms.multiscale.bidirectional import BidirectionalFusion
 from neurenix_ms.multiscale.blurring import BlurPool
@@ -14,11 +15,13 @@ from neurenix_ms.multiscale.pooling import (
 from neurenix_ms.multiscale.pyramid_network import PyramidFusion, PyramidNetwork
 from neurenix_ms.multiscale.pyramids import GaussianPyramid, LaplacianPyramid
 from neurenix_ms.multiscale.shuffling import PixelShuffle, PixelUnshuffle
+from neurenix_ms.multiscale.spectral import SpectralMixing
 from neurenix_ms.multiscale.transforms import MultiScaleTransform, PyramidDownsample, Rescale
 from neurenix_ms.multiscale.unet import UNet
 from neurenix_ms.multiscale.wavelets import InverseWaveletTransform, WaveletTransform
 
 __all__ = [
+    "AtrousPyramidPooling",
     "AttentionFusion",
     "BidirectionalFusion",
     "BlurPool",
@@ -38,6 +41,7 @@ __all__ = [
     "Rescale",
     "ScaleFusion",
     "SpatialPyramidPooling",
+    "SpectralMixing",
     "UNet",
     "UNetDecoder",
     "WaveletTransform",

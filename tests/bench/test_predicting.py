@@ -13,13 +13,11 @@ from neurenix_ms.bench import predict_memory
 from neurenix_ms.bench.comparing import loss_of
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.meter import peak_tensor_bytes
-from neurenix_ms.msnet import MSNet, coarsen, scale_masks
 
 QUICK = {
     "UNet-2d",
     "MultiScaleModel-2d",
     "MSNet-2d",
-    "PyramidPooling-2d",
     "FeatureFusion-2d",
     "MSNet-3d",
 }
@@ -74,12 +72,10 @@ def test_other_networks_and_dtypes_are_predicted():
     assert predict_memory(nn.ReLU(), (4,), dtype="bfloat16").peak == 8
 
 
-def test_a_network_of_several_inputs_is_refused_with_its_own_words():
-    model = MSNet(2)
-    x = (torch.rand(1, 1, 16, 16, 16) < 0.5).float()
-    model(coarsen(x, 2), scale_masks(x, 2))
+def test_a_shape_that_the_network_refuses_is_refused_in_its_words():
     with pytest.raises(
-        ValueError, match=r"model must run on tensors of this shape without .*, got \w+"
+        ValueError,
+        match=r"model must run on tensors of this shape without .*, got .*Error: .*channels",
     ):
         predict_memory(UNet(3, 1, [4]), (1, 2, 8, 8))
 
@@ -115,7 +111,7 @@ def test_a_wrong_argument_is_named(model: nn.Module, shape, options: dict[str, A
         predict_memory(model, shape, **options)
 
 
-@pytest.mark.parametrize("norm", [None, "instance"])
+@pytest.mark.parametrize("norm", [None, pytest.param("instance", marks=pytest.mark.slow)])
 def test_tiles_are_predicted(norm: str | None):
     model = UNet(1, 2, [4, 8], norm=norm, remember=False, spatial_dims=1).eval()
     tiled, x = TiledModel(model, 64, spatial_dims=1), torch.randn(1, 1, 500)
