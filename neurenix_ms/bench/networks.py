@@ -16,7 +16,7 @@ from neurenix_ms.bench.tables import aligned
 from neurenix_ms.bench.timing import finish, seconds
 
 ROUNDS = 5
-HEADS = ["network", "shape", "parameters", "FLOPs", "time", "live tensors", "predicted", "in all"]
+HEADS = ["network", "shape", "parameters", "FLOPs", "time", "live tensors", "predicted", "total"]
 
 
 def networks_table(
@@ -55,7 +55,9 @@ def networks_table(
             lines.append([name, size, *cells])
             missing.setdefault(", ".join(uncounted), []).append(name)
     kind = "training step" if train else "forward"
-    title = f"{kind} on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    plural = "" if threads == 1 else "s"
+    title = f"{kind} on {device}, torch {torch.__version__}, {threads} thread{plural}"
     known = [
         f"  Not in the FLOPs: {', '.join(dict.fromkeys(of))}: {words}."
         for words, of in missing.items()
@@ -72,10 +74,10 @@ def _measured(
     only_predict: bool,
 ) -> tuple[list[str], list[str]]:
     predicted = predict_memory(network, shape, train=train)
-    in_all = [in_bytes(predicted.peak), in_bytes(predicted.total)]
+    total = [in_bytes(predicted.peak), in_bytes(predicted.total)]
     if only_predict:
         count = sum(p.numel() for p in network.parameters())
-        return [as_number(count), "-", "-", "-", *in_all], []
+        return [as_number(count), "-", "-", "-", *total], []
     x = torch.randn(shape, device=device)
     call = call_of(network, (x,), train)
 
@@ -92,4 +94,4 @@ def _measured(
         in_seconds(median),
         in_bytes(found["tensor_peak_bytes"]),
     ]
-    return cells + in_all, list(found["uncounted"])
+    return cells + total, list(found["uncounted"])

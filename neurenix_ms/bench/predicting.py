@@ -1,4 +1,4 @@
-"""Prediction of peak memory from shapes alone: will it fit?"""
+"""Prediction of peak memory from shapes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,16 +29,16 @@ Shape = Sequence[int] | Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class MemoryPrediction:
-    """Bytes of tensors that a call of a network takes at its highest point.
+    """Predicted bytes of a call of a network.
 
-    Compare `total` with what the device has free. Work space inside kernels, and what the allocator
-    keeps for later, come on top; so does the state of an optimizer, twice the parameters for Adam.
+    Compare `total` with the free memory of the device. It does not include work space inside kernels,
+    cached memory of the allocator, and the state of an optimizer (for Adam, twice the parameters).
 
     Args:
-        parameters: Parameters and buffers, which are there before.
-        inputs: The input.
-        peak: Most bytes of tensors made by the call and alive at one moment: results, intermediate
-            feature maps and, in training, gradients. It is what `peak_tensor_bytes` measures.
+        parameters: Bytes of parameters and buffers.
+        inputs: Bytes of the input.
+        peak: Peak bytes of the tensors that the call allocates: results, intermediate feature maps
+            and, in training, gradients. `peak_tensor_bytes` measures the same.
 
     Examples:
         >>> print(MemoryPrediction(parameters=2**20, inputs=2**18, peak=3 * 2**20))
@@ -51,7 +51,7 @@ class MemoryPrediction:
 
     @property
     def total(self) -> int:
-        """Everything together."""
+        """Sum of parameters, inputs and peak."""
         return self.parameters + self.inputs + self.peak
 
     def __str__(self) -> str:
@@ -71,28 +71,28 @@ def predict_memory(
     tile_size: int | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> MemoryPrediction:
-    """Peak memory of a network on inputs of some shape, without the input and without running it.
+    """Predict the peak memory of a network for an input shape, without running it.
 
-    Use it before you choose a batch size, a crop or a GPU. A copy of the network runs on tensors that
-    have shapes only, so a volume of many gigabytes takes no more than a small one. Networks of this
-    package and of others can be asked, as long as their Python code does not depend on values.
+    Use it to choose a batch size, a crop size or a GPU. A copy of the network runs on tensors without
+    values, so even a volume of many gigabytes needs no memory. It works for any network whose Python
+    code does not depend on values of tensors.
 
     Args:
-        model: Any module; it stays as it is. Its device decides which kernels are taken.
-        shape: Shape of the input, `(B, C, *S)`, or several, for a list of feature maps.
+        model: Any module; it is not changed. The kernels are those of its device.
+        shape: Shape of the input, `(B, C, *S)`, or a list of shapes for a list of feature maps.
         train: Predict a training step (forward and backward of a mean square) instead of a forward
             pass without gradients.
         checkpointing: Train inside `enable_gradient_checkpointing`.
-        tile_size: Run in tiles of this edge, by a `TiledModel`. How the model runs in tiles is found
-            on small inputs, which takes seconds. A `TiledModel` as the model says it by itself.
-        dtype: Of the input; that of the parameters if None.
+        tile_size: Tile size of a `TiledModel` in which the network runs. The tiles are planned on
+            small inputs first. `model` may also be a `TiledModel` itself.
+        dtype: Dtype of the input; that of the parameters if None.
 
     Returns:
         Bytes of parameters, inputs, and the peak.
 
     Raises:
-        ValueError: If the network cannot run on tensors without values, or refuses the shape, or an
-            argument does not fit the others.
+        ValueError: If the network cannot run on tensors without values or does not support the shape,
+            or if arguments contradict each other.
 
     Examples:
         >>> from neurenix_ms import UNet

@@ -1,4 +1,4 @@
-"""Timeline of live tensors of a call, by module: what takes the memory, and when."""
+"""Timeline of the live tensors of a call, by module."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +26,12 @@ WIDTH, HEIGHT, TOP, LINE = 360, 150, 24, 14
 
 @dataclass(frozen=True)
 class Moment:
-    """The bytes of live tensors after one operator.
+    """Live tensors after one operator.
 
     Args:
-        module: Name of the innermost module that was running; "(outside)" or "(backward)" for none.
-        operator: What ran.
-        live: Bytes alive then.
+        module: Name of the innermost running module; "(outside)" or "(backward)" if there is none.
+        operator: Name of the operator.
+        live: Bytes of the live tensors.
     """
 
     module: str
@@ -41,21 +41,23 @@ class Moment:
 
 @dataclass
 class MemoryProfile:
-    """Live tensors over a call; `print` shows what was alive at the peak, notebooks the picture.
+    """Live tensors during a call; `print` shows those at the peak, notebooks display a chart.
 
-    Bytes are those of `peak_tensor_bytes`: of storages that the call made, weights and inputs apart.
+    As in `peak_tensor_bytes`, bytes are those of storages that the call allocated, without weights and
+    inputs.
 
     Args:
-        moments: After every operator.
-        at_peak: Bytes alive at the peak, by the module that made them, most first.
+        moments: Live tensors after every operator.
+        at_peak: Bytes alive at the peak, by the module that allocated them.
+        kinds: Class names of the modules, by name.
 
     Examples:
         >>> profile = profile_memory(nn.Sequential(nn.Linear(2, 8), nn.ReLU()), torch.ones(4, 2))
         >>> print(profile)
         256 B at the peak, after relu in 1
-          made by     alive then
-          0 (Linear)       128 B
-          1 (ReLU)         128 B
+          allocated by  alive
+          0 (Linear)    128 B
+          1 (ReLU)      128 B
     """
 
     moments: list[Moment] = field(default_factory=list)
@@ -111,7 +113,7 @@ class MemoryProfile:
         highest = max(self.moments, key=lambda moment: moment.live)
         head = f"{in_bytes(self.peak)} at the peak, after {highest.operator} in {highest.module}"
         rows = sorted(self.at_peak.items(), key=lambda row: -row[1])
-        lines = [["made by", "alive then"]]
+        lines = [["allocated by", "alive"]]
         lines += [[self._titled(name), in_bytes(size)] for name, size in rows[:MOST_ROWS]]
         if rest := rows[MOST_ROWS:]:
             lines.append([f"{len(rest)} more", in_bytes(sum(size for _, size in rest))])
@@ -127,20 +129,20 @@ class MemoryProfile:
 
 @checked
 def profile_memory(model: nn.Module, inputs: Any, *, train: bool = False) -> MemoryProfile:
-    """Record the live tensors of one call after every operator, and which module made them.
+    """Record the live tensors of a call after every operator, and the module that allocated them.
 
-    Use it to find what to change where a network does not fit: which feature maps are alive at the
-    peak, and whose they are. Faster paths of this package are taken as in a plain call; what runs in
-    them counts for the module around.
+    Use it to find out which feature maps are alive at the peak if a network does not fit into memory.
+    The faster paths of this package are used as in a plain call; their tensors belong to the module
+    that takes the path.
 
     Args:
-        model: Any module; it runs as it is, in its present mode.
+        model: Any module, in training or evaluation mode.
         inputs: One argument (a tensor, a list of feature maps), or a tuple of several.
         train: Record a training step (forward, and backward of a mean square) instead of a forward
-            pass without gradients. Gradients are dropped afterwards.
+            pass without gradients. Gradients are set to None afterwards.
 
     Returns:
-        The timeline, with a table as text and a picture.
+        The profile, as a table or a chart.
 
     Examples:
         >>> from neurenix_ms import UNet
@@ -203,12 +205,12 @@ class _Recording(LiveStorages):
 
 @contextmanager
 def _modules_noted(names: dict[int, str]) -> Iterator[list[str]]:
-    """The names of the modules that are running, innermost last.
+    """Track the names of the running modules, innermost last.
 
-    Calls are noted below hooks, which faster paths look for: with hooks, other paths would be taken.
+    It does not use hooks, because faster paths are not taken if there are hooks.
     """
     running: list[str] = []
-    call = nn.Module._call_impl
+    call: Callable[..., Any] = nn.Module._call_impl
 
     def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         name = names.get(id(module))

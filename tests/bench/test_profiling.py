@@ -38,9 +38,9 @@ def test_bytes_belong_to_the_module_that_made_them():
     assert profile.at_peak == {"first": 1024, "second": 1024}
     assert str(profile).splitlines() == [
         "2 KiB at the peak, after sigmoid in second",
-        "  made by           alive then",
-        "  first (Tanh)           1 KiB",
-        "  second (Sigmoid)       1 KiB",
+        "  allocated by      alive",
+        "  first (Tanh)      1 KiB",
+        "  second (Sigmoid)  1 KiB",
     ]
 
 

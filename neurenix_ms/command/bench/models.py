@@ -5,6 +5,7 @@ Networks are public names of neurenix_ms or dotted names, also with arguments: `
 """
 
 import argparse
+from argparse import ArgumentTypeError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,5 +57,5 @@ def shape(text: str) -> tuple[int, ...]:
     """A shape such as 1x3x64x64."""
     parts = text.lower().split("x")
     if len(parts) < 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"must be a shape such as 1x3x64x64, got {text!r}")
+        raise ArgumentTypeError(f"must be a shape such as 1x3x64x64, got {text!r}")
     return tuple(map(int, parts))
