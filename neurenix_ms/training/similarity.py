@@ -153,7 +153,7 @@ def _mean(y: Tensor, counted: Tensor) -> Tensor:
 
 def _pooled(x: Tensor) -> Tensor:
     edge = [min(2, n) for n in spatial(x)]
-    return AVERAGE[x.ndim - 2](x, edge, ceil_mode=True)  # type: ignore[operator]
+    return AVERAGE[x.ndim - 2](x, edge, ceil_mode=True)
 
 
 def _halved(x: Tensor, counted: Tensor) -> Tensor:
