@@ -195,12 +195,20 @@ class ConvBlock(nn.Module):
     def _convolved(self, maps: tuple[Tensor, ...]) -> Tensor:
         y = joined(maps)
         for layer in cast(list[ConvNormAct], list(self.layers)):
-            if torch.compiler.is_compiling() or is_observed(layer):
+            if in_one_call(layer):
                 y = layer(y)
-            else:  # in two steps: the frames of a call would hold its input through norm and act
+            else:
                 y = layer.conv(y)
                 y = layer.finish(y)
         return y
+
+
+def in_one_call(layer: ConvNormAct) -> bool:
+    """Whether a layer is called as a module, and not its convolution and what follows one by one.
+
+    In two steps, no frame of a call holds the input through norm and activation.
+    """
+    return torch.compiler.is_compiling() or is_observed(layer)
 
 
 def shortcut(in_channels: int, out_channels: int, spec: ConvSpec) -> nn.Module:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.checkpointing import recomputed
-from neurenix_ms.layers.blocks import ChannelDropout, ConvSpec, joined
+from neurenix_ms.layers.blocks import ChannelDropout, ConvSpec, in_one_call, joined
 from neurenix_ms.layers.naming import make_act, make_norm
 
 EXPANSION = {"convnext": 4, "inverted": 6}
@@ -86,8 +86,10 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, *maps: Tensor) -> Tensor:
         x = self.project(joined(maps))
-        y = self.expand(recomputed(self.norm, self.depthwise(x)))
-        y = self.reduce(recomputed(self.act, y))
+        # in one expression: no name holds a feature map of four times the channels
+        y = self.reduce(
+            recomputed(self.act, self.expand(recomputed(self.norm, self.depthwise(x))))
+        )
         return self.dropout(x + self.scale * y)
 
 
@@ -113,6 +115,11 @@ class InvertedBlock(nn.Module):
         self.dropout = ChannelDropout(spec.dropout)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        x = joined(maps)
-        y = self.reduce(self.depthwise(self.expand(x)))
+        x = y = joined(maps)
+        for layer in (self.expand, self.depthwise, self.reduce):
+            if in_one_call(layer):
+                y = layer(y)
+            else:
+                y = layer.conv(y)
+                y = layer.finish(y)
         return self.dropout(recomputed(torch.add, y, x) if self.is_residual else y)

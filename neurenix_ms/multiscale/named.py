@@ -63,9 +63,12 @@ class AttentionGate(nn.Module):
         self.score = point.layer(middle, 1)
 
     def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
-        together = torch.relu(self.of_skip(skip) + self.of_deep(deep))
-        weights = torch.sigmoid(self.score(together))
+        weights = self._weights(skip, deep)
         return joined((recomputed(torch.mul, skip, weights), deep))
+
+    def _weights(self, skip: Tensor, deep: Tensor) -> Tensor:
+        """One number from 0 to 1 for every pixel."""
+        return torch.sigmoid(self.score(torch.relu(self.of_skip(skip) + self.of_deep(deep))))
 
 
 class Bands(nn.Module):
