@@ -94,13 +94,13 @@ def test_a_model_that_does_not_fit_is_left_unchanged(tmp_path):
     other = UNet(1, 2, [4, 8])
     before = [p.clone() for p in other.parameters()]
     with pytest.raises(
-        ValueError, match=r"misshapen \['head.conv.weight \(1, 4, 1, 1\) instead of"
+        ValueError, match=r"shape mismatch \['head.conv.weight \(1, 4, 1, 1\) instead of"
     ):
         load(tmp_path / "m.nx", model=other)
     assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"missing \['level"):
         load(tmp_path / "m.nx", model=UNet(1, 1, [4, 8, 8]))
-    with pytest.raises(ValueError, match=r"left over \['level"):
+    with pytest.raises(ValueError, match=r"unexpected \['level"):
         load(tmp_path / "m.nx", model=UNet(1, 1, [4]))
 
 
@@ -109,17 +109,17 @@ def test_a_truncated_file_is_refused(share, tmp_path):
     path = tmp_path / "m.nx"
     save(UNet(1, 1, [4]), path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"must be a file of neurenix_ms\.save, got damage"):
+    with pytest.raises(ValueError, match=r"file of neurenix_ms\.save, got a corrupted or foreign"):
         load(path)
 
 
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "m.nx"
     path.write_text("not a model")
-    with pytest.raises(ValueError, match="got damage"):
+    with pytest.raises(ValueError, match="got a corrupted or foreign file"):
         load(path)
     torch.save({"weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="got something else"):
+    with pytest.raises(ValueError, match="got another torch"):
         load(path)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "absent.nx")
@@ -159,7 +159,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     torch.save({"format": "neurenix_ms model", "x": Attack(marker)}, tmp_path / "a.nx")
     (tmp_path / "b.nx").write_bytes(pickle.dumps(Attack(marker)))
     for name in ("a.nx", "b.nx"):
-        with pytest.raises(ValueError, match="got damage"):
+        with pytest.raises(ValueError, match="got a corrupted or foreign file"):
             load(tmp_path / name)
     assert not marker.exists()
 
@@ -252,7 +252,7 @@ class WithState(nn.Linear):
 
 
 def test_a_state_that_is_no_tensor_is_refused_before_it_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"'_extra_state'\] must be a dense tensor .*no tensor"):
+    with pytest.raises(ValueError, match=r"'_extra_state'\] must be a dense tensor .*not a tensor"):
         save(WithState(1, 1), tmp_path / "m.nx")
     assert os.listdir(tmp_path) == []
 

@@ -87,9 +87,7 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, *maps: Tensor) -> Tensor:
         x = self.project(joined(maps))
         # in one expression: no name holds a feature map of four times the channels
-        y = self.reduce(
-            recomputed(self.act, self.expand(recomputed(self.norm, self.depthwise(x))))
-        )
+        y = self.reduce(recomputed(self.act, self.expand(recomputed(self.norm, self.depthwise(x)))))
         return self.dropout(x + self.scale * y)
 
 

@@ -162,6 +162,7 @@ MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
     nms.AttentionFusion: {"in_channels": [2, 3], "out_channels": 2},
     nms.MultiScalePooling: {},
     nms.PyramidPooling: {"in_channels": 8, "out_channels": 2},
+    nms.AtrousPyramidPooling: {"in_channels": 3, "out_channels": 2},
     nms.SpatialPyramidPooling: {},
     nms.MultiScaleTransform: {},
     nms.Rescale: {},
@@ -302,6 +303,7 @@ def test_every_public_callable_has_a_case():
     told = {
         *(nms.save, nms.load, nms.enable_gradient_checkpointing),  # tests/test_files.py
         *(datasets.DriftDensity, datasets.PorousConduction, datasets.SampleCache),  # on disk
+        *(datasets.open_array, datasets.create_array, datasets.RandomCrops, datasets.Windows),
         *(implicit.PruningRound, implicit.prune_and_retrain, timestepping.Selection),
         weights.read_pickle,
         *(nms.TiledModel, nms.Backbone),  # tests/execution, tests/backbones

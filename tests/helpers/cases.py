@@ -1,4 +1,4 @@
-"""One case per public module: how to build it small, and what to feed it at a given size."""
+"""Cases of the contract: how to build every public module, and its inputs at a given size."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Case:
     halvings: list[int] | None = None  # of every feature map; by default 0, 1, 2, ...
 
     def inputs(self, size: Size, batch: int = 2, **options: Any) -> Any:
-        """A map of `size`, or a list of maps whose finest has `size`."""
+        """Return a feature map of `size`, or a list of feature maps whose finest has `size`."""
         maps = [
             torch.randn(batch, c, *(max(1, n // 2**i) for n in size), **options)
             for c, i in zip(self.channels, self.levels, strict=True)
@@ -119,6 +119,10 @@ def _cases(d: int) -> list[Case]:
         "MultiScalePooling-max": lambda: nms.MultiScalePooling([3, 4], "max", **k),
         "PyramidPooling": lambda: nms.PyramidPooling(3, 4, [1, 2, 3], **k),
         "PyramidPooling-bare": lambda: nms.PyramidPooling(3, 4, [1, 2], project=False, **k),
+        "AtrousPyramidPooling": lambda: nms.AtrousPyramidPooling(3, 4, [2, 17], **k),
+        "AtrousPyramidPooling-separable": lambda: nms.AtrousPyramidPooling(
+            3, 4, [[3, 2, 1][:d]], separable=True, image_pooling=False, norm="group", **k
+        ),
         "SpatialPyramidPooling": lambda: nms.SpatialPyramidPooling(**k),
         "SpatialPyramidPooling-avg": lambda: nms.SpatialPyramidPooling(3, "avg", **k),
         "MultiScaleTransform": lambda: nms.MultiScaleTransform(**k),
