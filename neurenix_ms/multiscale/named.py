@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.dims import CONVOLUTIONS
 from neurenix_ms._core.sizes import fit, spatial
-from neurenix_ms._core.tracing import one_module
+from neurenix_ms._core.tracing import one_call, one_module
 from neurenix_ms.checkpointing import recomputed
 from neurenix_ms.layers.blocks import ConvSpec, joined
 from neurenix_ms.multiscale.lifting import WAVELETS, merge, split
@@ -97,12 +97,15 @@ class Synthesis(nn.Module):
         self.conv = CONVOLUTIONS[spec.spatial_dims](in_channels, out_channels * bands, 1)
         self.out_channels = out_channels
 
-    @one_module
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        size = tuple(2 * n for n in spatial(y))
-        bands = y.split(self.out_channels, dim=1)
-        return merge(bands, size, WAVELETS["haar"], periodic=False)
+        return haar_merged(self.conv(x), self.out_channels)
+
+
+@one_call
+def haar_merged(bands: Tensor, channels: int) -> Tensor:
+    """The feature map of so many channels that has these bands of a Haar wavelet."""
+    size = tuple(2 * n for n in spatial(bands))
+    return merge(bands.split(channels, dim=1), size, WAVELETS["haar"], periodic=False)
 
 
 class Shuffled(nn.Module):
