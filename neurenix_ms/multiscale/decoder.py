@@ -77,7 +77,7 @@ class Head(nn.Module):
 
 
 def make_ups(levels: Sequence[Slots], widths: Sequence[int], align_corners: bool) -> list[Up]:
-    """The steps up, coarse to fine, from the widths of all levels, finest first.
+    """Return the steps up, coarse to fine, from the widths of all levels, finest first.
 
     Upsampling without weights leaves the channels as they are, so each step already goes down to the
     width of the next finer skip; one with weights changes them itself.
@@ -98,7 +98,7 @@ def make_ups(levels: Sequence[Slots], widths: Sequence[int], align_corners: bool
 
 
 def widths_of(levels: Sequence[Slots], skips: Sequence[int]) -> list[int]:
-    """The channels of every decoded feature map, finest first."""
+    """Return the channels of every decoded feature map, finest first."""
     kept = [level.keeps_channels for level in levels[: len(skips)]]
     return [skips[max(d - 1, 0)] if kept[d] else skips[d] for d in range(len(skips))]
 
@@ -115,7 +115,7 @@ class DeepHeads(nn.ModuleList):
 
 
 def up_named(up: Any, bilinear: bool) -> Any:
-    """The upsampling that `bilinear` stands for, where none is named."""
+    """Return the upsampling that `bilinear` stands for, where none is named."""
     return ("linear" if bilinear else "transposed") if up is None else up
 
 

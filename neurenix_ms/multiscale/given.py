@@ -15,7 +15,7 @@ PROBED = 16  # pixels per axis and stride, of the tensors that a module is measu
 
 
 def measured(module: nn.Module, *shapes: Sequence[int]) -> tuple[int, ...] | None:
-    """The shape of what a module returns for tensors without memory; None if it cannot run there."""
+    """Return the shape of a result for tensors without memory; None if that cannot be run."""
     try:
         with memoryless_copy(module) as copied:
             y = copied(*(torch.empty(tuple(shape)) for shape in shapes))
@@ -144,5 +144,5 @@ def call(module: nn.Module, *inputs: Tensor) -> Tensor:
 
 
 def is_known_shape(y: Tensor) -> bool:
-    """Whether the shape of a result is that of this input alone, and no placeholder of `torch.fx`."""
+    """Return whether the shape of a result is known, and holds for this input alone."""
     return isinstance(y, Tensor) and not sizes_are_open()

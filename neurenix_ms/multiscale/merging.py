@@ -13,7 +13,7 @@ from neurenix_ms.multiscale.slots import Slots
 def merge_of(
     slots: Slots | None, channels: int, width: int, spatial_dims: SpatialDims
 ) -> nn.Module:
-    """What merges a feature map with the coarser one of `width` channels.
+    """Return what merges a feature map with the coarser one of `width` channels.
 
     Args:
         slots: Those of the level; None for the coarsest.
@@ -75,7 +75,7 @@ class SlottedMerge(nn.Module):
 
 @one_call
 def repeated(coarse: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Every entry twice along every axis; a last odd entry takes the last coarse one once more."""
+    """Return every entry twice along every axis, and the last one once more where the size is odd."""
     if not torch.compiler.is_compiling():
         return fit(doubled(coarse), size, mode="replicate")
     # the gradient of replicate padding cannot be compiled (its layout is not the one announced)

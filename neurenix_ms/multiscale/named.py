@@ -67,7 +67,7 @@ class AttentionGate(nn.Module):
         return joined((recomputed(torch.mul, skip, weights), deep))
 
     def _weights(self, skip: Tensor, deep: Tensor) -> Tensor:
-        """One number from 0 to 1 for every pixel."""
+        """Return one number from 0 to 1 for every pixel."""
         return torch.sigmoid(self.score(torch.relu(self.of_skip(skip) + self.of_deep(deep))))
 
 
@@ -103,7 +103,7 @@ class Synthesis(nn.Module):
 
 @one_call
 def haar_merged(bands: Tensor, channels: int) -> Tensor:
-    """The feature map of so many channels that has these bands of a Haar wavelet."""
+    """Return the feature map of so many channels that has these bands of a Haar wavelet."""
     size = tuple(2 * n for n in spatial(bands))
     return merge(bands.split(channels, dim=1), size, WAVELETS["haar"], periodic=False)
 

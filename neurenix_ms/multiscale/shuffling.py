@@ -1,4 +1,4 @@
-"""Move pixels into channels and back."""
+"""Pixel unshuffle and shuffle in one, two and three dimensions."""
 
 from collections.abc import Sequence
 from math import prod
@@ -94,7 +94,7 @@ class PixelShuffle(Configured, nn.Module):
 
 
 def factors_of(factor: int | Sequence[int], spatial_dims: int) -> Size:
-    """One factor for every axis."""
+    """Return one factor per axis."""
     factors = (factor,) * spatial_dims if isinstance(factor, int) else tuple(factor)
     if len(factors) != spatial_dims:
         raise ValueError(f"factor must be one number or {spatial_dims}, got {list(factors)}")
@@ -103,7 +103,7 @@ def factors_of(factor: int | Sequence[int], spatial_dims: int) -> Size:
 
 @one_call
 def unshuffled(x: Tensor, factors: Size) -> Tensor:
-    """Every block of pixels in the channels of one pixel."""
+    """Move every block of pixels into the channels of one pixel."""
     counts = [(n + f - 1) // f for n, f in zip(spatial(x), factors, strict=True)]
     x = fit(x, tuple(n * f for n, f in zip(counts, factors, strict=True)))
     blocks = [part for pair in zip(counts, factors, strict=True) for part in pair]
@@ -115,7 +115,7 @@ def unshuffled(x: Tensor, factors: Size) -> Tensor:
 
 @one_call
 def shuffled(x: Tensor, factors: Size, original_size: int | Sequence[int] | None) -> Tensor:
-    """The channels of every pixel in a block of pixels."""
+    """Move the channels of every pixel into a block of pixels."""
     axes, counts = len(factors), x.shape[2:]
     size = None if original_size is None else as_size(original_size, axes)
     check_shuffled(x, factors, size)

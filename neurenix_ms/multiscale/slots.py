@@ -69,18 +69,18 @@ class Slots:
 
     @property
     def keeps_channels(self) -> bool:
-        """Whether upsampling has no weights of its own that choose the channels."""
+        """Return whether upsampling has no weights of its own that choose the channels."""
         return callable(self.up) or self.up in ("linear", "nearest")
 
     @property
     def is_pooled_again(self) -> bool:
-        """Whether downsampling is cheap enough to be done again in backward."""
+        """Return whether downsampling is cheap enough to be done again in backward."""
         return self.down in CHEAP
 
     def make_block(
         self, in_channels: int, out_channels: int, middle_channels: int | None = None
     ) -> nn.Module:
-        """The block, or a stack of them; it concatenates what it is called with."""
+        """Return the block, or a stack of them; it concatenates what it is called with."""
         first = self._one_block(in_channels, out_channels, middle_channels)
         if self.depth == 1:
             return first
@@ -104,7 +104,7 @@ class Slots:
         )
 
     def make_down(self, channels: int) -> tuple[nn.Module, int]:
-        """The downsampling, and its channels."""
+        """Return the downsampling, and its channels."""
         dims, stride = self.spec.spatial_dims, self.stride
         if callable(self.down):
             module = check_made("down", self.down, channels)
@@ -128,7 +128,7 @@ class Slots:
     def make_up(
         self, in_channels: int, out_channels: int, align_corners: bool = False
     ) -> tuple[nn.Module, int]:
-        """The upsampling, and its channels: those of its input, or `out_channels` if it has weights."""
+        """Return the upsampling and its channels: `out_channels` if it has weights of its own."""
         dims, stride = self.spec.spatial_dims, self.stride
         if callable(self.up):
             module = check_made("up", self.up, in_channels)
@@ -147,7 +147,7 @@ class Slots:
         return Synthesis(in_channels, out_channels, self.spec), out_channels
 
     def make_skip(self, skip_channels: int, up_channels: int) -> tuple[nn.Module | None, int]:
-        """What merges a skip and an upsampled feature map, and its channels; None concatenates."""
+        """Return what merges a skip and what comes from below, and its channels; None concatenates."""
         if callable(self.skip):
             module = check_made("skip", self.skip, skip_channels, up_channels)
             given = GivenSkip(module, skip_channels, up_channels, self.spec.spatial_dims)
@@ -175,7 +175,7 @@ def slots_of_levels(
     kernel_size: Edges | None,
     **slots: Any,
 ) -> list[Slots]:
-    """The slots of every level, finest first, the bottleneck last.
+    """Return the slots of every level, finest first, the bottleneck last.
 
     Args:
         num_skips: Number of levels above the bottleneck.
@@ -213,7 +213,7 @@ def nested(
     widths: Sequence[int],
     decoders: Iterable[nn.Module | None],
 ) -> Level:
-    """Levels of these widths, one inside the other.
+    """Nest levels of these widths, one inside the other.
 
     Args:
         levels: Slots of every level, finest first.
@@ -246,20 +246,20 @@ def nested(
 
 
 def products_of(levels: Sequence[Slots], spatial_dims: int) -> tuple[int, ...]:
-    """What the strides of levels multiply to, along every axis."""
+    """Return what the strides of levels multiply to, along every axis."""
     return tuple(prod(level.stride[axis] for level in levels) for axis in range(spatial_dims))
 
 
 def kernels_of(levels: Sequence[Slots]) -> int | list[int]:
-    """The edge of the kernels of every level, one number if they are equal."""
+    """Return the edge of the kernels of every level, one number if they are equal."""
     edges = [level.spec.kernel_size[0] for level in levels]  # type: ignore[index]
     return edges[0] if len(set(edges)) == 1 else edges
 
 
 def per_level(name: str, value: Value | Sequence[Value], count: int) -> list[Value]:
-    """One value for every level."""
+    """Return one value for every level."""
     if isinstance(value, str) or not isinstance(value, Sequence):
-        return [value] * max(count, 1)  # type: ignore[list-item]
+        return [value] * max(count, 1)
     if len(value) != count:
         raise ValueError(
             f"{name} must be one value or a list of {count}, one per level, got {shown(value)}"
@@ -268,7 +268,7 @@ def per_level(name: str, value: Value | Sequence[Value], count: int) -> list[Val
 
 
 def strides_of(stride: Edge, spatial_dims: int) -> tuple[int, ...]:
-    """The stride along every axis."""
+    """Return the stride along every axis."""
     strides = [stride] * spatial_dims if isinstance(stride, int) else list(stride)
     if len(strides) != spatial_dims:
         raise ValueError(f"stride must be one number or {spatial_dims}, got {strides}")

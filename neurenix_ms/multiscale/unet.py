@@ -216,7 +216,7 @@ class UNet(Configured, Remembers, nn.Module):
 def _decoders(
     levels: Sequence[Slots], widths: Sequence[int], align_corners: bool
 ) -> Iterator[nn.Module | None]:
-    """What every level decodes with, the bottleneck, which does not, first."""
+    """Return what every level decodes with, the bottleneck, which does not, first."""
     yield None  # before the others are made, so that a seed gives the weights that it always gave
     yield from make_ups(levels, widths, align_corners)
 

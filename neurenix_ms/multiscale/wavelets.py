@@ -145,7 +145,7 @@ class InverseWaveletTransform(Configured, nn.Module):
 def transformed(
     x: Tensor, wavelet: WaveletName, num_levels: int, boundary: Boundary
 ) -> list[Tensor]:
-    """The details of every level, finest first, and the approximation."""
+    """Return the details of every level, finest first, and the approximation."""
     levels = []
     for _ in range(num_levels):
         x, *details = split(x, WAVELETS[wavelet], boundary == "periodic")
@@ -162,7 +162,7 @@ def restored(
     spatial_dims: SpatialDims,
     original_size: int | Sequence[int] | None,
 ) -> Tensor:
-    """The feature map that has these details, finest first, and this approximation."""
+    """Return the feature map with these details, finest first, and this approximation."""
     check_levels(levels, num_levels, spatial_dims)
     *all_details, x = levels
     sizes = [spatial(details) for details in all_details]
@@ -175,7 +175,7 @@ def restored(
 
 
 def check_levels(levels: Sequence[Tensor], num_levels: int, spatial_dims: int) -> None:
-    """Raise unless these are the details of so many levels, finest first, and an approximation."""
+    """Raise unless `levels` are the details of all levels, finest first, and an approximation."""
     if len(levels) != num_levels + 1:
         raise ValueError(
             f"expected the details of {num_levels} level(s) and an approximation, got "
@@ -208,5 +208,5 @@ def check_details_of(size: Size, details: Size) -> None:
 
 
 def halves(size: Sequence[int]) -> Size:
-    """Half of every axis, rounded up."""
+    """Return half of every axis, rounded up."""
     return tuple((n + 1) // 2 for n in size)

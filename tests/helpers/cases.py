@@ -123,6 +123,10 @@ def _cases(d: int) -> list[Case]:
         "AtrousPyramidPooling-separable": lambda: nms.AtrousPyramidPooling(
             3, 4, [[3, 2, 1][:d]], separable=True, image_pooling=False, norm="group", **k
         ),
+        "SpectralMixing": lambda: nms.SpectralMixing(3, 4, 3, **k),
+        "SpectralMixing-bare": lambda: nms.SpectralMixing(
+            3, 2, [4, 2, 3][:d], pointwise=False, act=None, **k
+        ),
         "SpatialPyramidPooling": lambda: nms.SpatialPyramidPooling(**k),
         "SpatialPyramidPooling-avg": lambda: nms.SpatialPyramidPooling(3, "avg", **k),
         "MultiScaleTransform": lambda: nms.MultiScaleTransform(**k),
