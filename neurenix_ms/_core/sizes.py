@@ -53,6 +53,12 @@ def twice(size: Sequence[int]) -> Size:
     return tuple(2 * n for n in size)
 
 
+@one_call
+def multiplied(size: Sequence[int], factors: Sequence[int]) -> Size:
+    """Return every axis times its factor."""
+    return tuple(n * factor for n, factor in zip(size, factors, strict=True))
+
+
 def check_scale(scale: float, name: str = "scale") -> float:
     """Return `scale`, or raise if it is not a finite positive number."""
     return check_number(name, scale, above=0)
@@ -75,6 +81,18 @@ def check_halvings(size: Sequence[int], num_halvings: int) -> None:
         raise ValueError(
             f"every spatial size must be at least {smallest} to be halved {num_halvings} times, "
             f"got {tuple(size)}"
+        )
+
+
+@one_call
+def check_reducible(size: Sequence[int], factors: Sequence[int]) -> None:
+    """Raise unless every axis has at least as many pixels as the strides multiply to."""
+    if is_jit_tracing():
+        return
+    if any(n < factor for n, factor in zip(size, factors, strict=True)):
+        raise ValueError(
+            f"every spatial size must be at least the product of its strides, {tuple(factors)}, got "
+            f"{tuple(size)}"
         )
 
 

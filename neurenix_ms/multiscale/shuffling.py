@@ -90,8 +90,7 @@ class PixelShuffle(Configured, nn.Module):
 
     def forward(self, x: Tensor, original_size: int | Sequence[int] | None = None) -> Tensor:
         check_rank(x, self.spatial_dims)
-        size = None if original_size is None else as_size(original_size, self.spatial_dims)
-        return shuffled(x, self.factors, size)
+        return shuffled(x, self.factors, original_size)
 
 
 def factors_of(factor: int | Sequence[int], spatial_dims: int) -> Size:
@@ -115,9 +114,10 @@ def unshuffled(x: Tensor, factors: Size) -> Tensor:
 
 
 @one_call
-def shuffled(x: Tensor, factors: Size, size: Size | None) -> Tensor:
+def shuffled(x: Tensor, factors: Size, original_size: int | Sequence[int] | None) -> Tensor:
     """Move the channels of every pixel into a block of pixels."""
     axes, counts = len(factors), x.shape[2:]
+    size = None if original_size is None else as_size(original_size, axes)
     check_shuffled(x, factors, size)
     parts = x.reshape(x.shape[0], x.shape[1] // prod(factors), *factors, *counts)
     order = [axis for k in range(axes) for axis in (2 + axes + k, 2 + k)]

@@ -10,7 +10,7 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import SpatialDims, check_positive, check_rank
 from neurenix_ms._core.sizes import Size, fit, spatial, twice
-from neurenix_ms._core.tracing import entries, one_call, one_module, sizes_are_open
+from neurenix_ms._core.tracing import entries, one_call, sizes_are_open
 from neurenix_ms.multiscale.lifting import WAVELETS, Boundary, WaveletName, merge, split
 from neurenix_ms.multiscale.transforms import as_size
 
@@ -67,14 +67,9 @@ class WaveletTransform(Configured, nn.Module):
         super().__init__()
         check_positive(num_levels=num_levels)
 
-    @one_module
     def forward(self, x: Tensor) -> list[Tensor]:
         check_rank(x, self.spatial_dims)
-        levels = []
-        for _ in range(self.num_levels):
-            x, *details = split(x, WAVELETS[self.wavelet], self.boundary == "periodic")
-            levels.append(torch.cat([fit(band, spatial(x)) for band in details], dim=1))
-        return [*levels, x]
+        return transformed(x, self.wavelet, self.num_levels, self.boundary)
 
     def inverse(
         self, levels: Sequence[Tensor], original_size: int | Sequence[int] | None = None
@@ -144,6 +139,18 @@ class InverseWaveletTransform(Configured, nn.Module):
         levels = entries(levels, self.num_levels + 1)
         arguments = (self.wavelet, self.num_levels, self.boundary, self.spatial_dims)
         return restored(levels, *arguments, original_size)
+
+
+@one_call
+def transformed(
+    x: Tensor, wavelet: WaveletName, num_levels: int, boundary: Boundary
+) -> list[Tensor]:
+    """Return the details of every level, finest first, and the approximation."""
+    levels = []
+    for _ in range(num_levels):
+        x, *details = split(x, WAVELETS[wavelet], boundary == "periodic")
+        levels.append(torch.cat([fit(band, spatial(x)) for band in details], dim=1))
+    return [*levels, x]
 
 
 @one_call

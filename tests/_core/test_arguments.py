@@ -24,14 +24,17 @@ from neurenix_ms.conservation import (
 )
 from neurenix_ms.layers import mlp
 from neurenix_ms.msnet import MSNet, coarsen, random_volume, scale_masks
+from neurenix_ms.multiscale import LaplacianPyramidLoss
 from neurenix_ms.training import (
     DeepSupervisionLoss,
     DiceLoss,
     MultiScaleInference,
     MultiScaleLoss,
+    MultiScaleStructuralSimilarity,
     MultiScaleTask,
     RegressionTask,
     SegmentationTask,
+    SpectralLoss,
 )
 
 
@@ -197,6 +200,9 @@ MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
     MultiScaleLoss: {},
     DeepSupervisionLoss: {"loss": nn.MSELoss()},
     DiceLoss: {},
+    SpectralLoss: {},
+    MultiScaleStructuralSimilarity: {},
+    LaplacianPyramidLoss: {},
     MassConservationLoss: {},
     MultiScaleInference: {"model": nn.Identity()},
     RegressionTask: {"model": nn.Linear(1, 1)},
