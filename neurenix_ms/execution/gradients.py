@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from neurenix_ms._core.arguments import UNCHECKED, checked
 from neurenix_ms._core.inplace import call_intact
-from neurenix_ms.checkpointing import statistics_kept
+from neurenix_ms._core.recomputation import statistics_kept
 from neurenix_ms.execution.compiled import plain_module, uncompiled
 from neurenix_ms.execution.plan.grid import Tile
 from neurenix_ms.execution.plan.sites import Site
@@ -41,10 +41,10 @@ def accumulate_gradients(
 
     Use it in place of forward and `backward()` where a training step does not fit into memory:
     gradients, loss and running statistics equal those of the whole input to rounding, and the memory
-    is that of a tile (and of the parts run whole). Every normalization in tiles costs two more passes,
-    so run parts that hold them whole, starting as shallow as memory allows. Where a training step
-    fits into memory, the plain step is faster. Gradient checkpointing is disabled meanwhile, and of a
-    compiled model the original module runs.
+    is that of a tile (and of the parts run whole). Every normalization in tiles costs two more passes
+    over the tiles, so run submodules with normalizations whole, the shallowest that fit into memory.
+    If a training step fits into memory, the plain step is faster. Gradient checkpointing is disabled
+    meanwhile, and of a compiled model the original module runs.
 
     Args:
         model: Any module that takes one tensor and returns tensors.

@@ -12,9 +12,11 @@ from neurenix_ms.multiscale.pooling import (
     PyramidPooling,
     SpatialPyramidPooling,
 )
+from neurenix_ms.multiscale.pyramid_loss import LaplacianPyramidLoss
 from neurenix_ms.multiscale.pyramid_network import PyramidFusion, PyramidNetwork
 from neurenix_ms.multiscale.pyramids import GaussianPyramid, LaplacianPyramid
 from neurenix_ms.multiscale.shuffling import PixelShuffle, PixelUnshuffle
+from neurenix_ms.multiscale.spectral import SpectralMixing
 from neurenix_ms.multiscale.transforms import MultiScaleTransform, PyramidDownsample, Rescale
 from neurenix_ms.multiscale.unet import UNet
 from neurenix_ms.multiscale.wavelets import InverseWaveletTransform, WaveletTransform
@@ -28,6 +30,7 @@ __all__ = [
     "GaussianPyramid",
     "InverseWaveletTransform",
     "LaplacianPyramid",
+    "LaplacianPyramidLoss",
     "MultiScaleModel",
     "MultiScalePooling",
     "MultiScaleTransform",
@@ -40,6 +43,7 @@ __all__ = [
     "Rescale",
     "ScaleFusion",
     "SpatialPyramidPooling",
+    "SpectralMixing",
     "UNet",
     "UNetDecoder",
     "WaveletTransform",

@@ -483,7 +483,9 @@ def test_a_network_that_cannot_be_traced_raises():
 
 def test_without_timm_its_models_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"'resnet10t' is no model .*'neurenix_ms\[timm\]'"):
+    with pytest.raises(
+        ImportError, match=r"'resnet10t' is not a torchvision model.*'neurenix_ms\[timm\]'"
+    ):
         Backbone("resnet10t")
 
 

@@ -118,10 +118,10 @@ def costs(model: nn.Module, samples: Sequence[dict[str, Tensor]], seconds: float
     step_bytes = peak_tensor_bytes(step)
     return {
         "parameters": f"{parameter_table(model)[-1][1]:,}",
-        "FLOPs of one map": f"{operations / 1e9:.3f} G",
-        "peak tensors, one map": f"{forward_bytes / 2**20:.1f} MiB",
-        f"peak tensors, training step of {len(inputs)}": f"{step_bytes / 2**20:.1f} MiB",
-        "training": f"{seconds:.0f} s",
+        "FLOPs, one image": f"{operations / 1e9:.3f} G",
+        "peak memory of tensors, one image": f"{forward_bytes / 2**20:.1f} MiB",
+        f"peak memory, training step with batch {len(inputs)}": f"{step_bytes / 2**20:.1f} MiB",
+        "training time": f"{seconds:.0f} s",
     }
 
 

@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare_maps(steps: int, picture: Path) -> dict[str, dict[str, float]]:
     """Measure error, operations, CPU time and peak of four ways to run a U-Net on 512 x 512 pixels."""
-    from monai.inferers import sliding_window_inference
+    from monai.inferers import sliding_window_inference  # type: ignore[attr-defined, unused-ignore]
 
     torch.manual_seed(0)
     model = trained(steps)
@@ -75,10 +75,10 @@ def compare_maps(steps: int, picture: Path) -> dict[str, dict[str, float]]:
 
     plain, deep = TiledModel(model, TILE, whole=()), TiledModel(model, TILE, whole=DEEP)
     ways: dict[str, Callable[[], Tensor]] = {
-        "the whole map": lambda: model(x),
+        "whole image": lambda: model(x),
         "windows blended (MONAI, overlap 0.5)": blended,
         "tiles": lambda: plain(x),
-        "tiles, deep part whole": lambda: deep(x),
+        "tiles, deep levels on the whole image": lambda: deep(x),
     }
     with torch.no_grad():
         whole = model(x)
@@ -196,21 +196,22 @@ def cpu_seconds(call: Callable[[], object], rounds: int = 5) -> float:
 def as_table(found: dict[str, Any]) -> str:
     """Return the measurements as Markdown tables."""
     lines = [
-        "| three-level U-Net, 512 x 512, tile 128 | error / std | GFLOP | CPU | peak tensors |",
+        "| three-level U-Net, 512 x 512, tile 128 | error / std | GFLOP | CPU time | peak memory |",
         "| :--- | ---: | ---: | ---: | ---: |",
     ]
     for name, row in found["maps"].items():
         cells = f"{row['gflop']:.1f} | {row['seconds']:.2f} s | {row['mib']:.0f} MiB"
         lines.append(f"| {name} | {row['error']:.1e} | {cells} |")
     volumes = {
-        "four levels, 128³ cells, two levels in tiles": found.get("volume 128"),
-        "four levels, 192³ cells, two levels in tiles": found.get("volume 192"),
-        "five levels, 128³ cells, one level in tiles": found.get("five levels"),
+        "four levels, 128³ voxels, two levels in tiles": found.get("volume 128"),
+        "four levels, 192³ voxels, two levels in tiles": found.get("volume 192"),
+        "five levels, 128³ voxels, one level in tiles": found.get("five levels"),
     }
     if any(volumes.values()):
         lines += [
             "",
-            "| U-Net in 3-D, tile 64, deep part whole | operations | peak tensors | of the whole |",
+            "| 3-D U-Net, tile 64, deep levels on the whole volume "
+            "| FLOPs, relative | peak memory | peak memory, untiled |",
             "| :--- | ---: | ---: | ---: |",
         ]
         for name, row in volumes.items():
@@ -218,8 +219,8 @@ def as_table(found: dict[str, Any]) -> str:
                 cells = f"{row['flops']:.2f} x | {row['mib']:.0f} MiB | {row['whole_mib']:.0f} MiB"
                 lines.append(f"| {name} | {cells} |")
     large = {
-        "MS-Net, prediction for 512³ cells": found.get("predict 512"),
-        "MS-Net, gradients for 256³ cells": found.get("train 256"),
+        "MS-Net, prediction for 512³ voxels": found.get("predict 512"),
+        "MS-Net, gradients for 256³ voxels": found.get("train 256"),
     }
     if any(large.values()):
         lines += ["", "| | resident, with the volume | time |", "| :--- | ---: | ---: |"]
@@ -240,15 +241,17 @@ def draw(path: Path, x: Tensor, whole: Tensor, others: list[Tensor]) -> None:
     figure, grid = pyplot.subplots(2, 2, figsize=(9, 9), layout="constrained")
     axes = grid.flatten()
     for axis, image, title in zip(
-        axes, (x, whole), ("map, 512 x 512", "U-Net on the whole map"), strict=False
+        axes, (x, whole), ("input, 512 x 512", "U-Net on the whole image"), strict=False
     ):
         axis.imshow(image[0, 0], cmap="gray")
         axis.set_title(title, fontsize=13)
     colors = colormaps["magma"].with_extremes(bad="black")
-    for axis, result, title in zip(axes[2:], others, ("blended windows", "our tiles"), strict=True):
+    for axis, result, title in zip(
+        axes[2:], others, ("blended windows", "exact tiles"), strict=True
+    ):
         error = (result - whole)[0, 0].abs() / whole.std()
         axis.imshow(error, cmap=colors, norm=LogNorm(1e-6, 1))
-        axis.set_title(f"{title}: off by up to {error.max():.0e} std", fontsize=13)
+        axis.set_title(f"{title}: error up to {error.max():.0e} std", fontsize=13)
     for axis in axes:
         axis.set_axis_off()
     figure.colorbar(

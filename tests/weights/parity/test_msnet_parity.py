@@ -82,7 +82,7 @@ def test_the_default_network_has_1_894_156_parameters():
 
 
 def test_missing_and_unexpected_names_and_shape_mismatches_are_listed(state):
-    with pytest.raises(ValueError, match=r"left over.*optimizer\.lr"):
+    with pytest.raises(ValueError, match=r"unexpected.*optimizer\.lr"):
         load_msnet({**state, "optimizer.lr": np.zeros(1)})
     short = dict(state)
     del short["models.1.body.block2.conv.bias"]
@@ -124,7 +124,7 @@ def test_the_prefixes_of_tools_are_taken_off(prefix, state):
         ({"models.0.head.conv.weight": "text"}, "must be a tensor or an array, got 'text'"),
         (
             {"foreign": torch.zeros(1)},
-            r"left over, .*'foreign' \(also looked for behind 'module\.'",
+            r"unexpected, .*'foreign' \(also with the prefixes 'module\.'",
         ),
     ],
 )

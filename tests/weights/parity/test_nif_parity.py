@@ -142,8 +142,8 @@ def changed(**parts):
     [
         (changed(without=["pnet.hidden1.b"]), r"missing: 'parameter_net.hidden.1.bias'"),
         (changed(without=["pnet.last.w"]), "missing: pnet.last.w"),
-        (changed(with_={"pnet.extra.w": np.zeros(1)}), "left over, .*: 'pnet.extra.w'"),
-        (changed(with_={"snet.first.w": np.zeros(1)}), "left over, .*: 'snet.first.w'"),
+        (changed(with_={"pnet.extra.w": np.zeros(1)}), "unexpected, .*: 'pnet.extra.w'"),
+        (changed(with_={"snet.first.w": np.zeros(1)}), "unexpected, .*: 'snet.first.w'"),
         (
             changed(with_={"pnet.hidden0.w": np.zeros((3, 16))}),
             r"parameter_net.hidden.0.weight must have shape \(16, 16\), got \(16, 3\)",

@@ -92,7 +92,7 @@ def test_a_missing_entry_is_named(state):
 
 
 def test_a_left_over_entry_is_named(state):
-    with pytest.raises(ValueError, match=r"left over.*another\.weight"):
+    with pytest.raises(ValueError, match=r"unexpected.*another\.weight"):
         load_unet({**state, "another.weight": np.zeros(3)})
 
 
@@ -142,7 +142,8 @@ def test_every_setting_is_exported_or_raises():
     other |= {"bilinear": False, "align_corners": False, "block": "single", "conv_bias": False}
     other |= {"bottleneck_channels": 6, "kernel_size": 1, "norm": "instance", "act": "silu"}
     other |= {"padding_mode": "circular", "dropout": 0.5, "final_activation": "relu"}
-    other |= {"residual_channel": 0, "remember": False}
+    other |= {"residual_channel": 0, "remember": False, "deep_supervision": True}
+    other |= {"down": "avg", "up": "nearest", "skip": "attention", "depth": 2, "stride": [2]}
     assert set(other) == set(inspect.signature(UNet).parameters)
     refused, messages = [], []
     for name, value in other.items():
@@ -263,7 +264,7 @@ def test_state_dicts_of_real_wrappers_are_taken(wrap):
 
 def test_the_message_lists_the_prefixes(state):
     with pytest.raises(
-        ValueError, match=r"missing \(also looked for behind 'module\.', 'model\.', "
+        ValueError, match=r"missing \(also with the prefixes 'module\.', 'model\.', "
     ):
         load_unet({f"encoder.{name}": value for name, value in state.items()})
     with pytest.raises(ValueError, match="strings as names, got 3"):
