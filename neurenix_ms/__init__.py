@@ -71,6 +71,9 @@ if TYPE_CHECKING:
         multiscale as multiscale,
     )
     from neurenix_ms import (
+        prediction as prediction,
+    )
+    from neurenix_ms import (
         recipes as recipes,
     )
     from neurenix_ms import (
@@ -139,6 +142,7 @@ _SUBMODULES = {
     "meter",
     "msnet",
     "multiscale",
+    "prediction",
     "recipes",
     "timestepping",
     "training",

@@ -1,6 +1,7 @@
 """Predict an array on disk from another by a model in a file, tile by tile; a killed run resumes."""
 
 import argparse
+from argparse import ArgumentTypeError
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -35,12 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=num_bytes,
         default=4 * 10**9,
         metavar="SIZE",
-        help="what the tensors of a tile may take, such as 500MB or 4GB (default); what the process and its "
-        "convolutions take comes on top",
+        help="what the tensors of a tile may take, such as 500MB or 4GB (default); the process "
+        "and its convolutions take more",
     )
     add(
         "--whole",
-        type=lambda text: text.split(","),
+        type=names,
         default="auto",
         metavar="NAME,...",
         help="layers of the model that run once, on their whole feature map",
@@ -104,9 +105,12 @@ def lengths(text: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be integers separated by commas, got {text!r}"
-        ) from None
+        raise ArgumentTypeError(f"must be integers separated by commas, got {text!r}") from None
+
+
+def names(text: str) -> str | list[str]:
+    """Return "auto", or names separated by commas."""
+    return text if text == "auto" else text.split(",")
 
 
 def tile(text: str) -> str | int | list[int]:
@@ -124,7 +128,7 @@ def filling(text: str) -> str | float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number or 'keep', got {text!r}") from None
+        raise ArgumentTypeError(f"must be a number or 'keep', got {text!r}") from None
 
 
 def num_bytes(text: str) -> int:
@@ -134,6 +138,6 @@ def num_bytes(text: str) -> int:
     try:
         return int(float(number) * UNITS[unit])
     except (KeyError, ValueError):
-        raise argparse.ArgumentTypeError(
+        raise ArgumentTypeError(
             f"must be a number of bytes such as 500MB or 4GB, got {text!r}"
         ) from None

@@ -152,8 +152,8 @@ class TiledModel(Described, nn.Module):
         x: Any,
         like: Tensor,
         out: Any,
-        skip: Container[int],
-        on_tile: Callable[[int, int], None],
+        skip: Container[int] = (),
+        on_tile: Callable[[int, int], None] = lambda number, total: None,
     ) -> Any:
         if out is not None and 0 in skip:
             return out
@@ -189,8 +189,8 @@ class TiledModel(Described, nn.Module):
         like: Tensor,
         out: Any,
         setting: Setting,
-        skip: Container[int],
-        on_tile: Callable[[int, int], None],
+        skip: Container[int] = (),
+        on_tile: Callable[[int, int], None] = lambda number, total: None,
     ) -> Any:
         tiles = len(setting.grid)
         waiting = [number for number in range(tiles) if number not in skip]

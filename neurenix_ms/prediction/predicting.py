@@ -14,6 +14,7 @@ from torch import nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms.datasets.arrays import DiskArray, open_array
+from neurenix_ms.datasets.readers import unmap
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.execution.run.arrays import FEWER_BITS
 from neurenix_ms.files import load
@@ -25,7 +26,9 @@ MEMORY = 4 * 10**9  # bytes for a tile, if nothing else is asked for
 
 @dataclass(frozen=True)
 class Prediction:
-    """The outcome of a prediction; see `predict_file`, which returns it.
+    """The outcome of a prediction from files to a file.
+
+    `predict_file` returns it; use it to see where the result is and what an earlier run contributed.
 
     Args:
         path: Where the result is.
@@ -88,8 +91,8 @@ def predict_file(
         spatial_dims: Number of spatial axes; that of the model by default.
         first: What the axis in front of the spatial axes holds, if there is one.
         tile_size: As in `TiledModel`.
-        memory_limit: Bytes for the tensors of a tile, as in `TiledModel`; what the process itself and its
-            convolutions take comes on top.
+        memory_limit: Bytes for the tensors of a tile, as in `TiledModel`; what the process itself and
+            its convolutions take comes on top.
         whole: Names of submodules that run once, on their whole feature map, as in `TiledModel`.
         reduce: "argmax" writes the index of the largest channel instead of all channels.
         out_dtype: Type of the result; by default that of the model, with `reduce` uint8.
@@ -200,6 +203,7 @@ class _Run:
         def on_tile(number: int, total: int) -> None:
             assert self.journal is not None
             self.journal.add(number, self._save)
+            unmap(self.array)
             images.release()
 
         tiled(
