@@ -390,7 +390,10 @@ def test_a_call_with_a_wrong_signature_is_a_type_error_of_python():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: nms.UNet(1, 1, kernel_size=(3, 3)), "kernel_size must be an integer, got (3, 3)"),
+        (
+            lambda: nms.UNet(1, 1, kernel_size=(3, 3)),
+            "kernel_size must be one value or a list of 5, one per level, got (3, 3)",
+        ),
         (lambda: nms.UNet(1, 1, 64), "features must be a sequence of integers, got 64"),
         (
             lambda: nms.UNet(1, 1, norm=("instance", {"affine": True})),
