@@ -78,8 +78,14 @@ class DilatedConvolution(nn.Module):
         for axis, d in enumerate(reach, start=2):
             if d == 0:
                 weight = weight.narrow(axis, 1, 1)
+        if self.point is not None:
+            if any(reach):
+                y: Tensor = self.conv(x)
+                return y
+            # torch would convolve a depthwise kernel of one pixel channel by channel
+            return x * weight.view(1, -1, *(1,) * len(reach))
         dilation = [max(1, d) for d in reach]
-        y: Tensor = self.convolve(
+        y = self.convolve(
             x, weight, self.conv.bias, 1, tuple(reach), tuple(dilation), self.conv.groups
         )
         return y
