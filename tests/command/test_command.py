@@ -231,7 +231,7 @@ def test_memory_of_networks_is_predicted_without_running_them(capsys):
     )
     shown = capsys.readouterr().out
     assert shown.startswith("training step on cpu")
-    assert re.search(r"UNet.* +1x1x512x512x512 +[\d,]+ +- +- +- +\d+ GiB +\d+ GiB", shown)
+    assert re.search(r"UNet.* +1x1x512x512x512 +[\d,]+ +- +- +- +[\d.]+ GiB +[\d.]+ GiB", shown)
 
 
 @pytest.mark.parametrize(
