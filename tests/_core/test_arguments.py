@@ -159,6 +159,8 @@ MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
     nms.UNetDecoder: {"encoder_channels": [2, 3], "out_channels": 1},
     nms.PyramidNetwork: {"in_channels": 1, "out_channels": 1, "num_levels": 2, "base_channels": 2},
     nms.PyramidFusion: {"in_channels": [2, 3]},
+    nms.UPerHead: {"in_channels": [2, 3], "out_channels": 2, "hidden_channels": 4},
+    nms.DeepLabHead: {"in_channels": [2, 3], "out_channels": 2, "hidden_channels": 4},
     nms.BidirectionalFusion: {"in_channels": [2, 3], "out_channels": 2},
     nms.MultiScaleModel: {"scales": [1.0, 0.5], "base_model": nn.Conv2d(1, 1, 1)},
     nms.FeatureFusion: {"in_channels": [2, 3], "out_channels": 2},
