@@ -21,6 +21,7 @@ from neurenix_ms.files import load
 from neurenix_ms.prediction.journal import Journal
 from neurenix_ms.prediction.results import Results
 
+PLANES = 16  # lines of an image
 MEMORY = 4 * 10**9  # bytes for a tile, if nothing else is asked for
 
 
@@ -172,6 +173,28 @@ def predict_file(
     return made
 
 
+class _Planes:
+    """An array on disk that is read a few planes at a time, after which their memory is given back.
+
+    The system maps more of a file into memory than is read, which would add up over a tile.
+    """
+
+    def __init__(self, images: DiskArray) -> None:
+        self.images = images
+        self.shape, self.dtype = images.shape, images.dtype
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        if len(index) < 3:
+            return self.images[index]
+        start, stop, _ = index[2].indices(self.shape[2])
+        pieces = []
+        for first in range(start, stop, PLANES):
+            planes = slice(first, min(first + PLANES, stop))
+            pieces.append(np.array(self.images[(*index[:2], planes, *index[3:])]))
+            self.images.release()
+        return np.concatenate(pieces, 2)
+
+
 class _Run:
     """A prediction that is under way.
 
@@ -204,10 +227,12 @@ class _Run:
             assert self.journal is not None
             self.journal.add(number, self._save)
             unmap(self.array)
-            images.release()
 
         tiled(
-            images, self._create if self.array is None else self.array, skip=done, on_tile=on_tile
+            _Planes(images),
+            self._create if self.array is None else self.array,
+            skip=done,
+            on_tile=on_tile,
         )
         assert self.journal is not None
         self.journal.save(self._save)

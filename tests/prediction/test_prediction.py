@@ -400,7 +400,7 @@ def test_a_digest_is_that_of_all_files(tmp_path: Path):
 
 
 HUGE = """
-import os, resource, sys, torch
+import os, sys, torch
 import neurenix_ms as nms
 from neurenix_ms.prediction import predict_file
 os.chdir(sys.argv[1])
@@ -408,7 +408,7 @@ torch.set_num_threads(1)
 nms.save(nms.BlurPool(1, spatial_dims=3), "model.nx")
 predict_file("model.nx", "volume.raw", "out.npy", shape=[1024, 2048, 2048], dtype="uint8",
              out_dtype="float16", memory_limit=2 * 10**8)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(*(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
@@ -418,7 +418,7 @@ def test_a_volume_of_4_gib_takes_less_than_2_gib(tmp_path: Path):
         file.truncate(2**32)  # sparse: it takes no room on the disk
     run = [sys.executable, "-c", HUGE, str(tmp_path)]
     ran = subprocess.run(run, capture_output=True, text=True, check=True)
-    assert int(ran.stdout.split()[-1]) < 2 * 2**20  # KiB
+    assert int(ran.stdout.split()[1]) < 2 * 2**20  # KiB
     made = np.load(tmp_path / "out.npy", mmap_mode="r")
     assert made.shape == (1, 1, 512, 1024, 1024)
     assert not made[0, 0, ::100].any()
