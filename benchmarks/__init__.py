@@ -1,1 +1,1 @@
-"""How fast and how large: one file per question, run with `make bench`."""
+"""Benchmarks of time, memory and FLOPs, run with `make bench`."""

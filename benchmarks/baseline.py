@@ -1,4 +1,4 @@
-"""Which cases are held to the bytes and operations in `baseline.json`: those of this package."""
+"""Select the cases whose bytes and FLOPs are checked against `baseline.json`."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ STORED = Path(__file__).with_name("baseline.json")
 
 
 def is_ours(variant: str) -> bool:
-    """Whether a change of this package can move the figures of a variant."""
+    """Return whether a variant is code of this package."""
     return not variant.startswith(("plain", "torch.", *PEERS))

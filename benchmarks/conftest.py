@@ -1,4 +1,4 @@
-"""The fixture `measure` of the plugin, with what holds for the benchmarks of this project alone."""
+"""The fixture `measure` of the plugin, with the settings of this project's benchmarks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -26,18 +26,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    cpu = machine_info["cpu"]  # what a reader can use; not the name of the machine, not 100 flags
+    cpu = machine_info["cpu"]  # without the name of the machine and the flags of the CPU
     machine_info["cpu"] = {key: cpu[key] for key in ("brand_raw", "count") if key in cpu}
     for key in ("node", "release", "python_build"):
         machine_info.pop(key, None)
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict) -> None:
-    commit_info["project"] = "neurenix_ms"  # whatever the folder is called
+    commit_info["project"] = "neurenix_ms"  # independent of the name of the folder
 
 
 def pytest_benchmark_update_json(output_json: dict) -> None:
-    for entry in output_json["benchmarks"]:  # what reports and comparisons read; not every round
+    for entry in output_json["benchmarks"]:  # without the single rounds
         entry["stats"] = {name: entry["stats"][name] for name in KEPT if name in entry["stats"]}
         entry.pop("options", None)
 
@@ -46,9 +46,9 @@ def pytest_benchmark_update_json(output_json: dict) -> None:
 def measure(
     measure: Measure, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., dict[str, Any]]]:
-    """`measure` of the plugin: only ours is held to what is stored, and new tensors are on the device.
+    """Check only our variants against the stored values, and create tensors on the device.
 
-    Sizes that only a timed or a full run takes need not be stored.
+    Sizes that only a timed or a full run uses need not be stored.
     """
     option = request.config.getoption
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}

@@ -1,4 +1,4 @@
-"""Several ways to one result: that they agree, and what one costs beside the other."""
+"""Check that implementations agree, and measure one relative to another."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,10 +21,10 @@ def measure_forward(
     same: bool = True,
     resident: bool = False,
 ) -> dict[str, Any]:
-    """Measure one of `ways` on `x` without gradients, if it gives what the plain way gives.
+    """Measure one of `ways` on `x` without gradients, after comparing its result with the plain one.
 
-    With `same=False` it does not: libraries mean different things by one word. Where there is no
-    plain way, ours is what the others are compared with.
+    With `same=False` the results may differ, because libraries define a block differently. If there
+    is no plain implementation, the others are compared with ours.
     """
     reference = "plain" if "plain" in ways else "ours"
     way, plain = ways[variant], ways[reference]
@@ -58,7 +58,7 @@ def measure_step(
     items: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """Measure one of `steps`, calls without arguments, beside the plain one."""
+    """Measure one of `steps`, calls without arguments, relative to the plain one."""
     against = None if variant == "plain" else steps["plain"]
     return measure(
         steps[variant],
@@ -73,7 +73,7 @@ def measure_step(
 
 
 def assert_equal(ours: Maps, plain: Maps) -> None:
-    """Refuse to compare what is not the same; sums may be taken in another order."""
+    """Raise unless two results are equal up to the order of summation."""
     torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
 
 
@@ -82,12 +82,12 @@ def with_peer(
     peers: Mapping[str, Callable[[], Any]],
     variant: str,
 ) -> dict[str, Callable[[Any], Any]]:
-    """`ways`, and the peer called `variant` if it is one; no other is made."""
+    """Return `ways`, with the peer called `variant` if it is one; no other peer is built."""
     return {**ways, variant: peers[variant]()} if variant in peers else dict(ways)
 
 
 def train_step(model: nn.Module, x: Maps, checkpointing: bool = False) -> None:
-    """Forward, backward, and the gradients dropped again."""
+    """Run forward and backward, and drop the gradients."""
     with enable_gradient_checkpointing(checkpointing):
         loss = model(x).square().mean()
     loss.backward()
@@ -95,12 +95,12 @@ def train_step(model: nn.Module, x: Maps, checkpointing: bool = False) -> None:
 
 
 def only_in_full(request: pytest.FixtureRequest) -> None:
-    """Skip what `make bench-full` alone takes its time for."""
+    """Skip cases that only `make bench-full` runs."""
     if not request.config.getoption("--full"):
         pytest.skip("a part of the full run")
 
 
 def only_when_timing(request: pytest.FixtureRequest) -> None:
-    """Skip a size that is too large for a mere trial run (`--benchmark-disable`)."""
+    """Skip a size that is too large for a run without timing (`--benchmark-disable`)."""
     if request.config.getoption("benchmark_disable"):
         pytest.skip("a trial run takes the smallest size")

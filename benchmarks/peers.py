@@ -1,7 +1,7 @@
-"""What other libraries have for the same question, with the weights of ours where both have the same.
+"""Equivalents in other libraries, with our weights where the architectures agree.
 
-Each function takes our module and gives theirs, or skips the benchmark where the library is missing
-(extra `peers`).
+Each function takes our module and returns that of the other library, or skips the benchmark if the
+library is not installed (extra `peers`).
 """
 
 import importlib.util
@@ -15,10 +15,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from benchmarks.plain import with_weights_of
 from benchmarks.plain_pyramids import TorchvisionFusion
-from neurenix_ms import AttentionFusion, BidirectionalFusion, PyramidFusion, PyramidPooling, UNet
+from neurenix_ms import (
+    AtrousPyramidPooling,
+    AttentionFusion,
+    BidirectionalFusion,
+    PyramidFusion,
+    PyramidPooling,
+    UNet,
+)
 from neurenix_ms.backbones import Backbone
 
 PEERS = ("torchvision", "monai", "smp", "timm", "kornia", "effdet", "ptwt", "pytorch_wavelets")
@@ -26,12 +34,12 @@ SLOPE = 0.1  # of the leaky ReLU in MONAI's U-Net
 
 
 def library(name: str) -> Any:
-    """The module of this name, or a skipped benchmark."""
+    """Import a module, or skip the benchmark."""
     return pytest.importorskip(name, reason=f"the peer needs {name.partition('.')[0]}")
 
 
 def monai_unet(ours: UNet) -> nn.Module:
-    """`BasicUNet`, which has our levels if the first two are of one width."""
+    """Return MONAI's `BasicUNet`, which has our levels if the first two widths are equal."""
     nets = library("monai.networks.nets")
     assert ours.bottleneck_channels is not None
     widths = (*ours.features, ours.bottleneck_channels, ours.features[0])
@@ -40,19 +48,26 @@ def monai_unet(ours: UNet) -> nn.Module:
 
 
 def monai_residual(dims: int, widths: tuple[int, ...]) -> nn.Module:
-    """MONAI's `UNet` of residual units: another network than our residual one."""
+    """Return MONAI's `UNet` of residual units, whose architecture differs from our residual U-Net."""
     nets = library("monai.networks.nets")
     strides = (2,) * len(widths)
     return nets.UNet(dims, 1, 2, (*widths, 2 * widths[-1]), strides, num_res_units=2).eval()
 
 
 def torchvision_neck(ours: PyramidFusion) -> nn.Module:
-    """torchvision's feature pyramid."""
+    """Return torchvision's feature pyramid."""
     return with_weights_of(ours, TorchvisionFusion(ours.in_channels, ours.out_channels))
 
 
+def torchvision_aspp(ours: AtrousPyramidPooling) -> nn.Module:
+    """The pooling of torchvision's DeepLabV3."""
+    theirs = ASPP(ours.in_channels, ours.dilations, ours.out_channels)
+    theirs.project[-1] = nn.Identity()  # a dropout of one half
+    return with_weights_of(ours, theirs)
+
+
 class MonaiNeck(nn.Module):
-    """MONAI's feature pyramid over a list."""
+    """MONAI's feature pyramid with a list of feature maps as input."""
 
     def __init__(self, dims: int, in_channels: list[int], out_channels: int) -> None:
         super().__init__()
@@ -64,13 +79,13 @@ class MonaiNeck(nn.Module):
 
 
 def monai_neck(ours: PyramidFusion) -> nn.Module:
-    """MONAI's feature pyramid, in any number of axes."""
+    """Return MONAI's feature pyramid for any number of spatial axes."""
     theirs = MonaiNeck(ours.spatial_dims, ours.in_channels, ours.out_channels)
     return with_weights_of(ours, theirs)
 
 
 class SmpViews(nn.Module):
-    """The PSP module of segmentation_models_pytorch, with the map in front as ours has it."""
+    """The PSP module of segmentation_models_pytorch, with its input as the first channels."""
 
     def __init__(self, channels: int, bins: list[int]) -> None:
         super().__init__()
@@ -83,12 +98,12 @@ class SmpViews(nn.Module):
 
 
 def smp_views(ours: PyramidPooling) -> nn.Module:
-    """The PSP module; ours with `project=False` and `align_corners=True`."""
+    """Return the PSP module, for ours with `project=False` and `align_corners=True`."""
     return with_weights_of(ours, SmpViews(ours.in_channels, ours.pool_sizes))
 
 
 class TimmAttention(nn.Module):
-    """timm's selective kernel attention over a list of maps of one size."""
+    """timm's selective kernel attention over a list of feature maps of one size."""
 
     def __init__(self, ours: AttentionFusion) -> None:
         super().__init__()
@@ -101,8 +116,8 @@ class TimmAttention(nn.Module):
             attn_channels=first.out_channels,
             norm_layer=nn.Identity,
         )
-        nn.init.zeros_(first.bias)  # theirs has biases neither here
-        nn.init.zeros_(last.bias)  # nor there
+        nn.init.zeros_(first.bias)  # timm has no bias here
+        nn.init.zeros_(last.bias)  # and none here
         self.attention.fc_reduce.weight.data.copy_(first.weight)
         self.attention.fc_select.weight.data.copy_(last.weight)
 
@@ -112,7 +127,7 @@ class TimmAttention(nn.Module):
 
 
 class EffdetNeck(nn.Module):
-    """The BiFPN of EfficientDet, for feature maps of these sizes only."""
+    """The BiFPN of EfficientDet, for feature maps of fixed sizes."""
 
     def __init__(self, ours: BidirectionalFusion, size: tuple[int, int]) -> None:
         super().__init__()
@@ -145,7 +160,7 @@ class EffdetNeck(nn.Module):
 
 
 def effdet_neck(ours: BidirectionalFusion, size: tuple[int, int]) -> nn.Module:
-    """effdet's BiFPN; ours with `projection="edge"` and the finest map of this size."""
+    """Return effdet's BiFPN, for ours with `projection="edge"` and a finest feature map of this size."""
     theirs = EffdetNeck(ours, size).train(ours.training)
     if ours.extra_projection is not None:
         _copy_projection(next(iter(theirs.neck.resample.values())), ours.extra_projection)
@@ -187,37 +202,37 @@ def _copy_projection(theirs: Any, ours: Any) -> None:
 
 
 def kornia_pyramid(levels: int) -> Any:
-    """kornia's Gaussian pyramid: the same blur, then bilinear resizing where ours keeps samples."""
+    """Return kornia's Gaussian pyramid, which resizes bilinearly where ours subsamples."""
     transform = library("kornia.geometry.transform")
     return lambda x: transform.build_pyramid(x, levels)
 
 
 def kornia_laplacian(levels: int) -> Any:
-    """kornia's Laplacian pyramid, of its Gaussian one."""
+    """Return kornia's Laplacian pyramid."""
     transform = library("kornia.geometry.transform")
     return lambda x: transform.build_laplacian_pyramid(x, levels)
 
 
 def ptwt_wavelet(wavelet: str) -> Any:
-    """One level of ptwt, which extends the image instead of mirroring it in the lifting steps."""
+    """Return one level of ptwt, which extends the image instead of mirroring it in the lifting steps."""
     ptwt = library("ptwt")
     return lambda x: ptwt.wavedec2(x, wavelet, mode="reflect", level=1)
 
 
 def ptwt_inverse(wavelet: str, x: Tensor) -> Any:
-    """The inverse of ptwt, of its own coefficients of `x`."""
+    """Return the inverse of ptwt for its own coefficients of `x`."""
     ptwt = library("ptwt")
     levels = ptwt.wavedec2(x, wavelet, mode="reflect", level=1)
     return lambda _: ptwt.waverec2(levels, wavelet)
 
 
 def pytorch_wavelets(wavelet: str) -> Any:
-    """One level of pytorch_wavelets."""
+    """Return one level of pytorch_wavelets."""
     return _pytorch_wavelets().DWTForward(J=1, wave=wavelet, mode="symmetric")
 
 
 def pytorch_wavelets_inverse(wavelet: str, x: Tensor) -> Any:
-    """The inverse of pytorch_wavelets, of its own coefficients of `x`."""
+    """Return the inverse of pytorch_wavelets for its own coefficients of `x`."""
     library = _pytorch_wavelets()
     levels = library.DWTForward(J=1, wave=wavelet, mode="symmetric")(x)
     inverse = library.DWTInverse(wave=wavelet, mode="symmetric")
@@ -225,31 +240,31 @@ def pytorch_wavelets_inverse(wavelet: str, x: Tensor) -> Any:
 
 
 def _pytorch_wavelets() -> Any:
-    # it reads a file of another transform through setuptools, which recent versions have no more
+    # it reads a file through pkg_resources, which recent versions of setuptools do not contain
     if "pkg_resources" not in sys.modules and importlib.util.find_spec("pkg_resources") is None:
         sys.modules["pkg_resources"] = MagicMock()
     return library("pytorch_wavelets")
 
 
 def timm_blur(kernel_size: int, channels: int) -> nn.Module:
-    """timm's blur pooling."""
+    """Return timm's blur pooling."""
     return library("timm.layers").BlurPool2d(channels, filt_size=kernel_size, stride=2)
 
 
 def monai_shuffle() -> Any:
-    """MONAI's pixel shuffling."""
+    """Return MONAI's pixel shuffling."""
     utils = library("monai.networks.utils")
     return lambda x: utils.pixelshuffle(x, spatial_dims=x.ndim - 2, scale_factor=2)
 
 
 def monai_unshuffle() -> Any:
-    """MONAI's pixel unshuffling."""
+    """Return MONAI's pixel unshuffling."""
     utils = library("monai.networks.utils")
     return lambda x: utils.pixelunshuffle(x, spatial_dims=x.ndim - 2, scale_factor=2)
 
 
 class AsList(nn.Module):
-    """The maps of a network that gives them by name."""
+    """The feature maps of a network that returns a dict, as a list."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -260,23 +275,23 @@ class AsList(nn.Module):
 
 
 def torchvision_features(network: nn.Module) -> nn.Module:
-    """torchvision's extractor of the four stages of a ResNet."""
+    """Return torchvision's feature extractor for the four stages of a ResNet."""
     return AsList(create_feature_extractor(network, [f"layer{i}" for i in range(1, 5)]))
 
 
 def timm_features(name: str) -> tuple[Backbone, nn.Module]:
-    """Ours over timm's, and timm's by itself."""
+    """Return our backbone around timm's network, and timm's network itself."""
     network = library("timm").create_model(name, features_only=True).eval()
     return Backbone(network).eval(), network
 
 
 def smp_unet() -> nn.Module:
-    """The U-Net of segmentation_models_pytorch over a ResNet-18: another decoder than ours."""
+    """Return the ResNet-18 U-Net of segmentation_models_pytorch, whose decoder differs from ours."""
     models = library("segmentation_models_pytorch")
     return models.Unet("resnet18", encoder_weights=None, classes=2).eval()
 
 
 def smp_fpn() -> nn.Module:
-    """The FPN of segmentation_models_pytorch over a ResNet-18: another one than ours."""
+    """Return the ResNet-18 FPN of segmentation_models_pytorch, which differs from ours."""
     models = library("segmentation_models_pytorch")
     return models.FPN("resnet18", encoder_weights=None, classes=2).eval()

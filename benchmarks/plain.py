@@ -1,6 +1,6 @@
-"""The plain PyTorch way of everything that is measured: what one writes without this package.
+"""Plain PyTorch implementations of the measured blocks, without this package.
 
-Weights are registered in the order of ours, so `with_weights_of` copies them by position.
+Weights are registered in the order of ours, so that `with_weights_of` can copy them by position.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,14 +32,14 @@ LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def with_weights_of(ours: nn.Module, plain: Model) -> Model:
-    """`plain` with the parameters and statistics of `ours`, and in its mode."""
+    """Return `plain` with the parameters, running statistics and mode of `ours`."""
     values = list(ours.state_dict().values())
     plain.load_state_dict(dict(zip(plain.state_dict(), values, strict=True)))
     return plain.train(ours.training)
 
 
 def stacked_pools(x: Tensor, pool_sizes: Sequence[int], pool_type: str) -> Tensor:
-    """Pool with odd windows at stride 1 and stack the results."""
+    """Pool with odd windows at stride 1 and concatenate the results."""
     maps = []
     for k in pool_sizes:
         if k == 1:
@@ -53,7 +53,7 @@ def stacked_pools(x: Tensor, pool_sizes: Sequence[int], pool_type: str) -> Tenso
 
 
 def pooled_grids(x: Tensor, bins: Sequence[int]) -> Tensor:
-    """The bins of several grids laid out in one vector."""
+    """Concatenate the bins of several grids to one vector."""
     pool = ADAPTIVE_MAX_POOL_FUNCTION[x.ndim - 2]
     return torch.cat([pool(x, n).flatten(1) for n in bins], dim=1)
 
@@ -63,7 +63,7 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def pooled_branches(in_channels: int, width: int, bins: Sequence[int], dims: int) -> nn.ModuleList:
-    """Adaptive pooling to some bins, a convolution, a norm but for one bin, ReLU."""
+    """Build branches of adaptive pooling, convolution, norm (except for one bin) and ReLU."""
     pool, conv, norm = ADAPTIVE_AVG_POOL[dims], CONV[dims], BATCH_NORM[dims]
     branches = []
     for n in bins:
@@ -74,7 +74,7 @@ def pooled_branches(in_channels: int, width: int, bins: Sequence[int], dims: int
 
 
 class PyramidViews(nn.Module):
-    """Pooled branches resized with aligned corners, and concatenated."""
+    """Concatenate pooled branches, resized with aligned corners."""
 
     def __init__(self, in_channels: int, width: int, bins: Sequence[int], dims: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class PyramidViews(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """Pooled branches resized, concatenated, convolved."""
+    """Resize, concatenate and convolve pooled branches."""
 
     def __init__(self, in_channels: int, out_channels: int, bins: Sequence[int], dims: int) -> None:
         super().__init__()
@@ -108,8 +108,35 @@ class PyramidPooling(nn.Module):
         return self.projection(torch.cat([x, *views], dim=1))
 
 
+class AtrousPooling(nn.Module):
+    """Dilated branches and the enlarged mean, concatenated and convolved."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, dilations: Sequence[int], dims: int
+    ) -> None:
+        super().__init__()
+        conv, norm = CONV[dims], BATCH_NORM[dims]
+
+        def branch(*first: nn.Module) -> nn.Sequential:
+            return nn.Sequential(*first, norm(out_channels), nn.ReLU(inplace=True))
+
+        point = partial(conv, in_channels, out_channels, 1, bias=False)
+        dilated = partial(conv, in_channels, out_channels, 3, bias=False)
+        self.branches = nn.ModuleList(
+            [branch(point()), *(branch(dilated(padding=d, dilation=d)) for d in dilations)]
+        )
+        self.image = branch(ADAPTIVE_AVG_POOL[dims](1), point())
+        self.project = branch(
+            conv((len(dilations) + 2) * out_channels, out_channels, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [branch(x) for branch in self.branches]
+        return self.project(torch.cat([*maps, resized(self.image(x), x.shape[2:])], dim=1))
+
+
 class ConcatFusion(nn.Module):
-    """Resize, concatenate, convolve with a 1x1 kernel."""
+    """Resize, concatenate and apply a 1x1 convolution."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
@@ -124,7 +151,7 @@ class ConcatFusion(nn.Module):
 
 
 class SumFusion(nn.Module):
-    """Convolve where channels differ, resize, add."""
+    """Project where channels differ, resize and add."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
@@ -143,21 +170,21 @@ class SumFusion(nn.Module):
 
 
 class MeanFusion(SumFusion):
-    """The sum, divided."""
+    """Average the sources instead of adding them."""
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return super().forward(features) / len(features)
 
 
 class MaxFusion(SumFusion):
-    """The largest instead of the sum."""
+    """Take the maximum of the sources instead of the sum."""
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return reduce(torch.maximum, self.aligned(features))
 
 
 class AttentionFusion(SumFusion):
-    """Stack, score the channels, take the softmax over the sources, add."""
+    """Stack the sources, score the channels, apply softmax over the sources, and add."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, hidden: int = 32) -> None:
         super().__init__(in_channels, out_channels)

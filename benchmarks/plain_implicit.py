@@ -1,4 +1,4 @@
-"""Neural implicit flow as it is usually written: one weight vector for every point."""
+"""Plain implementation of neural implicit flow: one weight vector for every point."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from neurenix_ms.implicit import NIF, MultiScaleNIF
 
 
 class OneWeightVectorPerPoint(nn.Module):
-    """The ParameterNet runs for every point, and every point meets weights of its own.
+    """Run the ParameterNet for every point, so that every point has its own weights.
 
     Args:
         ours: The model whose ParameterNet and last layer it uses.

@@ -1,4 +1,4 @@
-"""The published MS-Net the plain way: what one writes from its paper, a few lines of torch."""
+"""Plain implementation of the published MS-Net."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def stage(in_channels: int, width: int, num_layers: int = 5) -> nn.Sequential:
-    """Convolutions with instance norm and CELU, the last without norm, and one of 1x1x1."""
+    """Build convolutions with instance norm and CELU, the last without norm, and a 1x1x1 convolution."""
     layers: list[nn.Module] = []
     for i in range(num_layers):
         layers.append(nn.Conv3d(width if i else in_channels, width, 3, padding=1))
@@ -18,7 +18,7 @@ def stage(in_channels: int, width: int, num_layers: int = 5) -> nn.Sequential:
 
 
 class MSNet(nn.Module):
-    """A prediction per scale, coarsest first; each is upsampled, masked and corrected by the next.
+    """Predict every scale, coarsest first; each is upsampled, masked and corrected by the next.
 
     Weights are registered in the order of ours, as in `benchmarks/plain.py`.
     """

@@ -1,4 +1,4 @@
-"""Feature pyramids, written the plain way and with torchvision's."""
+"""Plain implementations of feature pyramids, also with torchvision."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +12,7 @@ from benchmarks.plain import BATCH_NORM, CONV, MAX_POOL, double_conv
 
 
 class Encoder(nn.Module):
-    """Blocks with a max pooling between them."""
+    """Blocks with max pooling between them."""
 
     def __init__(self, in_channels: int, widths: Sequence[int], dims: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
 
 
 class PyramidNetwork(nn.Module):
-    """An encoder and the way down of a feature pyramid to its finest map."""
+    """An encoder and the top-down path of a feature pyramid to its finest level."""
 
     def __init__(
         self, in_channels: int, out_channels: int, widths: Sequence[int], dims: int
@@ -48,7 +48,7 @@ class PyramidNetwork(nn.Module):
 
 
 class PyramidFusion(nn.Module):
-    """The way down of a feature pyramid, with an output per level."""
+    """The top-down path of a feature pyramid, with an output per level."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, dims: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class PyramidFusion(nn.Module):
 
 
 class FusedNode(nn.Module):
-    """Weighted inputs stacked and summed, then SiLU, a separable convolution and a norm."""
+    """Weighted sum of the inputs, then SiLU, a separable convolution and a norm."""
 
     def __init__(self, num_inputs: int, channels: int, dims: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class BidirectionalFusion(nn.Module):
 
 
 class AllLevels(nn.Module):
-    """An encoder and the way down of a feature pyramid, with an output per level."""
+    """An encoder and the top-down path of a feature pyramid, with an output per level."""
 
     def __init__(
         self, in_channels: int, out_channels: int, widths: Sequence[int], dims: int
@@ -147,7 +147,7 @@ class AllLevels(nn.Module):
 
 
 class TorchvisionFusion(nn.Module):
-    """torchvision's feature pyramid over a list."""
+    """torchvision's feature pyramid with a list of feature maps as input."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Wavelets, blur pooling and pixel shuffling, written the plain way."""
+"""Plain implementations of wavelets, blur pooling and pixel shuffling."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-# low and high filters of the analysis, centred on an even and on an odd sample
+# low-pass and high-pass analysis filters, centered on an even and on an odd sample
 FILTERS = {
     "haar": ([0, 2**-0.5, 2**-0.5], [2**-0.5, -(2**-0.5), 0]),
     "cdf97": (
@@ -24,12 +24,12 @@ FILTERS = {
 
 
 class FilterBank(nn.Module):
-    """One convolution with the products of the filters, of stride 2, after reflection; even sizes."""
+    """Convolve with the products of the filters with stride 2, after reflection; even sizes only."""
 
     def __init__(self, wavelet: str, dims: int) -> None:
         super().__init__()
         low, high = (torch.tensor(taps) for taps in FILTERS[wavelet])
-        high = F.pad(high, (1, 0))  # centred one sample further
+        high = F.pad(high, (1, 0))  # centered one sample further
         low = F.pad(low, (0, 1))
         kernels = [torch.ones(())]
         for _ in range(dims):  # the last axis is the highest bit
@@ -47,7 +47,7 @@ class FilterBank(nn.Module):
 
 
 class BlurPool(nn.Module):
-    """A depthwise convolution of stride 2 with the whole binomial kernel."""
+    """A depthwise convolution with stride 2 and the whole binomial kernel."""
 
     def __init__(self, kernel_size: int, dims: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class BlurPool(nn.Module):
 
 
 def unshuffled(x: Tensor) -> Tensor:
-    """`F.pixel_unshuffle` where it exists; elsewhere slices, stacked."""
+    """Use `F.pixel_unshuffle` in 2-D, and stacked slices elsewhere."""
     if x.ndim == 4:
         return F.pixel_unshuffle(x, 2)
     parts = [x]
@@ -78,7 +78,7 @@ def unshuffled(x: Tensor) -> Tensor:
 
 
 def shuffled(x: Tensor) -> Tensor:
-    """`F.pixel_shuffle` where it exists; elsewhere written into slices."""
+    """Use `F.pixel_shuffle` in 2-D, and write to slices elsewhere."""
     if x.ndim == 4:
         return F.pixel_shuffle(x, 2)
     dims = x.ndim - 2

@@ -1,4 +1,4 @@
-"""The published forecast and training, written the plain way: what ours is compared with."""
+"""Plain implementation of the published forecast and training."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from neurenix_ms.layers.mlp import MLP
 
 
 def plain_network(mlp: MLP) -> nn.Sequential:
-    """The same layers with activations between them."""
+    """Return the same layers with activations between them."""
     first, *others = mlp.layers
     return nn.Sequential(first, *(part for layer in others for part in (nn.ReLU(), layer)))
 
 
 class Residual(nn.Module):
-    """The state plus a plain network of it."""
+    """Add the output of a plain network to the state."""
 
     def __init__(self, mlp: MLP, step_size: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Residual(nn.Module):
 
 @torch.no_grad()
 def forecast(steppers: Sequence[nn.Module], x0: Tensor, num_steps: int) -> Tensor:
-    """Coarse strides first; every level in one batch, with a Python list of all known rows.
+    """Forecast long strides first, every level in one batch, with a Python list of all known rows.
 
     Args:
         steppers: Any order.
@@ -63,11 +63,11 @@ def forecast(steppers: Sequence[nn.Module], x0: Tensor, num_steps: int) -> Tenso
 
 
 class PlainTraining:
-    """One network after another, each with an Adam of its own.
+    """Train one network after the other, each with its own Adam optimizer.
 
     Args:
         networks: One per stride.
-        horizon: Recurrent strides per window.
+        horizon: Number of applications per window.
     """
 
     def __init__(self, networks: Sequence[nn.Module], horizon: int) -> None:
@@ -76,7 +76,7 @@ class PlainTraining:
         self.optimizers = [torch.optim.Adam(n.parameters(), lr=1e-3) for n in networks]
 
     def step(self, windows: Tensor) -> None:
-        """A step of every network on its windows `(K, B, horizon + 1, D)`."""
+        """Train every network for one step on its windows `(K, B, horizon + 1, D)`."""
         for network, optimizer, own in zip(self.networks, self.optimizers, windows, strict=True):
             x = own[:, 0]
             loss = x.new_zeros(())

@@ -1,4 +1,4 @@
-"""Maps at several scales, written the plain way."""
+"""Plain implementations of multiscale transforms."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from benchmarks.plain import LINEAR, resized
 
 
 def scaled_list(x: Tensor, scales: Sequence[float]) -> list[Tensor]:
-    """The map at several scales."""
+    """Return the image at several scales."""
     mode = LINEAR[x.ndim - 2]
     return [
         x if s == 1 else F.interpolate(x, scale_factor=s, mode=mode, align_corners=False)
@@ -21,7 +21,7 @@ def scaled_list(x: Tensor, scales: Sequence[float]) -> list[Tensor]:
 
 
 def halved_list(x: Tensor, num_levels: int) -> list[Tensor]:
-    """The map halved again and again."""
+    """Return the repeatedly halved image."""
     levels = [x]
     for _ in range(num_levels - 1):
         y = levels[-1]
@@ -32,7 +32,7 @@ def halved_list(x: Tensor, num_levels: int) -> list[Tensor]:
 
 
 class GaussianPyramid(nn.Module):
-    """A depthwise convolution with stride 2 after reflection, with the whole kernel or per axis."""
+    """Depthwise convolutions with stride 2 after reflection, with the whole kernel or per axis."""
 
     def __init__(
         self, num_levels: int, sigma: float | None, dims: int, separable: bool = False
@@ -74,7 +74,7 @@ class GaussianPyramid(nn.Module):
 
 
 class LaplacianPyramid(nn.Module):
-    """What every level of a binomial pyramid adds to the enlarged next one."""
+    """The difference of every level of a binomial pyramid to the upsampled next one."""
 
     def __init__(self, num_levels: int, dims: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The stored run as Markdown tables and bar charts for the site."""
+"""Markdown tables and bar charts of the stored run, for the site."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ RESULTS = Path(__file__).parents[1] / "docs" / "assets" / "benchmarks.json"
 
 
 def table(json_path: str | Path, group: str | None = None) -> str:
-    """Every case of a group, or of all groups, with its ratio to the plain way where there is one.
+    """Return a table of the cases of a group, or of all groups, with ratios to the plain variant.
 
-    The plain way is the case with the variant "plain" and otherwise equal parameters.
+    The reference is the case with the variant "plain" and otherwise equal parameters.
 
     Args:
         json_path: File written by `pytest --benchmark-json`.
-        group: The question, for example "pooling/forward"; all of them if None.
+        group: Name of the group, for example "pooling/forward"; all groups if None.
 
     Returns:
-        Markdown: the machine, then a table, with the name of the group above it if all are shown.
+        Markdown: the machine, then a table, preceded by the name of the group if all are shown.
 
     Raises:
         ValueError: If the file has no such group.
@@ -28,11 +28,11 @@ def table(json_path: str | Path, group: str | None = None) -> str:
 
 
 def bars(json_path: str | Path, group: str, field: str) -> str:
-    """A bar per case, the plain way in grey.
+    """Return a bar chart with one bar per case, the plain variant in gray.
 
     Args:
         json_path: File written by `pytest --benchmark-json`.
-        group: The question, for example "pooling/forward".
+        group: Name of the group, for example "pooling/forward".
         field: "time" (the median of the rounds), or what `measure` recorded, for example
             "tensor_peak_bytes".
 

@@ -1,4 +1,4 @@
-"""The JSON of a benchmark run becomes what one wants to know first: who wins, and how cost grows."""
+"""Summary tables of a benchmark run: the fastest variants, and how cost grows."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,10 @@ PEER_FIELDS = ("time", "tensor_peak_bytes")
 
 
 def winners(json_path: str | Path) -> str:
-    """A line per group, number of axes and way of ours: time and peak beside the plain way and peers.
+    """Return a row of time and peak memory ratios per group, number of axes and variant of ours.
 
-    Ratios are the median of all cases of the group, with the worst in brackets; times are those
-    measured in pairs. A peer that gives another result is left out.
+    Ratios are relative to the plain variant and to peers: the median of all cases of the group, with
+    the worst in brackets. Times are measured in pairs. Peers with other results are omitted.
 
     Args:
         json_path: File written by `pytest --benchmark-json`.
@@ -45,21 +45,21 @@ def winners(json_path: str | Path) -> str:
             cells += [", ".join(names) or "-", _median_and_worst(faster, worst=min)]
             cells.append(_median_and_worst(peaks))
             if set(cells[3:]) == {"-"}:
-                continue  # beside another network only
+                continue  # compared with another network only
             lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines)
 
 
 def slopes(json_path: str | Path, group: str, power: int = 1) -> str:
-    """How time, peak and operations grow with the number that a group varies.
+    """Return how time, peak memory and FLOPs grow with the number that a group varies.
 
     Args:
         json_path: File written by `pytest --benchmark-json`.
         group: One of the groups "growth/...".
-        power: The number is taken to this power: 2 makes cells of the edge of a 2-D map.
+        power: Exponent applied to the number: 2 converts the edge of a 2-D image to pixels.
 
     Returns:
-        A Markdown table of exponents: of the straight line through the logarithms.
+        A Markdown table of exponents, fitted to the logarithms.
     """
     rows = read(json_path).rows(group)
     lines = ["| network | from | to | time | peak | operations |", "|---|--:|--:|--:|--:|--:|"]

@@ -1,4 +1,4 @@
-"""Backbones and what stands on them, against the libraries that the networks come from."""
+"""Backbones and decoders compared with the libraries of the networks."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from neurenix_ms.layers.resize import Resize
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 @pytest.mark.parametrize("size", [64, 224])
 def test_features(library, size, variant, measure, request):
-    """A ResNet as a list of maps; `plain` is the library's own extractor."""
+    """Features of a ResNet; `plain` is the feature extractor of the library."""
     if size == 224:
         only_when_timing(request)
     if library == "torchvision":
@@ -31,7 +31,7 @@ def test_features(library, size, variant, measure, request):
 
 
 class Decoded(nn.Module):
-    """A backbone, something that makes one map of its maps, and the size of the image."""
+    """A backbone, a block that fuses its feature maps, and a resize to the size of the image."""
 
     def __init__(self, backbone: Backbone, decode: nn.Module) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def fpn() -> nn.Module:
 @pytest.mark.parametrize("network", ["U-Net", "FPN"])
 @pytest.mark.parametrize("size", [64, 256])
 def test_segmentation(network, size, variant, measure, request):
-    """A ResNet-18 with a decoder of ours, and with another one of the same kind."""
+    """A ResNet-18 with one of our decoders, and with a similar one of another library."""
     if size == 256:
         only_when_timing(request)
     make, peer = (unet, peers.smp_unet) if network == "U-Net" else (fpn, peers.smp_fpn)

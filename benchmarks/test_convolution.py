@@ -1,4 +1,4 @@
-"""One volume at a time: the convolution of every network here beside that of torch."""
+"""3-D convolution of single volumes compared with torch."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from benchmarks import plain
 from benchmarks.paired import assert_equal, measure_forward, measure_step, train_step
 from neurenix_ms._core.convolution import Conv3d
 
-# channels and edge: what torch unfolds, and last what it does not
+# channels and edge; torch uses its slow kernel for all but the last
 CASES = [(8, 16), (8, 32), (16, 16), (16, 32), (32, 16), (64, 8), (64, 16), (16, 48)]
 
 
@@ -41,6 +41,6 @@ def test_convolution_train_step(channels, size, variant, measure):
 
 
 def step(layer: nn.Module, x: torch.Tensor) -> None:
-    """With a gradient for the volume, as within a network."""
+    """Run a training step with a gradient for the volume, as inside a network."""
     train_step(layer, x)
     x.grad = None

@@ -1,4 +1,4 @@
-"""The same networks in other forms: low precision, channels last, one axis, compiled."""
+"""Networks in low precision, in channels last, in 1-D, and compiled."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +14,8 @@ from neurenix_ms import FeatureFusion, PyramidNetwork, PyramidPooling, UNet
 FORMS = ["float32", "bf16", "channels last", "compiled"]
 SIZES = {1: 1024, 2: 128, 3: 32}
 Maps = Tensor | list[Tensor]
-PRODUCTS = {"bf16": torch.bfloat16}  # what products are made of, if not of the input
-CLOSE = 0.1  # of the largest value, in bf16
+PRODUCTS = {"bf16": torch.bfloat16}  # inputs of matrix products other than the input
+CLOSE = 0.1  # relative to the largest value, in bf16
 
 
 def unet(dims: int) -> tuple[nn.Module, nn.Module, Maps]:
@@ -57,7 +57,7 @@ CASES = [
 
 
 def in_form(form: str, model: nn.Module, dims: int) -> nn.Module:
-    """The module as a user of that form would have it."""
+    """Return the module converted to the form."""
     if form == "channels last":
         return model.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
     return torch.compile(model) if form == "compiled" else model
@@ -72,9 +72,9 @@ def as_input(form: str, x: Maps, dims: int) -> Maps:
 
 
 def prepared(name: str, dims: int, form: str, request: pytest.FixtureRequest, training: bool):
-    """Both ways in this form, their input, and what to run them in."""
+    """Return both implementations in this form, their input, and the context to run them in."""
     if form == "compiled":
-        only_in_full(request)  # a minute of a compiler each
+        only_in_full(request)  # compiling takes a minute each
     if form == "channels last" and dims == 1:
         pytest.skip("one axis has one order")
     ours, theirs, x = NETWORKS[name](dims)

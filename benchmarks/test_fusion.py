@@ -1,4 +1,4 @@
-"""Fusions of four maps against projecting, resizing and reducing them by hand."""
+"""Fusion of four feature maps compared with plain PyTorch."""
 
 from functools import partial
 
@@ -26,7 +26,10 @@ PLAIN = {
     "max": plain.MaxFusion,
     "attention": plain.AttentionFusion,
 }
-SIZES = [56, 224]  # of the finest map; every other one has half the edge of the one before
+SIZES = [
+    56,
+    224,
+]  # of the finest feature map; every further one is half as large
 ALIKE = "attention, one size"
 
 
@@ -36,7 +39,7 @@ def maps(size: int) -> list[Tensor]:
 
 def ways(method: str) -> dict[str, torch.nn.Module]:
     ours = FeatureFusion(WIDTHS, OUT, method)
-    torch.nn.init.normal_(list(ours.parameters())[-1])  # scores that differ from source to source
+    torch.nn.init.normal_(list(ours.parameters())[-1])  # scores that differ between sources
     return {"plain": plain.with_weights_of(ours, PLAIN[method](WIDTHS, OUT)), "ours": ours}
 
 
@@ -45,7 +48,7 @@ def ways(method: str) -> dict[str, torch.nn.Module]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", [ALIKE])
 def test_fusion_of_maps_of_one_size(method, size, variant, measure, request):
-    """Two maps of 64 channels, weighed as in a selective kernel network."""
+    """Attention fusion of two feature maps with 64 channels, as in a selective kernel network."""
     if size > SIZES[0]:
         only_when_timing(request)
     ours = AttentionFusion([64, 64], 64).eval()
@@ -53,7 +56,7 @@ def test_fusion_of_maps_of_one_size(method, size, variant, measure, request):
     theirs = plain.with_weights_of(ours, plain.AttentionFusion([64, 64], 64))
     ways = {"plain": theirs, "ours": ours}
     ways = with_peer(ways, {"timm": lambda: peers.TimmAttention(ours)}, variant)
-    if variant == "timm":  # which has set biases of ours to zero
+    if variant == "timm":  # the peer has set our biases to zero
         plain.with_weights_of(ours, theirs)
     x = [torch.randn(1, 64, size, size) for _ in range(2)]
     measure_forward(measure, ways, variant, x, rounds=10 if size < 224 else 3)

@@ -1,4 +1,4 @@
-"""How cost grows: with cells, levels, scales and channels, one at a time."""
+"""Growth of cost with pixels, levels, scales and channels."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ def forward(model: nn.Module, *x: object) -> None:
 
 
 def network(variant: str, width: int = 16, levels: int = 3, dims: int = 2) -> nn.Module:
-    """A U-Net or a pyramid network of one channel, its widths doubling from level to level."""
+    """Return a U-Net or a pyramid network with one channel and widths that double per level."""
     options = {"spatial_dims": dims, "remember": False}
     if variant == "UNet":
         return UNet(1, 1, [width * 2**i for i in range(levels)], **options).eval()
@@ -28,7 +28,7 @@ def network(variant: str, width: int = 16, levels: int = 3, dims: int = 2) -> nn
 @pytest.mark.parametrize("edge", [64, 128, 256, 512, 1024, 2048])
 @pytest.mark.parametrize("variant", ["UNet", "PyramidNetwork"])
 def test_cells(variant, edge, measure, request):
-    """Of a 2-D map; with cells, time and peak should grow alike."""
+    """2-D images; time and peak memory should grow linearly with the number of pixels."""
     if edge > 512:
         only_in_full(request)
     model = network(variant)
@@ -63,7 +63,7 @@ def test_cells_of_a_volume(variant, edge, measure, request):
 @pytest.mark.parametrize("levels", [2, 3, 4, 5])
 @pytest.mark.parametrize("variant", ["UNet", "PyramidNetwork"])
 def test_levels(variant, levels, measure):
-    """Every level has twice the channels of the one before, and a quarter of its cells."""
+    """Every level has twice the channels and a quarter of the pixels of the previous one."""
     model = network(variant, levels=levels)
     x = torch.randn(1, 1, 128, 128)
     measure(partial(forward, model, x), 1, model=model, x=x, rounds=5)
@@ -88,7 +88,7 @@ def test_scales(variant, scales, measure):
 @pytest.mark.parametrize("width", [8, 16, 32, 64])
 @pytest.mark.parametrize("variant", ["UNet", "PyramidNetwork"])
 def test_channels(variant, width, measure):
-    """Of the finest level; operations grow with the square."""
+    """Channels of the finest level; FLOPs grow with their square."""
     model = network(variant, width)
     x = torch.randn(1, 1, 128, 128)
     measure(partial(forward, model, x), 1, model=model, x=x, rounds=5)

@@ -1,4 +1,4 @@
-"""Neural implicit flow against one weight vector per point, and compact models against masked ones."""
+"""Neural implicit flow compared with one weight vector per point, and compact with masked models."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from benchmarks.paired import assert_equal, measure_step, only_when_timing
 from benchmarks.plain_implicit import OneWeightVectorPerPoint
 from neurenix_ms.implicit import NIF, MultiScaleNIF, compact, prune_nodes
 
-POINTS = [1000, 10_000]  # of a 64x4 network; the plain way takes 70 KB for each
+POINTS = [1000, 10_000]  # for a 64x4 network; the plain implementation needs 70 KB per point
 TIMES = 10
 NETS = {"NIF": NIF, "MultiScaleNIF": MultiScaleNIF}
 
@@ -34,7 +34,7 @@ def without_gradients(call, *args: Tensor) -> Tensor:
 
 
 def on_a_grid(models: dict[str, torch.nn.Module], p: Tensor, x: Tensor) -> dict:
-    """The grid of every model as a call without arguments."""
+    """Return calls without arguments that evaluate every model on a grid."""
     return {
         name: partial(without_gradients, model.forward_grid, p, x) for name, model in models.items()
     }
@@ -90,7 +90,7 @@ def test_train_step(kind, points, variant, measure, request):
 
 def pruned(net: str, share: float) -> dict[str, torch.nn.Module]:
     masked = NETS[net](1, 1, shape_width=64, shape_depth=4, latent_dim=3)
-    with torch.no_grad():  # nodes of all layers alike, as after training
+    with torch.no_grad():  # prune nodes of all layers equally, as after training
         masked.last.weight.normal_()
         matrices, _ = masked.shape.slices()
         masked.last.weight[matrices[0]] *= 8

@@ -1,4 +1,4 @@
-"""Maps in tiles: what equality costs beside the whole map, and beside windows that are blended."""
+"""Exact tiles compared with the whole image and with blended windows."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ def blended(model: torch.nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.benchmark(group="memory/tiles")
 @pytest.mark.parametrize("variant", ["plain", "tiles", "deep part whole", "monai"])
 def test_memory_tiles(variant, measure, benchmark):
-    """Forward of a three-level U-Net on 512 x 512 pixels; `plain` is the whole map."""
+    """Forward pass of a three-level U-Net on 512 x 512 pixels; `plain` is the whole image."""
     model = UNet(1, 1, features=[16, 32, 64], remember=False).eval()
     x = torch.randn(1, 1, SIZE, SIZE)
     ways = {
@@ -45,7 +45,7 @@ def test_memory_tiles(variant, measure, benchmark):
 @pytest.mark.parametrize("norm", [None, "instance"])
 @pytest.mark.parametrize("size", [32, 96])
 def test_memory_train(size, norm, variant, measure, request):
-    """Gradients of a three-dimensional U-Net in tiles of half the edge; `plain` is the whole map."""
+    """Gradients of a 3-D U-Net in tiles of half the edge; `plain` is the whole volume."""
     if size > 32:
         only_when_timing(request)
     model = UNet(1, 1, features=[8, 16], spatial_dims=3, norm=norm, remember=False)

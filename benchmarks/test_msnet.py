@@ -1,4 +1,4 @@
-"""The coarse-to-fine network against the published one, written the plain way."""
+"""MS-Net compared with a plain implementation of the published network."""
 
 from functools import partial
 
@@ -15,13 +15,13 @@ CHECKPOINTING = "ours, checkpointing"
 
 
 def networks(num_scales: int = 4) -> dict[str, nn.Module]:
-    """Ours and the plain one, with the same weights."""
+    """Return our network and the plain one with the same weights."""
     ours = MSNet(num_scales)
     return {"ours": ours, "plain": plain.with_weights_of(ours, plain_msnet.MSNet(num_scales))}
 
 
 def volume(size: int, num_scales: int = 4) -> tuple[list[Tensor], list[Tensor]]:
-    """A box of pores and solid at all scales, and its masks."""
+    """Return a porous medium at all scales, and its masks."""
     x = (torch.rand(1, 1, size, size, size) < 0.5).float()
     return coarsen(x, num_scales), scale_masks(x, num_scales)
 
@@ -29,7 +29,7 @@ def volume(size: int, num_scales: int = 4) -> tuple[list[Tensor], list[Tensor]]:
 def train_step(
     model: nn.Module, x: list[Tensor], masks: list[Tensor], checkpointing: bool = False
 ) -> None:
-    """Forward, backward of a loss on every scale, and the gradients dropped again."""
+    """Run forward and backward with a loss on every scale, and drop the gradients."""
     with enable_gradient_checkpointing(checkpointing):
         outputs = model(x, masks)
     sum(y.square().mean() for y in outputs).backward()

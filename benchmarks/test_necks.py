@@ -1,4 +1,4 @@
-"""Bidirectional necks against the plain way and effdet: three layers, as in EfficientDet-D0."""
+"""Bidirectional necks compared with plain PyTorch and effdet: three layers, as in EfficientDet-D0."""
 
 from functools import partial
 

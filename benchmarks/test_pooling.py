@@ -1,4 +1,4 @@
-"""Poolings against the functions of torch and a concatenation."""
+"""Pooling blocks compared with plain PyTorch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -43,7 +43,7 @@ def context(dims: int) -> Ways:
 
 
 def views(dims: int) -> Ways:
-    """The map and its views, not convolved: what segmentation_models_pytorch calls a PSP module."""
+    """Return pyramid pooling without projection, as in the PSP module of segmentation_models_pytorch."""
     ours = PyramidPooling(64, 64, branch_channels=16, project=False, align_corners=True).eval()
     theirs = plain.PyramidViews(64, 16, [1, 2, 3, 6], dims)
     return {"plain": plain.with_weights_of(ours, theirs), "ours": ours}

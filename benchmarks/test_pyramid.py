@@ -1,4 +1,4 @@
-"""Feature pyramids against the plain modules and torchvision on the same encoder."""
+"""Feature pyramids compared with plain PyTorch and torchvision on the same encoder."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def all_levels(dims: int) -> Ways:
     ours = PyramidNetwork(3, 64, return_pyramid=True, remember=False, spatial_dims=dims).eval()
     theirs = plain_pyramids.TorchvisionPyramid(3, 64, ours.feature_channels).eval()
     pyramid = theirs.fusion.pyramid
-    laterals = torch.nn.ModuleList(reversed(pyramid.inner_blocks))  # ours start with the coarsest
+    laterals = torch.nn.ModuleList(reversed(pyramid.inner_blocks))  # ours are coarsest first
     plain.with_weights_of(
         ours, torch.nn.ModuleList([theirs.encoder, laterals, pyramid.layer_blocks])
     )
@@ -41,7 +41,7 @@ def neck(dims: int) -> Ways:
 
 
 def neck_of(variant: str, dims: int) -> Ways:
-    """The neck alone, and the peer that is asked for."""
+    """Return our neck, the plain neck, and the requested peer."""
     ways = neck(dims)
     necks = {
         "torchvision": lambda: peers.torchvision_neck(ways["ours"]),

@@ -1,4 +1,4 @@
-"""Wavelets, blur pooling and pixel shuffling against filter banks and the functions of torch."""
+"""Wavelets, blur pooling and pixel shuffling compared with filter banks and plain PyTorch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -79,7 +79,10 @@ PEERS: dict[str, dict[str, Callable[[Tensor], Way]]] = {
     "PixelUnshuffle": {"monai": lambda x: peers.monai_unshuffle()},
     "PixelShuffle": {"monai": lambda x: peers.monai_shuffle()},
 }
-OTHER_RESULT = ("ptwt", "pytorch_wavelets")  # they extend the image, and return more
+OTHER_RESULT = (
+    "ptwt",
+    "pytorch_wavelets",
+)  # the peers extend the image and return larger coefficients
 SIZES = [(1, 4096), (2, 64), (2, 512), (3, 48)]
 LARGE = [(1, 2**20), (2, 2048), (3, 128)]
 CASES = [(name, way) for name, make in MAKERS.items() for way in (*make(2), *PEERS[name])]

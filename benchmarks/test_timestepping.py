@@ -1,4 +1,4 @@
-"""Coupled forecasts and the training of all strides against the published way, written plainly."""
+"""Coupled forecasts and training compared with a plain implementation of the published method."""
 
 import copy
 
@@ -20,13 +20,13 @@ WIDTH = 128
 def hierarchy() -> HierarchicalTimeStepper:
     model = HierarchicalTimeStepper([TimeStepper(MLP(2, 2, [WIDTH] * 3), s) for s in STRIDES])
     with torch.no_grad():
-        for parameter in model.parameters():  # small changes, so that nothing runs away
+        for parameter in model.parameters():  # small increments, so that the forecast stays bounded
             parameter.mul_(0.3)
     return model
 
 
 def rollouts(model: HierarchicalTimeStepper, x0: torch.Tensor, num_steps: int) -> dict:
-    """Both forecasts as calls without arguments, with the same weights."""
+    """Return both forecasts as calls without arguments, with the same weights."""
     plain = [Residual(s.network, s.step_size) for s in model.steppers]
     return {
         "plain": lambda: forecast(plain, x0, num_steps),
@@ -48,7 +48,7 @@ def test_rollout(num_steps, variant, measure, request):
 
 
 def steps(batch_size: int, horizon: int = 5) -> dict:
-    """A training step of all strides as calls without arguments: the plain way and both of ours."""
+    """Return training steps of all strides as calls without arguments: the plain one and two of ours."""
     rows = torch.randn(20, STRIDES[-1] * horizon + 1, 2)
     source = WindowSource(rows, STRIDES, horizon, "all")
     windows = source.spread(batch_size)

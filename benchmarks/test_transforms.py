@@ -1,4 +1,4 @@
-"""Maps at several scales against F.interpolate and depthwise convolutions."""
+"""Multiscale transforms compared with F.interpolate and depthwise convolutions."""
 
 from collections.abc import Callable
 from functools import partial

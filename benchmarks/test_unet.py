@@ -1,4 +1,4 @@
-"""U-Nets against the same network written the plain way."""
+"""U-Nets compared with plain PyTorch and MONAI."""
 
 from collections.abc import Callable
 from functools import partial
@@ -68,7 +68,7 @@ def test_unet_forward(dims, size, memory, variant, measure, request):
 
 
 def as_monai(dims: int) -> UNet:
-    """A U-Net with the blocks of MONAI's: transposed convolutions, instance norm, leaky ReLU."""
+    """Return a U-Net with MONAI's blocks: transposed convolutions, instance norm, leaky ReLU."""
     return UNet(
         1,
         2,
@@ -83,7 +83,7 @@ def as_monai(dims: int) -> UNet:
 
 
 def with_monai(variant: str, dims: int) -> dict[str, nn.Module]:
-    """Ours, the same written plainly, and MONAI's if it is asked for."""
+    """Return our U-Net, the plain one, and MONAI's if requested."""
     model = as_monai(dims)
     by_hand = plain.with_weights_of(model, plain.TransposedUNet(model, peers.SLOPE))
     ways = {"plain": by_hand, "ours": model}
@@ -121,7 +121,7 @@ def test_unet_step_of_monai(dims, size, variant, measure, request):
 @pytest.mark.parametrize("variant", ["ours", "monai"])
 @pytest.mark.parametrize(("dims", "size"), [(2, 128), (3, 32)])
 def test_residual_unet(dims, size, variant, measure):
-    """Two residual networks of the same widths; MONAI's halves and doubles by strided convolutions."""
+    """Two residual networks of equal width; MONAI's resamples by strided convolutions."""
     widths = (16, 32, 64)
     model = UNet(1, 2, widths, spatial_dims=dims, block="residual", norm="instance", remember=False)
     ways = with_peer(
@@ -131,7 +131,7 @@ def test_residual_unet(dims, size, variant, measure):
 
 
 def network_of(variant: str, model: UNet) -> nn.Module:
-    """The network that takes the step of a variant, after a look at its output."""
+    """Return the network that runs the step of a variant, after checking its output."""
     baseline = plain_way(model)
     if variant.startswith("ours"):
         chosen: nn.Module = model
@@ -148,7 +148,7 @@ def network_of(variant: str, model: UNet) -> nn.Module:
 def steps_of(
     variant: str, model: UNet, x: Tensor
 ) -> tuple[dict[str, Callable[[], None]], nn.Module]:
-    """The plain step and that of the variant, and the network of the latter."""
+    """Return the plain step, the step of the variant, and the network of the variant."""
     network = network_of(variant, model)
     step = partial(train_step, network, x, variant == CHECKPOINTING)
     return {"plain": partial(train_step, plain_way(model), x), variant: step}, network

@@ -10,7 +10,13 @@ from torch import nn
 
 from benchmarks.report import RESULTS
 from docs_tools.source import ROOT
-from neurenix_ms import BidirectionalFusion, MultiScaleModel, PyramidFusion, UNet
+from neurenix_ms import (
+    AtrousPyramidPooling,
+    BidirectionalFusion,
+    MultiScaleModel,
+    PyramidFusion,
+    UNet,
+)
 from neurenix_ms.bench.results import COLUMNS, Row, read
 from neurenix_ms.execution import footprint
 from neurenix_ms.meter import count_flops, parameter_table, peak_tensor_bytes
@@ -31,6 +37,7 @@ POOLINGS = {
     "MultiScalePooling max": "as avg, where the strongest response counts; the slowest",
     "PyramidPooling": "the class of a pixel depends on the whole image; has parameters, cannot be tiled",
     "PyramidPooling, views": "as above, returns the pooled features for a convolution of your own",
+    "AtrousPyramidPooling": "the class of a pixel depends on its surroundings at several distances",
     "SpatialPyramidPooling": "you need a vector of fixed length from images of any size",
 }
 NECKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -93,6 +100,9 @@ def poolings(path: str | Path = RESULTS) -> str:
     fields = ("time", "flops", "params", "tensor_peak_bytes")
     cases = _cases(path, "pooling/forward", "block", dims=2)
     measured = {name: _cells(case, fields) for name, case in cases.items()}
+    pool = AtrousPyramidPooling(64, 64)
+    shape = next(iter(cases.values())).value("shape")
+    measured["AtrousPyramidPooling"] = ["-", *_counted(pool, torch.zeros(shape, device="meta"))]
     heads = ["time", "FLOPs", "parameters", "peak"]
     return _measured_on(cases) + _rows("block", POOLINGS, heads, measured)
 
@@ -100,7 +110,7 @@ def poolings(path: str | Path = RESULTS) -> str:
 def necks() -> str:
     """Necks over three levels: when to take which, and what it costs, counted now."""
     widths = [64, 128, 256]
-    features = [torch.zeros(1, n, 64 >> k, 64 >> k) for k, n in enumerate(widths)]
+    features = [torch.zeros(1, n, 64 >> k, 64 >> k, device="meta") for k, n in enumerate(widths)]
     words, measured = {}, {}
     for name, (when, options) in NECKS.items():
         build = PyramidFusion if name == "PyramidFusion" else BidirectionalFusion
@@ -253,13 +263,14 @@ COUNTED = ["FLOPs", "parameters", "peak"]
 
 
 def _counted(model: nn.Module, x: Any) -> list[str]:
-    """Operations and peak of a forward pass in evaluation, and parameters."""
-    model = model.eval()
+    """Operations and peak of a forward pass in evaluation, and parameters, from shapes alone."""
+    model = model.to("meta").eval()
     with torch.no_grad():
+        peak = peak_tensor_bytes(lambda: model(x), of_shapes=True)
         return [
-            COLUMNS["flops"][1](count_flops(lambda: model(x))),
+            COLUMNS["flops"][1](_flops(model, x)),
             COLUMNS["params"][1](parameter_table(model)[-1][1]),
-            COLUMNS["tensor_peak_bytes"][1](peak_tensor_bytes(lambda: model(x))),
+            COLUMNS["tensor_peak_bytes"][1](peak),
         ]
 
 

@@ -19,7 +19,7 @@ class Source:
     """The parsed package.
 
     Examples:
-        >>> users = Source().documented_users(("neurenix_ms.layers.blocks", "Up"))
+        >>> users = Source().documented_users(("neurenix_ms.layers.levels", "Up"))
         >>> "neurenix_ms.multiscale.UNet" in users
         True
     """

@@ -7,6 +7,7 @@ from neurenix_ms._core import moved
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.files import load, save
 from neurenix_ms.multiscale import (
+    AtrousPyramidPooling,
     AttentionFusion,
     BidirectionalFusion,
     BlurPool,
@@ -90,6 +91,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NIF",
+    "AtrousPyramidPooling",
     "AttentionFusion",
     "Backbone",
     "BidirectionalFusion",

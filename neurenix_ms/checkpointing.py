@@ -1,14 +1,15 @@
-"""The switch for gradient checkpointing: cheap results are forgotten and made again in backward.
+"""Gradient checkpointing: a context manager in which backward recomputes cheap operations.
 
-What a backward pass needs of a convolution network is mostly the inputs of its convolutions, and
-between two convolutions stand only cheap operations (normalization, activation, upsampling,
-concatenation). Inside `enable_gradient_checkpointing` those results are replaced, in the graph, by a
-recipe: the function and the convolution output it started from. Backward makes the value again when
-it is needed. No convolution runs twice, and the graph is that of a plain run, so gradients are equal
-to the last bit (basis: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
+The backward pass of a convolution network needs mostly the inputs of its convolutions, and between
+two convolutions there are only cheap operations (normalization, activation, upsampling,
+concatenation). Inside `enable_gradient_checkpointing` the graph does not keep the results of these
+operations. It keeps the function and the convolution output that the function was applied to, and
+backward computes the result again when it is needed. No convolution runs twice, and the graph is that
+of a plain run, so gradients are equal to the last bit (basis: Chen et al. 2016, "Training Deep Nets
+with Sublinear Memory Cost").
 
-Under `torch.compile` whole blocks are marked for recomputation instead, and modules of others, in
-which the cheap operations are not known, run under `torch.utils.checkpoint`.
+Under `torch.compile` whole blocks are marked for recomputation instead. User modules, in which the
+cheap operations are not known, run under `torch.utils.checkpoint`.
 """
 
 import functools
@@ -23,12 +24,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from neurenix_ms._core.inplace import call_intact
-from neurenix_ms._core.recomputation import Kept, Notebook, statistics_kept, unpack
+from neurenix_ms._core.recomputation import Kept, Recorder, statistics_kept, unpack
 
 _enabled: ContextVar[bool] = ContextVar("gradient_checkpointing", default=False)
 _enabled_for_compiled = False
 _entered: list["enable_gradient_checkpointing"] = []
-_notebook: ContextVar["Notebook | None"] = ContextVar("recipes_of_this_forward", default=None)
+_recorder: ContextVar["Recorder | None"] = ContextVar("recorder_of_this_forward", default=None)
 
 Inputs = ParamSpec("Inputs")
 Result = TypeVar("Result")
@@ -36,22 +37,22 @@ Model = TypeVar("Model")
 
 
 class enable_gradient_checkpointing:  # noqa: N801  (a context manager is called like a function)
-    """Trade a little time for memory: blocks recompute cheap maps in backward instead of keeping them.
+    """Save memory in training: blocks recompute cheap feature maps in backward instead of keeping them.
 
-    Use it around the forward pass when training does not fit into memory; backward may happen
-    outside. It reaches the blocks of UNet, UNetDecoder and PyramidNetwork, and the base model of a
-    MultiScaleModel. Output, gradients and running statistics are those of a plain run. It nests,
-    holds for the current thread or task only, and has no effect without grad mode. Do not switch a
-    model between train and eval from forward to backward: the maps made again would differ.
+    Use it around the forward pass when training does not fit into memory; backward may run outside. It
+    applies to the blocks of UNet, UNetDecoder and PyramidNetwork, and to the base model of a
+    MultiScaleModel. Output, gradients and running statistics are those of a plain run. Contexts can be
+    nested, hold for the current thread or task only, and have no effect without grad mode. Do not
+    switch a model between train and eval mode from forward to backward, because the recomputed feature
+    maps would differ.
 
-    A compiled model recompiles once when it is first called inside; entering it inside a compiled
-    function is refused.
+    A compiled model is recompiled once, when it is first called inside the context.
 
     Args:
-        enabled: False switches it off for the inner part of a surrounding use.
+        enabled: False disables checkpointing in an inner context.
 
     Raises:
-        RuntimeError: If it is entered inside a function that is being compiled or exported.
+        RuntimeError: If the context is entered inside a function that is being compiled or exported.
 
     Examples:
         >>> from neurenix_ms import UNet
@@ -78,7 +79,7 @@ class enable_gradient_checkpointing:  # noqa: N801  (a context manager is called
             )
         self._tokens.append(_enabled.set(self.enabled))
         _entered.append(self)
-        _tell_compiled()
+        _update_compiled()
         return self
 
     def __exit__(
@@ -89,13 +90,13 @@ class enable_gradient_checkpointing:  # noqa: N801  (a context manager is called
     ) -> None:
         _enabled.reset(self._tokens.pop())
         _entered.remove(self)
-        _tell_compiled()
+        _update_compiled()
 
 
-def _tell_compiled() -> None:
-    """Let compiled code see the switch: dynamo guards on a global, but reads no context variable.
+def _update_compiled() -> None:
+    """Copy the state to a global variable for compiled code: dynamo cannot read context variables.
 
-    The global is that of the process. Another thread that is compiling meanwhile may recompute too,
+    The global holds for all threads. Another thread that compiles at the same time may recompute too,
     which costs time and changes no result.
     """
     global _enabled_for_compiled
@@ -105,47 +106,47 @@ def _tell_compiled() -> None:
 def recomputes(
     forward: Callable[Concatenate[Model, Inputs], Result],
 ) -> Callable[Concatenate[Model, Inputs], Result]:
-    """Let the results that `recomputed` makes in `forward` be forgotten while the switch is on."""
+    """Decorate a `forward`, so that results of `recomputed` in it are dropped under checkpointing."""
 
     @functools.wraps(forward)
-    def switched(self: Model, /, *args: Inputs.args, **kwargs: Inputs.kwargs) -> Result:
-        if torch.compiler.is_compiling() or not _wanted() or _notebook.get() is not None:
+    def call(self: Model, /, *args: Inputs.args, **kwargs: Inputs.kwargs) -> Result:
+        if torch.compiler.is_compiling() or not _wanted() or _recorder.get() is not None:
             return forward(self, *args, **kwargs)
-        notebook = Notebook()
-        token = _notebook.set(notebook)
+        recorder = Recorder()
+        token = _recorder.set(recorder)
         try:
-            with torch.autograd.graph.saved_tensors_hooks(notebook.pack, unpack):
+            with torch.autograd.graph.saved_tensors_hooks(recorder.pack, unpack):
                 return forward(self, *args, **kwargs)
         finally:
-            _notebook.reset(token)
-            notebook.recipes.clear()  # the graph holds on to its hooks, and they to the notebook
+            _recorder.reset(token)
+            recorder.recomputations.clear()  # the graph keeps its hooks, which keep the recorder
 
-    return switched
+    return call
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Call a cheap `function`; while the switch is on, what it returns is made again in backward."""
-    notebook = None if torch.compiler.is_compiling() else _notebook.get()
-    return function(*inputs) if notebook is None else notebook.record(function, inputs)
+    """Call a cheap `function`; under checkpointing its result is recomputed in backward."""
+    recorder = None if torch.compiler.is_compiling() else _recorder.get()
+    return function(*inputs) if recorder is None else recorder.record(function, inputs)
 
 
 def is_recorded() -> bool:
-    """Return whether what `recomputed` returns here is made again in backward."""
-    return not torch.compiler.is_compiling() and _notebook.get() is not None
+    """Return whether the results of `recomputed` are recomputed in backward here."""
+    return not torch.compiler.is_compiling() and _recorder.get() is not None
 
 
 def checkpointed(module: nn.Module, *inputs: Tensor, foreign: bool = False) -> Tensor:
-    """Run a block; while the switch is on and it cannot forget by itself, under a checkpoint.
+    """Run a block, under `torch.utils.checkpoint` if it does not recompute cheap results by itself.
 
-    A block of ours forgets by itself, except while it is compiled; a foreign one never does, and may
-    write over its inputs, which stay as they are.
+    A block of this package does so by itself, except while it is compiled. A foreign block never does,
+    and may write over its inputs, which are protected.
     """
     compiling = torch.compiler.is_compiling()
     if not (compiling or foreign) or not _wanted():
         return call_intact(module, *inputs) if foreign else module(*inputs)
     # a foreign block gets its inputs a second time in backward
     run = functools.partial(call_intact, module) if foreign else module
-    if compiling:  # the compiled graph holds one update of the statistics, however often it is run
+    if compiling:  # a compiled graph contains one update of the statistics, also with recomputation
         return checkpoint(run, *inputs, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -155,9 +156,9 @@ def checkpointed(module: nn.Module, *inputs: Tensor, foreign: bool = False) -> T
 
 
 def kept(x: Tensor) -> Tensor | Kept:
-    """Return `x`; while the switch is on, and if `x` can be made again, what `tensor_of` needs."""
-    notebook = None if torch.compiler.is_compiling() else _notebook.get()
-    found = None if notebook is None else notebook.kept(x)
+    """Return `x`, or its recomputation for `tensor_of` if `x` is recomputed under checkpointing."""
+    recorder = None if torch.compiler.is_compiling() else _recorder.get()
+    found = None if recorder is None else recorder.kept(x)
     return x if found is None else found
 
 

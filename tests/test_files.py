@@ -109,17 +109,17 @@ def test_a_truncated_file_is_refused(share, tmp_path):
     path = tmp_path / "m.nx"
     save(UNet(1, 1, [4]), path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"must be a file of neurenix_ms\.save, got damage"):
+    with pytest.raises(ValueError, match=r"file of neurenix_ms\.save, got a corrupted or foreign"):
         load(path)
 
 
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "m.nx"
     path.write_text("not a model")
-    with pytest.raises(ValueError, match="got damage"):
+    with pytest.raises(ValueError, match="got a corrupted or foreign file"):
         load(path)
     torch.save({"weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="got something else"):
+    with pytest.raises(ValueError, match="got another torch"):
         load(path)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "absent.nx")
@@ -159,7 +159,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     torch.save({"format": "neurenix_ms model", "x": Attack(marker)}, tmp_path / "a.nx")
     (tmp_path / "b.nx").write_bytes(pickle.dumps(Attack(marker)))
     for name in ("a.nx", "b.nx"):
-        with pytest.raises(ValueError, match="got damage"):
+        with pytest.raises(ValueError, match="got a corrupted or foreign file"):
             load(tmp_path / name)
     assert not marker.exists()
 

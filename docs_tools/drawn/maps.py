@@ -134,6 +134,20 @@ SKETCHES = {
         {"x": "torch.rand(2, 8, 24, 20)"},
         around=[("x", "resize, concatenate with x")],
     ),
+    "AtrousPyramidPooling": Sketch(
+        "AtrousPyramidPooling(8, 4, [2, 6])",
+        [
+            [data("x")],
+            [step("1x1", "model.branches[0]", name="point"),
+             step("3x3,\nby 2", "model.branches[1]"), step("3x3,\nby 6", "model.branches[2]"),
+             step("mean,\n1x1", "model.branches[3]")],
+            [step("each times its part of the\n1x1 convolution, add", has="model.project")],
+            [step("norm, activation", has="model.project_norm")],
+            [data("y")],
+        ],
+        "Convolutions of several dilations and the mean of the whole, mixed at every pixel",
+        {"x": "torch.rand(2, 8, 24, 20)"},
+    ),
     "SpatialPyramidPooling": Sketch(
         "SpatialPyramidPooling(num_levels=3)",
         [

@@ -1,4 +1,4 @@
-"""A decorator that makes the arguments of a call plain Python values, by its annotations."""
+"""A decorator that checks the arguments of a call by their annotations."""
 
 import collections.abc
 import functools
@@ -29,13 +29,22 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Check every argument against its annotation, and pass it on as a plain Python value.
+class Records:
+    """An object that keeps the arguments it was constructed with."""
 
-    NumPy's numbers and strings, 0-d tensors, arrays and tensors of numbers become `int`, `float`,
-    `bool`, `str` and lists of them; whatever does not fit the annotation is refused with the name of
-    the argument, what is needed and what came. Ranges are for the function itself to check. Put it on
-    every public constructor and function; calls that are traced or compiled are passed on unchecked.
+    def record(self, arguments: Mapping[str, Any]) -> None:
+        """Take the checked arguments of a constructor that has run."""
+        raise NotImplementedError
+
+
+def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Check every argument against its annotation and pass it on as a plain Python value.
+
+    NumPy numbers and strings, 0-d tensors, arrays and tensors of numbers become `int`, `float`,
+    `bool`, `str` and lists of them. Any other value that does not fit the annotation raises a
+    `ValueError` that names the argument, what is needed and what was given. The function itself checks
+    ranges. Every public constructor and function has this decorator. Traced and compiled calls are
+    not checked.
 
     Args:
         function: A function or an `__init__` with annotations.
@@ -54,9 +63,12 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         ValueError: norm must be one of ['batch'] or None, got 'none'
     """
 
+    is_constructor = function.__name__ == "__init__"
+
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if tracing and not is_constructor:
             return function(*args, **kwargs)
         signature, kinds = _described(function)
         try:
@@ -64,22 +76,27 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         except TypeError:
             return function(*args, **kwargs)  # raises Python's own error for the call
         for name, value in bound.arguments.items():
-            if name in kinds:
+            if name in kinds and not tracing:
                 bound.arguments[name] = kinds[name].convert(name, value)
-        return function(*bound.args, **bound.kwargs)
+        result = function(*bound.args, **bound.kwargs)
+        if is_constructor and isinstance(args[0], Records):
+            bound.apply_defaults()
+            args[0].record(dict(list(bound.arguments.items())[1:]))
+        return result
 
     return call
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What an annotation asks for.
+    """The kind of value that an annotation requires.
 
     Args:
-        words: What is needed, for the message.
-        convert: Takes the argument's name and value; returns the plain value or raises.
-        order: Alternatives are tried in this order; what changes a value comes after what does not.
-        many: The same in the plural, for sequences.
+        words: The kind in words, for the message.
+        convert: A function of the argument's name and value that returns the plain value or raises.
+        order: Position among the alternatives of a union; kinds that leave a value unchanged are tried
+            before kinds that convert it.
+        many: The kind in the plural, for sequences.
     """
 
     words: str
@@ -88,7 +105,7 @@ class Kind:
     many: str = "values"
 
 
-UNCHECKED = "checked by the function itself"  # for Annotated, where a message has to say more
+UNCHECKED = "checked by the function itself"  # in `Annotated`, if the function has a better message
 PLAIN = {
     type(None): Kind("None", lambda name, value: check_name(name, value, [None]), 1),
     bool: Kind("True or False", check_flag, 2, "True or False"),
@@ -101,7 +118,7 @@ PLAIN = {
 
 @functools.cache
 def _described(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Kind]]:
-    """Signature and kinds, found at the first call, so that importing stays quick."""
+    """Return the signature and the kinds; at the first call, so that importing stays fast."""
     signature = inspect.signature(function)
     hints = typing.get_type_hints(function, include_extras=True)
     kinds = {}
@@ -114,7 +131,7 @@ def _described(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[st
 
 
 def kind_of(annotation: Any) -> Kind | None:
-    """The kind that an annotation asks for; None where it leaves everything open."""
+    """Return the kind that an annotation requires, or None if it allows any value."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is None or annotation in PLAIN:
         return PLAIN[type(None) if annotation is None else annotation]
@@ -205,7 +222,7 @@ def _any_of(kinds: list[Kind | None]) -> Kind | None:
                 return kind.convert(name, value)
             except ValueError as error:
                 if str(error).startswith(f"{name}["):
-                    raise  # it says which entry of the sequence
+                    raise  # the message already names the entry of the sequence
         raise ValueError(f"{name} must be {words}, got {shown(value)}")
 
     return Kind(words, convert, min(kind.order for kind in known), known[0].many)

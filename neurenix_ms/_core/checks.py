@@ -1,7 +1,7 @@
-"""Checks of single arguments: each returns a plain Python value, or raises an error that names it.
+"""Checks of single arguments that return a plain Python value or raise a `ValueError`.
 
-A message says the argument, what is needed and what came. Constructors call them through
-`neurenix_ms._core.arguments.checked`, which reads the kind of an argument off its annotation.
+A message names the argument, what is needed and what was given. Constructors call the checks through
+`neurenix_ms._core.arguments.checked`, which chooses the check by the annotation of the argument.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-LARGEST_INTEGER = 2**63 - 1  # of a tensor's size
+LARGEST_INTEGER = 2**63 - 1  # the largest size of a tensor
 LONGEST_SEQUENCE = 2**20
 
 _short = reprlib.Repr()
@@ -24,16 +24,16 @@ _short.maxlist = _short.maxtuple = 8
 def check_integer(
     name: str, value: Any, minimum: int | None = None, maximum: int | None = None
 ) -> int:
-    """Return an integer as a plain `int`; NumPy integers and 0-d integer tensors are integers.
+    """Return an integer as a plain `int`; NumPy integers and 0-d integer tensors are accepted.
 
     Args:
         name: Name of the argument.
-        value: What came.
+        value: The value given.
         minimum: Smallest value allowed.
         maximum: Largest value allowed.
 
     Raises:
-        ValueError: If it is no integer (a bool is none), or out of range.
+        ValueError: If the value is not an integer (bools do not count), or out of range.
 
     Examples:
         >>> import torch
@@ -71,11 +71,18 @@ def check_number(
     above: float | None = None,
     below: float | None = None,
 ) -> float:
-    """Return a finite real number as a plain `float`; NumPy scalars and 0-d tensors are numbers.
+    """Return a finite real number as a plain `float`; NumPy scalars and 0-d tensors are accepted.
+
+    Args:
+        name: Name of the argument.
+        value: The value given.
+        minimum: Smallest value allowed.
+        maximum: Largest value allowed.
+        above: Lower bound that the value must exceed.
+        below: Upper bound that the value must not reach.
 
     Raises:
-        ValueError: If it is no number (a bool is none), not finite, below `minimum`, beyond `maximum`,
-            or not strictly `above` or `below` what is given.
+        ValueError: If the value is not a number (bools do not count), not finite, or out of range.
 
     Examples:
         >>> check_number("dropout", 0, minimum=0, below=1)
@@ -96,7 +103,7 @@ def check_number(
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """Return True or False as a plain `bool`; those of NumPy and 0-d bool tensors are taken."""
+    """Return True or False as a plain `bool`; NumPy bools and 0-d bool tensors are accepted."""
     if type(value) is bool:
         return value
     if "bool" in str(getattr(value, "dtype", "")) and not _has_axes(value):
@@ -107,22 +114,22 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_text(name: str, value: Any) -> str:
-    """Return a string as a plain `str`, also one of NumPy or of an enumeration."""
+    """Return a string as a plain `str`; NumPy strings and members of a `StrEnum` are accepted."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string, got {shown(value)}")
     return str.__str__(value)
 
 
 def check_name(name: str, value: Any, choices: Collection[Any]) -> Any:
-    """Return the one of `choices` that `value` equals, of the type that it has there.
+    """Return the entry of `choices` that `value` equals, in its type there.
 
     Args:
         name: Name of the argument.
-        value: What came; it need not be hashable.
+        value: The value given; it need not be hashable.
         choices: Strings, integers and None, or a table that has them as keys.
 
     Raises:
-        ValueError: If there is no such choice.
+        ValueError: If the value is not one of the choices.
 
     Examples:
         >>> check_name("pool_type", "avg", {"avg": 1, "max": 2})
@@ -142,10 +149,16 @@ def check_name(name: str, value: Any, choices: Collection[Any]) -> Any:
 
 
 def check_sequence(name: str, value: Any, kind: str = "values") -> list[Any]:
-    """Return the entries of a sequence, NumPy array or tensor as a list; `kind` says what they are.
+    """Return the entries of a sequence, NumPy array or tensor as a list.
+
+    Args:
+        name: Name of the argument.
+        value: The value given.
+        kind: What the entries are, in the plural, for the message.
 
     Raises:
-        ValueError: If it is no sequence (a string is none), or an array with other than one axis.
+        ValueError: If the value is not a sequence (strings do not count), or is an array or tensor
+            that does not have one axis.
 
     Examples:
         >>> check_sequence("features", (4, 8))
@@ -171,13 +184,14 @@ def check_integers(
 
     Args:
         name: Name of the argument.
-        value: What came.
-        minimum: Smallest value allowed.
-        length: Number of entries needed.
+        value: The value given.
+        minimum: Smallest value of an entry.
+        length: Number of entries required.
         min_length: Smallest number of entries allowed.
 
     Raises:
-        ValueError: If it is no sequence, an entry is no such integer, or there are more or fewer.
+        ValueError: If the value is not a sequence, has the wrong length, or an entry is not an integer
+            or below `minimum`.
 
     Examples:
         >>> import torch
@@ -195,38 +209,38 @@ def check_integers(
 def check_numbers(
     name: str, value: Any, *, length: int | None = None, min_length: int = 0, **limits: float
 ) -> list[float]:
-    """Return a sequence of finite numbers as a list of plain `float`; limits as in `check_number`."""
+    """Return a sequence of finite numbers as a list of plain `float`; `limits` as in `check_number`."""
     entries = check_sequence(name, value, "numbers")
     _check_length(name, entries, length, min_length)
     return [check_number(f"{name}[{i}]", entry, **limits) for i, entry in enumerate(entries)]
 
 
 def check_callable(name: str, value: Any) -> Callable[..., Any]:
-    """Return a function, class or module that can be called."""
+    """Return the value, or raise if it cannot be called."""
     if not callable(value):
         raise ValueError(f"{name} must be callable, got {shown(value)}")
     return value
 
 
 def check_module(name: str, value: Any) -> nn.Module:
-    """Return a module; a class of modules is none."""
+    """Return the value, or raise if it is not a module; a module class does not count."""
     if not isinstance(value, nn.Module):
         raise ValueError(f"{name} must be a torch.nn.Module, got {shown(value)}")
     return value
 
 
 def check_tensor(name: str, value: Any) -> Tensor:
-    """Return a tensor; what stands for one while a model is traced by `torch.fx` is taken too."""
+    """Return the value, or raise if it is neither a tensor nor a placeholder of `torch.fx`."""
     if not isinstance(value, (Tensor, Proxy)):
         raise ValueError(f"{name} must be a tensor, got {shown(value)}")
     return cast(Tensor, value)
 
 
 def check_made(name: str, make: Callable[..., Any], *args: Any) -> nn.Module:
-    """Return the module that a callable makes of `args`, as `norm` and `act` may be.
+    """Return the module that `make(*args)` gives, for arguments such as `norm` and `act`.
 
     Raises:
-        ValueError: If it takes other arguments, or makes something else.
+        ValueError: If `make` does not take these arguments, or its result is not a module.
 
     Examples:
         >>> check_made("act", nn.ReLU)
@@ -244,7 +258,7 @@ def check_made(name: str, make: Callable[..., Any], *args: Any) -> nn.Module:
 
 
 def shown(value: Any) -> str:
-    """What came, in a few words: a short `repr`, or what a tensor, an array or a module is."""
+    """Return a short description of a value: its shortened `repr`, a shape and dtype, or a class."""
     if hasattr(value, "dtype") and hasattr(value, "shape") and getattr(value, "ndim", 1) > 0:
         kind = "a tensor" if isinstance(value, Tensor) else "an array"
         return f"{kind} of shape {tuple(value.shape)} and type {value.dtype}"
@@ -252,7 +266,7 @@ def shown(value: Any) -> str:
         return f"a module {type(value).__name__}"
     try:
         return _short.repr(value)
-    except Exception:  # of a foreign class, or integers with too many digits
+    except Exception:  # the `repr` of another library fails, or an integer has too many digits
         return f"a value of type {type(value).__name__}"
 
 

@@ -1,12 +1,13 @@
-"""What a public module was built from: its constructor arguments, read back as plain values."""
+"""Base classes that keep the constructor arguments of a module as plain values."""
 
 import inspect
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from neurenix_ms._core.arguments import Records
 from neurenix_ms._core.checks import shown
 
 PLAIN = (str, int, float, bool, type(None))
@@ -18,7 +19,7 @@ class Described:
     """A module that shows its constructor arguments in its `repr`."""
 
     def extra_repr(self) -> str:
-        """Return the constructor arguments that differ from their defaults, but for modules."""
+        """Return the constructor arguments that differ from their defaults, without modules."""
         parameters = inspect.signature(type(self)).parameters.values()
         known = [(p, getattr(self, p.name)) for p in parameters if hasattr(self, p.name)]
         return ", ".join(
@@ -28,8 +29,22 @@ class Described:
         )
 
 
-class Configured(Described):
-    """A module that keeps every constructor argument under its own name and can be rebuilt from them."""
+class Configured(Records, Described):
+    """A module that keeps every constructor argument as an attribute and can be rebuilt from them.
+
+    A constructor decorated by `checked` stores its arguments automatically. It assigns an attribute
+    itself only for a value other than the given one, such as a derived default, or for a module.
+    """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def record(self, arguments: Mapping[str, Any]) -> None:
+        """Store the arguments that the constructor has not stored, except for modules."""
+        for name, value in arguments.items():
+            if not hasattr(self, name) and not isinstance(value, nn.Module):
+                setattr(self, name, value)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -48,7 +63,7 @@ def _copied(value: Any) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether `value` consists of numbers, strings, None, lists and dicts by string only."""
+    """Return whether `value` holds only numbers, strings, None, lists and dicts with string keys."""
     try:
         check_plain("value", value)
     except ValueError:
@@ -57,16 +72,17 @@ def is_plain(value: Any) -> bool:
 
 
 def check_plain(name: str, value: Any) -> None:
-    """Raise unless `value` consists of numbers, strings, None, lists and dicts by string only.
+    """Raise unless `value` holds only numbers, strings, None, lists and dicts with string keys.
 
-    Subclasses do not count, such as the numbers of NumPy: what reads a file knows none.
+    Instances of subclasses, such as NumPy numbers, are not plain: the reader of files does not know
+    their classes.
 
     Args:
-        name: What the value is called, for the message.
-        value: What came; it may contain itself.
+        name: Name of the value, for the message.
+        value: The value given; it may contain itself.
 
     Raises:
-        ValueError: With the name of the entry that is something else.
+        ValueError: If an entry is something else; the message names it.
     """
     waiting, visited = [(name, value, 0)], 0
     while waiting:
@@ -92,10 +108,10 @@ def check_plain(name: str, value: Any) -> None:
 
 
 def library_classes(cls: type = Configured) -> Iterator[type]:
-    """Every class of the library that can be rebuilt from its config."""
+    """Yield every class of the library that can be rebuilt from its config."""
     children: list[type] = cls.__subclasses__()
     for child in children:
-        # torch.export makes subclasses of its own, of the same name and module
+        # torch.export creates subclasses of the same name and module
         known = getattr(sys.modules.get(child.__module__), child.__name__, None)
         if child.__module__.startswith("neurenix_ms.") and child is known:
             yield child

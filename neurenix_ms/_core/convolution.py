@@ -1,8 +1,8 @@
-"""A convolution of one small volume, by the kernel that torch takes for all others.
+"""A faster convolution of single small volumes on a CPU.
 
 For a batch of one, and where channels times depth times height are at most 20,480, PyTorch does not
-take oneDNN on a processor (`use_mkldnn` in ATen's Convolution.cpp): it unfolds the volume, 27 times its
-size for a kernel of 3, and multiplies.
+use oneDNN on a CPU (`use_mkldnn` in ATen's Convolution.cpp). It unfolds the volume, to 27 times its size
+for a kernel of size 3, and multiplies matrices. Here such volumes go to oneDNN as well.
 """
 
 import functools
@@ -15,27 +15,28 @@ from torch.nn.grad import conv3d_weight
 from torch.nn.modules.utils import _triple as triple
 from torch.overrides import handle_torch_function, has_torch_function
 
-UNFOLDED = 20_480  # channels x depth x height of what torch unfolds, at most
-FEW_CELLS = 2**9  # below these two the calls of another way cost what it saves
+UNFOLDED = 20_480  # largest channels x depth x height that torch unfolds
+# below one of these numbers the overhead of the calls exceeds the gain
+FEW_VOXELS = 2**9
 FEW_PRODUCTS = 2**20
 
 Triple = tuple[int, int, int]
-DENSE = (Tensor, nn.Parameter)  # not fake ones, and not those spread over processes
+DENSE = (Tensor, nn.Parameter)  # neither fake tensors nor distributed ones
 
 
 class Conv3d(nn.Conv3d):
-    """`nn.Conv3d`, on a processor up to ten times as fast for one volume of up to some 32^3 cells.
+    """`nn.Conv3d` that is up to ten times as fast on a CPU for one volume of up to about 32^3 voxels.
 
-    Take it in place of `nn.Conv3d` where volumes come one by one: crops, tiles, the deep levels of a
-    network. All networks of this package have it. Arguments, weights and, up to rounding, results are
-    those of `nn.Conv3d`, which also does whatever else comes: several volumes, large ones, groups, other
-    types of numbers, GPUs, traced and compiled models.
+    Use it in place of `nn.Conv3d` for a batch of one small volume: crops, tiles, the deep levels of a
+    network. All networks of this package use it. Arguments, weights and, up to rounding, results are
+    those of `nn.Conv3d`, which also computes all other cases: larger batches and volumes, groups, other
+    dtypes, GPUs, traced and compiled models.
 
     Shape:
-        `(B, C, D, H, W)` -> as of `nn.Conv3d`
+        `(B, C, D, H, W)` -> as for `nn.Conv3d`
 
     Raises:
-        RuntimeError: As of `nn.Conv3d`.
+        RuntimeError: As for `nn.Conv3d`.
 
     Examples:
         >>> conv = Conv3d(8, 16, 3, padding=1)
@@ -45,7 +46,7 @@ class Conv3d(nn.Conv3d):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        register_flops()  # here and below: with every module, however it is made
+        register_flops()  # also in `__setstate__`, for modules that are copied or unpickled
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -56,7 +57,7 @@ class Conv3d(nn.Conv3d):
         if isinstance(padding, str):
             return super().forward(x)
         if self.padding_mode != "zeros":
-            edges = [cells for axis in reversed(padding) for cells in (axis, axis)]
+            edges = [width for axis in reversed(padding) for width in (axis, axis)]
             x, padding = F.pad(x, edges, mode=self.padding_mode), (0, 0, 0)
         return conv3d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
@@ -70,7 +71,7 @@ def conv3d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Drop-in replacement for `F.conv3d`; what that would unfold goes to oneDNN."""
+    """Drop-in replacement for `F.conv3d` that gives volumes which it would unfold to oneDNN."""
     if has_torch_function((x, weight)):  # `__torch_function__` modes see a single call
         args = (x, weight, bias, stride, padding, dilation, groups)
         return handle_torch_function(conv3d, (x, weight), *args)
@@ -84,14 +85,14 @@ def conv3d(
 
 
 def is_unfolded(x: Tensor, weight: Tensor) -> bool:
-    """Whether torch would unfold this volume, and another way is worth its calls."""
+    """Return whether torch would unfold this volume, and is slower than oneDNN on it."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False  # what is traced should serve any size
+        return False  # a traced model must work for inputs of any size
     return bool(
         x.ndim == weight.ndim == 5
         and x.shape[0] == 1 < x.shape[1] == weight.shape[1]
         and x.shape[1] * x.shape[2] * x.shape[3] <= UNFOLDED
-        and x.shape[2:].numel() >= FEW_CELLS
+        and x.shape[2:].numel() >= FEW_VOXELS
         and x.shape[2:].numel() * weight.numel() >= FEW_PRODUCTS
         and weight.shape[2] > 1
         and x.dtype == weight.dtype == torch.float32
@@ -105,13 +106,16 @@ def is_unfolded(x: Tensor, weight: Tensor) -> bool:
 
 
 def can_be_turned(x: Tensor, weight: Tensor, padding: Triple, dilation: Triple) -> bool:
-    """Whether there are several windows, and the gradient is a convolution with the kernel turned."""
+    """Return whether the gradient of the input is a convolution with the flipped kernel.
+
+    The padding must be smaller than the kernel allows, and the kernel must fit into the volume.
+    """
     axes = zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
-    return all(p <= d * (k - 1) < n - 1 for n, k, p, d in axes)
+    return all(p <= d * (k - 1) < n + 2 * p - 1 for n, k, p, d in axes)
 
 
 class _Direct(torch.autograd.Function):
-    """A convolution by oneDNN itself, and its gradients."""
+    """A convolution by oneDNN and its gradients."""
 
     generate_vmap_rule = True
 
@@ -155,7 +159,7 @@ class _Direct(torch.autograd.Function):
 
 
 def _of_weight(x: Tensor, grad: Tensor, shape: Any, padding: Triple, dilation: Triple) -> Tensor:
-    """The gradient of the weight, from a batch of two halves, which torch gives to oneDNN."""
+    """Return the gradient of the weight, from a batch of two halves, which torch gives to oneDNN."""
     half = -(-grad.shape[2] // 2)
     window = half + dilation[0] * (shape[2] - 1)
     x = _continued(x, padding[0], half + window)
@@ -165,19 +169,19 @@ def _of_weight(x: Tensor, grad: Tensor, shape: Any, padding: Triple, dilation: T
 
 
 def _continued(x: Tensor, before: int, depth: int) -> Tensor:
-    """The volume with zeros before it and behind, up to a depth."""
+    """Pad the volume with `before` zeros in front and with zeros behind, to the given depth."""
     return x if x.shape[2] == depth else F.pad(x, (0, 0, 0, 0, before, depth - before - x.shape[2]))
 
 
 def _halves(x: Tensor, window: int, step: int) -> Tensor:
-    """A batch of two windows of the depth; a view."""
+    """Return two windows of the depth as a batch; a view."""
     return x[0].unfold(1, window, step).permute(1, 0, 4, 2, 3)
 
 
 @functools.cache
 def register_flops() -> None:
-    """Teach torch's `FlopCounterMode` to count the operator that torch has no formula for."""
-    # imported with the first convolution of volumes, since it takes a tenth of a second
+    """Register a FLOP formula for `mkldnn_convolution`, for which `FlopCounterMode` has none."""
+    # imported with the first convolution of volumes, because the import takes a tenth of a second
     from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
     @register_flop_formula(torch.ops.aten.mkldnn_convolution)

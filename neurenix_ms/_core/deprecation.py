@@ -1,4 +1,4 @@
-"""Old names of classes, arguments and attributes: they work, with a warning."""
+"""Deprecated names of classes, arguments and attributes, which still work with a warning."""
 
 import functools
 import sys
@@ -9,12 +9,12 @@ from typing import Any, ParamSpec, TypeVar
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-# classes that files of earlier versions name
+# classes named in files of earlier versions
 RENAMED_CLASSES = {"Normaliser": "Normalizer", "StandardisedNetwork": "StandardizedNetwork"}
 
 
 def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
-    """Warn that `old` is now called `new`."""
+    """Warn that the name `old` is deprecated in favor of `new`."""
     warnings.warn(
         f"{old} is now called {new}; the old name works until version 1.0",
         DeprecationWarning,
@@ -23,7 +23,7 @@ def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
 
 
 def renamed_classes(module: str, classes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module's `__getattr__` that knows old names of its classes.
+    """Return a `__getattr__` for a module that resolves old names of its classes.
 
     Args:
         module: The module's `__name__`.
@@ -42,13 +42,13 @@ def renamed_classes(module: str, classes: Mapping[str, str]) -> Callable[[str], 
 def renamed_arguments(
     **names: str,
 ) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """Let a function take arguments by their old names too.
+    """Return a decorator that lets a function accept arguments by their old names too.
 
     Args:
         **names: New names by old names.
 
     Raises:
-        ValueError: At a call with both names.
+        ValueError: At a call that gives an argument by both names.
     """
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

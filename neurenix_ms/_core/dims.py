@@ -1,4 +1,4 @@
-"""One, two or three spatial axes: the only place where the number is looked up."""
+"""Layer classes, functions and checks by number of spatial axes (1, 2 or 3)."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal, TypeVar
@@ -15,10 +15,10 @@ SpatialDims = Literal[1, 2, 3]
 
 
 class MaxPool1d(nn.MaxPool1d):
-    """Max pooling along one axis that leaves its size open while it is traced.
+    """Max pooling along one axis whose size stays dynamic while the module is compiled or exported.
 
-    The kernel that torch takes fixes the size to that of the example; the one that notes where each
-    maximum was, and that training takes anyway, does not.
+    The kernel that torch chooses there fixes the size to that of the example input. The kernel that
+    also returns the indices of the maxima, which training uses anyway, does not.
 
     Shape:
         `(B, C, L)` -> `(B, C, L / stride)`
@@ -33,7 +33,7 @@ class MaxPool1d(nn.MaxPool1d):
 
 
 def avg_pool3d(x: Tensor, *window: Any) -> Tensor:
-    """Return `F.avg_pool3d`, in float32 where a CPU has no kernel for half precision."""
+    """Return `F.avg_pool3d`, computed in float32 for half precision on a CPU, which has no kernel."""
     if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
         return F.avg_pool3d(x.float(), *window).to(x.dtype)
     return F.avg_pool3d(x, *window)
@@ -83,10 +83,10 @@ Value = TypeVar("Value")
 
 
 def choose(table: Mapping[Any, Value], key: Hashable, name: str) -> Value:
-    """Look `key` up in `table`, or say which values of the argument `name` there are."""
+    """Return `table[key]`, or raise with the valid values of the argument `name`."""
     try:
         known = key in table
-    except TypeError:  # a list cannot be looked up
+    except TypeError:  # `key` is not hashable, such as a list
         known = False
     if not known:
         raise ValueError(f"{name} must be one of {list(table)}, got {shown(key)}")
@@ -95,7 +95,7 @@ def choose(table: Mapping[Any, Value], key: Hashable, name: str) -> Value:
 
 @one_call
 def check_rank(x: Tensor, spatial_dims: int) -> None:
-    """Refuse anything but a batch of maps with `spatial_dims` spatial axes."""
+    """Raise unless `x` is a batch with `spatial_dims` spatial axes."""
     check_tensor("the input", x)
     if x.ndim != spatial_dims + 2:
         raise ValueError(
@@ -104,13 +104,16 @@ def check_rank(x: Tensor, spatial_dims: int) -> None:
 
 
 @one_call
-def check_channels(x: Tensor, channels: int, what: str = "the map") -> None:
+def check_channels(x: Tensor, channels: int, what: str = "the input") -> None:
     """Raise unless `x` has `channels` channels."""
     if not torch.jit.is_tracing() and x.shape[1] != channels:
         raise ValueError(f"{what} must have {channels} channels, got shape {tuple(x.shape)}")
 
 
 def check_positive(**counts: int) -> None:
-    """Raise unless every count is at least 1; levels cannot be more than a size has halvings."""
+    """Raise unless every count is at least 1, and a number of levels is at most 62.
+
+    A spatial size is below `2**63`, so it cannot be halved more often.
+    """
     for name, count in counts.items():
         check_integer(name, count, 1, MOST_LEVELS.get(name))

@@ -1,4 +1,4 @@
-"""Tell whether a call of a module can be observed or replaced from outside."""
+"""A test of whether hooks observe or replace the call of a module."""
 
 import torch
 from torch import nn
@@ -6,9 +6,9 @@ from torch.nn.modules import module as global_hooks
 
 
 def is_observed(*modules: nn.Module) -> bool:
-    """Return whether skipping the call of one of `modules` would change what its user sees.
+    """Return whether one of `modules` has hooks or a replaced `forward`.
 
-    A faster path that goes around `module(x)` is correct only where nothing is attached to that call:
+    A faster path that does not call `module(x)` is correct only where nothing is attached to that call:
     no forward hook or pre-hook of the module itself or of all modules (which `fully_shard`, profilers
     and feature extractors use), and no `forward` replaced on the instance.
     """

@@ -1,4 +1,4 @@
-"""Call functions and modules of others so that writing over their inputs changes nothing outside."""
+"""Calls of user functions and modules that protect their inputs from in-place operations."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,11 +13,11 @@ Result = TypeVar("Result")
 
 
 def call_intact(function: Callable[..., Result], *inputs: Any) -> Result:
-    """Call a function or module, and keep its inputs as they are even if it works in place.
+    """Call a function or module and leave its inputs unchanged, even if it works in place.
 
-    Use it wherever a network of somebody else is called with a tensor that is used again: a first
-    layer such as `nn.ReLU(inplace=True)` would change what the next call, or the caller, sees. A
-    function that writes to no input costs no memory.
+    Use it wherever a network of the user is called with a tensor that is used again: a first layer
+    such as `nn.ReLU(inplace=True)` would change the input of the next call. A function that writes to
+    no input costs no memory.
 
     Args:
         function: Any callable.
@@ -32,9 +32,9 @@ def call_intact(function: Callable[..., Result], *inputs: Any) -> Result:
 
 
 def protected(value: Any) -> Any:
-    """A tensor of equal values that may be written to, or the same container of such tensors.
+    """Return a tensor of equal values that may be written to, or a container of such tensors.
 
-    It shares memory with the tensor until one of both is written to; only then is it copied.
+    It shares memory with the original tensor. The memory is copied when one of the two is written to.
     """
     if isinstance(value, (Tensor, Proxy)):
         return _clone(value)
@@ -46,18 +46,19 @@ def protected(value: Any) -> Any:
 
 
 def _clone(x: Any) -> Any:
-    # while it is recorded, a plain copy, which compilers drop where nothing is written
+    # a plain copy while a call is recorded; compilers remove it where nothing is written
     if isinstance(x, Proxy) or sizes_are_open() or not _can_share(x):
         return x.clone()
     try:
         return torch._lazy_clone(x)
-    except RuntimeError:  # memory that torch does not own: of NumPy, of a file, shared by processes
+    except RuntimeError:  # torch does not own the memory: NumPy arrays, files, shared memory
         return x.clone()
 
 
 def _can_share(x: Tensor) -> bool:
     if type(x) not in (Tensor, nn.Parameter) or x.layout is not torch.strided:
         return False
-    # the shared form forgets a conjugation, cannot be quantized or nested, and is slow in transforms
+    # a lazy clone loses the conjugate bit, does not support quantized or nested tensors, and is slow
+    # in function transforms
     lazily = x.is_conj() or x.is_neg() or x.is_quantized or x.is_nested
     return not (lazily or torch._C._functorch.is_functorch_wrapped_tensor(x))

@@ -1,4 +1,4 @@
-"""Import the modules of earlier versions under their old names, with a warning."""
+"""An import hook that finds modules of earlier versions by their old names, with a warning."""
 
 import importlib
 import sys
@@ -27,7 +27,7 @@ MOVED = {
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Find the modules of `MOVED`; whole models that were pickled name them."""
+    """Find the modules of `MOVED`, which pickled models refer to."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -44,6 +44,6 @@ class MovedModules(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Look for moved modules where no other finder has found one."""
+    """Add the finder of moved modules after all other finders."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())

@@ -1,4 +1,4 @@
-"""Checks that a list of feature maps is in the order in which it is used."""
+"""Checks of the order of a list of feature maps."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,15 +8,16 @@ from torch import Tensor
 from neurenix_ms._core.sizes import spatial
 from neurenix_ms._core.tracing import one_call, sizes_are_open
 
-ROUNDING = 2  # of twice a size: levels round up or down, or lose a pixel at the border
-LOSS = 4  # convolutions without padding may take a quarter of twice a size
+# allowed difference between twice the coarser and the finer size
+ROUNDING = 2  # pixels: halving rounds up or down, or loses a pixel at the border
+LOSS = 4  # a quarter of the finer size: convolutions without padding crop the border
 
 
 @one_call
 def check_halving(maps: Sequence[Tensor], what: str) -> None:
     """Raise unless every axis of each feature map is about half as long as in the one before.
 
-    Sizes may be off by a pixel from the half, or by an eighth of the finer size where that is more, as
+    A size may differ from the half by one pixel, or by an eighth of the finer size if that is more, as
     in encoders without padding.
 
     Args:
@@ -42,7 +43,7 @@ def check_descending(maps: Sequence[Tensor], what: str, order: str = "finest fir
     Args:
         maps: In the order of falling size.
         what: Name of the list, for the message.
-        order: Name of that order as the caller of the library sees it.
+        order: The order in words, for the message.
     """
     if sizes_are_open():
         return

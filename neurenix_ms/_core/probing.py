@@ -1,4 +1,4 @@
-"""A copy of a network that runs on tensors without memory, to find the shapes of what it returns."""
+"""A copy of a network that runs on tensors without memory, to find the shapes of its outputs."""
 
 import copy
 import logging
@@ -15,12 +15,12 @@ FAKE_TENSOR_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 @contextmanager
 def memoryless_copy(network: nn.Module) -> Iterator[nn.Module]:
-    """Give a copy of a network, in evaluation, that runs on tensors which have a shape only.
+    """Yield a copy of a network, in evaluation mode, that runs on fake tensors.
 
-    Inputs of any size then cost neither memory nor arithmetic, and nothing happens to the network
-    itself: its parameters, statistics and modes stay as they are, and so does the global random
-    generator. Inside, new tensors have no memory either. A network whose control flow depends on
-    values raises an exception of torch when the copy is called.
+    Fake tensors have a shape and no data, so inputs of any size cost neither memory nor arithmetic.
+    The network itself does not change: its parameters, statistics and modes stay as they are, and so
+    does the global random generator. New tensors in the context are fake too. A network whose control
+    flow depends on values raises an exception of torch when the copy is called.
 
     Args:
         network: Any module that can be copied by `copy.deepcopy`.
@@ -34,7 +34,7 @@ def memoryless_copy(network: nn.Module) -> Iterator[nn.Module]:
     mode = next(fake, None) or FakeTensorMode(allow_non_fake_inputs=True)
     was_disabled, FAKE_TENSOR_LOG.disabled = FAKE_TENSOR_LOG.disabled, True
     try:
-        # what counts or bounds bytes and operations outside is not to see those of tensors without any
+        # modes outside that count bytes and operations must not count those of fake tensors
         with _disable_current_modes(), torch.random.fork_rng(devices=[]), torch.no_grad():
             with FakeCopyMode(mode):
                 copied = copy.deepcopy(network)

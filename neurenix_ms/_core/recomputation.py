@@ -1,4 +1,4 @@
-"""Recipes: feature maps that are forgotten in the forward pass and made again when they are needed."""
+"""Feature maps that are dropped in the forward pass and recomputed when they are needed."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Let `module` write to copies of its buffers, so that running it again moves no statistics."""
+    """Let `module` write to copies of its buffers, so that a second run updates no statistics."""
     owners = [(m, dict(m._buffers)) for m in module.modules() if m._buffers]
     for owner, buffers in owners:
         owner._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})
@@ -21,17 +21,20 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
             owner._buffers.update(buffers)
 
 
-class Recipe:
-    """How a map is made again: a function, and maps or further recipes as its inputs."""
+class Recomputation:
+    """A function and its inputs, from which a feature map can be recomputed.
+
+    An input is a tensor, or the recomputation of one.
+    """
 
     def __init__(
         self,
         function: Callable[..., Tensor],
-        inputs: list["Tensor | Recipe"],
-        made: "LastMade",
+        inputs: list["Tensor | Recomputation"],
+        latest: "LatestValue",
     ) -> None:
         self.function = function
-        self.last_made = made
+        self.latest = latest
         self.inputs = inputs
         self.versions = [x._version if isinstance(x, Tensor) else 0 for x in inputs]
         self.autocast = _autocast_state(inputs)
@@ -39,22 +42,24 @@ class Recipe:
         self.left = 0
         self.value: Tensor | None = None
 
-    def untouched(self) -> bool:
+    def is_unmodified(self) -> bool:
         return all(
             not isinstance(x, Tensor) or x._version == version
             for x, version in zip(self.inputs, self.versions, strict=True)
         )
 
-    def make(self) -> Tensor:
+    def compute(self) -> Tensor:
         if self.value is not None:
             return self.value
-        with torch.no_grad(), self.as_recorded():
-            return self.function(*[x.make() if isinstance(x, Recipe) else x for x in self.inputs])
+        with torch.no_grad(), self.as_in_forward():
+            return self.function(
+                *[x.compute() if isinstance(x, Recomputation) else x for x in self.inputs]
+            )
 
     @contextmanager
-    def as_recorded(self) -> Iterator[None]:
-        """Run `function` as it was run in the forward pass, without moving running statistics."""
-        if not self.untouched():
+    def as_in_forward(self) -> Iterator[None]:
+        """Run `function` under the autocast state of the forward pass, with fixed statistics."""
+        if not self.is_unmodified():
             raise RuntimeError(
                 "a feature map needed to recompute another one was modified by an in-place operation; "
                 "gradient checkpointing needs it unchanged until backward"
@@ -67,113 +72,119 @@ class Recipe:
             yield
 
     def take(self) -> Tensor:
-        """Return the value for one of the graph's uses.
+        """Return the value for one of its uses in the graph.
 
-        It stays until the last of them, or until another value is made: uses that follow each other,
-        of a convolution and the activation before it, share it; those far apart do not hold it.
+        The value is kept until its last use, or until another value is computed. Consecutive uses, such
+        as by a convolution and the activation before it, therefore share it, and uses that are far apart
+        do not occupy memory in between.
         """
-        value = self.make()
+        value = self.compute()
         self.left = (self.left or self.uses) - 1
-        self.last_made.replace(self)
+        self.latest.replace(self)
         self.value = value if self.left else None
         return value
 
 
-class LastMade:
-    """The recipe of one forward whose value was taken last; no other one keeps its value."""
+class LatestValue:
+    """The recomputation of a forward pass that was used last; the others keep no value."""
 
     def __init__(self) -> None:
-        self.recipe: weakref.ref[Recipe] | None = None
+        self.recomputation: weakref.ref[Recomputation] | None = None
 
-    def replace(self, recipe: Recipe) -> None:
-        before = None if self.recipe is None else self.recipe()
-        if before is not None and before is not recipe:
+    def replace(self, recomputation: Recomputation) -> None:
+        before = None if self.recomputation is None else self.recomputation()
+        if before is not None and before is not recomputation:
             before.value = None
-        self.recipe = weakref.ref(recipe)
+        self.recomputation = weakref.ref(recomputation)
 
 
 class Kept:
-    """A feature map that is kept as a recipe: made again when it is asked for.
+    """A feature map that is kept as a recomputation.
 
     Args:
-        recipe: How it is made from tensors without a graph.
-        inputs: The inputs of the recipe, attached to the graph.
+        recomputation: Its recomputation, from tensors without a graph.
+        inputs: The inputs of the recomputation, attached to the graph.
     """
 
-    def __init__(self, recipe: Recipe, inputs: "list[Tensor | Kept]") -> None:
-        self.recipe = recipe
+    def __init__(self, recomputation: Recomputation, inputs: "list[Tensor | Kept]") -> None:
+        self.recomputation = recomputation
         self.inputs = inputs
 
     def tensor(self) -> Tensor:
-        """Return the feature map, attached to the graph of the forward pass that it is of."""
-        with torch.enable_grad(), self.recipe.as_recorded():
-            return self.recipe.function(*map(tensor_of, self.inputs))
+        """Return the feature map, attached to the graph of its forward pass."""
+        with torch.enable_grad(), self.recomputation.as_in_forward():
+            return self.recomputation.function(*map(tensor_of, self.inputs))
 
 
 def tensor_of(x: Tensor | Kept) -> Tensor:
-    """Return the tensor that `kept` was given."""
+    """Return the tensor from which `kept` made `x`."""
     return x.tensor() if isinstance(x, Kept) else x
 
 
-class Saved:
-    """What the graph holds in the place of a tensor: the tensor, or how it is made again."""
+class SavedTensor:
+    """The entry of the graph for a saved tensor: the tensor, or its recomputation."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor: Tensor | None = tensor
-        self.recipe: Recipe | None = None
+        self.recomputation: Recomputation | None = None
 
-    def forget(self, recipe: Recipe) -> None:
-        recipe.uses += 1
-        self.tensor, self.recipe = None, recipe
+    def release(self, recomputation: Recomputation) -> None:
+        recomputation.uses += 1
+        self.tensor, self.recomputation = None, recomputation
 
 
-def unpack(saved: Saved) -> Tensor:
-    """Return the tensor that the graph asks for, made again if it was forgotten."""
-    if saved.recipe is not None:
-        return saved.recipe.take()
+def unpack(saved: SavedTensor) -> Tensor:
+    """Return the tensor of an entry of the graph, recomputed if it was dropped."""
+    if saved.recomputation is not None:
+        return saved.recomputation.take()
     assert saved.tensor is not None
     return saved.tensor
 
 
-class Notebook:
-    """The recipes of one forward pass, found by the memory of the map they make."""
+class Recorder:
+    """The recomputations of one forward pass, by the storage of their feature map."""
 
     def __init__(self) -> None:
-        self.recipes: dict[int, tuple[weakref.ref[Tensor], Kept]] = {}
-        self.last_made = LastMade()
-        self.fresh: list[Saved] | None = None
+        self.recomputations: dict[int, tuple[weakref.ref[Tensor], Kept]] = {}
+        self.latest = LatestValue()
+        self.fresh: list[SavedTensor] | None = None
 
-    def pack(self, tensor: Tensor) -> Saved:
-        saved = Saved(tensor)
-        recipe = self.find(tensor)
-        if recipe is not None:
-            saved.forget(recipe)
+    def pack(self, tensor: Tensor) -> SavedTensor:
+        saved = SavedTensor(tensor)
+        recomputation = self.find(tensor)
+        if recomputation is not None:
+            saved.release(recomputation)
         elif self.fresh is not None:
             self.fresh.append(saved)
         return saved
 
-    def find(self, tensor: Tensor) -> Recipe | None:
+    def find(self, tensor: Tensor) -> Recomputation | None:
         known = self.kept(tensor)
-        return None if known is None else known.recipe
+        return None if known is None else known.recomputation
 
     def kept(self, tensor: Tensor) -> Kept | None:
-        """Return how a tensor of this forward pass is made again, if it can be."""
-        made, known = self.recipes.get(_memory(tensor), (lambda: None, None))
+        """Return the kept form of a tensor of this forward pass, or None if it cannot be recomputed."""
+        made, known = self.recomputations.get(_memory(tensor), (lambda: None, None))
         return known if known is not None and _same(made(), tensor) else None
 
     def record(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        # detached: a recipe sits in the graph, and must not hold on to it
-        recipe = Recipe(function, [self.find(x) or x.detach() for x in inputs], self.last_made)
+        # detached, because the graph holds the recomputation: a reference back would be a cycle
+        recomputation = Recomputation(
+            function, [self.find(x) or x.detach() for x in inputs], self.latest
+        )
         attached = [self.kept(x) or x for x in inputs]
         outer, self.fresh = self.fresh, []
         result = function(*inputs)
         fresh, self.fresh = self.fresh, outer
         passed_on = any(_memory(result) == _memory(x) for x in inputs)
-        if result.requires_grad and not passed_on and recipe.untouched():
-            self.recipes[_memory(result)] = (weakref.ref(result), Kept(recipe, attached))
-            for saved in fresh:  # an activation saves its own result before it can be known here
+        if result.requires_grad and not passed_on and recomputation.is_unmodified():
+            self.recomputations[_memory(result)] = (
+                weakref.ref(result),
+                Kept(recomputation, attached),
+            )
+            for saved in fresh:  # an activation saves its result before it is registered here
                 if saved.tensor is not None and _same(result, saved.tensor):
-                    saved.forget(recipe)
+                    saved.release(recomputation)
         return result
 
 
@@ -193,9 +204,9 @@ def _same(made: Tensor | None, tensor: Tensor) -> bool:
     )
 
 
-def _autocast_state(inputs: list[Tensor | Recipe]) -> list[tuple[str, torch.dtype, bool]]:
+def _autocast_state(inputs: list[Tensor | Recomputation]) -> list[tuple[str, torch.dtype, bool]]:
     devices = {x.device.type for x in inputs if isinstance(x, Tensor)}
     return [
         (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         for device in devices
-    ] + [state for x in inputs if isinstance(x, Recipe) for state in x.autocast][:1]
+    ] + [state for x in inputs if isinstance(x, Recomputation) for state in x.autocast][:1]

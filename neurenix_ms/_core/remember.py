@@ -1,4 +1,4 @@
-"""What a module's latest forward computed, kept until it is asked for, copied or cleared."""
+"""A base class that caches results of a module's latest forward pass."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from neurenix_ms._core.tracing import placeholder_in
 
 
 class Remembers:
-    """A module that keeps results of its most recent forward, attached to the graph.
+    """A module that keeps results of its latest forward pass, attached to the graph.
 
-    They are no part of the state dict, and copying or pickling the module drops them.
-    Nothing is kept while a model is exported.
+    The results are not in the state dict. A copied or pickled module does not have them. Nothing is
+    kept while a model is traced or exported.
     """
 
     _memory: dict[str, Any] | None = None
 
     def clear_features(self) -> None:
-        """Forget what the last forward computed, so that its memory can be freed."""
-        if self._memory is not None:  # an attribute first set in forward could not be exported
+        """Drop the results of the latest forward pass, so that their memory can be freed."""
+        if self._memory is not None:  # torch.export does not allow a new attribute in `forward`
             self._memory = None
 
     def _remember(self, **results: Any) -> None:

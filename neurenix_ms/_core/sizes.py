@@ -1,4 +1,4 @@
-"""Integer arithmetic on spatial sizes: scaling, halving, choosing the size to align to."""
+"""Integer arithmetic on spatial sizes: scaling, halving, and the choice of a common size."""
 
 import math
 from collections.abc import Sequence
@@ -17,31 +17,31 @@ Target = str | int | Sequence[int]
 
 @one_call
 def spatial(x: Tensor) -> Size:
-    """The spatial part of the shape of `(B, C, *S)`."""
+    """Return the spatial size `S` of a tensor of shape `(B, C, *S)`."""
     return tuple(x.shape[2:])
 
 
 @one_call
 def scaled(size: Sequence[int], scale: float | Sequence[float]) -> Size:
-    """Return every axis at `scale`, or at its own entry of it, rounded down, at least 1."""
+    """Return every axis times `scale` (one number, or one per axis), rounded down, at least 1."""
     scales = [scale] * len(size) if isinstance(scale, (int, float)) else scale
     if (
         torch.jit.is_tracing()
-    ):  # sizes are tensors, and Python's arithmetic would make them constants
+    ):  # sizes are tensors here, and Python's arithmetic would turn them into constants
         return tuple(
             torch.as_tensor(n).double().mul(factor).floor().long().clamp(min=1)  # type: ignore[misc]
             for n, factor in zip(size, scales, strict=True)
         )
     if not torch.compiler.is_compiling():
         return tuple(max(1, math.floor(n * factor)) for n, factor in zip(size, scales, strict=True))
-    # math.floor stays symbolic while a model is traced; int() would freeze the example's size
+    # math.floor stays symbolic while a model is compiled; int() would fix the example's size
     return tuple(
         _at_least_one(math.floor(n * factor)) for n, factor in zip(size, scales, strict=True)
     )
 
 
 def _at_least_one(n: Any) -> Any:
-    """Return `max(1, n)` for a symbol too; a size that is known stays a number."""
+    """Return `max(1, n)`, also for a symbolic size; a known size stays a plain number."""
     if is_known(n >= 1):
         return n
     return 1 if is_known(n < 1) else torch.sym_max(1, n)
@@ -49,17 +49,17 @@ def _at_least_one(n: Any) -> Any:
 
 @one_call
 def twice(size: Sequence[int]) -> Size:
-    """Return the double of every axis."""
+    """Return twice the length of every axis."""
     return tuple(2 * n for n in size)
 
 
 def check_scale(scale: float, name: str = "scale") -> float:
-    """Refuse a scale that is not a finite positive number."""
+    """Return `scale`, or raise if it is not a finite positive number."""
     return check_number(name, scale, above=0)
 
 
 def check_scales(scales: Sequence[float]) -> list[float]:
-    """Refuse an empty list and scales that are not finite and positive."""
+    """Return the scales as a list, or raise if it is empty or one is not finite and positive."""
     if len(scales) == 0:
         raise ValueError("scales must hold at least one scale, got an empty list")
     return [check_scale(scale, f"scales[{i}]") for i, scale in enumerate(scales)]
@@ -79,7 +79,7 @@ def check_halvings(size: Sequence[int], num_halvings: int) -> None:
 
 
 def check_target(target: Target, spatial_dims: int) -> Target:
-    """Refuse anything but 'largest', 'smallest', an index or a size."""
+    """Return `target`, or raise unless it is 'largest', 'smallest', an index or a size."""
     if isinstance(target, str):
         valid = target in ("largest", "smallest")
     elif isinstance(target, int):
@@ -96,10 +96,10 @@ def check_target(target: Target, spatial_dims: int) -> Target:
 
 @one_call
 def target_size(sizes: Sequence[Size], target: Target) -> Size:
-    """The size all features are brought to; the first one wins a tie."""
+    """Return the size to which all features are resized; of equally large ones, the first."""
     if isinstance(target, str):
         chosen = sizes[0]
-        for size in sizes[1:]:  # max(key=) cannot be traced
+        for size in sizes[1:]:  # `max(key=)` cannot be traced
             larger = math.prod(size) > math.prod(chosen)
             smaller = math.prod(size) < math.prod(chosen)
             if larger if target == "largest" else smaller:
@@ -113,7 +113,7 @@ def target_size(sizes: Sequence[Size], target: Target) -> Size:
 
 
 def equal(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Return whether two sizes are equal; while tracing, whether they are for every input."""
+    """Return whether two sizes are equal; while tracing, whether they are equal for every input."""
     if torch.jit.is_tracing():
         return False
     if torch.compiler.is_compiling():
@@ -123,7 +123,7 @@ def equal(a: Sequence[int], b: Sequence[int]) -> bool:
 
 @one_call
 def fit(x: Tensor, size: Size, mode: str = "constant") -> Tensor:
-    """Crop or pad `x` at the end of every axis to `size`; `mode` says what is padded."""
+    """Crop or pad `x` at the end of every axis to `size`; `mode` is the padding mode of `F.pad`."""
     if equal(spatial(x), size):
         return x
     missing = [want - have for want, have in zip(size, spatial(x), strict=True)]

@@ -1,4 +1,4 @@
-"""Let `torch.fx` record what depends on the sizes of its input as single calls.
+"""Decorators that make `torch.fx` record code that reads shapes as a single call.
 
 `torch.fx.symbolic_trace` runs a model on placeholders that have no shape. A function or module whose
 Python code reads a shape is therefore recorded as one call, and runs as usual in the traced module.
@@ -22,7 +22,7 @@ def one_call(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
     @functools.wraps(function)
     def call(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Result:
         given = args or tuple(kwargs.values())
-        # a tensor in front, or a compiler at work: nothing is traced by torch.fx
+        # the first argument is a tensor, or the call is compiled: torch.fx does not trace it
         if type(given[0]) is Tensor or torch.compiler.is_compiling():
             return function(*args, **kwargs)
         proxy = placeholder_in((*args, *kwargs.values()))
@@ -55,7 +55,7 @@ def placeholder_in(args: Sequence[Any]) -> Proxy | None:
     """Return the first `torch.fx.Proxy` among arguments and lists of them, or None."""
     for value in args:
         kind = type(value)
-        if kind is Tensor or kind is int or kind is torch.Size:  # most of what comes
+        if kind is Tensor or kind is int or kind is torch.Size:  # the most frequent types
             continue
         if isinstance(value, Proxy):
             return value
@@ -67,20 +67,20 @@ def placeholder_in(args: Sequence[Any]) -> Proxy | None:
 
 
 def entries(values: Sequence[Tensor], count: int) -> Sequence[Tensor]:
-    """Return the `count` entries of a list, which a placeholder cannot tell by itself."""
+    """Return the `count` entries of a list; a placeholder of a list does not know its length."""
     if isinstance(values, Proxy):
         return [values[i] for i in range(count)]
     return values
 
 
 def sizes_are_open() -> bool:
-    """Return whether the sizes of tensors stand for those of other inputs too."""
+    """Return whether the call is traced or compiled, so that sizes may differ in later calls."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def is_known(condition: Any) -> bool:
     """Return whether a condition on sizes holds for every input of a model that is being compiled."""
-    # importing this takes a fifth of the time that `import torch` does
+    # imported here because it takes a fifth of the time of `import torch`
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return statically_known_true(condition)

@@ -1,24 +1,79 @@
-"""Convolution bricks: conv-norm-act blocks, the step up to a skip, and the nest of resolutions."""
+"""Blocks of convolutions, normalizations and activations."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms._core.dims import CONVOLUTIONS, POOLS, TRANSPOSED_CONVOLUTIONS, SpatialDims, choose
+from neurenix_ms._core.checks import check_integer
+from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, choose
 from neurenix_ms._core.hooks import is_observed
-from neurenix_ms._core.recomputation import Kept
-from neurenix_ms._core.sizes import fit, spatial, twice
+from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms._core.tracing import one_module
-from neurenix_ms.checkpointing import checkpointed, is_recorded, kept, recomputed
+from neurenix_ms.checkpointing import is_recorded, recomputed
 from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
-from neurenix_ms.layers.resize import Resize
 
 BlockKind = Literal["single", "double", "residual"]
 PADDING_MODES = dict.fromkeys(("zeros", "reflect", "replicate", "circular"))
 NUM_CONVOLUTIONS = {"single": 1, "double": 2, "residual": 2}
+Edge = int | Sequence[int]  # of a kernel in pixels, one number or one per axis
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """What the convolutions of a network have in common.
+
+    Args:
+        spatial_dims: Number of spatial axes.
+        kernel_size: Odd edge of the kernel in pixels, or one per axis.
+        norm: Name or maker of the normalization.
+        act: Name or maker of the activation.
+        conv_bias: Bias of the convolution; None is only where no norm follows.
+        padding_mode: As in `nn.Conv2d`.
+        dropout: Ratio of the channels that are dropped after a block.
+    """
+
+    spatial_dims: SpatialDims = 2
+    kernel_size: Edge = 3
+    norm: Norm = "batch"
+    act: Act = "relu"
+    conv_bias: bool | None = None
+    padding_mode: str = "zeros"
+    dropout: float = 0.0
+
+    def layer(self, in_channels: int, out_channels: int, groups: int = 1) -> "ConvNormAct":
+        """The convolution with its norm and activation."""
+        return ConvNormAct(
+            in_channels,
+            out_channels,
+            spatial_dims=self.spatial_dims,
+            kernel_size=self.kernel_size,
+            norm=self.norm,
+            act=self.act,
+            conv_bias=self.conv_bias,
+            padding_mode=self.padding_mode,
+            groups=groups,
+        )
+
+    def point(self) -> "ConvSpec":
+        """The same with kernels of one pixel and no activation."""
+        return replace(self, kernel_size=1, act=None, padding_mode="zeros")
+
+
+def edges_of(kernel_size: Edge, spatial_dims: int) -> tuple[int, ...]:
+    """The odd edge of a kernel along every axis."""
+    if isinstance(kernel_size, int):
+        kernel_size = [kernel_size] * spatial_dims
+    if len(kernel_size) != spatial_dims:
+        raise ValueError(f"kernel_size must be one edge or {spatial_dims}, got {list(kernel_size)}")
+    edges = tuple(check_integer("kernel_size", edge) for edge in kernel_size)
+    for edge in edges:
+        if edge < 1 or edge % 2 == 0:
+            raise ValueError(f"kernel_size must be odd to keep the size, got {edge}")
+    return edges
 
 
 class ConvNormAct(nn.Module):
@@ -34,24 +89,25 @@ class ConvNormAct(nn.Module):
         out_channels: int,
         *,
         spatial_dims: SpatialDims = 2,
-        kernel_size: int = 3,
+        kernel_size: Edge = 3,
         norm: Norm = "batch",
         act: Act = "relu",
         conv_bias: bool | None = None,
         padding_mode: str = "zeros",
+        groups: int = 1,
     ) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd to keep the size, got {kernel_size}")
+        convolution = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
+        edges = edges_of(kernel_size, spatial_dims)
         choose(PADDING_MODES, padding_mode, "padding_mode")
-        bias = norm is None if conv_bias is None else conv_bias
-        self.conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")(
+        self.conv = convolution(
             in_channels,
             out_channels,
-            kernel_size,
-            padding=kernel_size // 2,
-            bias=bias,
+            edges,
+            padding=tuple(edge // 2 for edge in edges),
+            bias=norm is None if conv_bias is None else conv_bias,
             padding_mode=padding_mode,
+            groups=groups,
         )
         self.norm = make_norm(norm, out_channels, spatial_dims)
         self.act = make_act(act)
@@ -115,30 +171,20 @@ class ConvBlock(nn.Module):
         middle_channels: int | None = None,
         *,
         block: BlockKind = "double",
-        act: Act = "relu",
-        dropout: float = 0.0,
-        **conv: Any,
+        spec: ConvSpec = ConvSpec(),
     ) -> None:
         super().__init__()
         count = choose(NUM_CONVOLUTIONS, block, "block")
         middle = out_channels if middle_channels is None else middle_channels
         widths = [in_channels] + [middle] * (count - 1) + [out_channels]
-        acts: list[Act] = [act] * count
-        if block == "residual":
-            acts[-1] = None
-        layers = (
-            ConvNormAct(a, b, act=layer_act, **conv)
-            for (a, b), layer_act in zip(pairwise(widths), acts, strict=True)
-        )
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(spec.layer(a, b) for a, b in pairwise(widths))
         self.shortcut: nn.Module | None = None
-        if block == "residual":
-            self.shortcut = nn.Identity()
-            if in_channels != out_channels:
-                point = {**conv, "kernel_size": 1, "conv_bias": False, "padding_mode": "zeros"}
-                self.shortcut = ConvNormAct(in_channels, out_channels, act=None, **point)
-        self.act = make_act(act if block == "residual" else None)
-        self.dropout = ChannelDropout(dropout)
+        self.act: nn.Module = nn.Identity()
+        if block == "residual":  # the last activation follows the sum
+            last = cast(ConvNormAct, self.layers[-1])
+            last.act, self.act = self.act, last.act
+            self.shortcut = shortcut(in_channels, out_channels, spec)
+        self.dropout = ChannelDropout(spec.dropout)
 
     def forward(self, *maps: Tensor) -> Tensor:
         y = self._convolved(maps)
@@ -157,117 +203,17 @@ class ConvBlock(nn.Module):
         return y
 
 
-class Double(nn.Module):
-    """Linear upsampling by exactly two on every axis.
-
-    Shape:
-        `(B, C, *S)` -> `(B, C, *2S)`
-    """
-
-    def __init__(self, spatial_dims: SpatialDims, align_corners: bool) -> None:
-        super().__init__()
-        self.resize = Resize("linear", spatial_dims, align_corners)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return recomputed(self._doubled, x)
-
-    def _doubled(self, x: Tensor) -> Tensor:
-        return self.resize(x, twice(spatial(x)))
+def shortcut(in_channels: int, out_channels: int, spec: ConvSpec) -> nn.Module:
+    """The identity; where the channels differ, a 1x1 convolution with a norm."""
+    if in_channels == out_channels:
+        return nn.Identity()
+    return replace(spec.point(), conv_bias=False).layer(in_channels, out_channels)
 
 
-class Up(nn.Module):
-    """A deep map upsampled by two, joined to the skip of that resolution, and a block over both.
+def __getattr__(name: str) -> Any:
+    # pickles of whole models by earlier versions look for them here
+    if name in ("Double", "Level", "Trace", "Up"):
+        from neurenix_ms.layers import levels
 
-    Shape:
-        skip `(B, C, *S)` and deep map `(B, D, *S / 2)` -> `(B, C_out, *S)`
-    """
-
-    def __init__(
-        self,
-        skip_channels: int,
-        deep_channels: int,
-        out_channels: int,
-        block: Callable[..., nn.Module],
-        *,
-        spatial_dims: SpatialDims,
-        bilinear: bool,
-        align_corners: bool,
-    ) -> None:
-        super().__init__()
-        self.up: nn.Module
-        if bilinear:
-            joined = skip_channels + deep_channels
-            self.up = Double(spatial_dims, align_corners)
-            self.block = block(joined, out_channels, joined // 2)
-        else:
-            transposed = TRANSPOSED_CONVOLUTIONS[spatial_dims]
-            self.up = transposed(deep_channels, skip_channels, 2, stride=2)
-            self.block = block(2 * skip_channels, out_channels)
-
-    def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
-        return self.block(skip, self.up(deep))
-
-
-class Level(nn.Module):
-    """One resolution and all that is deeper: encode, the level inside at half the size, decode.
-
-    Everything below a resolution is one submodule with one map in and one map out, both at its own
-    resolution; pooling before it and upsampling after it belong to the level outside.
-
-    Shape:
-        `(B, C_in, *S)` -> `(B, C_out, *S)`
-    """
-
-    def __init__(
-        self,
-        encode: nn.Module,
-        inner: "Level | None" = None,
-        decode: nn.Module | None = None,
-        *,
-        spatial_dims: SpatialDims,
-    ) -> None:
-        super().__init__()
-        self.encode = encode
-        self.inner = inner
-        self.pool: nn.Module | None = None if inner is None else POOLS["max"][spatial_dims](2)
-        self.decode = decode
-
-    def forward(self, x: Tensor, trace: "Trace | None" = None) -> Tensor:
-        skip = checkpointed(self.encode, x)
-        maps = [skip]
-        if self.inner is not None and self.pool is not None:
-            half = recomputed(self.pool, skip)
-            maps.append(self.inner(half) if trace is None else self.inner(half, trace))
-        out = skip if self.decode is None else checkpointed(self.decode, *maps)
-        if trace is not None:
-            trace.add(skip, out)
-        return out
-
-    def encoded(self, x: Tensor) -> list[Tensor]:
-        """Return the encoded feature maps of this level and all deeper ones, without decoding."""
-        features: list[Tensor] = []
-        level: Level | None = self
-        while level is not None:
-            features.append(checkpointed(level.encode, x))
-            x = features[-1] if level.pool is None else level.pool(features[-1])
-            level = level.inner
-        return features
-
-
-class Trace:
-    """The feature maps of one pass through nested levels.
-
-    Args:
-        decoded: Keep the decoded ones too.
-    """
-
-    def __init__(self, decoded: bool = True) -> None:
-        self.keeps_decoded = decoded
-        self.encoded: list[Tensor | Kept] = []
-        self.decoded: list[Tensor | Kept] = []
-
-    def add(self, encoded: Tensor, decoded: Tensor) -> None:
-        """Levels report from the inside out: encoded maps fine to coarse, decoded ones the reverse."""
-        self.encoded.insert(0, kept(encoded))
-        if self.keeps_decoded:
-            self.decoded.append(kept(decoded))
+        return getattr(levels, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

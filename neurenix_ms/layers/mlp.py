@@ -1,4 +1,4 @@
-"""A vector in, a vector out: dense bricks for states and coordinates rather than maps."""
+"""Multilayer perceptron for vectors such as states and coordinates."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,15 +13,15 @@ from neurenix_ms.layers.naming import Act, make_act
 
 
 class MLP(Configured, nn.Module):
-    """Dense layers with an activation between them, and none after the last.
+    """Linear layers with an activation after each except the last.
 
-    The network for states of a few numbers, such as those of an ordinary differential equation. For
-    maps use a `UNet`: an MLP sees a grid as numbers without neighbors.
+    Use it for states of a few numbers, such as those of an ordinary differential equation. For images
+    and fields use a `UNet`, because an MLP does not use that neighboring pixels are related.
 
     Args:
-        in_features: Length of the vectors that come in.
-        out_features: Length of those that go out.
-        hidden: Width of every layer between; empty for a single linear map.
+        in_features: Length of the input vectors.
+        out_features: Length of the output vectors.
+        hidden: Widths of the hidden layers; empty for a single linear layer.
         act: "relu", "tanh", ..., or a callable without arguments that makes a module.
 
     Shape:
@@ -58,7 +58,9 @@ class MLP(Configured, nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         activation: Any = make_act(act)
         if hasattr(activation, "inplace") and not callable(act):
-            activation.inplace = True  # what it overwrites is a layer's own fresh output
+            activation.inplace = (
+                True  # it overwrites the output of a linear layer, used nowhere else
+            )
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:

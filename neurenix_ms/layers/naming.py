@@ -1,4 +1,4 @@
-"""A short name, or any callable that makes a module, becomes a normalization or an activation."""
+"""Normalizations and activations by a short name, or by any callable that makes a module."""
 
 import math
 from collections.abc import Callable
@@ -32,13 +32,13 @@ ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with the largest divisor of `channels` not above min(32, channels // 4)."""
+    """Return a group norm with the largest number of groups up to `min(32, channels // 4)`."""
     most = max(1, min(32, channels // 4))
     return nn.GroupNorm(max(n for n in range(1, most + 1) if channels % n == 0), channels)
 
 
 def make_norm(norm: Norm, channels: int, spatial_dims: SpatialDims) -> nn.Module:
-    """The normalization called `norm` for `channels` channels."""
+    """Return the normalization `norm` for `channels` channels."""
     if callable(norm):
         return check_made("norm", norm, channels)
     table: dict[str | None, Callable[[int], nn.Module]] = {
@@ -51,12 +51,12 @@ def make_norm(norm: Norm, channels: int, spatial_dims: SpatialDims) -> nn.Module
 
 
 def make_act(act: Act) -> nn.Module:
-    """The activation called `act`."""
+    """Return the activation `act`."""
     return check_made("act", act) if callable(act) else choose(ACTIVATIONS, act, "act")()
 
 
 def check_normalizable(norm: Norm, training: bool, x: Tensor, num_halvings: int = 0) -> None:
-    """Raise if `x`, halved so often, has one pixel and the norm would have no variance to take."""
+    """Raise if `x` has one pixel after `num_halvings` halvings, so that the norm has no variance."""
     if norm == "instance" or (norm == "batch" and training):
         _check_several_pixels(norm, x, num_halvings)
 
@@ -69,6 +69,6 @@ def _check_several_pixels(norm: str, x: Tensor, num_halvings: int) -> None:
     if math.prod(size) == 1 and (norm == "instance" or batch < 2):
         raise ValueError(
             "instance norm, and batch norm in training on a batch of one, need more than one pixel "
-            f"in the smallest map, got {batch} map(s) of size {size} there with norm {norm!r}; "
-            "give a larger map or choose norm='group'"
+            f"in the smallest feature map, got batch size {batch} and size {size} there with norm "
+            f"{norm!r}; use a larger input or norm='group'"
         )

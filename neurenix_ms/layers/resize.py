@@ -1,4 +1,4 @@
-"""One map resampled to a size: the one place where interpolation modes are looked up."""
+"""Resampling of feature maps to a given size, and a check of the interpolation mode."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ MODES = ("nearest", *LINEAR_NAMES, "bicubic", "area")
 
 
 def torch_mode(mode: str, spatial_dims: SpatialDims, antialias: bool = False) -> str:
-    """The name that `F.interpolate` gives `mode` in `spatial_dims` dimensions."""
+    """Return the name of `mode` in `F.interpolate` for `spatial_dims` axes, or raise."""
     linear = choose(LINEAR_MODES, spatial_dims, "spatial_dims")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {list(MODES)}, got {mode!r}")
@@ -32,7 +32,7 @@ def torch_mode(mode: str, spatial_dims: SpatialDims, antialias: bool = False) ->
 
 @one_call
 def halved(x: Tensor) -> Tensor:
-    """The mean of every two cells along every axis; all axes must be even."""
+    """Return the mean of every two positions along each axis; all axes must be even."""
     pools: dict[int, Callable[..., Tensor]]
     pools = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: avg_pool3d}
     return pools[x.ndim - 2](x, 2)
@@ -40,18 +40,18 @@ def halved(x: Tensor) -> Tensor:
 
 @one_call
 def doubled(x: Tensor) -> Tensor:
-    """Every cell twice along every axis."""
+    """Repeat every position twice along each axis."""
     return F.interpolate(x, tuple(2 * n for n in spatial(x)))
 
 
 class Resize(nn.Module):
-    """Resample a map to a given size; a map that has it already is returned unchanged.
+    """Resample a feature map to a given size; one of that size is returned unchanged.
 
     Args:
         mode: "nearest", "bilinear" (linear in any number of axes), "bicubic" or "area".
         spatial_dims: Number of spatial axes.
-        align_corners: Put the outermost samples of both grids on each other.
-        antialias: Low-pass before shrinking (2-D, "bilinear" or "bicubic").
+        align_corners: As in `F.interpolate`.
+        antialias: Low-pass filter before downsampling (2-D, "bilinear" or "bicubic").
 
     Shape:
         `(B, C, *S)` and a size `T` -> `(B, C, *T)`

@@ -1,5 +1,6 @@
-"""The multiscale API: models over several resolutions and the blocks they are composed of."""
+"""Models that use several resolutions, and the modules that they are composed of."""
 
+from neurenix_ms.multiscale.atrous import AtrousPyramidPooling
 from neurenix_ms.multiscale.attention import AttentionFusion
 from neurenix_ms.multiscale.bidirectional import BidirectionalFusion
 from neurenix_ms.multiscale.blurring import BlurPool
@@ -19,6 +20,7 @@ from neurenix_ms.multiscale.unet import UNet
 from neurenix_ms.multiscale.wavelets import InverseWaveletTransform, WaveletTransform
 
 __all__ = [
+    "AtrousPyramidPooling",
     "AttentionFusion",
     "BidirectionalFusion",
     "BlurPool",

@@ -1,4 +1,4 @@
-"""Sources weighed against each other by what they contain."""
+"""Fusion of feature maps by attention weights."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -27,20 +27,22 @@ AttentionKind = Literal["channel", "spatial", "both"]
 
 
 class AttentionFusion(Configured, nn.Module):
-    """Weigh the sources against each other, per channel, per pixel or both, and add them.
+    """Fuse feature maps in a weighted sum whose weights depend on the input.
 
-    Use it where which scale matters depends on the input. A fresh module returns the mean of the
-    projected sources, and learns from there.
+    The weights are computed per channel, per pixel or both, and sum to 1 over the feature maps. Use the
+    module where the input decides which scale matters. Before training it returns the mean of the
+    projected feature maps.
 
     Args:
-        in_channels: Channels of every feature, or a `Backbone` that makes them.
-        out_channels: Channels of the result; features with others are projected by a 1x1 convolution.
+        in_channels: Channels of every feature map, or a `Backbone` that returns them.
+        out_channels: Channels of the result; a feature map with another number of channels is projected
+            by a 1x1 convolution.
         spatial_dims: Number of spatial axes.
-        attention: "channel" looks at the global mean (not tileable), "spatial" at the surroundings of
-            a pixel, "both" adds their scores.
-        reduction: Width of the bottleneck is `out_channels // reduction`,
-        min_hidden: but not below this.
-        target: Size of the result: "largest", "smallest", the index of a feature, or a size.
+        attention: "channel" computes the weights from the global mean (not tileable), "spatial" from
+            the surroundings of a pixel, "both" adds the scores of the two.
+        reduction: Divisor of `out_channels` that gives the width of the hidden layer.
+        min_hidden: Smallest width of the hidden layer.
+        target: Size of the result: "largest", "smallest", the index of a feature map, or a size.
         mode: Interpolation.
         align_corners: As in `F.interpolate`.
 
@@ -48,8 +50,8 @@ class AttentionFusion(Configured, nn.Module):
         list of K `(B, in_channels[i], *S_i)`, or a dict of them -> `(B, out_channels, *T)`
 
     Raises:
-        ValueError: If a name is unknown, the list is empty or of another length, or a feature has
-            other channels, another rank or batch size.
+        ValueError: If a name is unknown, the list is empty or has the wrong length, or a feature map has
+            the wrong rank, number of channels or batch size.
 
     Source: "channel" Li et al. 2019, "Selective Kernel Networks", equations 1 to 6; "spatial" Chen et
     al. 2016, "Attention to Scale", equations 1 and 2.
@@ -119,7 +121,7 @@ class AttentionFusion(Configured, nn.Module):
         return weighted(entries(self._weights(maps).unbind(dim=1), len(maps)), maps)
 
     def attention_weights(self, features: Features) -> Tensor:
-        """Weights of the K sources: `(B, K, C, 1..)`, `(B, K, 1, *T)` or `(B, K, C, *T)`."""
+        """Return the weights of K feature maps: `(B, K, C, 1..)`, `(B, K, 1, *T)` or `(B, K, C, *T)`."""
         features = as_list(features)
         check_features(features, self.in_channels, self.spatial_dims)
         return self._weights(self.project(features))
@@ -136,6 +138,6 @@ class AttentionFusion(Configured, nn.Module):
 
 
 def start_at_zero(scores: nn.Sequential) -> None:
-    """Let the last layer score every source alike, so that training starts at the mean."""
+    """Set the last layer to zero, so that all weights are equal at the start of training."""
     for parameter in scores[-1].parameters():
         nn.init.zeros_(parameter)

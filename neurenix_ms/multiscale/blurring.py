@@ -139,10 +139,6 @@ class BlurPool(Configured, nn.Module):
         super().__init__()
         check_integer("stride", stride, 1)
         choose(CONVOLVE, spatial_dims, "spatial_dims")
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.padding_mode = padding_mode
-        self.spatial_dims = spatial_dims
         weights = binomial_weights(kernel_size)
         self.blur = Blur(weights, stride, spatial_dims, padding_mode)
 

@@ -15,7 +15,8 @@ from neurenix_ms._core.orders import check_halving
 from neurenix_ms._core.tracing import entries
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import checkpointed, recomputes
-from neurenix_ms.layers.blocks import BlockKind, ConvBlock, Up
+from neurenix_ms.layers.blocks import BlockKind, ConvBlock, ConvSpec
+from neurenix_ms.layers.levels import Up
 from neurenix_ms.layers.naming import Act, Norm
 from neurenix_ms.multiscale.features import (
     Channels,
@@ -66,34 +67,10 @@ class Head(nn.Module):
         return self.act(y if residual is None else y + residual)
 
 
-def block_maker(
-    block: BlockKind,
-    spatial_dims: SpatialDims,
-    conv_bias: bool | None,
-    kernel_size: int,
-    norm: Norm,
-    act: Act,
-    padding_mode: str,
-    dropout: float,
-) -> Callable[..., ConvBlock]:
-    """A maker of blocks that only lacks their channels."""
-    return partial(
-        ConvBlock,
-        block=block,
-        spatial_dims=spatial_dims,
-        conv_bias=conv_bias,
-        kernel_size=kernel_size,
-        norm=norm,
-        act=act,
-        padding_mode=padding_mode,
-        dropout=dropout,
-    )
-
-
 def make_ups(
     skips: Sequence[int],
     bottom: int,
-    convs: Callable[..., ConvBlock],
+    blocks: Callable[..., ConvBlock],
     spatial_dims: SpatialDims,
     bilinear: bool,
     align_corners: bool,
@@ -112,7 +89,7 @@ def make_ups(
                 skips[depth],
                 deep,
                 out,
-                convs,
+                blocks,
                 spatial_dims=spatial_dims,
                 bilinear=bilinear,
                 align_corners=align_corners,
@@ -200,26 +177,13 @@ class UNetDecoder(Configured, nn.Module):
                 f"num_scales must equal the {len(widths)} encoder_channels, got {num_scales}"
             )
         self.encoder_channels = widths
-        self.out_channels = out_channels
-        self.num_scales = len(self.encoder_channels)
-        self.spatial_dims = spatial_dims
-        self.bilinear = bilinear
-        self.align_corners = align_corners
-        self.block = block
-        self.conv_bias = conv_bias
-        self.kernel_size = kernel_size
-        self.norm = norm
-        self.act = act
-        self.padding_mode = padding_mode
-        self.dropout = dropout
-        self.final_activation = final_activation
+        self.num_scales = len(widths)
 
-        convs = block_maker(
-            block, spatial_dims, conv_bias, kernel_size, norm, act, padding_mode, dropout
-        )
-        *skips, bottom = self.encoder_channels
+        spec = ConvSpec(spatial_dims, kernel_size, norm, act, conv_bias, padding_mode, dropout)
+        blocks = partial(ConvBlock, block=block, spec=spec)
+        *skips, bottom = widths
         self.ups = nn.ModuleList(
-            make_ups(skips, bottom, convs, spatial_dims, bilinear, align_corners)
+            make_ups(skips, bottom, blocks, spatial_dims, bilinear, align_corners)
         )
         self.head = Head(skips[0], out_channels, spatial_dims, final_activation)
 

@@ -1,4 +1,4 @@
-"""A list of features: checked, projected to equal channels, brought to one size, summed."""
+"""Checks, projection and reduction of lists of feature maps."""
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -26,12 +26,12 @@ Features = Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def channels_of(source: Channels) -> list[int]:
-    """Channels of every map, as given or as a backbone measured them."""
+    """Return the channels of every feature map, as given or as measured by a backbone."""
     return list(source.channels if isinstance(source, Backbone) else source)
 
 
 def as_list(features: Features) -> Sequence[Tensor]:
-    """Return the feature maps of a list, or of a dict in its order, as torchvision's networks give."""
+    """Return feature maps as a list, from a list or a dict (as torchvision's networks return)."""
     if isinstance(features, Mapping):
         return list(features.values())
     if isinstance(features, Tensor) or not isinstance(features, (list, tuple, Proxy)):
@@ -41,7 +41,7 @@ def as_list(features: Features) -> Sequence[Tensor]:
 
 @one_call
 def check_features(features: Sequence[Tensor], channels: Sequence[int], spatial_dims: int) -> None:
-    """Refuse a list of other length, and maps of another rank, channel count or batch size."""
+    """Raise if the length of the list, or a rank, number of channels or batch size is wrong."""
     if len(features) != len(channels):
         raise ValueError(f"expected {len(channels)} features, got {len(features)}")
     for index, (x, wanted) in enumerate(zip(features, channels, strict=True)):
@@ -55,7 +55,7 @@ def check_features(features: Sequence[Tensor], channels: Sequence[int], spatial_
 
 
 def check_widths(source: Channels, out_channels: int) -> list[int]:
-    """Refuse an empty list of channels and counts below one."""
+    """Return the channels as a list, or raise if it is empty or a number of channels is below 1."""
     in_channels = channels_of(source)
     if not in_channels:
         raise ValueError("in_channels must name at least one feature, got an empty list")
@@ -65,7 +65,7 @@ def check_widths(source: Channels, out_channels: int) -> list[int]:
 
 
 class Projections(nn.Module):
-    """Bring every feature to the same channels at its own size, then all to one size.
+    """Project every feature map to the same number of channels, then resize all to one size.
 
     Shape:
         list of K `(B, C_i, *S_i)` -> list of K `(B, C, *T)`
@@ -95,12 +95,12 @@ class Projections(nn.Module):
 
 
 def add(maps: Sequence[Tensor]) -> Tensor:
-    """The sum of all maps."""
+    """Return the sum of all feature maps."""
     return reduce(torch.Tensor.add_, maps[2:], maps[0] + maps[1]) if len(maps) > 1 else maps[0]
 
 
 def weighted(weights: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
-    """The sum of all maps, each times its weight, without holding the products."""
+    """Return the weighted sum of all feature maps, without keeping the products in memory."""
     total = weights[0] * maps[0]
     for weight, y in zip(weights[1:], maps[1:], strict=True):
         total.addcmul_(weight, y)
@@ -108,10 +108,10 @@ def weighted(weights: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
 
 
 def average(maps: Sequence[Tensor]) -> Tensor:
-    """The mean of all maps."""
+    """Return the mean of all feature maps."""
     return add(maps) / len(maps)
 
 
 def greatest(maps: Sequence[Tensor]) -> Tensor:
-    """The maximum of all maps, cell by cell."""
+    """Return the elementwise maximum of all feature maps."""
     return reduce(torch.maximum, maps)

@@ -1,4 +1,4 @@
-"""A map and small grids of views in, the convolution of all of them at the size of the map out."""
+"""Convolution of a feature map and resized small grids, without the concatenated tensor."""
 
 from collections.abc import Sequence
 
@@ -13,27 +13,29 @@ from neurenix_ms.checkpointing import recomputed
 from neurenix_ms.layers.naming import Act, make_act
 from neurenix_ms.layers.resize import Resize
 
-TAPS = 3  # of the kernel, per axis
-WORTH_IT = 2**27  # operations to save; below it the many small products cost more, as measured
+TAPS = 3  # entries of the kernel per axis
+WORTH_IT = (
+    2**27
+)  # saved operations; below this number the many small products are slower, as measured
 
 
 class FoldedConvolution(nn.Module):
-    """Resize grids to the map, concatenate, convolve: without ever making the concatenated map.
+    """Resize grids to a feature map, concatenate and convolve, without the concatenated tensor.
 
-    Resizing and convolving are both linear, and resizing takes one axis after the other. So every
-    grid meets its slice of the kernel at its own size, each tap by itself, and is then spread along
-    each axis by a matrix that resizes and shifts by the tap in one. A grid of `n` bins costs `3 n`
-    multiplications per cell of the map, instead of `3**axes` for each of its channels. Small maps
-    are concatenated and convolved as they are, unless the call is compiled or exported.
+    Resizing and convolution are both linear, and resizing is separable over the axes. Every grid is
+    therefore multiplied by its slice of the kernel at its own size, each tap separately. Along each axis
+    one matrix then resizes the products and shifts them by the tap. A grid of `n` bins costs `3 n`
+    multiplications per pixel of the feature map, instead of `3**axes` for each of its channels. Small
+    feature maps are concatenated and convolved directly, unless the call is compiled or exported.
 
     Args:
-        in_channels: Channels of the map.
+        in_channels: Channels of the feature map.
         grid_channels: Channels of every grid.
         bins: Bins per axis of each grid.
         out_channels: Channels of the result.
-        resize: How a grid is brought to the size of the map.
+        resize: Module that resizes a grid to the size of the feature map.
         spatial_dims: Number of spatial axes.
-        bias: Add one.
+        bias: Whether to add a bias.
 
     Shape:
         `(B, in_channels, *S)` and a list of `(B, grid_channels, *(n,) * axes)` ->
@@ -66,25 +68,25 @@ class FoldedConvolution(nn.Module):
         return self.convolve(stacked, self.weight, self.bias, padding=TAPS // 2)
 
     def saved_by_folding(self, x: Tensor) -> int:
-        """Operations of the kernel on channels of grids."""
-        per_cell = 2 * self.weight.numel() * sum(self.widths[1:]) // sum(self.widths)
-        return per_cell * x.numel() // x.shape[1]
+        """Return the number of operations of the kernel on the channels of the grids."""
+        per_pixel = 2 * self.weight.numel() * sum(self.widths[1:]) // sum(self.widths)
+        return per_pixel * x.numel() // x.shape[1]
 
     def folded(self, x: Tensor, grids: Sequence[Tensor]) -> Tensor:
-        """The sum of what the kernel makes of the map, and of each grid."""
+        """Return the sum of the convolutions of the feature map and of each grid."""
         own, *kernels = self.weight.split(self.widths, dim=1)
         y = self.convolve(x, own, self.bias, padding=TAPS // 2).contiguous()
         lines = y.view(-1, y.shape[-1])
         axes = [self.spreading(y, size) for size in spatial(y)]
         for grid, kernel, *matrices in zip(grids, kernels, *axes, strict=True):
             part = by_taps(grid, kernel)
-            for matrix in matrices[:-1]:  # the axis in front is spread, and goes to the end
+            for matrix in matrices[:-1]:  # the first spatial axis is resized and moved to the end
                 part = part.flatten(2, 3).movedim(2, -1) @ matrix
             lines.addmm_(part.flatten(2, 3).movedim(2, -1).flatten(0, -2), matrices[-1])
         return y
 
     def spreading(self, y: Tensor, size: int) -> list[Tensor]:
-        """What the taps make of the bins of every grid along an axis: `(taps * n, size)` each."""
+        """Return per grid the matrix `(taps * n, size)` that resizes and shifts along one axis."""
         flat = (1,) * (y.ndim - 3)
         units = (torch.eye(n, dtype=y.dtype, device=y.device) for n in self.bins)
         rows = [self.resize(unit.view(1, *unit.shape, *flat), (size, *flat)) for unit in units]
@@ -94,7 +96,7 @@ class FoldedConvolution(nn.Module):
 
 
 class Projection(nn.Module):
-    """Convolution of a map and its views, norm, activation.
+    """Convolution of a feature map and grids, then norm and activation.
 
     Shape:
         `(B, C, *S)` and a list of grids -> `(B, C_out, *S)`
@@ -111,7 +113,7 @@ class Projection(nn.Module):
 
 
 def by_taps(grid: Tensor, kernel: Tensor) -> Tensor:
-    """A grid `(B, W, n, ..)` times every tap of a kernel: `(B, C, taps, n, taps, n, ..)`."""
+    """Multiply a grid `(B, W, n, ..)` by every tap of a kernel: `(B, C, taps, n, taps, n, ..)`."""
     bins, taps = "ijk"[: grid.ndim - 2], "xyz"[: grid.ndim - 2]
     pairs = "".join(tap + bin for tap, bin in zip(taps, bins, strict=True))
     return torch.einsum(f"bw{bins},cw{taps}->bc{pairs}", grid, kernel)

@@ -1,4 +1,4 @@
-"""Several maps of different sizes in, one map out."""
+"""Fusion of feature maps of different sizes and channels into one."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -43,14 +43,15 @@ COMBINATIONS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
 METHODS = ("concat", *COMBINATIONS, "attention")
 
 
-SMALL = 2**18  # products
+SMALL = 2**18  # multiplications
 
 
 class SlicedConvolution(nn.Module):
-    """Resize, concatenate, convolve with a 1x1 kernel: without ever making the concatenated map.
+    """Resize, concatenate and convolve with a 1x1 kernel, without the concatenated tensor.
 
-    A 1x1 convolution commutes with resizing, because one mixes channels and the other pixels. So each
-    feature meets its slice of the weight at its own size, and only the results are resized and added.
+    A 1x1 convolution commutes with resizing, because one mixes channels and the other pixels. Each
+    feature map is therefore convolved with its slice of the weight at its own size, and only the results
+    are resized and added.
 
     Shape:
         list of K `(B, C_i, *S_i)` and a size `T` -> `(B, C, *T)`
@@ -67,7 +68,7 @@ class SlicedConvolution(nn.Module):
         super().__init__()
         self.widths = list(in_channels)
         conv = CONVOLUTIONS[spatial_dims](sum(in_channels), out_channels, 1, bias=bias)
-        # of this module, whose forward reads them: sharded weights are only whole inside of it
+        # parameters of this module, because sharded weights are complete only in its own forward
         self.weight, self.bias = conv.weight, conv.bias
         self.convolve = CONVOLVE[spatial_dims]
         self.resize = resize
@@ -78,7 +79,7 @@ class SlicedConvolution(nn.Module):
             stacked = torch.cat([self.resize(x, size) for x in features], dim=1)
             return self.convolve(stacked, self.weight, self.bias)
         slices = self.weight.split(self.widths, dim=1)
-        biases = [self.bias] + [None] * (len(self.widths) - 1)  # the sum needs it once
+        biases = [self.bias] + [None] * (len(self.widths) - 1)  # added once to the sum
         total: Tensor | None = None
         for x, weight, bias in zip(features, slices, biases, strict=True):
             part = self.resize(self.convolve(x, weight, bias), size)
@@ -87,14 +88,14 @@ class SlicedConvolution(nn.Module):
         return total
 
     def is_small(self, features: Sequence[Tensor]) -> bool:
-        """Return whether one convolution costs less than the calls of several, as measured."""
+        """Return whether one convolution is faster than several calls, as measured."""
         if sizes_are_open() or torch._C._is_torch_function_mode_enabled():
-            return False  # what is traced, or run in tiles, does the same at every size
+            return False  # a traced model, or one that runs in tiles, uses one form for all sizes
         return sum(x.numel() for x in features) * len(self.weight) <= SMALL
 
 
 class ConcatFusion(nn.Module):
-    """Bring all features to the target size, and mix their channels.
+    """Resize all feature maps to the target size and mix their channels.
 
     Shape:
         list of K `(B, C_i, *S_i)` -> `(B, C, *T)`
@@ -111,34 +112,35 @@ class ConcatFusion(nn.Module):
 
 
 class FeatureFusion(Configured, nn.Module):
-    """Fuse maps of different channels and sizes into one.
+    """Fuse feature maps of different channels and sizes into one.
 
-    "concat" keeps all information and learns the mixture; "sum", "mean" and "max" cost nearly
-    nothing; "attention" weighs the sources by what they contain. Use it behind any backbone.
+    Use it after any backbone. "concat" learns a linear mixture of all channels; "sum", "mean" and "max"
+    cost little; "attention" is a weighted sum whose weights depend on the input.
 
     Args:
-        in_channels: Channels of every feature, or a `Backbone` that makes them.
+        in_channels: Channels of every feature map, or a `Backbone` that returns them.
         out_channels: Channels of the result.
         fusion_method: "concat", "sum", "mean" (also "avg"), "max" or "attention".
         spatial_dims: Number of spatial axes.
-        target: Size of the result: "largest", "smallest", the index of a feature, or a size.
+        target: Size of the result: "largest", "smallest", the index of a feature map, or a size.
         mode: Interpolation, as in `MultiScaleTransform`.
         align_corners: As in `F.interpolate`.
         norm: Normalization after the convolution of "concat".
-        act: Activation after it.
+        act: Activation after the normalization.
         attention: Kind of "attention", see `AttentionFusion`.
-        reduction: Its bottleneck.
+        reduction: Divisor for its hidden width, see `AttentionFusion`.
 
     Shape:
         list of `(B, in_channels[i], *S_i)`, or a dict of them in that order ->
         `(B, out_channels, *T)`
 
     Raises:
-        ValueError: If a name is unknown, the list is empty or of another length, or a feature has
-            other channels, another rank or batch size; the message names its index.
+        ValueError: If a name is unknown, the list is empty or has the wrong length, or a feature map has
+            the wrong rank, number of channels or batch size; the message names its index.
 
-    "concat" is resize, concatenate, 1x1 convolution, norm, activation, computed at the size of every
-    source; the others project features whose channels differ by a 1x1 convolution with bias.
+    "concat" resizes, concatenates, and applies a 1x1 convolution, norm and activation; the convolution
+    is computed at the size of every feature map. The other methods project feature maps whose channels
+    differ from `out_channels` by a 1x1 convolution with bias.
 
     Examples:
         >>> import torch
@@ -212,30 +214,30 @@ class FeatureFusion(Configured, nn.Module):
 
 
 class ScaleFusion(Configured, nn.Module):
-    """Fuse maps that one network gave at several scales of its input.
+    """Fuse feature maps of one network at several scales of its input.
 
-    It is FeatureFusion for features of equal channels that are known by their scale; the result has
-    the size of the feature of the largest scale, wherever that stands in the list.
+    It is a `FeatureFusion` for feature maps of equal channels. The result has the size of the feature
+    map of the largest scale, at any position in the list.
 
     Args:
-        scales: Relative scale of every feature.
-        in_channels: Channels of all features.
+        scales: Relative scale of every feature map.
+        in_channels: Channels of all feature maps.
         out_channels: Channels of the result.
         fusion_method: As in FeatureFusion.
         spatial_dims: Number of spatial axes.
         mode: Interpolation.
         align_corners: As in `F.interpolate`.
         norm: Normalization after the convolution of "concat".
-        act: Activation after it.
-        attention: Kind of "attention".
-        reduction: Its bottleneck.
+        act: Activation after the normalization.
+        attention: Kind of "attention", see `AttentionFusion`.
+        reduction: Divisor for its hidden width, see `AttentionFusion`.
 
     Shape:
         list of `(B, in_channels, *S_i)` -> `(B, out_channels, *S)` of the largest scale
 
     Raises:
-        ValueError: If a scale is not finite and positive, a feature of a larger scale is smaller, or as
-            FeatureFusion.
+        ValueError: If a scale is not finite and positive, a feature map of a larger scale is smaller, or
+            as for `FeatureFusion`.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""One network at several scales of its input, with its outputs fused."""
+"""A network that runs at several scales of its input and fuses the outputs."""
 
 import copy
 import math
@@ -34,32 +34,33 @@ from neurenix_ms.multiscale.transforms import MultiScaleTransform
 class MultiScaleModel(Configured, nn.Module):
     """Apply one network to the input at several scales and fuse its outputs.
 
-    Use it to make any network look at several resolutions: a shared one costs no parameters per
+    Use it to give any network several resolutions of its input. A shared network has no parameters per
     scale, and scales can be added and removed after training.
 
     Args:
         scales: Factors relative to the input.
-        base_model: Network applied at every scale; None passes the scaled inputs on.
+        base_model: Network applied at every scale; None fuses the scaled inputs themselves.
         fusion_method: "concat", "sum", "mean" (also "avg"), "max" or "attention".
         spatial_dims: Number of spatial axes.
         channels: Output channels of `base_model`, for the score head of "attention"; None measures
-            them on tensors without memory.
-        share_weights: One network for all scales; False copies it for each.
+            them on fake tensors.
+        share_weights: Whether all scales share one network; False copies it for each scale.
         mode: Interpolation of inputs and outputs.
         align_corners: As in `F.interpolate`.
-        antialias: Low-pass before shrinking the inputs (2-D, "bilinear" or "bicubic").
+        antialias: Low-pass filter before downsampling the inputs (2-D, "bilinear" or "bicubic").
         target: Size of the result: "largest" (that of the largest scale), "smallest", an index into
             `scales`, or a size.
 
     Shape:
         `(B, C, *S)` -> `(B, K * C_out, *T)` with "concat", else `(B, C_out, *T)`, where K is the
-        number of scales and T the size of the network's output at the target scale; networks that
-        give `(B, C_out)` are fused without resizing
+        number of scales and T the size of the network's output at the target scale; outputs
+        `(B, C_out)` are fused without resizing
 
     Raises:
         ValueError: If a scale is not finite and positive, is added twice or removed while it is the
             last one, a name is unknown, the network's outputs do not fit each other, or `channels` is
-            needed and cannot be measured (without a base model, or where one looks at values).
+            needed and cannot be measured (without a base model, or if its control flow depends on
+            values).
 
     Source: Chen et al. 2016, "Attention to Scale", section 3, for the shared network and "attention".
 
@@ -72,8 +73,9 @@ class MultiScaleModel(Configured, nn.Module):
         torch.Size([1, 8, 13, 9])
     """
 
-    _version = 2  # of its state dict
-    missing_in_version: ClassVar[dict[int, str]] = {1: "scores."}  # saved before its first forward
+    _version = 2  # of the state dict
+    # in version 1 the score head was built in the first forward pass, perhaps after saving
+    missing_in_version: ClassVar[dict[int, str]] = {1: "scores."}
 
     @checked
     def __init__(
@@ -126,15 +128,15 @@ class MultiScaleModel(Configured, nn.Module):
 
     @property
     def base_model(self) -> nn.Module | None:
-        """The network of the first scale, or None where the scaled inputs are passed on."""
+        """The network of the first scale, or None if the scaled inputs themselves are fused."""
         network = self.networks[0]
         return None if type(network) is nn.Identity else network
 
     @checked
     def add_scale(self, scale: float) -> None:
-        """Look at one more scale from the next forward on; it comes last in the order of fusion.
+        """Add a scale, which comes last in the order of fusion.
 
-        With networks of their own per scale, the new one starts as a copy of the first.
+        Without shared weights, the network of the new scale starts as a copy of the first one.
         """
         check_scale(scale)
         if any(math.isclose(scale, known) for known in self._scales):
@@ -145,7 +147,7 @@ class MultiScaleModel(Configured, nn.Module):
 
     @checked
     def remove_scale(self, scale: float) -> None:
-        """Stop looking at a scale from the next forward on."""
+        """Remove a scale."""
         index = next((i for i, s in enumerate(self._scales) if math.isclose(s, scale)), None)
         if index is None:
             raise ValueError(f"scale to remove must be one of {self._scales}, got {scale}")
@@ -165,7 +167,7 @@ class MultiScaleModel(Configured, nn.Module):
         return COMBINATIONS[self.fusion_method](maps)
 
     def attention_weights(self, x: Tensor) -> Tensor:
-        """Weight of every scale at every pixel, `(B, K, *T)`; they sum to 1 over K."""
+        """Return the weight of every scale at every pixel, `(B, K, *T)`; they sum to 1 over K."""
         if self.fusion_method != "attention":
             raise ValueError(
                 f"attention_weights needs fusion_method 'attention', got {self.fusion_method!r}"
@@ -220,20 +222,20 @@ class MultiScaleModel(Configured, nn.Module):
     ) -> None:
         named = any(name.startswith(f"{prefix}scores.") for name in state_dict)
         if self.scores is not None and local_metadata.get("version") == 1 and not named:
-            # of a time when the head was built in the first forward, and saved before it
+            # the model was saved before its first forward pass, which built the head in version 1
             for name, value in self.scores.state_dict().items():
                 state_dict[f"{prefix}scores.{name}"] = value
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
 
 def is_vector(y: Tensor) -> bool:
-    """Return whether `y` is `(B, C)`; under `torch.fx`, which knows no shapes, it is a feature map."""
+    """Return whether `y` is `(B, C)`; always False under `torch.fx`, where shapes are unknown."""
     return not isinstance(y, Proxy) and y.ndim == 2
 
 
 @one_call
 def check_alike(outputs: Sequence[Tensor], any_channels: bool, channels: int | None = None) -> None:
-    """Refuse outputs of a base model that cannot be fused, or not by a head for `channels`."""
+    """Raise if outputs of a base model cannot be fused, or not by a score head for `channels`."""
     first = outputs[0]
     for index, y in enumerate(outputs):
         if not isinstance(y, Tensor):

@@ -1,4 +1,4 @@
-"""Poolings that look at a map through several windows at once."""
+"""Pooling over several window sizes or grids."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -33,7 +33,7 @@ PoolType = Literal["avg", "max"]
 
 
 class Window(nn.Module):
-    """Pool with stride 1 over one window, keeping the size; the outside of the map never counts.
+    """Pool with stride 1 over one window and keep the size; padding has no influence.
 
     Shape:
         `(B, C, *S)` -> the same
@@ -46,11 +46,11 @@ class Window(nn.Module):
         self.kernel = kernel
         self.pool_type = pool_type
         self.border: list[int] = []
-        # torch refuses an average over a 3-D map that is smaller than the window, padded or not
+        # torch has no average over a volume that is smaller than the window, even with padding
         if before == after and (pool_type, spatial_dims) != ("avg", 3):
             real_only = {"count_include_pad": False} if pool_type == "avg" else {}
             self.pool = pool(kernel, stride=1, padding=before, **real_only)
-        else:  # and it pads both sides alike, which an even window does not want
+        else:  # its padding is also equal on both sides, which does not fit windows of even size
             self.pool = pool(kernel, stride=1)
             self.border = [n for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
 
@@ -66,11 +66,11 @@ class Window(nn.Module):
 
 
 class SamePool(nn.Sequential):
-    """Pool with stride 1 over a cube of `kernel_size`, keeping the size.
+    """Pool with stride 1 over a window of `kernel_size` along each axis and keep the size.
 
-    A maximum, and an average over the real pixels, can be taken one axis after the other, which
-    costs `kernel_size` per axis instead of all pixels of the window; windows of up to 3 are faster
-    at once.
+    A maximum, and an average over the pixels inside the image, can be computed one axis after the
+    other, at a cost of `kernel_size` per axis instead of the number of pixels in the window. In one and
+    two dimensions windows of size up to 3 are faster in one step.
 
     Shape:
         `(B, C, *S)` -> the same
@@ -85,22 +85,21 @@ class SamePool(nn.Sequential):
 
 
 class MultiScalePooling(Configured, nn.Module):
-    """Pool a map with windows of several sizes at stride 1 and stack the results.
+    """Pool a feature map over windows of several sizes with stride 1 and concatenate the results.
 
-    Every pixel sees its surroundings at several widths without loss of resolution: use it at the
-    bottom of a network to widen what a pixel sees. It has no parameters; for context from the whole
-    map take PyramidPooling.
+    Use it in the bottleneck of a network to enlarge the receptive field without loss of resolution. It
+    has no parameters. For context from the whole feature map use `PyramidPooling`.
 
     Args:
-        pool_sizes: Window edges in pixels; 1 is the input itself.
-        pool_type: "avg" (over the real pixels in the window) or "max".
+        pool_sizes: Window sizes in pixels; 1 is the input itself.
+        pool_type: "avg" (over the pixels of the window inside the feature map) or "max".
         spatial_dims: Number of spatial axes.
 
     Shape:
         `(B, C, *S)` -> `(B, C * len(pool_sizes), *S)`, in the order of `pool_sizes`
 
     Raises:
-        ValueError: If there is no window, one below 1, or a map of another rank.
+        ValueError: If there is no window, one is below 1, or the input has the wrong rank.
 
     The windows are those of the spatial pyramid block of YOLOv3-SPP.
 
@@ -136,32 +135,32 @@ class MultiScalePooling(Configured, nn.Module):
 
 
 class PyramidPooling(Configured, nn.Module):
-    """Add what the map looks like from afar, averaged over grids of few bins, to every pixel.
+    """Concatenate a feature map with its averages over coarse grids, as context for every pixel.
 
-    Use it on the coarsest map of a network where the class of a pixel depends on the whole scene.
-    The result depends on the size of the map, so it cannot be cut into tiles.
+    Use it on the coarsest feature map of a network if the class of a pixel depends on the whole scene.
+    The result depends on the size of the feature map, so the module cannot run in tiles.
 
     Args:
-        in_channels: Channels of the map, or a `Backbone` whose coarsest map it is.
+        in_channels: Channels of the input, or a `Backbone` whose coarsest feature map it is.
         out_channels: Channels of the result; without `project`, of every branch.
         bins: Bins per axis, one branch each.
         spatial_dims: Number of spatial axes.
-        pool_type: What a bin keeps of its pixels, "avg" or "max".
-        branch_channels: Channels of a branch.
-        project: End in a 3x3 convolution to `out_channels`.
+        pool_type: "avg" or "max" over the pixels of a bin.
+        branch_channels: Channels of a branch; by default `in_channels // len(bins)` with `project`.
+        project: Whether a 3x3 convolution to `out_channels` follows.
         norm: Normalization of branches and projection; the one-bin branch has none.
         act: Activation of branches and projection.
-        mode: How a branch is brought back to the size of the map.
+        mode: Interpolation of a branch to the size of the input.
         align_corners: As in `F.interpolate`.
-        dropout: Share of channels dropped after the projection.
+        dropout: Channel dropout probability after the projection.
 
     Shape:
         `(B, in_channels, *S)` -> `(B, out_channels, *S)`, or without `project`
         `(B, in_channels + len(bins) * branch_channels, *S)`, the input first
 
     Raises:
-        ValueError: If no channel is left for a branch, a bin count is below 1, or the map has other
-            channels or axes.
+        ValueError: If a branch has no channels, a number of bins is below 1, or the input has the wrong
+            number of channels or axes.
 
     Source: Zhao et al. 2017, "Pyramid Scene Parsing Network", section 3.2. Deviation: the one-bin
     branch has a bias instead of a norm, so that a batch of one can be trained.
@@ -253,14 +252,14 @@ class PyramidPooling(Configured, nn.Module):
 
 
 class SpatialPyramidPooling(Configured, nn.Module):
-    """Pool over grids of 1, 2, 4, ... bins per axis and lay all bins out in one vector.
+    """Pool over grids of 1, 2, 4, ... bins per axis and concatenate all bins into one vector.
 
-    Maps of every size give vectors of the same length, so a linear layer can follow: use it where a
-    classifier has to take images of any size and still know where in the image something was.
+    Inputs of any spatial size give vectors of the same length, so a linear layer can follow. Use it for
+    classifiers of images of any size that need coarse positions.
 
     Args:
         num_levels: Number of grids; the i-th has `2**i` bins per axis.
-        pool_type: What a bin keeps of its pixels, "max" or "avg".
+        pool_type: "max" or "avg" over the pixels of a bin.
         spatial_dims: Number of spatial axes.
         bins: Bins per axis of each grid, in place of `num_levels`.
 
@@ -269,7 +268,7 @@ class SpatialPyramidPooling(Configured, nn.Module):
         the bins of one channel side by side
 
     Raises:
-        ValueError: If a grid has no bins, or a map has other than `spatial_dims` spatial axes.
+        ValueError: If a grid has no bins, or the input does not have `spatial_dims` spatial axes.
 
     Source: He et al. 2014, "Spatial Pyramid Pooling in Deep Convolutional Networks", section 2.2;
     edges of the bins as in torch's adaptive pooling.
@@ -303,7 +302,7 @@ class SpatialPyramidPooling(Configured, nn.Module):
         self.grids = nn.ModuleList(AdaptivePool(n, pool_type, spatial_dims) for n in self.bins)
 
     def output_length(self, channels: int) -> int:
-        """Length of the vector that a map with `channels` channels gives."""
+        """Return the length of the output vector for an input of `channels` channels."""
         return channels * sum(n**self.spatial_dims for n in self.bins)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import overload
 
 import torch
@@ -23,10 +24,10 @@ from neurenix_ms._core.remember import Remembers
 from neurenix_ms._core.sizes import check_halvings, fit, spatial
 from neurenix_ms._core.tracing import entries, one_call
 from neurenix_ms.checkpointing import recomputes
-from neurenix_ms.layers.blocks import BlockKind, Level, Trace
+from neurenix_ms.layers.blocks import BlockKind, ConvBlock, ConvSpec
+from neurenix_ms.layers.levels import Level, Trace
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable
 from neurenix_ms.layers.resize import Resize, doubled
-from neurenix_ms.multiscale.decoder import block_maker
 from neurenix_ms.multiscale.features import (
     Channels,
     Features,
@@ -109,32 +110,18 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         )
         width = max(out_channels, base_channels) if pyramid_channels is None else pyramid_channels
         check_positive(pyramid_channels=width)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.num_levels = num_levels
-        self.base_channels = base_channels
-        self.spatial_dims = spatial_dims
         self.pyramid_channels = width
-        self.return_pyramid = return_pyramid
-        self.block = block
-        self.kernel_size = kernel_size
-        self.norm = norm
-        self.act = act
-        self.conv_bias = conv_bias
-        self.padding_mode = padding_mode
-        self.remember = remember
         self.feature_channels = [base_channels * 2**i for i in range(num_levels)]
 
         conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
-        convs = block_maker(
-            block, spatial_dims, conv_bias, kernel_size, norm, act, padding_mode, dropout=0.0
-        )
+        spec = ConvSpec(spatial_dims, kernel_size, norm, act, conv_bias, padding_mode)
+        blocks = partial(ConvBlock, block=block, spec=spec)
         level: Level | None = None
         for depth in reversed(range(num_levels)):
             above = self.feature_channels[depth - 1] if depth else in_channels
             here = self.feature_channels[depth]
             merge = Merge(conv(here, width, 1))
-            level = Level(convs(above, here), level, merge, spatial_dims=spatial_dims)
+            level = Level(blocks(above, here), level, merge, spatial_dims=spatial_dims)
         assert level is not None
         self.level = level
         num_outputs = num_levels if return_pyramid else 1
@@ -252,7 +239,6 @@ class PyramidFusion(Configured, nn.Module):
         self.in_channels = in_channels if isinstance(in_channels, int) else widths
         self.out_channels = out
         self.num_scales = len(widths)
-        self.spatial_dims = spatial_dims
         conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
         self.laterals = nn.ModuleList(conv(n, out, 1) for n in widths)
         self.outputs = nn.ModuleList(conv(out, out, 3, padding=1) for _ in widths)

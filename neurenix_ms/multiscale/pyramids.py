@@ -1,4 +1,4 @@
-"""Image pyramids of signal processing: smoothed and halved, and the details between the levels."""
+"""Gaussian and Laplacian image pyramids."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from neurenix_ms.multiscale.blurring import LARGEST_KERNEL, Blur, binomial_weigh
 
 
 def gaussian_weights(sigma: float | None, kernel_size: int) -> list[float]:
-    """Weights that sum to 1: of a Gaussian, or with `sigma=None` binomial (Burt & Adelson)."""
+    """Return weights that sum to 1: Gaussian, or binomial with `sigma=None` (Burt & Adelson)."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, got {kernel_size}")
     if sigma is None:
@@ -37,23 +37,24 @@ def gaussian_weights(sigma: float | None, kernel_size: int) -> list[float]:
 
 
 class GaussianPyramid(Configured, nn.Module):
-    """Smooth and halve a map again and again; all levels, finest first, free of aliasing.
+    """Smooth and halve an image repeatedly and return all levels, finest first.
 
-    Use it to look at data at several scales, or as fixed front of a network. It has no trainable
-    parameters.
+    The levels are free of aliasing. Use it to analyze data at several scales, or as a fixed first stage
+    of a network. It has no trainable parameters.
 
     Args:
-        num_levels: Number of levels; level 0 is the map itself.
-        sigma: Width of the Gaussian in pixels; None takes the binomial weights, [1, 4, 6, 4, 1] / 16.
-        kernel_size: Odd number of weights.
+        num_levels: Number of levels; level 0 is the input itself.
+        sigma: Standard deviation of the Gaussian in pixels; None uses the binomial weights,
+            [1, 4, 6, 4, 1] / 16.
+        kernel_size: Number of weights, odd.
         spatial_dims: Number of spatial axes.
 
     Shape:
-        `(B, C, *S)` -> a list of `num_levels` maps, each axis ceil(n / 2) of the level before
+        `(B, C, *S)` -> a list of `num_levels` tensors, each axis ceil(n / 2) of the level before
 
     Raises:
-        ValueError: If there is no level, `kernel_size` is even, `sigma` is not positive, or the map
-            has another rank.
+        ValueError: If there is no level, `kernel_size` is even, `sigma` is not positive, or the input
+            has the wrong rank.
 
     Source: Burt & Adelson 1983, "The Laplacian Pyramid as a Compact Image Code", equation 1. The
     border is mirrored; on an axis no longer than the kernel's radius its ends are repeated.
@@ -93,22 +94,23 @@ class GaussianPyramid(Configured, nn.Module):
 
 
 class LaplacianPyramid(Configured, nn.Module):
-    """Split a map into the details of every scale and a coarse rest; their sum is the map again.
+    """Split an image into the details of every scale and a coarse residual.
 
-    Use it where a network or a loss should treat scales separately, without loss of information.
+    `reconstruct` adds the levels up to the image again. Use it where a network or a loss should treat
+    scales separately, without loss of information.
 
     Args:
-        num_levels: Number of maps: details, finest first, and the coarse rest last.
-        sigma: Width of the Gaussian in pixels; None takes the binomial weights.
-        kernel_size: Odd number of weights.
+        num_levels: Number of levels: details, finest first, and the coarse residual last.
+        sigma: Standard deviation of the Gaussian in pixels; None uses the binomial weights.
+        kernel_size: Number of weights, odd.
         spatial_dims: Number of spatial axes.
 
     Shape:
-        `(B, C, *S)` -> a list of `num_levels` maps, each axis ceil(n / 2) of the level before
+        `(B, C, *S)` -> a list of `num_levels` tensors, each axis ceil(n / 2) of the level before
 
     Raises:
-        ValueError: As GaussianPyramid, and if `reconstruct` gets another number of levels, or levels
-            in another order or of other channels.
+        ValueError: As for `GaussianPyramid`, and if the levels given to `reconstruct` have the wrong
+            number, order, batch size or number of channels.
 
     Source: Burt & Adelson 1983, equations 3 to 5. Deviation: levels are enlarged linearly to the
     size of the finer one, which makes any size possible.
@@ -145,7 +147,7 @@ class LaplacianPyramid(Configured, nn.Module):
         return [*details, levels[-1]]
 
     def reconstruct(self, levels: Sequence[Tensor]) -> Tensor:
-        """The map that `levels` were made from, to rounding."""
+        """Return the image from its levels, up to rounding."""
         if len(levels) != self.num_levels:
             raise ValueError(f"reconstruct needs {self.num_levels} levels, got {len(levels)}")
         for level in levels:

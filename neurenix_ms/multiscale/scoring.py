@@ -1,4 +1,4 @@
-"""The head that scores every scale of a MultiScaleModel, built when the model is."""
+"""The head that computes the attention scores of a MultiScaleModel."""
 
 import torch
 from torch import Tensor, nn
@@ -7,26 +7,26 @@ from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, choose
 from neurenix_ms._core.probing import memoryless_copy
 from neurenix_ms.multiscale.attention import start_at_zero
 
-SIZES = (64, 224, 256)  # of images to try; the last two are those of networks with a fixed size
+SIZES = (64, 224, 256)  # of the images to try; networks with a fixed size take one of the last two
 WIDTHS = ("in_channels", "input_channels", "in_features", "num_features", "num_channels")
-MANY = 16  # widths that are tried
+MANY = 16  # largest number of widths to try
 MIN_HIDDEN = 8
 
 
 def score_head(
     channels: int | None, network: nn.Module, spatial_dims: SpatialDims
 ) -> tuple[int, nn.Sequential]:
-    """Build the score head for the outputs of a network, and tell their channels.
+    """Return the channels of the outputs of a network and the score head for them.
 
-    It has the dtype and the device of the network. Where the channels are measured, the global random
-    generator is left as it was: models built after this one keep the parameters of their seed.
+    The head has the dtype and the device of the network. Where the channels are measured, the state of
+    the global random generator does not change, so models built afterwards get the same parameters.
     """
     if channels is not None:
         return channels, _head(channels, network, spatial_dims)
     channels = output_channels(network, spatial_dims)
     with torch.random.fork_rng(devices=[]):
         seed = int(torch.randint(2**62, (), device="cpu"))
-        torch.default_generator.manual_seed(seed)  # not the numbers that the next layer gets
+        torch.default_generator.manual_seed(seed)  # other numbers than the next layer will draw
         return channels, _head(channels, network, spatial_dims)
 
 
@@ -40,18 +40,18 @@ def _head(channels: int, network: nn.Module, spatial_dims: SpatialDims) -> nn.Se
 
 
 def output_channels(network: nn.Module, spatial_dims: SpatialDims) -> int:
-    """Measure the channels of what a network returns, on a copy without memory.
+    """Measure the output channels of a network, on a copy that runs on fake tensors.
 
-    The channels of its input are the first with which it runs, in the order in which its layers name
-    them. A network that runs with any and returns as many as it gets leaves the question open.
+    The input channels are the first number with which the network runs, from those in its layers. The
+    output channels of a network that takes any number and returns as many cannot be measured.
 
     Raises:
-        ValueError: If no channels are found; the message asks for `channels=`.
+        ValueError: If the channels cannot be measured; the message asks for `channels=`.
     """
     try:
         with memoryless_copy(network) as ran:
             found, reason = _measured(ran, spatial_dims)
-    except Exception as error:  # of copying, which is open to whatever a module holds
+    except Exception as error:  # a module may hold anything, so copying can raise any exception
         found, reason = None, f"{type(error).__name__}: {error}"
     if found is None:
         raise ValueError(
@@ -79,12 +79,12 @@ def _measured(network: nn.Module, spatial_dims: SpatialDims) -> tuple[int | None
 def _returned(
     network: nn.Module, width: int, size: int, spatial_dims: SpatialDims
 ) -> tuple[int | None, str]:
-    """Channels of the output for an image of `width` channels, or None and the reason."""
+    """Return the output channels for an image of `width` channels, or None and the reason."""
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, width, *(size,) * spatial_dims, dtype=like.dtype, device=like.device)
     try:
         out = network(image)
-    except Exception as error:  # whatever a layer raises for the wrong number of channels
+    except Exception as error:  # layers raise different exceptions for a wrong number of channels
         return None, f"{type(error).__name__}: {error}"
     if isinstance(out, Tensor) and out.ndim in (2, 2 + spatial_dims):
         return out.shape[1], ""
@@ -93,7 +93,7 @@ def _returned(
 
 
 def _widths(network: nn.Module, spatial_dims: SpatialDims) -> list[int]:
-    """Numbers of input channels that the layers of a network name, in their order; then usual ones."""
+    """Return possible numbers of input channels: those of the layers in order, then usual ones."""
     named = [
         width
         for module in network.modules()

@@ -46,8 +46,6 @@ class PixelUnshuffle(Configured, nn.Module):
     def __init__(self, factor: int | Sequence[int] = 2, *, spatial_dims: SpatialDims = 2) -> None:
         super().__init__()
         self.factors = factors_of(factor, spatial_dims)
-        self.factor = factor
-        self.spatial_dims = spatial_dims
 
     def forward(self, x: Tensor) -> Tensor:
         check_rank(x, self.spatial_dims)
@@ -89,8 +87,6 @@ class PixelShuffle(Configured, nn.Module):
     def __init__(self, factor: int | Sequence[int] = 2, *, spatial_dims: SpatialDims = 2) -> None:
         super().__init__()
         self.factors = factors_of(factor, spatial_dims)
-        self.factor = factor
-        self.spatial_dims = spatial_dims
 
     def forward(self, x: Tensor, original_size: int | Sequence[int] | None = None) -> Tensor:
         check_rank(x, self.spatial_dims)

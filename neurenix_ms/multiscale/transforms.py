@@ -1,4 +1,4 @@
-"""One map in, the same map at several sizes out, and back."""
+"""Resampling of images to several scales, and back."""
 
 from collections.abc import Sequence
 from typing import overload
@@ -14,7 +14,7 @@ from neurenix_ms.layers.resize import Resize
 
 
 def as_size(size: int | Sequence[int], spatial_dims: int) -> Size:
-    """A size per spatial axis from one int, from those, or from a full shape `(B, C, *S)`."""
+    """Return a size per spatial axis from an int, one int per axis, or a full shape `(B, C, *S)`."""
     if isinstance(size, int):
         return (size,) * spatial_dims
     if len(size) not in (spatial_dims, spatial_dims + 2):
@@ -26,10 +26,10 @@ def as_size(size: int | Sequence[int], spatial_dims: int) -> Size:
 
 
 class MultiScaleTransform(Configured, nn.Module):
-    """Give a map at several scales, and bring maps of any scale back to one size.
+    """Resample an image to several scales, and back to its size.
 
-    Use it to feed one network, or several, with the same data at different resolutions. The inverse
-    restores shapes exactly, values only as far as the information was kept.
+    Use it to feed one or several networks with the same data at different resolutions. The inverse
+    restores shapes exactly; details that a coarser scale has lost do not come back.
 
     Args:
         scales: Factors relative to the input; 1.0 is the input itself.
@@ -42,8 +42,8 @@ class MultiScaleTransform(Configured, nn.Module):
         `(B, C, *S)` -> a list with one `(B, C, *T)` per scale, T = max(1, floor(S * scale))
 
     Raises:
-        ValueError: If there is no scale, one that is not finite and positive, an unknown mode, or a
-            map of another rank.
+        ValueError: If there is no scale, one is not finite and positive, the mode is unknown, or the
+            input has the wrong rank.
 
     Examples:
         >>> import torch
@@ -76,7 +76,7 @@ class MultiScaleTransform(Configured, nn.Module):
         return [self.at_scale(x, scale) for scale in self.scales]
 
     def at_scale(self, x: Tensor, scale: float) -> Tensor:
-        """The map at one scale."""
+        """Return `x` at one scale."""
         return x if scale == 1.0 else self.resize(x, scaled(spatial(x), scale))
 
     @overload
@@ -86,10 +86,10 @@ class MultiScaleTransform(Configured, nn.Module):
     def inverse(
         self, x: Tensor | Sequence[Tensor], original_size: int | Sequence[int]
     ) -> Tensor | list[Tensor]:
-        """Bring one map, or every map of a list, back to `original_size`.
+        """Resize one tensor, or every tensor of a list, to `original_size`.
 
         Args:
-            x: A map, or a list of maps.
+            x: A tensor `(B, C, *T)`, or a list of them.
             original_size: One int, one per spatial axis, or the full shape of the original.
         """
         size = as_size(original_size, self.spatial_dims)
@@ -97,10 +97,10 @@ class MultiScaleTransform(Configured, nn.Module):
 
 
 class Rescale(Configured, Remembers, nn.Module):
-    """Resize a map by a factor, and back to the very size it had.
+    """Resize an image by a factor, and back to exactly its size.
 
-    Use it around a network that should work at another resolution than its data. Only the sizes of
-    the latest forward are remembered, no tensor.
+    Use it around a network that should work at another resolution than its data. The module keeps only
+    the sizes of the latest forward pass, no tensor.
 
     Args:
         scale_factor: One factor, or one per spatial axis.
@@ -114,7 +114,7 @@ class Rescale(Configured, Remembers, nn.Module):
 
     Raises:
         ValueError: If a factor is not finite and positive, their number is not that of the axes, the
-            mode is unknown, or the map has another rank.
+            mode is unknown, or the input has the wrong rank.
 
     Examples:
         >>> import torch
@@ -160,12 +160,12 @@ class Rescale(Configured, Remembers, nn.Module):
         return self.resize(x, size)
 
     def inverse(self, x: Tensor, original_size: int | Sequence[int] | None = None) -> Tensor:
-        """Resize back to the size before.
+        """Resize back to the original size.
 
         Args:
-            x: A map.
-            original_size: The size to restore. By default the input size of the latest forward if
-                `x` has the size it gave, otherwise max(1, round(n / scale_factor)).
+            x: A tensor `(B, C, *T)`.
+            original_size: The size to restore. By default the input size of the latest forward pass if
+                `x` has the size of its output, otherwise max(1, round(n / scale_factor)).
         """
         check_rank(x, self.spatial_dims)
         if original_size is not None:
@@ -177,24 +177,24 @@ class Rescale(Configured, Remembers, nn.Module):
 
 
 class PyramidDownsample(Configured, Remembers, nn.Module):
-    """Halve a map again and again and give all levels, finest first.
+    """Halve an image repeatedly and return all levels, finest first.
 
     Use it for inputs or targets at several resolutions (deep supervision, coarse-to-fine training).
-    For pyramids free of aliasing take GaussianPyramid.
+    For pyramids free of aliasing use `GaussianPyramid`.
 
     Args:
-        num_levels: Number of levels; level 0 is the map itself.
+        num_levels: Number of levels; level 0 is the input itself.
         mode: "nearest", "bilinear" (linear in any number of axes), "bicubic" (2-D) or "area".
         spatial_dims: Number of spatial axes.
         align_corners: As in `F.interpolate`.
         antialias: Low-pass before shrinking (2-D, "bilinear" or "bicubic").
 
     Shape:
-        `(B, C, *S)` -> a list of `num_levels` maps, each axis max(1, n // 2) of the level before
+        `(B, C, *S)` -> a list of `num_levels` tensors, each axis max(1, n // 2) of the level before
 
     Raises:
-        ValueError: If there is no level, the mode is unknown, or the map has another rank.
-        IndexError: If `get_level` is asked for a level that is not there.
+        ValueError: If there is no level, the mode is unknown, or the input has the wrong rank.
+        IndexError: If the level of `get_level` does not exist.
 
     Examples:
         >>> import torch
@@ -230,7 +230,7 @@ class PyramidDownsample(Configured, Remembers, nn.Module):
         return levels
 
     def compute(self, x: Tensor) -> list[Tensor]:
-        """All levels of `x`, without remembering them."""
+        """Return all levels of `x` without keeping them."""
         check_rank(x, self.spatial_dims)
         levels = [x]
         while len(levels) < self.num_levels:
@@ -239,7 +239,7 @@ class PyramidDownsample(Configured, Remembers, nn.Module):
 
     @checked
     def get_level(self, level: int, x: Tensor | None = None) -> Tensor:
-        """One level of the latest forward, or of `x` if it is given; negative ones from the end."""
+        """Return a level of the latest forward pass, or of `x`; negative numbers count from the end."""
         if not -self.num_levels <= level < self.num_levels:
             raise IndexError(f"level must be an index into {self.num_levels} levels, got {level}")
         return (self._recall("levels") if x is None else self.compute(x))[level]

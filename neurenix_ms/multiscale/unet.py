@@ -17,9 +17,10 @@ from neurenix_ms._core.recomputation import tensor_of
 from neurenix_ms._core.remember import Remembers
 from neurenix_ms._core.sizes import check_halvings, spatial
 from neurenix_ms.checkpointing import recomputes
-from neurenix_ms.layers.blocks import BlockKind, Level, Trace
+from neurenix_ms.layers.blocks import BlockKind, ConvBlock, ConvSpec
+from neurenix_ms.layers.levels import Level, Trace
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable
-from neurenix_ms.multiscale.decoder import FinalActivation, Head, block_maker, make_ups
+from neurenix_ms.multiscale.decoder import FinalActivation, Head, make_ups
 
 
 class UNet(Configured, Remembers, nn.Module):
@@ -101,36 +102,20 @@ class UNet(Configured, Remembers, nn.Module):
         if bottleneck_channels is not None:
             check_positive(bottleneck_channels=bottleneck_channels)
             bottom = bottleneck_channels
-        self.in_channels = in_channels
-        self.out_channels = out_channels
         self.features = widths
-        self.spatial_dims = spatial_dims
-        self.bilinear = bilinear
-        self.align_corners = align_corners
-        self.block = block
-        self.conv_bias = conv_bias
         self.bottleneck_channels = bottom
-        self.kernel_size = kernel_size
-        self.norm = norm
-        self.act = act
-        self.padding_mode = padding_mode
-        self.dropout = dropout
-        self.final_activation = final_activation
-        self.residual_channel = residual_channel
-        self.remember = remember
 
-        convs = block_maker(
-            block, spatial_dims, conv_bias, kernel_size, norm, act, padding_mode, dropout
-        )
+        spec = ConvSpec(spatial_dims, kernel_size, norm, act, conv_bias, padding_mode, dropout)
+        blocks = partial(ConvBlock, block=block, spec=spec)
         nest = partial(Level, spatial_dims=spatial_dims)
-        level = nest(convs(widths[-1], bottom))
+        level = nest(blocks(widths[-1], bottom))
         for up, depth in zip(
-            make_ups(widths, bottom, convs, spatial_dims, bilinear, align_corners),
+            make_ups(widths, bottom, blocks, spatial_dims, bilinear, align_corners),
             reversed(range(len(widths))),
             strict=True,
         ):
             above = widths[depth - 1] if depth else in_channels
-            level = nest(convs(above, widths[depth]), level, up)
+            level = nest(blocks(above, widths[depth]), level, up)
         self.level = level
         self.head = Head(widths[0], out_channels, spatial_dims, final_activation)
 

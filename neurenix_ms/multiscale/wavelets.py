@@ -66,10 +66,6 @@ class WaveletTransform(Configured, nn.Module):
     ) -> None:
         super().__init__()
         check_positive(num_levels=num_levels)
-        self.wavelet = wavelet
-        self.num_levels = num_levels
-        self.boundary = boundary
-        self.spatial_dims = spatial_dims
 
     @one_module
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -141,10 +137,6 @@ class InverseWaveletTransform(Configured, nn.Module):
     ) -> None:
         super().__init__()
         check_positive(num_levels=num_levels)
-        self.wavelet = wavelet
-        self.num_levels = num_levels
-        self.boundary = boundary
-        self.spatial_dims = spatial_dims
 
     def forward(
         self, levels: Sequence[Tensor], original_size: int | Sequence[int] | None = None

@@ -14,8 +14,8 @@ from typing import Any
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.io.opcodes import Call, interpret
 from neurenix_ms._core.io.records import (
-    DAMAGE,
     LONGEST_NAME,
+    READ_ERRORS,
     TensorReader,
     described,
     makes_tensor,
@@ -66,7 +66,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
         return _state_dict(*read(content))
     except ValueError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         reason = f"the file is damaged ({type(error).__name__}: {error})"
         raise ValueError(f"cannot read {path}: {reason}") from error
 
@@ -81,7 +81,7 @@ def _read_legacy(content: bytes) -> tuple[Any, FetchBytes]:
     file = io.BytesIO(content)
     try:
         magic, _ = interpret(file)
-    except (ValueError, *DAMAGE):
+    except (ValueError, *READ_ERRORS):
         magic = None
     if magic != MAGIC_NUMBER:
         raise ValueError("torch.save did not write it")

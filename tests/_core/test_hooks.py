@@ -17,7 +17,7 @@ EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("block", ["single", "double", "residual"])
 @pytest.mark.parametrize("switch", ["own", "pre", "all"])
 def test_hooks_see_every_call_of_a_convolution_with_norm_and_activation(block, switch):
-    network = ConvBlock(3, 4, block=block, spatial_dims=2)
+    network = ConvBlock(3, 4, block=block)
     layers = [m for m in network.modules() if isinstance(m, ConvNormAct)]
     seen: list[nn.Module] = []
     handles = []
@@ -37,14 +37,14 @@ def test_hooks_see_every_call_of_a_convolution_with_norm_and_activation(block, s
 
 
 def test_a_hook_that_changes_the_output_changes_the_result():
-    network = ConvBlock(3, 4, spatial_dims=2)
+    network = ConvBlock(3, 4)
     network.layers[0].register_forward_hook(lambda *_: torch.zeros(1, 4, 8, 8))
     expected = network.layers[1](torch.zeros(1, 4, 8, 8))
     assert torch.equal(network(torch.randn(1, 3, 8, 8)), expected)
 
 
 def test_backward_hooks_see_a_convolution_with_norm_and_activation():
-    network, seen = ConvBlock(3, 4, spatial_dims=2), []
+    network, seen = ConvBlock(3, 4), []
     for layer in network.layers:
         layer.register_full_backward_hook(lambda *_: seen.append(1))
     network(torch.randn(1, 3, 8, 8)).sum().backward()

@@ -77,7 +77,7 @@ def test_files_cut_anywhere_are_refused(saved):
     whole = saved.read_bytes()
     for end in range(0, len(whole), len(whole) // 60):
         saved.write_bytes(whole[:end])
-        refused(saved, "must be a file of neurenix_ms.save, got damage")
+        refused(saved, "must be a file of neurenix_ms.save, got a corrupted or foreign file")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,7 @@ def test_a_config_that_does_not_fit_is_refused_before_memory_is_given(config, tm
         ("GaussianPyramid", {"kernel_size": 10**8 + 1}),
         ("GaussianPyramid", {"kernel_size": 10**8 + 1, "sigma": None}),
         ("GaussianPyramid", {"kernel_size": 2**61 + 1}),
+        ("AtrousPyramidPooling", {"in_channels": 1, "out_channels": 1, "dilations": [1] * 100_000}),
         ("SpatialPyramidPooling", {"num_levels": 10**9}),
         ("SpatialPyramidPooling", {"bins": [1] * 100_000}),
         ("MultiScalePooling", {"pool_sizes": [5] * 100_000}),
@@ -191,7 +192,7 @@ def shared() -> list[Any]:
         ({"features": {"class": "UNet"}}, "describe a model by its class and config"),
         ({"features": {"class": "UNet", "config": None}}, "pass it as model="),
         ({"features": torch.zeros(2)}, r"config\.features must be a plain number"),
-        ({"features": [OrderedDict]}, "got damage|must be a plain number"),
+        ({"features": [OrderedDict]}, "corrupted or foreign file|must be a plain number"),
         ({"features": b"48"}, r"config\.features must be a plain number"),
         ({"features": {4, 8}}, r"config\.features must be a plain number"),
         ("text", "config must be a dict or None, got 'text'"),
@@ -291,7 +292,9 @@ def test_entries_that_share_a_small_storage_a_thousand_times_are_refused(tmp_pat
     ids=lambda entry: str(getattr(entry, "layout", type(entry).__name__)),
 )
 def test_an_entry_that_is_no_dense_tensor_is_refused(entry, saved):
-    refused(changed(saved, state_dict={"strange": entry}), "does not hold a model|damage")
+    refused(
+        changed(saved, state_dict={"strange": entry}), "does not hold a model|corrupted or foreign"
+    )
 
 
 @pytest.mark.parametrize("name", [3, None, b"a", ("a",), 2.5, True])
@@ -342,7 +345,7 @@ def test_code_in_any_entry_is_not_run(place, saved, tmp_path):
     refused(saved, "m.nx")
     assert not marker.exists()
     saved.write_bytes(pickle.dumps(content["class"]))
-    refused(saved, "got damage")
+    refused(saved, "got a corrupted or foreign file")
 
 
 def test_what_a_file_sets_on_the_state_dict_is_refused(saved):

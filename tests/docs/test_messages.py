@@ -45,7 +45,7 @@ def test_every_message_is_on_the_page(source: Source):
 
 
 def test_a_helper_belongs_to_the_public_names_that_call_it(source: Source):
-    users = source.documented_users(("neurenix_ms.layers.blocks", "Up"))
+    users = source.documented_users(("neurenix_ms.layers.levels", "Up"))
     assert "neurenix_ms.multiscale.UNetDecoder" in users
     own = source.documented_users(("neurenix_ms.multiscale.unet", "UNet"))
     assert own == ["neurenix_ms.multiscale.UNet"]

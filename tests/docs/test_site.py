@@ -151,7 +151,10 @@ def test_the_keyboard_reaches_content_search_and_navigation(browser: Browser, ad
             "expected (B, C) and 2 spatial axes, got shape (3, 64, 64)",
             "#expected-b-c-and-spatial-axes-got-shape",
         ),
-        ("the map must have 3 channels, got shape (1, 64, 64, 3)", "#must-have-channels-got-shape"),
+        (
+            "the input must have 3 channels, got shape (1, 64, 64, 3)",
+            "#must-have-channels-got-shape",
+        ),
         (
             "every grid needs one bin or more, got bins [0]",
             "#every-grid-needs-one-bin-or-more-got-bins",

@@ -80,6 +80,10 @@ def _cases(d: int) -> list[Case]:
         "MultiScalePooling-max": lambda: nms.MultiScalePooling([3, 4], "max", **k),
         "PyramidPooling": lambda: nms.PyramidPooling(3, 4, [1, 2, 3], **k),
         "PyramidPooling-bare": lambda: nms.PyramidPooling(3, 4, [1, 2], project=False, **k),
+        "AtrousPyramidPooling": lambda: nms.AtrousPyramidPooling(3, 4, [2, 17], **k),
+        "AtrousPyramidPooling-separable": lambda: nms.AtrousPyramidPooling(
+            3, 4, [[3, 2, 1][:d]], separable=True, image_pooling=False, norm="group", **k
+        ),
         "SpatialPyramidPooling": lambda: nms.SpatialPyramidPooling(**k),
         "SpatialPyramidPooling-avg": lambda: nms.SpatialPyramidPooling(3, "avg", **k),
         "MultiScaleTransform": lambda: nms.MultiScaleTransform(**k),

@@ -163,7 +163,7 @@ def test_a_masked_loss_sees_its_cells_only():
         ),
         (
             lambda: small().predict(torch.zeros(1, 1, 4, 4, 4)),
-            r"need more than one pixel in the smallest map, got 1 map\(s\) of size \(1, 1, 1\)",
+            r"one pixel in the smallest feature map, got batch size 1 and size \(1, 1, 1\)",
         ),
         (
             lambda: small().predict(torch.zeros(1, 1, 8, 8, 8), 0),

@@ -523,11 +523,11 @@ def test_a_map_is_cropped_or_padded_at_its_end():
         (lambda: UNet(1, 1)(torch.zeros(1, 2, 16, 16)), r"must have 1 channels, got shape \(1, 2"),
         (
             lambda: UNet(1, 1)(torch.zeros(1, 1, 16, 16)),
-            r"need more than one pixel in the smallest map, got 1 map\(s\) of size \(1, 1\)",
+            r"need more than one pixel in the smallest feature map, got batch size 1 and size \(1, 1\)",
         ),
         (
             lambda: UNet(1, 1, [4], norm="instance").eval()(torch.zeros(3, 1, 2, 2)),
-            r"got 3 map\(s\) of size \(1, 1\) there with norm 'instance'",
+            r"got batch size 3 and size \(1, 1\) there with norm 'instance'",
         ),
         (lambda: UNetDecoder([3], 1), r"at least two maps, got \[3\]"),
         (lambda: UNetDecoder([3, 4], 1, 3), "must equal the 2 encoder_channels, got 3"),

@@ -192,11 +192,11 @@ def test_pyramid_pooling_is_the_psp_module_of_segmentation_models_pytorch():
         (lambda: PyramidPooling(8, 8, act="mish"), r"act must be one of .*, got 'mish'"),
         (
             lambda: PyramidPooling(8, 8)(torch.zeros(1, 4, 6, 6)),
-            r"the map must have 8 channels, got shape \(1, 4, 6, 6\)",
+            r"the input must have 8 channels, got shape \(1, 4, 6, 6\)",
         ),
         (
             lambda: PyramidPooling(8, 8)(torch.zeros(1, 8, 1, 1)),
-            r"need more than one pixel in the smallest map, got 1 map\(s\) of size \(1, 1\)",
+            r"need more than one pixel in the smallest feature map, got batch size 1 and size \(1, 1\)",
         ),
     ],
 )

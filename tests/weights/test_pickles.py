@@ -201,7 +201,7 @@ def test_an_attack_is_named_and_not_run(
 ):
     proof = tmp_path / "proof"
     path = saved(PLACES[place](attacks(proof)[name]), zipped)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: it asks to call {name}"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: it requests a call of {name}"):
         read_pickle(path)
     assert not proof.exists()
     torch.load(path, weights_only=False)
@@ -212,7 +212,7 @@ def test_what_a_lookup_returns_is_not_called(tmp_path: Path):
     path = tmp_path / "model.pt"
     lookup = b"cbuiltins\ngetattr\n(cos\n__dict__\n" + text("get") + b"tR"
     path.write_bytes(legacy_bytes(b"\x80\x02" + lookup + b"(" + text("system") + b"tR."))
-    with pytest.raises(ValueError, match="something that is no named function"):
+    with pytest.raises(ValueError, match="something that is not a named function"):
         read_pickle(path)
 
 
@@ -307,20 +307,20 @@ def test_a_file_with_a_wrong_byte_gives_weights_or_a_value_error(saved: Any, zip
 @pytest.mark.parametrize(
     ("offset", "size", "stride", "count", "message"),
     [
-        (0, (2, 4), (4, 1), 6, r"'weight' of size \(2, 4\) .* more than the 6 values"),
-        (3, (4,), (1,), 6, "from 3 on needs more than the 6 values"),
+        (0, (2, 4), (4, 1), 6, r"'weight' of size \(2, 4\), .* more than the 6 values"),
+        (3, (4,), (1,), 6, "offset 3 needs more than the 6 values"),
         (0, (2,), (7,), 6, "needs more than the 6 values"),
         (0, (10**6, 10**6), (0, 0), 6, "needs more than the 6 values"),
         (0, (2**40, 2**40), (1, 1), 6, "needs more than the 6 values"),
-        (-1, (2,), (1,), 6, "not a count"),
-        (0, (-2,), (1,), 6, "not a count"),
-        (5, (2,), (-1,), 6, "not a count"),
-        (0, (True,), (1,), 6, "not a count"),
+        (-1, (2,), (1,), 6, "must have integers of at least 0"),
+        (0, (-2,), (1,), 6, "must have integers of at least 0"),
+        (5, (2,), (-1,), 6, "must have integers of at least 0"),
+        (0, (True,), (1,), 6, "must have integers of at least 0"),
         (0, (2, 3), (1,), 6, "cannot read"),
         (0, (2,), (2**70,), 6, "needs more"),
         (0, (6,), (1,), 7, "needs 28 bytes, got 24"),
         (0, (6,), (1,), 5, "needs more than the 5 values"),
-        (0, (6,), (1,), -6, "not a count"),
+        (0, (6,), (1,), -6, "must have integers of at least 0"),
     ],
 )
 def test_sizes_that_do_not_fit_the_stored_bytes_are_refused(

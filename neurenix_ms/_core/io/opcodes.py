@@ -1,8 +1,9 @@
-"""The bytes of a pickle become inert records: what it would call is written down, never called.
+"""An interpreter of pickles that records calls and never makes them.
 
-A pickle is a program for a small stack machine. Python's own machine imports what the program names
-and calls it. This one has no access to importing, attributes or calls at all: a name stays a
-`Global`, a call stays a `Call`, and only containers, numbers, text and bytes become what they are.
+A pickle is a program for a small stack machine. The machine of Python imports the classes and
+functions that the program names and calls them. This one never imports, reads attributes or calls: a
+name becomes a `Global`, a call becomes a `Call`, and only containers, numbers, text and bytes become
+Python objects.
 """
 
 import pickletools
@@ -11,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
-OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's, in protocol 2
+OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2 names, in protocol 2
 
 
 class Ordered(dict[Any, Any]):
-    """An ordered dict of the pickle, and the attributes that are set on it."""
+    """An ordered dict of the pickle, with the attributes that are set on it."""
 
     state: Any = None
 
@@ -25,8 +26,8 @@ CONTAINERS: dict[str, Callable[..., Any]] = {
     "builtins.set": set,
     "builtins.frozenset": frozenset,
 }
-# What an honest model holds of Python's own library. Safety does not rest on this list, nothing is
-# called either way; it only tells an attack from a model, so that the attack is not passed over.
+# Modules of the standard library that models refer to. Safety does not depend on this list, because
+# nothing is ever called. With it an attack raises an error and is not silently ignored.
 HARMLESS = {
     *("_codecs", "argparse", "array", "collections", "copyreg", "datetime", "decimal", "enum"),
     *("fractions", "functools", "itertools", "logging", "operator", "pathlib", "random", "types"),
@@ -40,7 +41,7 @@ HARMLESS_BUILTINS = {
 
 @dataclass(frozen=True, eq=False)
 class Global:
-    """A class or function that the pickle names, by its name only."""
+    """The name of a class or function that the pickle refers to."""
 
     name: str
 
@@ -50,7 +51,7 @@ class Global:
 
 @dataclass(eq=False)
 class Call:
-    """A call or a new object that the pickle asks for, and the state it would be given."""
+    """A call or a new object that the pickle requests, with the state of the object."""
 
     function: Global
     args: tuple[Any, ...]
@@ -59,22 +60,22 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Persistent:
-    """A reference to something outside the pickle; torch refers to its storages so."""
+    """A reference to an object outside the pickle, such as a storage of torch."""
 
     key: Any
 
 
 def interpret(file: IO[bytes]) -> tuple[Any, list[Persistent]]:
-    """Read one pickle and leave `file` behind its end.
+    """Read one pickle and leave `file` at the byte after its end.
 
     Args:
         file: Opened at the first byte of a pickle of protocol 2 or later, as torch writes them.
 
     Returns:
-        The object, with records in place of everything foreign, and every reference to the outside.
+        The object, with records in place of calls and names, and all references to outside objects.
 
     Raises:
-        ValueError: If it is not a pickle, is cut off, or calls into Python's own library.
+        ValueError: If it is not a pickle, is truncated, or requests a call that no model needs.
     """
     machine = _Machine()
     for opcode, argument, _ in pickletools.genops(file):
@@ -89,7 +90,7 @@ def interpret(file: IO[bytes]) -> tuple[Any, list[Persistent]]:
 
 
 class _Machine:
-    """The stack, the marks on it, and the memo."""
+    """The stack of a pickle, the marks on it, and the memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -126,7 +127,7 @@ class _Machine:
     def call(self) -> None:
         function, args = self.pop_many(2)
         if not isinstance(function, Global) or not isinstance(args, tuple):
-            raise ValueError("it asks to call something that is no named function")
+            raise ValueError("it requests a call of something that is not a named function")
         if function.name in CONTAINERS:
             self.push(CONTAINERS[function.name](*args))
         else:
@@ -135,14 +136,14 @@ class _Machine:
 
     def build(self) -> None:
         state = self.pop()
-        if isinstance(self.stack[-1], Call | Ordered):  # on a dict they are attributes, no entries
+        if isinstance(self.stack[-1], Call | Ordered):  # of an Ordered, attributes and not entries
             self.stack[-1].state = state
 
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, set):
             target.update(items)
-        elif not isinstance(target, Call):  # a foreign list; its items are no weights
+        elif not isinstance(target, Call):  # items of a list subclass are not weights
             target.extend(items)
 
     def put(self, items: list[Any]) -> None:
@@ -152,7 +153,7 @@ class _Machine:
     def refer(self) -> None:
         key = self.pop()
         if isinstance(key, tuple) and len(key) > 1 and key[0] == "module":
-            self.push(key[1])  # the old format wraps a class to carry its source code along
+            self.push(key[1])  # the old format stores a class together with its source code
         else:
             self.persistent.append(Persistent(key))
             self.push(self.persistent[-1])
@@ -165,12 +166,12 @@ def _check_harmless(name: str) -> None:
     else:
         harmless = module in HARMLESS or module not in sys.stdlib_module_names
     if not harmless:
-        raise ValueError(f"it asks to call {name}, which no model needs; nothing was called")
+        raise ValueError(f"it requests a call of {name}, which no model needs; nothing was called")
 
 
 def _named(module: Any, name: Any) -> Global:
     if not (isinstance(module, str) and isinstance(name, str)):
-        raise ValueError("a class or function is named by something that is no text")
+        raise ValueError("the name of a class or function must be a string")
     return Global(f"{OLD_MODULES.get(module, module)}.{name}")
 
 

@@ -1,4 +1,4 @@
-"""The content of a file of `torch.save` as inert records, read and bounded without running it."""
+"""A reader of `torch.save` files that checks every size and runs no code of the file."""
 
 import io
 import math
@@ -36,8 +36,8 @@ REBUILD_PARAMETER = {
     "torch._utils._rebuild_parameter_with_state",
 }
 REBUILD_TENSOR = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
-# what readers raise on broken bytes
-DAMAGE = (
+# exceptions of the readers on corrupted bytes
+READ_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError),
     *(RuntimeError, TypeError, EOFError, OSError, struct.error, zipfile.BadZipFile),
 )
@@ -45,17 +45,17 @@ DAMAGE = (
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A tensor as a file describes it; nothing of it is believed before it is compared.
+    """The description of a tensor in a file, of which no number is trusted before it is checked.
 
     Args:
         dtype: Type of its values.
         size: Its shape.
         stride: Its strides, in values.
-        offset: Where it begins in its storage, in values.
+        offset: Its start in the storage, in values.
         key: Name of the storage.
-        location: The device that it was on.
-        count: Number of values of the whole storage, as the file says.
-        view: Begin and length of the part that is meant; only very old files name one.
+        location: Device of the tensor when it was saved.
+        count: Number of values of the whole storage, according to the file.
+        view: Start and length of the part of the storage that is used, in files of very old versions.
     """
 
     dtype: torch.dtype
@@ -69,33 +69,33 @@ class TensorRecord:
 
     @property
     def storage_bytes(self) -> int:
-        """Bytes of the whole storage."""
+        """Number of bytes of the whole storage."""
         return self.count * self.dtype.itemsize
 
     @property
     def needed(self) -> int:
-        """Number of values from the begin of the storage to the tensor's last one."""
+        """Number of values from the start of the storage to the last value of the tensor."""
         last = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
         return self.offset + last + 1 if math.prod(self.size) else 0
 
 
 def tensor_record(name: str, record: Any) -> TensorRecord:
-    """Description of a tensor, of which every number is a count and none exceeds the storage.
+    """Return the checked description of a tensor, which does not exceed its storage.
 
     Args:
         name: Name of the entry, for the message.
-        record: What `interpret` made of it.
+        record: The entry as returned by `interpret`.
 
     Raises:
-        ValueError: If it is no tensor, or its numbers do not fit each other.
+        ValueError: If the record is not a tensor, or its numbers do not fit each other.
     """
     while makes_tensor(record) and record.function.name in REBUILD_PARAMETER and record.args:
         record = record.args[0]
     if not makes_tensor(record) or len(record.args) < 4:
         raise ValueError(f"{name!r} is {described(record)}, not a tensor")
     stored, offset, size, stride, *rest = record.args
-    if len(rest) > 2 and rest[2]:  # requires_grad, hooks, then marks as of a lazy conjugate
-        raise ValueError(f"{name!r} is marked {described(rest[2])}, which is not supported")
+    if len(rest) > 2 and rest[2]:  # requires_grad, hooks, then flags such as the conjugate bit
+        raise ValueError(f"{name!r} has the flags {described(rest[2])}, which are not supported")
     key = stored.key if isinstance(stored, Persistent) else None
     if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage":
         raise ValueError(f"{name!r} has no storage")
@@ -106,7 +106,8 @@ def tensor_record(name: str, record: Any) -> TensorRecord:
     whole = all(type(number) is int and number >= 0 for number in numbers)
     if not tuples or not whole or len(size) > MOST_AXES or not isinstance(place, str):
         raise ValueError(
-            f"{name!r} has an offset, size or stride that is not a count: {shown(numbers)}"
+            f"{name!r} must have integers of at least 0 as offset, size and stride, "
+            f"got {shown(numbers)}"
         )
     found = TensorRecord(
         storage_dtype(kind), size, stride, offset, place, str(location), count, part
@@ -116,34 +117,36 @@ def tensor_record(name: str, record: Any) -> TensorRecord:
         raise ValueError(f"{name!r} lies outside its storage of {count} values")
     if max(found.needed, math.prod(size)) > length:
         raise ValueError(
-            f"{name!r} of size {tuple(size)} and stride {tuple(stride)} from {offset} on needs "
+            f"{name!r} of size {tuple(size)}, stride {tuple(stride)} and offset {offset} needs "
             f"more than the {length} values that are stored"
         )
     return found
 
 
 def storage_dtype(kind: Any) -> torch.dtype:
-    """Type of the values of a storage, by the class that the file names."""
+    """Return the dtype of a storage, by its class in the file."""
     if not isinstance(kind, Global) or kind.name not in DTYPES:
-        raise ValueError(f"{described(kind)} is no kind of storage that is known here")
+        raise ValueError(f"{described(kind)} is not a supported storage class")
     return DTYPES[kind.name]
 
 
 def makes_tensor(record: Any) -> bool:
-    """Whether a record asks for a tensor or a parameter."""
+    """Return whether a record is a tensor or a parameter."""
     names = REBUILD_PARAMETER | REBUILD_TENSOR
     return isinstance(record, Call) and record.function.name in names
 
 
 def text(name: Any) -> str:
-    """A name that is a string of reasonable length."""
+    """Return a name, or raise unless it is a string of at most `LONGEST_NAME` characters."""
     if not isinstance(name, str) or len(name) > LONGEST_NAME:
-        raise ValueError(f"a name must be a text of at most {LONGEST_NAME}, got {described(name)}")
+        raise ValueError(
+            f"a name must be a string of at most {LONGEST_NAME} characters, got {described(name)}"
+        )
     return name
 
 
 def described(value: Any) -> str:
-    """What a record is, in a few words."""
+    """Return a short description of a record."""
     if isinstance(value, Call):
         return f"an object of {value.function.name[:LONGEST_NAME]}"
     if isinstance(value, Global):
@@ -154,17 +157,17 @@ def described(value: Any) -> str:
 def open_archive(
     file: IO[bytes],
 ) -> tuple[Any, Callable[[str], bytes], dict[str, int]]:
-    """Read the zip archive that `torch.save` wrote, as far as its structure.
+    """Read the structure of a zip archive of `torch.save`, without its storages.
 
     Args:
-        file: Opened for reading, at any place.
+        file: Opened for reading, at any position.
 
     Returns:
-        The object as records, a function from the name of a storage to its bytes, and the number of
-        bytes of every storage by name.
+        The object as records, a function that returns the bytes of a storage by its name, and the
+        number of bytes of every storage by name.
 
     Raises:
-        ValueError: If torch did not write it, or a record is compressed or twice there.
+        ValueError: If `torch.save` did not write it, or a record is compressed or duplicated.
     """
     archive = zipfile.ZipFile(file)
     entries = archive.infolist()
@@ -176,12 +179,12 @@ def open_archive(
     if f"{folder}constants.pkl" in names:
         raise ValueError("it is a TorchScript program, not a pickled module")
     if len(set(names)) < len(names) or not all(name.startswith(folder) for name in names):
-        raise ValueError("it has two records of one name, or of several folders")
+        raise ValueError("it has two records of the same name, or records in several folders")
 
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             name = entry.filename.removeprefix(folder)
-            raise ValueError(f"the record {name} is compressed, torch.save leaves it plain")
+            raise ValueError(f"the record {name} is compressed, which torch.save never does")
     if sum(entry.file_size for entry in entries) > file.seek(0, io.SEEK_END):
         raise ValueError("its records are longer than the file")
 
@@ -201,10 +204,10 @@ def open_archive(
 
 
 class TensorReader:
-    """Makes tensors of records, each storage once, and believes no size without comparing it.
+    """A reader of tensors that reads every storage once and checks its size.
 
     Args:
-        fetch: Gives the bytes of a storage by its name.
+        fetch: A function that returns the bytes of a storage by its name.
     """
 
     def __init__(self, fetch: Callable[[str], bytes]) -> None:
@@ -212,7 +215,7 @@ class TensorReader:
         self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def read(self, name: str, found: TensorRecord) -> Tensor:
-        """The tensor of a record, on the CPU; those of one storage share its memory."""
+        """Return the tensor of a record, on the CPU; tensors of one storage share its memory."""
         place = (found.key, found.dtype)
         if place not in self.storages:
             content = bytearray(self.fetch(found.key))

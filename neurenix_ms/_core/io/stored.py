@@ -1,4 +1,4 @@
-"""Read and rebuild what a file of `save` describes, at no more cost than the file's own size."""
+"""A reader of `save` files that rebuilds the model, with memory bounded by the size of the file."""
 
 import importlib
 import math
@@ -19,8 +19,8 @@ from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import check_plain, library_classes
 from neurenix_ms._core.deprecation import RENAMED_CLASSES
 from neurenix_ms._core.io.records import (
-    DAMAGE,
     LONGEST_NAME,
+    READ_ERRORS,
     TensorReader,
     TensorRecord,
     open_archive,
@@ -31,24 +31,26 @@ FORMAT = "neurenix_ms model"
 VERSION = 1
 KEYS = {"format", "version", "class", "config", "state_dict"}
 PARTS = ("multiscale", "msnet", "timestepping", "implicit", "backbones", "compat.ms_net")
-SPARE_BYTES = 2**20  # of constants that no state dict holds
-WHOLE_NETWORK = 2**30  # a backbone drops what is behind its last level, once it is built
+SPARE_BYTES = 2**20  # for constants that are not in the state dict
+WHOLE_NETWORK = (
+    2**30
+)  # for the layers after the last level, which a backbone drops once it is built
 SPARE_MODULES = 1000
 COPIES = {Tensor.clone, Tensor.__deepcopy__}
 FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.arange}
-LARGEST_COUNT = 2**16  # in a config; a larger width would show in the number of weights
+LARGEST_COUNT = 2**16  # in a config; a model with a larger width has more weights than this
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file holds, as far as it can be told without reading a single weight.
+    """The content of a file, without the values of the weights.
 
     Args:
         name: Class of the model.
-        config: Its constructor arguments; None where the library cannot build it from them.
+        config: Its constructor arguments; None if the library cannot build it from them.
         tensors: The entries of its state dict.
-        versions: Versions of its layers, which torch notes beside the state dict.
-        fetch: Gives the bytes of a storage by its name.
+        versions: Versions of its layers, which torch keeps in the metadata of the state dict.
+        fetch: A function that returns the bytes of a storage by its name.
     """
 
     name: str
@@ -59,39 +61,39 @@ class Stored:
 
     @property
     def has_backbone(self) -> bool:
-        """Whether a part of the model is a `Backbone`, which is cut out of a larger network."""
+        """Whether the model contains a `Backbone`, which is cut out of a larger network."""
         return "Backbone" in str((self.name, self.config))
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all entries together."""
+        """Number of bytes of all entries of the state dict."""
         return sum(math.prod(one.size) * one.dtype.itemsize for one in self.tensors.values())
 
 
 def read_stored(file: IO[bytes], path: str | os.PathLike[str]) -> Stored:
-    """Read and check everything of a file but its weights; nothing in it is run.
+    """Read and check everything in a file except its weights, without running any code of it.
 
     Args:
         file: Opened for reading.
         path: Its name, for the messages.
 
     Raises:
-        ValueError: If it is damaged, foreign, of a newer version, or holds something that no model
-            needs; the message names the entry.
+        ValueError: If the file is corrupted, was not written by `save`, has a newer version, or holds
+            something that no model needs; the message names the entry.
     """
     try:
         root, fetch, sizes = open_archive(file)
-    except Exception as error:  # broken bytes break readers in any way they like
+    except Exception as error:  # corrupted bytes can raise any exception in the readers
         raise ValueError(
-            f"{path} must be a file of neurenix_ms.save, got damage: {error}"
+            f"{path} must be a file of neurenix_ms.save, got a corrupted or foreign file: {error}"
         ) from error
     if type(root) is not dict or root.get("format") != FORMAT:
-        raise ValueError(f"{path} must be a file of neurenix_ms.save, got something else")
+        raise ValueError(f"{path} must be a file of neurenix_ms.save, got another torch.save file")
     version = root.get("version")
     if type(version) is not int or version > VERSION:
         raise ValueError(
             f"{path} must have a format version of at most {VERSION}, got {shown(version)}; "
-            "a newer neurenix_ms reads it"
+            "upgrade neurenix_ms to read it"
         )
     name, state = root.get("class"), root.get("state_dict")
     if type(name) is not str or len(name) > LONGEST_NAME or not isinstance(state, dict):
@@ -107,14 +109,14 @@ def read_stored(file: IO[bytes], path: str | os.PathLike[str]) -> Stored:
             raise ValueError(f"config must be a dict or None, got {shown(config)}")
         tensors = _tensors(state, sizes, os.fstat(file.fileno()).st_size)
         return Stored(name, config, tensors, _versions(state), fetch)
-    except (ValueError, *DAMAGE) as error:
+    except (ValueError, *READ_ERRORS) as error:
         raise ValueError(f"{path} does not hold a model: {error}") from error
 
 
 def _tensors(
     state: Mapping[Any, Any], sizes: Mapping[str, int], file_bytes: int
 ) -> dict[str, TensorRecord]:
-    """All entries of a state dict, every storage being as long as it says."""
+    """Return the entries of a state dict, after a check of the length of every storage."""
     found = {}
     for name, record in state.items():
         if type(name) is not str or len(name) > LONGEST_NAME:
@@ -132,7 +134,7 @@ def _tensors(
 
 
 def _versions(state: Mapping[Any, Any]) -> dict[str, Any]:
-    """What torch notes on a state dict beside its entries: one dict per module."""
+    """Return the metadata of a state dict: the version of every module."""
     attributes = getattr(state, "state", None) or {}
     versions = attributes.get("_metadata", {}) if isinstance(attributes, dict) else None
     if not isinstance(versions, dict) or set(attributes) - {"_metadata"}:
@@ -147,11 +149,12 @@ def read_weights(
     """Read all entries of the state dict.
 
     Args:
-        stored: What the file holds.
-        device: Where they go, or by where they were; the CPU by default.
+        stored: Content of the file.
+        device: Device of the tensors, or a mapping to it from the device in the file; the CPU by
+            default.
 
     Raises:
-        ValueError: If a record is damaged.
+        ValueError: If a record is corrupted.
     """
     reader = TensorReader(stored.fetch)
     state: Any = OrderedDict()
@@ -159,7 +162,7 @@ def read_weights(
         wanted = device.get(record.location, "cpu") if isinstance(device, Mapping) else device
         try:
             value = reader.read(name, record)
-        except (ValueError, *DAMAGE) as error:
+        except (ValueError, *READ_ERRORS) as error:
             raise ValueError(f"{name!r} cannot be read, {error}") from error
         state[name] = value.to(wanted or "cpu")
     state._metadata = OrderedDict(stored.versions)
@@ -167,17 +170,17 @@ def read_weights(
 
 
 def build(stored: Stored, path: str | os.PathLike[str]) -> nn.Module:
-    """Build the model that a file describes, with fresh weights.
+    """Build the model that a file describes, with newly initialized weights.
 
-    It stops as soon as the model takes more memory, or more modules, than the entries of the state
-    dict account for; so a small file cannot ask for a large model.
+    Building stops as soon as the model needs more memory, or more modules, than the entries of the
+    state dict account for. A small file can therefore not request a large model.
 
     Args:
-        stored: What the file holds.
+        stored: Content of the file.
         path: Its name, for the messages.
 
     Raises:
-        ValueError: If the config is none that its class takes, or the model is larger than the file.
+        ValueError: If the config does not fit its class, or the model is larger than the file.
     """
     content = {"class": stored.name, "config": stored.config}
     values = sum(math.prod(one.size) for one in stored.tensors.values())
@@ -189,7 +192,10 @@ def build(stored: Stored, path: str | os.PathLike[str]) -> nn.Module:
 
 
 def _check_small(name: str, value: Any, most: int, path: str | os.PathLike[str]) -> None:
-    """Refuse counts that only a larger file could have; a plain value has few levels."""
+    """Raise if a number or a length in the config requires a larger file.
+
+    The recursion is bounded, because `check_plain` has limited the levels of the config.
+    """
     if isinstance(value, dict):
         for key, item in value.items():
             if key != "seed":
@@ -216,7 +222,7 @@ def _built(content: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
         )
     name = RENAMED_CLASSES.get(name, name)
     classes = {cls.__name__: cls for cls in library_classes()}
-    if name not in classes:  # of a part that nothing has imported yet
+    if name not in classes:  # its subpackage may not be imported yet
         for part in PARTS:
             importlib.import_module(f"neurenix_ms.{part}")
         classes = {cls.__name__: cls for cls in library_classes()}
@@ -226,11 +232,11 @@ def _built(content: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
     arguments = {
         str(renamed.get(key, key)): _built_inside(value, path) for key, value in config.items()
     }
-    if name == "Backbone":  # its weights come from the file, none are to be downloaded
+    if name == "Backbone":  # the weights come from the file and need no download
         arguments["weights"] = None
     try:
         return classes[name](**arguments)
-    except Exception as error:  # of a config that nobody has checked
+    except Exception as error:  # an unknown config can raise any exception
         raise ValueError(
             f"{path} has a config that does not fit its class {name}: {error}"
         ) from error
@@ -243,7 +249,7 @@ def _built_inside(value: Any, path: str | os.PathLike[str]) -> Any:
 
 
 class _Bounded(TorchFunctionMode):
-    """Refuses to make more bytes of tensors than a number, if possible before they are made."""
+    """Raise if more bytes of tensors are made than allowed, if possible before they are allocated."""
 
     def __init__(self, most_bytes: int) -> None:
         super().__init__()
@@ -263,7 +269,7 @@ class _Bounded(TorchFunctionMode):
             kind = kwargs.get("dtype") or torch.get_default_dtype()
             self._check(math.prod(sizes) * kind.itemsize, kwargs.get("device"))
         made = func(*args, **kwargs)
-        # what else a constructor computes, such as a measurement of its network, is not kept
+        # other tensors, such as those by which a constructor measures its network, are temporary
         if (func in FACTORIES or func in COPIES) and type(made).__name__ != "FakeTensor":
             self._check(made.numel() * made.dtype.itemsize, made.device, count=True)
         return made
@@ -280,7 +286,7 @@ class _Bounded(TorchFunctionMode):
 
 @contextmanager
 def _few_modules(most: int) -> Iterator[None]:
-    """Stop a constructor that makes more modules than a number."""
+    """Raise if a constructor makes more than `most` modules."""
     count = 0
 
     def counted(module: nn.Module, name: str, child: nn.Module | None) -> None:
@@ -288,7 +294,7 @@ def _few_modules(most: int) -> Iterator[None]:
         count += 1
         if count > most:
             raise ValueError(
-                f"the model needs more than {most} modules, more than its weights tell"
+                f"the model needs more than the {most} modules that its weights account for"
             )
 
     handle = register_module_module_registration_hook(counted)

@@ -1,0 +1,280 @@
+"""Pooling by convolutions of several dilations side by side (ASPP)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integer
+from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dims import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    CONVOLVE,
+    SpatialDims,
+    check_channels,
+    check_positive,
+    check_rank,
+    choose,
+)
+from neurenix_ms._core.hooks import is_observed
+from neurenix_ms._core.sizes import Size, spatial
+from neurenix_ms._core.tracing import one_module, placeholder_in, sizes_are_open
+from neurenix_ms.backbones import Backbone
+from neurenix_ms.checkpointing import recomputed, recomputes
+from neurenix_ms.layers.blocks import ChannelDropout
+from neurenix_ms.layers.naming import Act, Norm, check_normalizable, make_act, make_norm
+
+MOST_BRANCHES = 64
+
+
+class DilatedConvolution(nn.Module):
+    """A 3x3 convolution with dilation that keeps the size, full or depthwise separable.
+
+    Where the dilation reaches across a whole axis, all taps but the middle ones read padding. They
+    are left out then, so a feature map that is small for its dilation costs less, not more.
+
+    Shape:
+        `(B, C_in, *S)` -> `(B, C_out, *S)`
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        dilation: Size,
+        *,
+        separable: bool,
+        bias: bool,
+        spatial_dims: SpatialDims,
+    ) -> None:
+        super().__init__()
+        conv = CONVOLUTIONS[spatial_dims]
+        self.dilation = dilation
+        self.convolve = CONVOLVE[spatial_dims]
+        wide: dict[str, Any] = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
+        self.point: nn.Module | None = None
+        if separable:
+            self.conv = conv(in_channels, in_channels, groups=in_channels, bias=False, **wide)
+            self.point = conv(in_channels, out_channels, 1, bias=bias)
+        else:
+            self.conv = conv(in_channels, out_channels, bias=bias, **wide)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x) if self._has_to_be_called(x) else self._convolved(x)
+        return y if self.point is None else self.point(y)
+
+    def _has_to_be_called(self, x: Tensor) -> bool:
+        traced = sizes_are_open() or placeholder_in((x,)) is not None
+        # what runs in tiles does the same at every size
+        return traced or is_observed(self.conv) or torch._C._is_torch_function_mode_enabled()
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        reach = [d if d < n else 0 for d, n in zip(self.dilation, spatial(x), strict=True)]
+        weight = self.conv.weight
+        for axis, d in enumerate(reach, start=2):
+            if d == 0:
+                weight = weight.narrow(axis, 1, 1)
+        dilation = [max(1, d) for d in reach]
+        y: Tensor = self.convolve(
+            x, weight, self.conv.bias, 1, tuple(reach), tuple(dilation), self.conv.groups
+        )
+        return y
+
+
+class Branch(nn.Module):
+    """A convolution, a norm and an activation.
+
+    Shape:
+        `(B, C_in, *S)` -> `(B, C_out, *S)`
+    """
+
+    def __init__(self, conv: nn.Module, norm: nn.Module, act: Act) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+        self.act = make_act(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return recomputed(self.act, recomputed(self.norm, self.conv(x)))
+
+
+class ImageBranch(Branch):
+    """The mean over the whole feature map, a 1x1 convolution, a norm and an activation.
+
+    Batch norm has no variance to take from one value per channel: for a batch of one in training it
+    normalizes with its running statistics, and leaves them.
+
+    Shape:
+        `(B, C_in, *S)` -> `(B, C_out, *(1,) * axes)`
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv: Any = self.conv
+        norm: Any = self.norm
+        y = conv(x.mean(tuple(range(2, 2 + len(conv.kernel_size))), keepdim=True))
+        single = self.training and placeholder_in((y,)) is None and y.shape[0] == 1
+        if single and type(norm) in BATCH_NORMS.values():
+            y = F.batch_norm(
+                y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
+            )
+        else:
+            y = norm(y)
+        z: Tensor = self.act(y)
+        return z
+
+
+class JoinedProjection(nn.Module):
+    """Concatenate feature maps and convolve them with a 1x1 kernel, one after the other.
+
+    Every feature map meets its slice of the weight as soon as it is given, and one of a single pixel is
+    added to all pixels, so no concatenated or enlarged tensor is made.
+
+    Shape:
+        feature maps `(B, C_i, *S)` or `(B, C_i, *(1,) * axes)`, one call each -> `(B, C, *S)`
+    """
+
+    def __init__(
+        self, widths: Sequence[int], out_channels: int, *, bias: bool, spatial_dims: SpatialDims
+    ) -> None:
+        super().__init__()
+        self.widths = list(widths)
+        conv = CONVOLUTIONS[spatial_dims](sum(widths), out_channels, 1, bias=bias)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.convolve = CONVOLVE[spatial_dims]
+
+    @one_module
+    def forward(self, x: Tensor, index: int, total: Tensor | None = None) -> Tensor:
+        start = sum(self.widths[:index])
+        weight = self.weight.narrow(1, start, self.widths[index])
+        if total is None:
+            y: Tensor = self.convolve(x, weight, self.bias)
+            return y
+        return total.add_(self.convolve(x, weight))
+
+
+class AtrousPyramidPooling(Configured, nn.Module):
+    """Convolve a feature map with several dilations side by side, and mix the results.
+
+    Use it on the coarsest feature map of a network for context at several widths without loss of
+    resolution. `PyramidPooling` costs less where it is enough to know what the whole looks like;
+    without `image_pooling` this one runs in tiles too.
+
+    Args:
+        in_channels: Channels of the feature map, or a `Backbone` whose coarsest one it is.
+        out_channels: Channels of every branch and of the result.
+        dilations: Of the 3x3 branches, each a number or one per axis.
+        spatial_dims: Number of spatial axes.
+        separable: Take depthwise separable convolutions in the branches with dilation.
+        image_pooling: Add a branch of the mean over the whole feature map.
+        norm: "batch", "instance", "group", None or `callable(channels) -> Module`; the image branch has
+            none with "instance".
+        act: Activation of branches and projection.
+        dropout: Probability of dropping a channel after the projection.
+
+    Shape:
+        `(B, in_channels, *S)` -> `(B, out_channels, *S)`
+
+    Raises:
+        ValueError: If a count or dilation is below 1, or the feature map has other channels or axes.
+
+    Source: Chen et al. 2017, "Rethinking Atrous Convolution", section 3.3; `separable` Chen et al. 2018,
+    "Encoder-Decoder with Atrous Separable Convolution", section 3.1. Deviation: for a batch of one in
+    training the batch norm of the image branch takes its running statistics.
+
+    Examples:
+        >>> import torch
+        >>> from neurenix_ms import AtrousPyramidPooling
+        >>> pool = AtrousPyramidPooling(64, 32, dilations=[2, 4, (6, 3)])
+        >>> pool(torch.zeros(1, 64, 13, 9)).shape
+        torch.Size([1, 32, 13, 9])
+    """
+
+    @checked
+    def __init__(
+        self,
+        in_channels: int | Backbone,
+        out_channels: int,
+        dilations: Sequence[int | Sequence[int]] = (12, 24, 36),
+        *,
+        spatial_dims: SpatialDims = 2,
+        separable: bool = False,
+        image_pooling: bool = True,
+        norm: Norm = "batch",
+        act: Act = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if isinstance(in_channels, Backbone):
+            in_channels = in_channels.channels[-1]
+        check_positive(in_channels=in_channels, out_channels=out_channels)
+        choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
+        check_integer("the number of dilations", len(dilations), 1, MOST_BRANCHES)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.dilations = [d if isinstance(d, int) else list(d) for d in dilations]
+        self.spatial_dims = spatial_dims
+        self.separable = separable
+        self.image_pooling = image_pooling
+        self.norm = norm
+        self.act = act
+        self.dropout = dropout
+        conv, bias = CONVOLUTIONS[spatial_dims], norm is None
+
+        def branch(layer: nn.Module) -> Branch:
+            return Branch(layer, make_norm(norm, out_channels, spatial_dims), act)
+
+        self.branches = nn.ModuleList([branch(conv(in_channels, out_channels, 1, bias=bias))])
+        for dilation in per_axis(self.dilations, spatial_dims):
+            layer = DilatedConvolution(
+                in_channels,
+                out_channels,
+                dilation,
+                separable=separable,
+                bias=bias,
+                spatial_dims=spatial_dims,
+            )
+            self.branches.append(branch(layer))
+        if image_pooling:
+            of_image = None if norm == "instance" else norm
+            self.branches.append(
+                ImageBranch(
+                    conv(in_channels, out_channels, 1, bias=of_image is None),
+                    make_norm(of_image, out_channels, spatial_dims),
+                    act,
+                )
+            )
+        self.project = JoinedProjection(
+            [out_channels] * len(self.branches), out_channels, bias=bias, spatial_dims=spatial_dims
+        )
+        self.project_norm = make_norm(norm, out_channels, spatial_dims)
+        self.project_act = make_act(act)
+        self.drop = ChannelDropout(dropout)
+
+    @recomputes
+    def forward(self, x: Tensor) -> Tensor:
+        check_rank(x, self.spatial_dims)
+        check_channels(x, self.in_channels)
+        check_normalizable(self.norm, self.training, x)
+        y: Any = None
+        for index, branch in enumerate(self.branches):
+            y = self.project(branch(x), index, y)
+        y = recomputed(self.project_norm, y)
+        return self.drop(recomputed(self.project_act, y))
+
+
+def per_axis(dilations: Sequence[int | Sequence[int]], spatial_dims: int) -> list[Size]:
+    """Return every dilation as one number per axis, or raise if one is below 1 or of other length."""
+    found = []
+    for index, entry in enumerate(dilations):
+        axes = (entry,) * spatial_dims if isinstance(entry, int) else tuple(entry)
+        if len(axes) != spatial_dims or min(axes) < 1:
+            raise ValueError(
+                f"dilations[{index}] must be a number of at least 1, or {spatial_dims} of them, "
+                f"got {entry}"
+            )
+        found.append(axes)
+    return found
