@@ -154,7 +154,7 @@ class _Flow:
 def pod(fields: Tensor, num_modes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the proper orthogonal decomposition of a sequence of fields.
 
-    Use it to forecast a flow by few coefficients, or as the linear baseline of a network. Travelling
+    Use it to forecast a flow by few coefficients, or as the linear baseline of a network. Traveling
     structures need many modes; `MultiScaleNIF` needs fewer numbers for them.
 
     Args:

@@ -1,4 +1,4 @@
-"""Fields over space and time: a travelling wave, chaotic waves in 1-D and turbulence in 2-D."""
+"""Fields over space and time: a traveling wave, chaotic waves in 1-D and turbulence in 2-D."""
 
 import hashlib
 import math

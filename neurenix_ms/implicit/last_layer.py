@@ -19,7 +19,7 @@ class LastLayerNIF(ImplicitField):
 
     `u[o] = sum_k phi[o, k](x) coef[k](p) + bias[o]`: a network of sine layers is the basis phi, as in
     proper orthogonal decomposition but on any mesh, and the ParameterNet computes the coefficients.
-    Use it if a linear basis is needed, for reduced models and sparse sensors. For travelling
+    Use it if a linear basis is needed, for reduced models and sparse sensors. For traveling
     structures `MultiScaleNIF` needs a far smaller latent vector.
 
     Args:

@@ -342,7 +342,7 @@ def nan(*shape):
         ),
         (
             lambda: NIF(1, 1)(torch.zeros(3, 1), torch.zeros(4, 1)),
-            "p and x must be pairs of equal number, got 3 and 4; forward_grid takes every",
+            "p and x must be pairs of equal number, got 3 and 4; forward_grid evaluates every",
         ),
         (
             lambda: NIF(1, 1)(torch.zeros(3, 1), torch.zeros(3, 1), chunk_size=0),

@@ -354,7 +354,7 @@ def test_retraining_brings_a_pruned_field_back():
         ),
         (
             lambda: prune_nodes(NIF(2, 1, act=nn.Sigmoid), 0.5, P),
-            "the activation of 0 must be 0, got 0.5 of Sigmoid",
+            "the activation of 0 must be 0, got 0.5 from Sigmoid",
         ),
         (
             lambda: prune_nodes(LastLayerNIF(2, 1), 0.5, P),

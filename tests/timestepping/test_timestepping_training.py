@@ -276,7 +276,7 @@ def other_checkpoint(tmp_path):
         ),
         (
             lambda p: fit(validation=torch.zeros(2, 30, 3)),
-            r"validation must have states of shape \(2,\) as the trajectories, got \(3,\)",
+            r"validation must have states of shape \(2,\) like the trajectories, got \(3,\)",
         ),
         (
             lambda p: fit(validation=nan_in_the_second()),

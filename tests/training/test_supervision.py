@@ -210,7 +210,7 @@ def test_it_compiles():
         ),
         (
             lambda: DiceLoss()(torch.zeros(1, 1, 3), torch.tensor([[0, 255, 255]])),
-            r"in \[0, 1\] where .* one channel, got values from 0 to 255; divide a mask",
+            r"in \[0, 1\] if .* one channel, got values from 0 to 255; divide a mask",
         ),
         (
             lambda: DiceLoss()(torch.zeros(1, 1, 3), torch.tensor([[[0, 1, -1]]])),
