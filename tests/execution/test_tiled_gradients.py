@@ -233,7 +233,7 @@ def test_every_message():
     x = torch.zeros(1, 1, 40, 40, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"one of \[\(40, 40\)\], got shape \(1, 2, 39, 40\)"):
         accumulate_gradients(unet(), x, torch.zeros(1, 2, 39, 40), F.mse_loss, 16)
-    with pytest.raises(ValueError, match=r"loss must be a sum over cells"):
+    with pytest.raises(ValueError, match=r"loss must be a sum of a local term"):
         accumulate_gradients(
             unet(), x, torch.zeros(1, 2, 40, 40).double(), F.mse_loss, 16, reduction="sum"
         )
