@@ -1,4 +1,4 @@
-"""Physical problems made on demand by solvers and cached on disk."""
+"""Datasets of physical problems, computed on demand by solvers and cached on disk."""
 
 from neurenix_ms.datasets.cache import SampleCache
 from neurenix_ms.datasets.ocean import DriftDensity

@@ -1,4 +1,4 @@
-"""Number of a sample in, the tensors of that sample out, made once and then kept on disk."""
+"""Cache on disk for samples that are computed once from their number."""
 
 import contextlib
 import hashlib
@@ -24,26 +24,27 @@ LEFTOVER_AGE = 3600.0  # seconds after which a temporary file belongs to no runn
 
 
 class UnusableFileError(Exception):
-    """A cache file is damaged or belongs to something else; the text says which."""
+    """Error for a cache file that is corrupted or was made for something else; the text says which."""
 
 
 class SampleCache:
-    """Samples made by a function of their number, one file each, checked whenever they are read.
+    """Cache of samples computed from their number, one file each, checked at every read.
 
-    Solvers are slow, so what they computed is kept. A file appears under its name only when it
-    is complete, so a killed run leaves nothing broken and the next one goes on where it stopped;
-    several processes may fill one folder. A file that is damaged, or was made for another number
-    or with other parameters, is reported by a warning and made again; none of it is used.
+    Solvers are slow, so their results are cached. A file gets its name only when it is complete, so an
+    interrupted run leaves no partial file and the next one resumes; several processes may fill one
+    folder. A file that is corrupted, or was made for another number or with other parameters, is
+    reported by a warning and computed again; its content is not used.
 
     Args:
-        root: Folder of all caches; this one gets a folder of its own in it, whose name ends in
-            a digest of the parameters.
-        name: What the samples are; the folder's name begins with it.
-        parameters: All that a sample depends on besides its number: numbers, texts, lists and
-            dicts. They are recorded in every file, and in `parameters.json` for people.
-        make: Makes the sample of a number. It must depend on the number and the parameters only.
-        packages: Installed packages that had a part in it. Their versions are recorded, and
-            samples made by other versions are read but reported.
+        root: Folder of all caches; this one has a subfolder whose name ends in a digest of the
+            parameters.
+        name: Name of the dataset, with which the subfolder's name begins.
+        parameters: Everything that a sample depends on besides its number: numbers, strings, lists
+            and dicts. They are recorded in every file, and in `parameters.json` for people to read.
+        make: Function that computes the sample of a number. It must depend on the number and the
+            parameters only.
+        packages: Installed packages that `make` uses. Their versions are recorded; samples made by
+            other versions are read, with a warning.
 
     Examples:
         >>> import tempfile
@@ -76,15 +77,15 @@ class SampleCache:
         self.folder = Path(root) / f"{name}_{digest}"
 
     def path(self, index: int) -> Path:
-        """File of the sample with number `index`."""
+        """Return the file of the sample with number `index`."""
         return self.folder / f"{index:06d}.pt"
 
     def fill(self, num_samples: int, *, progress: bool = True) -> None:
-        """Make the samples 0 to `num_samples - 1` that are not there yet.
+        """Compute the samples 0 to `num_samples - 1` that are missing.
 
         Args:
-            num_samples: Number of samples there are afterwards.
-            progress: Show a progress bar while samples are made.
+            num_samples: Number of samples in the cache afterwards.
+            progress: Show a progress bar while samples are computed.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
@@ -109,7 +110,7 @@ class SampleCache:
         return self._make_and_keep(index)
 
     def _find_missing(self, num_samples: int) -> list[int]:
-        """Numbers without a usable file; reads the headers only, not the arrays."""
+        """Return the numbers without a usable file; reads the headers only, not the arrays."""
         missing, made_by_others = [], []
         installed = _versions(self.packages)
         for index in range(num_samples):
@@ -144,7 +145,7 @@ class SampleCache:
         return record
 
     def _make_and_keep(self, index: int) -> dict[str, Tensor]:
-        # a copy of its own, since torch.save writes everything that a view looks at
+        # clone, because torch.save writes the whole storage of a view
         tensors = {name: value.detach().cpu().clone() for name, value in self.make(index).items()}
         record = {
             "format": FORMAT,
@@ -160,7 +161,7 @@ class SampleCache:
         return tensors
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed runs were writing; younger files may be in another one's hands."""
+        """Remove temporary files of interrupted runs; newer ones may belong to a running process."""
         for path in self.folder.glob(".*.tmp"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
@@ -168,12 +169,12 @@ class SampleCache:
 
 
 def _load(path: Path, *, header_only: bool = False) -> Any:
-    """Read a file without unpickling any class; all of it is compared with its checksums."""
+    """Read a file without unpickling any class, and compare it with its checksums."""
     try:
         if header_only:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         content = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(content) as archive:  # torch writes checksums but never compares
+        with zipfile.ZipFile(content) as archive:  # torch writes checksums but does not verify them
             broken = archive.testzip()
         if broken is not None:
             raise UnusableFileError(f"checksum of {broken} is wrong")
@@ -181,17 +182,17 @@ def _load(path: Path, *, header_only: bool = False) -> Any:
         return torch.load(content, map_location="cpu", weights_only=True)
     except (UnusableFileError, MemoryError, OSError):
         raise
-    except Exception as error:  # broken bytes break readers in any way they like
+    except Exception as error:  # a corrupted file may raise any exception
         text = str(error).partition("\n")[0]
         raise UnusableFileError(f"it cannot be read: {type(error).__name__}: {text}") from error
 
 
 def _report(path: Path, error: UnusableFileError) -> None:
-    warnings.warn(f"{path} is left unused and made again: {error}", stacklevel=3)
+    warnings.warn(f"{path} is not used and computed again: {error}", stacklevel=3)
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of those packages that are installed."""
+    """Return the versions of those packages that are installed."""
     versions = {}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

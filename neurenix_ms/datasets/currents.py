@@ -1,4 +1,4 @@
-"""Random numbers in, the currents of a sea of eddies, its islands and places to let go out."""
+"""Random currents of a sea with eddies and islands, and release positions of particles."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ RELEASE = 5.0  # km, radius of the patch of particles
 SPEED = 1.0  # km/h, root mean square of the currents (0.28 m/s)
 NUM_WAVES = 24
 LONGEST_PERIOD = 120.0  # hours
-SHELF = 10.0  # km, how far from the coast the currents feel it
+SHELF = 10.0  # km, distance from the coast within which it changes the currents
 SMALLEST, LARGEST = 5.0, 10.0  # km, radius of an island
 Velocity = Callable[[Tensor, float], Tensor]
 Seeding = Literal["anywhere", "converging", "hyperbolic", "eddies"]
@@ -37,7 +37,7 @@ class Eddies:
 
     @classmethod
     def random(cls, generator: torch.Generator) -> "Eddies":
-        """Waves of up to five crests per axis that are, together, as fast as stated above."""
+        """Draw waves of up to five crests per axis, scaled to the root mean square `SPEED`."""
         numbers = torch.randint(-5, 6, (NUM_WAVES, 2), generator=generator).double()
         numbers[(numbers == 0).all(1)] = 1
         k = 2 * math.pi / LENGTH * numbers
@@ -50,11 +50,11 @@ class Eddies:
         return cls(k, rate, phase, height * SPEED / mean_square.sqrt())
 
     def stream(self, x: Tensor, time: float) -> Tensor:
-        """The stream function at places `(..., 2)`."""
+        """Return the stream function at positions `(..., 2)`."""
         return torch.sin(self._angle(x, time)) @ self.height
 
     def velocity(self, x: Tensor, time: float) -> Tensor:
-        """`(d psi / d x2, -d psi / d x1)` at places `(..., 2)`, free of divergence."""
+        """Return the velocity `(d psi / d x2, -d psi / d x1)` at positions `(..., 2)`."""
         across = torch.stack([self.k[:, 1], -self.k[:, 0]], dim=1) * self.height[:, None]
         return torch.cos(self._angle(x, time)) @ across
 
@@ -64,7 +64,7 @@ class Eddies:
 
 @dataclass
 class Islands:
-    """Round islands in the torus.
+    """Round islands on the torus.
 
     Args:
         centers: Their centers `(N, 2)`, in km.
@@ -76,7 +76,7 @@ class Islands:
 
     @classmethod
     def random(cls, count: int, clear_of: Tensor, generator: torch.Generator) -> "Islands":
-        """Islands anywhere, but so far from a place that a patch let go there does not feel them."""
+        """Draw islands whose shelves do not reach a patch of particles released at `clear_of`."""
         places: list[Tensor] = []
         radii: list[Tensor] = []
         while len(places) < count:
@@ -88,10 +88,10 @@ class Islands:
         return cls(torch.stack(places), torch.stack(radii))
 
     def sea(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """How far a place `(..., 2)` is out at sea, and the gradient of that.
+        """Return the factor of the stream function at positions `(..., 2)`, and its gradient.
 
-        It is 0 on land and 1 from the shelf on, `6 d^5 - 15 d^4 + 10 d^3` of the distance to the coast
-        between, and over all islands the product.
+        It is 0 on land, 1 beyond the shelf and `6 d^5 - 15 d^4 + 10 d^3` in between, with the distance
+        d to the coast in units of the shelf. The factors of several islands are multiplied.
         """
         out, slope = torch.ones_like(x[..., 0]), torch.zeros_like(x)
         for center, radius in zip(self.centers, self.radii, strict=True):
@@ -105,7 +105,7 @@ class Islands:
         return out, slope
 
     def land(self, edges: Tensor) -> Tensor:
-        """Which cells between the edges `(N + 1,)` of both axes are land up to their far corner."""
+        """Return which cells between the edges `(N + 1,)` of both axes are completely land."""
         middle, half = (edges[1:] + edges[:-1]) / 2, edges.diff() / 2
         x, reach = (torch.stack(torch.meshgrid(y, y, indexing="ij"), -1) for y in (middle, half))
         land = torch.zeros(x.shape[:-1], dtype=torch.bool)
@@ -117,10 +117,10 @@ class Islands:
 def currents(
     eddies: Eddies, center: Tensor, sink: float = 0.0, islands: Islands | None = None
 ) -> Velocity:
-    """Velocity at places `(..., 2)` and a time: eddies, a flow to the center, and coasts.
+    """Return the velocity as a function of positions `(..., 2)` and time: eddies, sink and coasts.
 
-    Out at sea by the share `s`, the stream function is `s * psi` and the flow to the center `s` times
-    what it was. Both vanish at the coast, so no particle gets there.
+    With the factor `s` of the islands, the stream function is `s * psi`, and the flow to the center is
+    multiplied by `s`. Both vanish at the coast, so no particle reaches it.
     """
 
     def open_sea(x: Tensor, time: float) -> Tensor:
@@ -138,12 +138,12 @@ def currents(
 
 
 def backwards(velocity: Velocity, end: float) -> Velocity:
-    """The currents when time runs back from an end, with the opposite sign."""
+    """Return the currents backwards in time from an end, with the opposite sign."""
     return lambda x, time: -velocity(x, end - time)
 
 
 def advanced(x: Tensor, velocity: Velocity, time: float, hours: float, substeps: int) -> Tensor:
-    """Places after some hours, by the classical Runge-Kutta scheme of fourth order."""
+    """Advance positions by some hours with the classical fourth-order Runge-Kutta scheme."""
     h = hours / substeps
     for step in range(substeps):
         t = time + step * h
@@ -156,22 +156,23 @@ def advanced(x: Tensor, velocity: Velocity, time: float, hours: float, substeps:
 
 
 def place_for(velocity: Velocity, seeding: Seeding, otherwise: Tensor) -> Tensor:
-    """Where to let go, chosen by the currents at time 0.
+    """Choose the position of the release by the currents at time 0.
 
     With `J` the gradient of the velocity, `div` its trace, `curl = J21 - J12`, and the strain
     `sigma = sqrt((J11 - J22)^2 + (J12 + J21)^2)`:
 
-    * "converging": where `(div - sigma) / 2`, the rate at which particles come together on a line, is
-      most negative (Serra and Haller 2016), of places 1 km apart.
-    * "hyperbolic": of the places at rest with `det J < 0`, saddles, the one with the largest `sigma`.
-    * "eddies": of the places at rest, the one where `sigma^2 - curl^2` is most negative (Okubo 1970,
-      Weiss 1991).
+    * "converging": of positions 1 km apart, the one where `(div - sigma) / 2`, the rate at which
+      particles converge to a line, is most negative (Serra and Haller 2016).
+    * "hyperbolic": of the stagnation points with `det J < 0`, saddles, the one with the largest
+      `sigma`.
+    * "eddies": of the stagnation points, the one where `sigma^2 - curl^2` is most negative (Okubo
+      1970, Weiss 1991).
     """
     if seeding == "anywhere":
         return otherwise
     x = _grid(100 if seeding == "converging" else 40)
     if seeding != "converging":
-        x = at_rest(velocity, x)
+        x = stagnation_points(velocity, x)
     j = gradient(velocity, x)
     strain = ((j[:, 0, 0] - j[:, 1, 1]) ** 2 + (j[:, 0, 1] + j[:, 1, 0]) ** 2).sqrt()
     if seeding == "converging":
@@ -183,8 +184,8 @@ def place_for(velocity: Velocity, seeding: Seeding, otherwise: Tensor) -> Tensor
     return x[score.argmin()] % LENGTH
 
 
-def at_rest(velocity: Velocity, x: Tensor) -> Tensor:
-    """Places at rest at time 0 that Newton's method finds from places `(N, 2)`; some several times."""
+def stagnation_points(velocity: Velocity, x: Tensor) -> Tensor:
+    """Find stagnation points at time 0 by Newton's method from positions `(N, 2)`, with duplicates."""
     for _ in range(40):
         v, ((a, b), (c, d)) = velocity(x, 0.0), gradient(velocity, x).permute(1, 2, 0)
         step = torch.stack([d * v[:, 0] - b * v[:, 1], a * v[:, 1] - c * v[:, 0]], dim=1)
@@ -194,13 +195,13 @@ def at_rest(velocity: Velocity, x: Tensor) -> Tensor:
 
 
 def gradient(velocity: Velocity, x: Tensor, time: float = 0.0) -> Tensor:
-    """Derivatives of both components (rows) along both axes (columns), at places `(N, 2)`."""
+    """Return the derivatives of both components (rows) by both axes (columns) at positions `(N, 2)`."""
     of_one = torch.func.jacrev(lambda place: velocity(place, time))
     return torch.func.vmap(of_one)(x)
 
 
 def wrapped(x: Tensor) -> Tensor:
-    """The shortest of all ways around the torus that lead as far."""
+    """Return the shortest displacement on the torus equivalent to `x`."""
     return (x + LENGTH / 2) % LENGTH - LENGTH / 2
 
 

@@ -1,4 +1,4 @@
-"""Initial states in, trajectories of a few small differential equations out, to ten digits."""
+"""Trajectories of small differential equations, solved to ten digits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.dims import check_positive, choose
 
 TOLERANCE = 1e-10
-MAX_STEP = 0.25  # the solver may step further, but its interpolant is then good to 6 digits only
+MAX_STEP = 0.25  # with longer steps the solver's interpolant is accurate to 6 digits only
 TIME_TO_THE_ATTRACTOR = 20.0
 
 
 @dataclass(frozen=True)
 class System:
-    """An ordinary differential equation that does not depend on time, and where it starts.
+    """Autonomous ordinary differential equation with the range of its initial states.
 
-    Those of the papers are in `SYSTEMS`; make one for an equation of your own, and give its `rhs` to an
-    `IntegratorStepper` where a forecast should know the equation.
+    Those of the papers are in `SYSTEMS`. Make one for another equation, and pass its `rhs` to an
+    `IntegratorStepper` if a forecast should use the equation.
 
     Args:
-        derivative: Components of the state to components of its derivative; plain arithmetic, so that
-            numbers, arrays and tensors all pass.
+        derivative: Function from the components of the state to those of its derivative, in plain
+            arithmetic, so that it works for numbers, arrays and tensors.
         low: Smallest initial value of every component.
-        high: Largest one.
-        flow: Components and a time to the components then, where that is known.
+        high: Largest initial value of every component.
+        flow: Exact solution, a function of the components and a time, if it is known.
         polar: Whether initial values are a radius and an angle.
         settles: Whether states start on the attractor rather than in the box.
 
@@ -44,7 +44,7 @@ class System:
     settles: bool = False
 
     def rhs(self, x: Tensor) -> Tensor:
-        """Derivative of states `(..., D)`, for `IntegratorStepper`."""
+        """Return the time derivative of states `(..., D)`, for `IntegratorStepper`."""
         return torch.stack(self.derivative(*x.unbind(-1)), dim=-1)
 
 
@@ -77,15 +77,15 @@ SYSTEMS: dict[str, System] = {
 
 @checked
 def initial_states(system: str, num_samples: int, *, seed: int = 0) -> Tensor:
-    """Random states from which the trajectories of a system start, in double precision.
+    """Draw random initial states of a system, in double precision.
 
-    Give them to `simulate`. Take other seeds for training, validation and test, so that none of
-    their states are shared.
+    Pass them to `simulate`. Use different seeds for training, validation and test, so that they share
+    no states.
 
     Args:
         system: A key of `SYSTEMS`.
         num_samples: Number of states.
-        seed: The same seed gives the same states.
+        seed: Seed of the random numbers.
 
     Shape:
         `(num_samples, D)`
@@ -115,10 +115,10 @@ def initial_states(system: str, num_samples: int, *, seed: int = 0) -> Tensor:
 def simulate(
     system: str, initial_states: Tensor, dt: float, num_steps: int, *, progress: bool = False
 ) -> Tensor:
-    """Trajectories to a tolerance of 1e-10, so that what a network gets wrong is the network's.
+    """Compute trajectories to a tolerance of 1e-10, far below the errors of networks.
 
-    At its default tolerances the same solver is off by more than published networks are: 8.7e-3 in
-    the mean square for the Van der Pol oscillator over 5120 steps.
+    At its default tolerances the same solver has larger errors than published networks: a mean square
+    of 8.7e-3 for the Van der Pol oscillator over 5120 steps.
 
     Args:
         system: A key of `SYSTEMS`.
@@ -132,7 +132,7 @@ def simulate(
 
     Raises:
         ValueError: If the system is unknown, the states are not `(N, D)` or not finite, dt is not
-            positive, the number of steps is below 1, or the solver gives up.
+            positive, the number of steps is below 1, or the solver fails.
         ImportError: If scipy is missing.
 
     Examples:
@@ -181,5 +181,5 @@ def _solved(equation: System, start: Tensor, times: Tensor) -> Tensor:
         max_step=MAX_STEP,
     )
     if not solution.success:
-        raise ValueError(f"the solver gave up from {start.tolist()}: {solution.message}")
+        raise ValueError(f"the solver failed from {start.tolist()}: {solution.message}")
     return torch.from_numpy(solution.y.T.copy())

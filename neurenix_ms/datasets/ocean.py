@@ -1,4 +1,4 @@
-"""Number of a sample in; density maps of drifting particles and the currents that carry them, out."""
+"""Dataset of density maps of drifting particles and the currents that carry them."""
 
 import math
 import os
@@ -28,25 +28,25 @@ SUBSTEPS = 12  # of the integrator, between maps
 
 
 class DriftDensity(Dataset):
-    """Particles released in a patch of a sea of eddies, counted into density maps every 6 hours.
+    """Density maps, every 6 hours, of particles released in a patch of a sea with eddies.
 
-    The currents are a sum of random waves of a stream function, so they are exact everywhere and free
-    of divergence; positions are stepped by a classical Runge-Kutta scheme in float64. Density
-    piles up nowhere but is stretched into filaments, which is what a surrogate has to learn. A
-    sink flow adds a convergence, which makes density grow.
+    The currents are a sum of random waves of a stream function, so they are exact everywhere and
+    divergence-free; positions are advanced by a classical Runge-Kutta scheme in float64. The flow does
+    not concentrate density but stretches it into filaments, which a surrogate has to learn. A sink flow
+    adds a convergence, which increases the density.
 
-    Where the patch is let go may be left to chance or to the currents at that time, which are, of
-    velocity `v` with `sigma = sqrt((d1 v1 - d2 v2)^2 + (d2 v1 + d1 v2)^2)`:
+    The position of the release is random or chosen by the currents at that time. With the velocity `v`
+    and `sigma = sqrt((d1 v1 - d2 v2)^2 + (d2 v1 + d1 v2)^2)` it is:
 
-    * "converging": where particles come together on a line fastest, that is where
-      `(div v - sigma) / 2`, the smaller rate of strain, is most negative.
-    * "hyperbolic": of all saddles, places of no current with `det(grad v) < 0`, that of the largest
-      `sigma`. The patch is torn apart there.
-    * "eddies": of all places of no current, that where the Okubo-Weiss number `sigma^2 - curl(v)^2` is
-      most negative. The patch stays together there, as long as the eddy lives.
+    * "converging": where particles converge to a line fastest, that is where `(div v - sigma) / 2`,
+      the smaller rate of strain, is most negative.
+    * "hyperbolic": of all saddles, stagnation points with `det(grad v) < 0`, the one with the largest
+      `sigma`. The flow stretches the patch there.
+    * "eddies": of all stagnation points, the one where the Okubo-Weiss number `sigma^2 - curl(v)^2` is
+      most negative. The patch stays together there for the lifetime of the eddy.
 
     With islands, the stream function is multiplied by a function that is 0 on land, rises smoothly
-    over 10 km and is 1 at sea. So the coast is a streamline, and nothing ever lands.
+    over 10 km and is 1 at sea. So the coast is a streamline, and no particle reaches land.
 
     Args:
         root: Folder of the cache.
@@ -55,19 +55,19 @@ class DriftDensity(Dataset):
         steps: Number of steps of 6 hours.
         num_particles: Particles of a sample; together they have mass 1.
         time_reversed: Run the currents backwards in time, with the opposite sign.
-        sink: Speed in km/h of a flow towards the place of the release, on top of the currents; away
-            from it when time is reversed.
-        seeding: Where the patch is let go: "anywhere", or as above, by the currents without the sink.
+        sink: Speed in km/h of a flow towards the position of the release, added to the currents; away
+            from it if time is reversed.
+        seeding: Position of the release: "anywhere", or as above, by the currents without the sink.
         land: Number of round islands of 5 to 10 km radius, none of them near the release.
-        cell_sizes: Widest cell of an axis over its narrowest, for a grid that is stretched smoothly:
+        cell_sizes: Ratio of the widest cell of an axis to its narrowest, for a smoothly stretched grid:
             edges at `100 km * (i + a sin(2 pi i) / (2 pi))`, i from 0 to 1, with `a` from that ratio.
             None is the even grid, without the item below.
-        seed: Where all randomness comes from.
-        progress: Show a progress bar while samples are made.
+        seed: Seed of all random numbers.
+        progress: Show a progress bar while samples are computed.
 
     Shape:
         `density` `(steps + 1, size, size)` in 1 / km2, and `velocity` `(steps + 1, 2, size, size)` in
-        km/h along the first and second axis, at the time of every map. With `cell_sizes` also
+        km/h along the first and second axis, at the time of every density map. With `cell_sizes` also
         `cell_sizes` `(2, size, size)`, the edges of every cell in km along both axes: their product
         times the density is mass. With `land` also `land` `(size, size)`, 1 where a whole cell is land
         and 0 elsewhere. All float32. The square is periodic.
@@ -177,9 +177,9 @@ class DriftDensity(Dataset):
 
 
 def grid_edges(size: int, ratio: float = 1.0) -> Tensor:
-    """Edges `(size + 1,)` of the cells of an axis, the widest so many times as wide as the narrowest.
+    """Return the edges `(size + 1,)` of the cells of an axis, with a ratio of widest to narrowest.
 
-    The ratio is that of the stretching; cells, which average it, come close to it when they are many.
+    The ratio is that of the local stretching; that of the cells approaches it for large sizes.
     """
     i = torch.arange(size + 1, dtype=torch.float64) / size
     strength = (ratio - 1) / (ratio + 1)
@@ -187,7 +187,7 @@ def grid_edges(size: int, ratio: float = 1.0) -> Tensor:
 
 
 def counted(x: Tensor, edges: Tensor) -> Tensor:
-    """Density of particles of mass `1 / len(x)` on the cells of the torus between edges."""
+    """Return the density of particles of mass `1 / len(x)` on the cells of the torus between edges."""
     size = len(edges) - 1
     cell = torch.bucketize(x % LENGTH, edges[1:-1], right=True)
     counts = torch.bincount(cell[:, 0] * size + cell[:, 1], minlength=size**2)
@@ -195,12 +195,12 @@ def counted(x: Tensor, edges: Tensor) -> Tensor:
 
 
 def _disc(count: int, generator: torch.Generator) -> Tensor:
-    """Places spread evenly over the patch of release."""
+    """Draw positions uniformly over the patch of release."""
     radius, turn = torch.rand(2, count, dtype=torch.float64, generator=generator)
     angle = 2 * math.pi * turn
     return RELEASE * radius.sqrt()[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
 
 
 def _pairs(x: Tensor) -> Tensor:
-    """One number per cell and axis, `(N, N, 2)`."""
+    """Return one number per cell and axis, `(N, N, 2)`."""
     return torch.stack(torch.meshgrid(x, x, indexing="ij"), dim=-1)

@@ -1,4 +1,4 @@
-"""Seed in, porous geometries with the potential and conductance of their pores out."""
+"""Dataset of porous geometries with the potential and conductance of their pores."""
 
 import contextlib
 import io
@@ -24,14 +24,14 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
     A geometry is drawn by porespy, pores that do not connect the two end faces are turned into
     solid, and taufactor solves Laplace's equation in what remains: potential -0.5 and +0.5 on the
     end faces of axis 0, no flux through solid and through the other faces. Geometries without
-    a connected path, or without solid, are drawn again; in 2-D these are many (half of the blobs
-    at a porosity of 0.5), so there the lower end of the range is rare. Solutions that did not
-    converge are reported and replaced in the same way.
+    a connected path, or without solid, are drawn again. In 2-D these are many (half of the blobs
+    at a porosity of 0.5), so the lower end of the range is rare there. Solutions that did not
+    converge are reported by a warning and replaced in the same way.
 
     Sample `i` depends on `seed`, `i` and the parameters below only, not on `num_samples` and not
-    on earlier runs. Samples are made when the dataset is, with a progress bar, and kept under
-    `root` in a folder for this set of parameters; a second run, or one after a kill, makes what
-    is missing. Files that are damaged or foreign are reported and made again.
+    on earlier runs. Samples are computed at construction, with a progress bar, and cached under
+    `root` in a folder for this set of parameters; a second run, or one after an interruption,
+    computes only missing samples. Corrupted or foreign files are reported and computed again.
 
     Args:
         root: Folder for the cached samples.
@@ -40,31 +40,31 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         spatial_dims: 2 or 3.
         generator: `"blobs"` (a thresholded, blurred noise) or `"overlapping_spheres"` (solid
             spheres at random places, discs in 2-D).
-        porosity: Lower and upper end of the range from which the porosity is drawn evenly. What
-            is kept has less once unconnected pores are gone.
-        seed: Non-negative number that all samples come from.
+        porosity: Lower and upper end of the range from which the porosity is drawn uniformly.
+            Removing unconnected pores lowers it.
+        seed: Seed of all samples, not negative.
         grain_radius: Radius of the spheres in cells; blobs are blurred over half of it.
         tolerance: A solution has converged when the flux through its layers differs by no more
-            than this part of the largest. At 1e-3, `D_rel` is off by some 3e-4 at most.
-        max_iterations: Sweeps after which a solution has not converged; at least 200, since
-            taufactor compares every hundredth with the one before.
-        device: Where taufactor solves: `"cpu"` or `"cuda"`. Not among the recorded parameters.
-        progress: Show a progress bar while samples are made.
+            than this fraction of the largest. At 1e-3, the error of `D_rel` is about 3e-4 at most.
+        max_iterations: Largest number of sweeps before a solution counts as not converged; at least
+            200, since taufactor compares every hundredth with the one before.
+        device: Device on which taufactor solves, `"cpu"` or `"cuda"`; not a recorded parameter.
+        progress: Show a progress bar while samples are computed.
 
     Shape:
         An item is a dict of float32 tensors. Lengths are in cells, the potential is in units of
         the difference between the two end faces.
 
         - `pores`: `(1, *S)`, 1 in connected pores, 0 in solid.
-        - `distance`: `(1, *S)`, cells from the center of a pore cell to that of the nearest
-          solid cell, 0 in solid. The faces of the box do not count as solid.
+        - `distance`: `(1, *S)`, distance in cells from the center of a pore cell to that of the
+          nearest solid cell, 0 in solid. The faces of the box do not count as solid.
         - `potential`: `(1, *S)`, between -0.5 and 0.5, rising along axis 0; 0 in solid.
         - `D_rel`: `()`, conductance relative to the empty box, between 0 and 1.
 
     Raises:
-        ValueError: If an argument is out of its range.
-        ImportError: If samples have to be made and porespy, taufactor or scipy is missing.
-        RuntimeError: If 1000 draws gave no usable geometry.
+        ValueError: If an argument is out of range.
+        ImportError: If samples must be computed and porespy, taufactor or scipy is missing.
+        RuntimeError: If none of 1000 draws is a usable geometry.
         IndexError: If there is no such sample.
 
     Examples:
@@ -153,7 +153,7 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         return {name: value.float() for name, value in self.cache[index].items()}
 
     def _make(self, index: int) -> dict[str, Tensor]:
-        """Draw geometries until one conducts and its solution converged."""
+        """Draw geometries until one conducts and its solution converges."""
         ndimage = _import_solvers()[2]
         for draw in range(MAX_DRAWS):
             pores = self._draw(index, draw)
@@ -162,9 +162,9 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
             potential, conductance, converged = self._solve(pores)
             if not converged:
                 warnings.warn(
-                    f"draw {draw} of sample {index} is left out: taufactor did not converge to "
-                    f"{self.tolerance} in {self.max_iterations} iterations; the next draw takes "
-                    "its place",
+                    f"draw {draw} of sample {index} is omitted: taufactor did not converge to "
+                    f"{self.tolerance} in {self.max_iterations} iterations; the next draw replaces "
+                    "it",
                     stacklevel=2,
                 )
                 continue
@@ -181,7 +181,7 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         )
 
     def _draw(self, index: int, draw: int) -> Any:
-        """Boolean array of the connected pores of one geometry."""
+        """Return a boolean array of the connected pores of one geometry."""
         import numpy as np
 
         porespy = _import_solvers()[0]
@@ -205,7 +205,7 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         return porespy.filters.trim_nonpercolating_paths(pores, axis=0)
 
     def _solve(self, pores: Any) -> tuple[Tensor, float, bool]:
-        """Potential, conductance relative to the empty box, and whether it converged."""
+        """Return potential, conductance relative to the empty box, and whether both converged."""
         taufactor = _import_solvers()[1]
         volume = pores.reshape(*self.shape, *(1,) * (3 - self.spatial_dims))
         solver = taufactor.Solver(volume.astype("float32"), device=self.device)
@@ -214,34 +214,34 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         # one ghost layer on every side
         potential = solver.field[0, 1:-1, 1:-1, 1:-1].reshape(self.shape).cpu()
         conductance = float(solver.D_rel[0])
-        # taufactor takes a flux that is not a number for a converged one
+        # taufactor counts a flux of NaN as converged
         converged = bool(solver.converged) and conductance > 0 and bool(potential.isfinite().all())
         return potential, conductance, converged
 
 
 @checked
 def effective_conductivity(potential: Tensor, pores: Tensor) -> Tensor:
-    """Conductance of a box relative to the empty box, from the potential in its pores.
+    """Compute the conductance of a box relative to the empty box from the potential in its pores.
 
     The flux between neighboring pore cells is summed over each layer of faces along the first
     spatial axis, averaged over the layers and divided by that of an empty box. A solution has the
-    same flux in every layer; in a prediction the mean levels out local errors, where the energy
-    of the gradient would add up their squares.
+    same flux in every layer. In a prediction the mean averages local errors, whereas the energy of
+    the gradient would add their squares.
 
     The difference of the potential between the two end faces of the box is 1, and the faces lie
     half a cell beyond the centers of the first and last cell, so the empty box of N cells has
     steps of 1/N. Only the N - 1 layers between cells count, as in taufactor, so that its solution
-    gives its `D_rel`. Differentiable in both arguments; `pores` may be fractions.
+    has its `D_rel`. The result is differentiable in both arguments; `pores` may be fractions.
 
     Args:
-        potential: Potential at the centers of the cells; what it is in solid does not matter.
+        potential: Potential at the centers of the cells; its values in solid have no effect.
         pores: 1 in pores, 0 in solid.
 
     Shape:
         `(B, 1, *S)` and `(B, 1, *S)` -> `(B,)`, for one to three spatial axes
 
     Raises:
-        ValueError: If the shapes are others, or there is one cell only along the first axis.
+        ValueError: If the shapes differ from these, or the first axis has a single cell.
 
     Examples:
         >>> potential = (torch.arange(8) + 0.5).view(1, 1, 8, 1) / 8 - 0.5

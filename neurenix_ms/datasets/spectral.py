@@ -1,4 +1,4 @@
-"""A stiff linear part and a nonlinear part in, a function that takes one step in time out."""
+"""Exponential time integrator for equations with a stiff linear part."""
 
 import math
 from collections.abc import Callable
@@ -11,15 +11,15 @@ CONTOUR_POINTS = 32
 
 
 def etdrk4(linear: Tensor, nonlinear: Rate, step: float) -> Rate:
-    """One step of the fourth-order exponential integrator for `dv/dt = linear * v + nonlinear(v)`.
+    """Return a step of the fourth-order exponential integrator for `dv/dt = linear * v + nonlinear(v)`.
 
-    The linear part is integrated exactly, so that diffusion and the fourth derivative put no bound
-    on the step. The coefficients are means over circles in the complex plane, as their formulas
-    lose all digits where `step * linear` is near 0.
+    The linear part is integrated exactly, so that diffusion and fourth derivatives do not limit the
+    step. The coefficients are means over circles in the complex plane, because their formulas suffer
+    from cancellation if `step * linear` is near 0.
 
     Args:
         linear: Real factors of the linear part, float64, broadcastable to the state.
-        nonlinear: Rate of change by everything else.
+        nonlinear: Rate of change by the nonlinear part.
         step: Length of the step in time.
 
     Source: Kassam and Trefethen 2005, SIAM J. Sci. Comput. 26, 1214, eq. (26) and section 2.
@@ -56,7 +56,7 @@ def etdrk4(linear: Tensor, nonlinear: Rate, step: float) -> Rate:
 
 
 def trajectory(advance: Rate, v: Tensor, num_times: int, steps_between: int) -> Tensor:
-    """The state at `num_times` times, the first of them as it is, along a new axis at the front."""
+    """Return the states at `num_times` times, starting with `v`, along a new first axis."""
     states = [v]
     for _ in range(num_times - 1):
         for _ in range(steps_between):

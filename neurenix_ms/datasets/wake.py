@@ -1,4 +1,4 @@
-"""A Reynolds number in, the wake behind a cylinder out, by a small lattice-Boltzmann solver."""
+"""Wake behind a cylinder by a small lattice-Boltzmann solver, and proper orthogonal decomposition."""
 
 import os
 from typing import Any
@@ -10,7 +10,7 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.dims import check_positive
 from neurenix_ms.datasets.cache import SampleCache
 
-# nine velocities, x first; weights of the equilibrium; the index of each one's opposite
+# nine velocities, x first; weights of the equilibrium; the index of each opposite velocity
 VELOCITIES = torch.tensor(
     [[0, 0], [1, 0], [0, 1], [-1, 0], [0, -1], [1, 1], [-1, 1], [-1, -1], [1, -1]]
 )
@@ -31,24 +31,25 @@ def cylinder_wake(
     progress: bool = False,
     root: str | os.PathLike[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Velocity of a flow past a cylinder, which sheds a vortex on either side in turn.
+    """Solve the flow past a cylinder, which sheds vortices on alternating sides.
 
-    A fluid of particles with nine velocities, which relax towards an equilibrium (BGK) and bounce
-    back from the cylinder. It enters on the left at a constant speed and leaves on the right; above
-    and below, the channel goes on periodically. From a Reynolds number of some 50 on the wake swings,
-    once in about `5 * diameter / speed` steps. Small grids give the right kind of flow, not the
-    drag to three digits.
+    The fluid consists of particles with nine velocities, which relax towards an equilibrium (BGK) and
+    bounce back from the cylinder. It enters on the left at a constant speed and leaves on the right;
+    the channel is periodic across the flow. From a Reynolds number of about 50 on, the wake oscillates
+    with a period of about `5 * diameter / speed` steps. Small grids reproduce the kind of flow, but not
+    the drag to three digits.
 
     Args:
-        reynolds: Speed times diameter by viscosity.
+        reynolds: Reynolds number, speed times diameter divided by viscosity.
         size: Cells along the flow and across it.
-        diameter: Of the cylinder, in cells.
-        speed: Of the inflow, in cells per step; well below the speed of sound, 0.58.
+        diameter: Diameter of the cylinder, in cells.
+        speed: Speed of the inflow, in cells per step; well below the speed of sound, 0.58.
         num_times: Number of states.
-        interval: Steps between them.
-        warm_up: Steps before the first, in which the swing sets in.
+        interval: Steps between two states.
+        warm_up: Steps before the first state, in which the oscillation develops.
         progress: Show a progress bar.
-        root: Folder of a cache: the same call reads its result from there. None makes it anew.
+        root: Folder of a cache, from which later calls with the same arguments read the result; None
+            disables it.
 
     Shape:
         `t` `(T,)` in steps, `u` `(T, 2, *size)`, `solid` `size`, all float64
@@ -97,7 +98,7 @@ def cylinder_wake(
 
 
 class _Flow:
-    """Particle densities `(9, *size)` and what happens to them in a step."""
+    """Particle densities `(9, *size)` and their time step."""
 
     def __init__(
         self, size: tuple[int, int], diameter: float, speed: float, relaxation: float
@@ -111,7 +112,7 @@ class _Flow:
         inflow[0] = speed
         self.inflow = self.equilibrium(torch.ones(1, width, dtype=torch.float64), inflow)
         start = inflow.expand(2, *size) * ~self.solid
-        # a push to the side, or the wake would take long to lose its symmetry
+        # a sideways perturbation, without which the wake stays symmetric for long
         start[1] = 0.5 * speed * torch.sin(2 * torch.pi * x / (6 * diameter)) * ~self.solid
         self.f = self.equilibrium(torch.ones(size, dtype=torch.float64), start)
 
@@ -151,21 +152,21 @@ class _Flow:
 
 @checked
 def pod(fields: Tensor, num_modes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Proper orthogonal decomposition: few coefficients that say most about a sequence of fields.
+    """Compute the proper orthogonal decomposition of a sequence of fields.
 
-    Use it to forecast a flow by the few numbers that carry it, or as the linear method that a network
-    should beat. What travels needs many modes; `MultiScaleNIF` needs fewer numbers there.
+    Use it to forecast a flow by few coefficients, or as the linear baseline of a network. Traveling
+    structures need many modes; `MultiScaleNIF` needs fewer numbers for them.
 
     Args:
         fields: `(T, *D)`.
-        num_modes: Number of modes, by falling share of the variance.
+        num_modes: Number of modes, ordered by decreasing variance.
 
     Returns:
         Coefficients `(T, num_modes)`, orthonormal modes `(num_modes, *D)` and the mean `D`, so that
         `fields` is about `mean + coefficients @ modes`.
 
     Raises:
-        ValueError: If there are not so many modes.
+        ValueError: If `num_modes` is below 1 or above the number of modes.
 
     Examples:
         >>> fields = torch.randn(20, 1, 4, 3)

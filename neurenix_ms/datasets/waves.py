@@ -1,4 +1,4 @@
-"""Parameters in, fields over space and time out: a traveling wave, chaos in 1-D, vortices in 2-D."""
+"""Fields over space and time: a traveling wave, chaotic waves in 1-D and turbulence in 2-D."""
 
 import hashlib
 import math
@@ -21,11 +21,11 @@ MOST_STEPS = 10**9  # of a solver between two times
 
 @checked
 def travelling_wave(omega: float = 4.0, num_times: int = 10, num_points: int = 200) -> Sample:
-    """A packet of waves that travels without changing: the smallest test of an implicit model.
+    """Compute a wave packet that travels without changing, the smallest test of an implicit model.
 
     `u = exp(-1000 xi**2) sin(omega xi)` with `xi = x - 0.2 - 0.006 t`, for x from 0 to 1 and t from 0
-    to 100. It is exact. A linear basis needs many modes for it; with `omega` 400 it needs
-    a network with high frequencies as well.
+    to 100. It is exact. A linear basis needs many modes for it; with `omega` 400 a network must
+    represent high frequencies as well.
 
     Args:
         omega: Wave number; 4 and 400 are the published cases.
@@ -67,21 +67,22 @@ def kuramoto_sivashinsky(
 ) -> Sample:
     """Solve `u_t + u u_x + u_xx + nu u_xxxx = 0` on a ring, for one or several values of `nu`.
 
-    Long waves grow, short ones are damped, and the product hands energy from one to the other:
-    smooth fields that are chaotic in time. With `nu` from 0.2 to 0.28 it is the published
-    parametric case of neural implicit flow; 1 is the usual form. Products are freed of aliasing by
-    the rule of two thirds, time is stepped by `etdrk4`, all in float64.
+    Long waves grow, short waves are damped, and the nonlinear term transfers energy between them, so
+    fields are smooth in space and chaotic in time. With `nu` from 0.2 to 0.28 it is the published
+    parametric case of neural implicit flow; 1 is the usual form. Products are dealiased by the
+    two-thirds rule, and time steps are those of `etdrk4`, all in float64.
 
     Args:
         nu: Strength of the damping, a positive number or several; all start from the same field.
         num_points: Number of points on the ring.
-        num_times: Number of times, from 0 to `end_time`; times before the field is chaotic are part.
+        num_times: Number of times, from 0 to `end_time`, including those before the field is chaotic.
         end_time: Last time.
         length: Circumference of the ring.
-        time_step: Longest step of the solver; it is shortened to meet the times.
+        time_step: Longest step of the solver; it is shortened so that steps end at the times.
         initial: Field at time 0, `(N,)`, in place of random waves of length `length / 6` and longer.
-        seed: Where the random waves come from.
-        root: Folder of a cache: the same call reads its result from there. None makes it anew.
+        seed: Seed of the random waves.
+        root: Folder of a cache, from which later calls with the same arguments read the result; None
+            disables it.
 
     Shape:
         `nu` `()`, `t` `(T,)`, `x` `(N,)`, `u` `(T, N)`, all float64; with several values `nu` `(M,)` and
@@ -144,21 +145,22 @@ def turbulence2d(
     seed: int = 0,
     root: str | os.PathLike[str] | None = None,
 ) -> Sample:
-    """Vorticity of decaying turbulence on a square torus of edge 2 pi.
+    """Solve for the vorticity of decaying turbulence on a square torus of edge 2 pi.
 
-    Random vortices stir, merge and fade: `w_t + u . grad(w) = viscosity * laplacian(w)` with `u` the
-    velocity of the vorticity `w`. Products are freed of aliasing by the rule of two thirds, time is
-    stepped by `etdrk4`, all in float64. Without viscosity energy and enstrophy stay.
+    Random vortices mix, merge and decay: `w_t + u . grad(w) = viscosity * laplacian(w)`, where `u` is
+    the velocity of the vorticity `w`. Products are dealiased by the two-thirds rule, and time steps are
+    those of `etdrk4`, all in float64. Without viscosity energy and enstrophy are conserved.
 
     Args:
         viscosity: Kinematic viscosity; velocities are about 1. 0 is allowed for short times.
         num_points: Number of points along each edge.
         num_times: Number of times, from 0 to `end_time`.
-        end_time: Last time; about that of one turn of a large vortex is 3.
-        time_step: Longest step; a step must not carry the flow past a point or two.
+        end_time: Last time; a large vortex turns once in about 3.
+        time_step: Longest step; the flow must not advance by more than a point or two per step.
         initial: Vorticity at time 0, `(N, N)`, in place of a random one; its mean is dropped.
-        seed: Where the random vorticity comes from.
-        root: Folder of a cache: the same call reads its result from there. None makes it anew.
+        seed: Seed of the random vorticity.
+        root: Folder of a cache, from which later calls with the same arguments read the result; None
+            disables it.
 
     Shape:
         `t` `(T,)`, `x` `(N,)` of both axes, `vorticity` `(T, N, N)`: time, x, y; all float64
@@ -166,7 +168,7 @@ def turbulence2d(
     Raises:
         ValueError: If a number is out of range, or `initial` has another shape.
 
-    Source: McWilliams 1984, J. Fluid Mech. 146, 21, eq. (2.4) for the spectrum of the start.
+    Source: McWilliams 1984, J. Fluid Mech. 146, 21, eq. (2.4) for the initial spectrum.
 
     Examples:
         >>> flow = turbulence2d(num_points=16, num_times=3, end_time=0.1)
@@ -212,7 +214,7 @@ def turbulence2d(
 
 
 def _random_waves(x: Tensor, seed: int) -> Tensor:
-    """Six waves around a ring of length 1, of random heights and phases."""
+    """Return the sum of six waves around a ring of length 1, of random amplitudes and phases."""
     generator = torch.Generator().manual_seed(seed)
     height, phase = torch.rand(2, 6, dtype=torch.float64, generator=generator)
     k = torch.arange(1, 7, dtype=torch.float64)
@@ -220,7 +222,7 @@ def _random_waves(x: Tensor, seed: int) -> Tensor:
 
 
 def _random_vorticity(square: Tensor, kept: Tensor, size: tuple[int, int], seed: int) -> Tensor:
-    """Random phases, energy around wave number 6, mean square velocity 1."""
+    """Return a vorticity with random phases, energy around wave number 6 and mean square velocity 1."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(size, dtype=torch.float64, generator=generator)
     k = square.sqrt().clamp(min=1)
@@ -235,12 +237,12 @@ def _wave_numbers(num_points: int, length: float) -> Tensor:
 
 
 def _kept(k: Tensor) -> Tensor:
-    """The two thirds of the waves that a product cannot reach by aliasing."""
+    """Return which waves the two-thirds rule keeps, to which products do not alias."""
     return k.abs() < 2 / 3 * k.abs().max()
 
 
 def _divided(end_time: float, num_times: int, time_step: float) -> tuple[int, float]:
-    """Steps between two times, and their length."""
+    """Return the number of steps between two times, and their length."""
     interval = end_time / max(1, num_times - 1)
     if not interval / time_step <= MOST_STEPS:
         raise ValueError(
@@ -276,7 +278,7 @@ def _check_above_zero(**values: float) -> None:
 
 
 def _origin(start: Tensor | None, seed: int) -> dict[str, Any]:
-    """What a start is recorded by: its seed, or a digest of the field itself."""
+    """Return the record of an initial field: its seed, or a digest of the field itself."""
     if start is None:
         return {"seed": seed}
     return {"initial": hashlib.sha256(start.contiguous().numpy().tobytes()).hexdigest()}

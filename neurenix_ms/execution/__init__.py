@@ -1,4 +1,4 @@
-"""How a model is run when its map is larger than the memory: in tiles, with the result of the whole."""
+"""Exact tiled inference and training for inputs that do not fit into memory."""
 
 from neurenix_ms.execution.gradients import accumulate_gradients
 from neurenix_ms.execution.plan.footprint import Footprint, footprint

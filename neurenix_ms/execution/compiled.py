@@ -1,4 +1,4 @@
-"""Run the plain form of compiled modules, which would be compiled anew for tiles of every size."""
+"""Run the original form of compiled modules, which would be compiled again for every tile size."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ COMPILER = "torch._dynamo.eval_frame"
 
 
 def plain_module(model: nn.Module) -> nn.Module:
-    """The module that `torch.compile` was called with, or the module itself."""
+    """Return the module that `torch.compile` was called with, or the module itself."""
     compiled = getattr(sys.modules.get(COMPILER), "OptimizedModule", ())
     while isinstance(model, compiled):
         model = model._orig_mod
@@ -20,8 +20,8 @@ def plain_module(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """While it is entered, compiled modules and functions run as they were written."""
-    if COMPILER not in sys.modules:  # then nothing can be compiled, and importing it takes seconds
+    """Run compiled modules and functions eagerly inside the context."""
+    if COMPILER not in sys.modules:  # nothing can be compiled then, and importing it takes seconds
         yield
         return
     with torch.compiler.set_stance("force_eager"):

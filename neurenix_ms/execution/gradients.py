@@ -1,4 +1,4 @@
-"""Exact gradients of a loss over a whole map, accumulated tile by tile."""
+"""Exact gradients of a loss over the whole input, accumulated tile by tile."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -40,35 +40,37 @@ def accumulate_gradients(
     """Add the gradient of `loss(model(x), target)` to every parameter's `.grad`, tile by tile.
 
     Use it in place of forward and `backward()` where a training step does not fit into memory:
-    gradients, loss and running statistics are those of the whole map to rounding, and memory is that
-    of a tile (and of the parts run whole). Every normalization costs two more passes over the tiles,
-    so parts that hold them should be as shallow as memory allows. Where a step fits, the plain one is
-    faster. Gradient checkpointing is off meanwhile, and a compiled model runs as the plain one.
+    gradients, loss and running statistics equal those of the whole input to rounding, and the memory
+    is that of a tile (and of the parts run whole). Every normalization in tiles costs two more passes,
+    so run parts that hold them whole, starting as shallow as memory allows. Where a training step
+    fits into memory, the plain step is faster. Gradient checkpointing is disabled meanwhile, and of a
+    compiled model the original module runs.
 
     Args:
         model: Any module that takes one tensor and returns tensors.
-        x: The map `(B, C, *S)`, a tensor or an array that slices; it is converted to the model's
-            dtype.
+        x: The input `(B, C, *S)`, a tensor or an array that can be sliced; it is converted to the
+            model's dtype.
         target: What the loss compares with: a tensor or array of the output's spatial size, or
-            several of them. Numbers are converted to the model's dtype, integers to int64; booleans
-            stay.
-        loss: A function of output and target that is a mean or a sum over cells of something local.
-        tile_size: Edge of a tile in cells, or one per axis; the halo comes on top.
-        whole: Names of submodules that run on the whole map of lower resolution; "auto" takes the
-            shallowest that fit into what one tile takes.
-        reduction: Whether the loss is a "mean" or a "sum"; by default that is found.
+            several of them. Floating point numbers are converted to the model's dtype, integers to
+            int64; booleans stay.
+        loss: A function of output and target that is a mean or a sum of a local term over all
+            positions.
+        tile_size: Edge length of a tile in pixels or voxels, or one per axis, without the halo.
+        whole: Names of submodules that run on their whole feature map of lower resolution; "auto"
+            takes the shallowest that need no more memory than one tile.
+        reduction: Whether the loss is a "mean" or a "sum"; detected by default.
 
     Returns:
-        The loss of the whole map, without graph.
+        The loss over the whole input, detached from the graph.
 
     Raises:
-        ValueError: If the loss is neither a mean nor a sum over cells (class weights or
+        ValueError: If the loss is neither a mean nor a sum over positions (class weights or
             `ignore_index` under a mean, a normalization by the target), a shape does not fit, or the
             model cannot run in tiles.
 
     Source: tiles as in Pinckaers et al. 2022, "Streaming convolutional neural networks"; the passes
     for statistics are new here: each mean and variance is a variable of the loss, and its adjoint
-    seeds one more pass.
+    is the starting gradient of one more pass.
 
     Examples:
         >>> import torch.nn.functional as F
@@ -113,9 +115,10 @@ def _accumulated(
 
 
 class Adjoints:
-    """The gradients of the loss with respect to what every site got from the whole map.
+    """Gradients of the loss with respect to the global value of every site.
 
-    Each is complete when the passes of all later sites are done; then it seeds a pass of its own.
+    That value is a pair of moments, or the result of a part run whole. Its gradient is complete when
+    the passes of all later sites are done; then one more pass propagates it back from the site.
     """
 
     def __init__(self, passes: Passes, values: Values) -> None:
@@ -133,7 +136,7 @@ class Adjoints:
     def of_the_loss(
         self, target: Any, loss: Callable[[Any, Any], Tensor], reduction: Reduction
     ) -> Tensor:
-        """The pass over the output: the loss of every core, sent back."""
+        """Compute the loss of every core of the output and propagate its gradient back."""
         total: Tensor | None = None
         with torch.enable_grad():
             for tile, cores, structure in self.passes.outputs():
@@ -148,11 +151,11 @@ class Adjoints:
                 total = value.detach() if total is None else total + value.detach()
                 del output, cores, value
         if total is None:
-            raise ValueError("the output must have at least one cell, got none")
+            raise ValueError("the output must have at least one position, got an empty output")
         return total
 
     def of_a_site(self, number: int) -> None:
-        """One pass: what the site owes to the map goes back to the weights and to earlier sites."""
+        """Propagate the gradient of a site back to the weights and to earlier sites, in one pass."""
         d_input = None if number in self.statistics else self._through_part(number)
         if number not in self.statistics and d_input is None:
             return
@@ -205,7 +208,7 @@ class Adjoints:
         return site.seed(core.detach(), self.values.moments[number], d_mean, d_var)
 
     def _through_part(self, number: int) -> Tensor | None:
-        """The gradient of the part's result, carried back through it once."""
+        """Propagate the gradient of a part's result back to its input."""
         d_result = self.results.pop(number, None)
         if d_result is None:
             return None
@@ -221,7 +224,7 @@ class Adjoints:
         return core.numel() / torch.Size(whole).numel()
 
     def _target_of(self, target: Any, tile: Tile, cores: list[Tensor]) -> Any:
-        """The piece of every target that belongs to the core, found by its spatial size."""
+        """Return the piece of every target that belongs to the core, found by its spatial size."""
         size = self.passes.grid.size
 
         def piece(leaf: Any) -> Any:
@@ -233,9 +236,9 @@ class Adjoints:
                 whole = whole_shape(core, place.lines, size)
                 sizes.append(tuple(whole[line.dim] for line in place.lines))
                 if tuple(leaf.shape[-dims:]) == sizes[-1]:
-                    cells = tile.core_of_whole(place.lines)
+                    ranges = tile.core_of_whole(place.lines)
                     index = [slice(None)] * (len(leaf.shape) - dims)
-                    window = (*index, *(cells[line.dim] for line in place.lines))
+                    window = (*index, *(ranges[line.dim] for line in place.lines))
                     return read_target(leaf, window, self.passes.like)
             raise ValueError(
                 f"target must have the spatial size of an output, one of {sizes}, got shape "

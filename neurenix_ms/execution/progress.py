@@ -1,4 +1,4 @@
-"""Tell how far a long search or a long run is."""
+"""Progress reports for long searches of a plan and for long runs."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from torch import nn
 
 LOGGER = logging.getLogger("neurenix_ms")
 FIRST_MESSAGE = 2.0  # seconds
-LATER_MESSAGES = 4.0  # times the seconds of the one before
+LATER_MESSAGES = 4.0  # each message waits this many times as long as the one before
 
 
 @dataclass
@@ -27,10 +27,10 @@ _search: ContextVar[_Search | None] = ContextVar("search_for_a_plan", default=No
 
 @contextmanager
 def search_for_a_plan(model: nn.Module) -> Iterator[None]:
-    """While it is entered, a search that takes long is announced.
+    """Report a search that takes long inside the context.
 
-    The message is a warning of the logger "neurenix_ms": Python prints those to stderr where no
-    logging is set up, so a user sees why the first call takes long, and
+    The message is a warning of the logger "neurenix_ms". Python prints warnings to stderr where no
+    logging is set up, so a user learns why the first call takes long;
     `logging.getLogger("neurenix_ms").setLevel(logging.ERROR)` silences it.
     """
     if _search.get() is not None:
@@ -43,8 +43,8 @@ def search_for_a_plan(model: nn.Module) -> Iterator[None]:
         _search.reset(token)
 
 
-def tell_of_a_long_search() -> None:
-    """Say that a search goes on, after two seconds and then ever more rarely."""
+def report_long_search() -> None:
+    """Log that a search is still running, after two seconds and then at growing intervals."""
     search = _search.get()
     if search is None:
         return
@@ -52,8 +52,7 @@ def tell_of_a_long_search() -> None:
     if seconds > search.next_message:
         search.next_message = LATER_MESSAGES * seconds
         LOGGER.warning(
-            "still finding out how %s can run in tiles, for %.0f s; the result is kept for the "
-            "next calls",
+            "still planning how %s runs in tiles, for %.0f s; the plan is cached for the next calls",
             search.model,
             seconds,
         )
@@ -61,7 +60,7 @@ def tell_of_a_long_search() -> None:
 
 @contextmanager
 def progress_bar(wanted: bool, title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A function that is called after every tile."""
+    """Yield a function to call after every tile, which advances a progress bar if `wanted`."""
     if not wanted:
         yield lambda: None
         return

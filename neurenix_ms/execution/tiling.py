@@ -34,47 +34,49 @@ REDUCES: dict[str | None, Callable[[Tensor], Tensor]] = {
 
 
 class TiledModel(Described, nn.Module):
-    """Run a model tile by tile where its maps do not fit; the result is that of the whole map.
+    """Run a model tile by tile, with the same result as on the whole input.
 
     Use it for inference on images and volumes larger than the memory: x and out may be memory-mapped
-    or zarr arrays. There is no blending and nothing to tune: the halo is found by asking the model,
-    normalizations get the statistics of the whole map in passes of their own, and deep levels, which
-    are small, run whole. A model that cannot be cut exactly is refused. Where the whole map fits,
-    the plain call is faster.
+    or zarr arrays. There is no blending and nothing to tune: the halo is measured on the model,
+    normalizations get the statistics of the whole input in separate passes, and deep levels, which
+    are small, run whole. A model that cannot run exactly in tiles raises an error. Where the whole
+    input fits into memory, the plain call is faster.
 
-    How a model runs in tiles is found at the first call and kept, outside the model, until the model
-    changes (see [`footprint`][neurenix_ms.execution.footprint]). If that takes more than two
-    seconds, a warning of the logger "neurenix_ms" says so: it is seen where no logging is set up, and
+    The plan for running in tiles is made at the first call and cached, outside the model, until the
+    model changes (see [`footprint`][neurenix_ms.execution.footprint]). If that takes more than two
+    seconds, the logger "neurenix_ms" emits a warning, which Python prints where no logging is set up;
     `logging.getLogger("neurenix_ms").setLevel(logging.ERROR)` silences it.
 
-    Tensors and arrays, in and out, follow one rule: real numbers and booleans are converted to the
-    model's dtype, whatever their byte order and strides; complex numbers in a real model, masked
-    values, strings and objects are refused. A model that works in place does not change the caller's
-    tensor. A compiled model runs as the plain one that it was made from, as tiles of several sizes
-    would compile it again and again.
+    Input and output tensors and arrays follow one rule: real numbers and booleans are converted to
+    the model's dtype, whatever their byte order and strides; complex numbers for a real model, masked
+    values, strings and objects raise an error. A model that works in place does not change the
+    caller's tensor. Of a compiled model the original module runs, because every new tile size would
+    trigger another compilation.
 
     Args:
-        model: Any module that takes one tensor and returns tensors; it stays as it is.
-        tile_size: Edge of a tile in cells, or one per axis; the halo comes on top. It is rounded down
-            to a multiple of the stride. "auto" takes the largest that fits `memory_limit`.
+        model: Any module that takes one tensor and returns tensors; it is not modified.
+        tile_size: Edge length of a tile in pixels or voxels, or one per axis, without the halo. It is
+            rounded down to a multiple of the stride. "auto" takes the largest that fits
+            `memory_limit`.
         spatial_dims: Number of spatial axes.
-        in_channels: Channels of the input, if a model that cannot run in tiles is to be refused now
-            rather than at the first map.
-        whole: Names of submodules that run once, on the whole map of lower resolution; "auto" takes
-            the shallowest that fit the memory, `()` none.
-        memory_limit: Bytes for what runs at a time, a tile, a part, or (at least 256 MiB) the maps
-            on which the model is asked what its cells see; None allows a part what one tile takes. The
-            result and what the parts return come on top.
-        reduce: "argmax" gives the number of the largest channel instead of all channels.
+        in_channels: Channels of the input. If given, a model that cannot run in tiles raises here
+            rather than at the first call.
+        whole: Names of submodules that run once, on their whole feature map of lower resolution;
+            "auto" takes the shallowest that fit into memory, `()` none.
+        memory_limit: Bytes for what runs at a time: a tile, a part run whole, or the inputs on which
+            receptive fields are measured (at least 256 MiB for these). With None, a part run whole
+            may take as much as one tile. Results of the model and of the parts are not included.
+        reduce: "argmax" returns the index of the largest channel instead of all channels.
         progress: Show a progress bar (needs tqdm).
 
     Shape:
         `(B, C, *S)` -> that of the model; with `reduce`, without its channels
 
     Raises:
-        ValueError: If an argument is out of range, a layer sees the whole map, treats places
-            differently or is random (the message names it), or x or out has another shape.
-        ImportError: If a progress bar is wanted and tqdm is missing.
+        ValueError: If an argument is out of range; if a layer depends on the whole input, is not
+            shift-equivariant by the stride or is random (the message names it); or if x or out has
+            another shape.
+        ImportError: If a progress bar is requested and tqdm is missing.
 
     Source: halo and exactness as in Pinckaers et al. 2022, "Streaming convolutional neural networks";
     statistics merged as in Chan et al. 1979, "Updating formulae".
@@ -117,12 +119,12 @@ class TiledModel(Described, nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Any, out: Any = None) -> Any:
-        """The model's result for `x`, written into `out` if it is given.
+        """Return the model's result for `x`, written into `out` if it is given.
 
         Args:
-            x: A tensor, or an array that slices (NumPy, memory-mapped, dask, zarr).
-            out: A tensor or array of the result's shape, or the model's structure of them, apart from
-                the memory of x.
+            x: A tensor, or an array that can be sliced (NumPy, memory-mapped, dask, zarr).
+            out: A tensor or array of the result's shape, or the model's structure of them, which
+                shares no memory with x.
         """
         model = plain_module(self.model)
         shape, like = check_rank_of(x, self.spatial_dims, model)
@@ -146,7 +148,7 @@ class TiledModel(Described, nn.Module):
         return out
 
     def _check_room(self, out: Any, y: Tensor) -> None:
-        """Raise if the result, of which `y` is a piece, does not fit into `out`."""
+        """Raise if `out` cannot hold the result, of which `y` is a piece."""
         if self.reduce is None:
             check_writable(out, y.dtype)
         else:
@@ -177,14 +179,14 @@ class TiledModel(Described, nn.Module):
         return out if out is not None else tree_unflatten(leaves or [], cast(TreeSpec, structure))
 
     def _room(self, cores: list[Tensor], shapes: list[tuple[int, ...]], x: Any) -> list[Tensor]:
-        """Tensors for the whole results, where x is."""
+        """Allocate tensors for the whole results on the device of x."""
         device = x.device if isinstance(x, Tensor) else "cpu"
         dtypes = (core.dtype if self.reduce is None else torch.int64 for core in cores)
         pairs = zip(shapes, dtypes, strict=True)
         return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in pairs]
 
     def _shape(self, place: Place, shape: Sequence[int]) -> tuple[int, ...]:
-        """Of a whole result for a map of this shape."""
+        """Return the shape of a whole result for an input of this shape."""
         result = [shape[0], *place.result_shape[1:]]
         for line, n in zip(place.lines, shape[2:], strict=True):
             result[line.dim] = line.length(0, n, n)

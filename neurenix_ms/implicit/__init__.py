@@ -1,4 +1,4 @@
-"""Fields as networks of parameters and coordinates, their derivatives, and pruning that shrinks them."""
+"""Implicit neural fields of parameters and coordinates, their derivatives, and pruning."""
 
 from neurenix_ms._core.deprecation import renamed_classes
 from neurenix_ms.implicit.compacting import compact

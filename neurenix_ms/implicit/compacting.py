@@ -1,4 +1,4 @@
-"""A pruned implicit model in, a smaller one that gives the same out."""
+"""Compact a pruned implicit model into a smaller one with the same outputs."""
 
 from typing import Any, TypeVar
 
@@ -16,15 +16,16 @@ Model = TypeVar("Model", bound=Prunable)
 @checked
 @torch.no_grad()
 def compact(model: Model) -> Model:
-    """A smaller model without the nodes that are switched off, equal to `model` up to rounding.
+    """Return a smaller model without the pruned nodes, equal to `model` up to rounding.
 
-    A mask saves nothing: masked weights are still made and multiplied. Here the ShapeNet's matrices lose
-    the columns of pruned nodes and the rows of units that no node writes any more, and the
-    ParameterNet's last layer the rows that would have made them; so parameters, operations and time
-    fall. The result is a model of the same class: it can be trained, saved, loaded and pruned again.
+    A mask alone saves nothing, because masked weights are still generated and multiplied. This function
+    removes the columns of pruned nodes and the rows of units without nodes from the ShapeNet's
+    matrices, and the rows that generated them from the ParameterNet's last layer. So parameters,
+    operations and time decrease. The result is a model of the same class, which can be trained, saved,
+    loaded and pruned again.
 
     Args:
-        model: A `NIF` or `MultiScaleNIF`, or a `Normalizer` around one; it is left as it is.
+        model: A `NIF` or `MultiScaleNIF`, or a `Normalizer` around one; it is not modified.
 
     Raises:
         ValueError: If the model has no nodes that could be pruned.
@@ -60,7 +61,7 @@ def compact(model: Model) -> Model:
 
 
 def _rows(large: Shape, small: Shape) -> Tensor:
-    """Where the weights of the small network lie among those of the large one."""
+    """Return the indices of the small network's weights among those of the large one."""
     matrices, biases = large.slices()
     number = torch.arange(large.num_weights)
     kept_matrices, kept_biases = [], []

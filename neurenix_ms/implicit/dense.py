@@ -1,16 +1,16 @@
-"""Read the weights of a dense layer that is not called."""
+"""Access to the weights of a dense layer without calling the layer."""
 
 from torch import Tensor, nn
 
 
 def weights_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a linear layer, as they are.
+    """Return weight and bias of a linear layer.
 
     The weights that a hypernetwork generates are computed from the weights of its last layer, not by
-    calling it. So the layer must hold them whole.
+    calling it. So the layer must hold plain, unsharded tensors.
 
     Raises:
-        ValueError: If the layer is quantized, or sharded by itself.
+        ValueError: If the layer is quantized, or sharded separately from the model.
     """
     weight, bias = layer.weight, layer.bias
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
@@ -20,7 +20,7 @@ def weights_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
         )
     if hasattr(weight, "full_tensor"):
         raise ValueError(
-            "an implicit model computes with the weights of its linear layers, which must be whole, "
-            "got one that is sharded by itself; call fully_shard on the model, not on its layers"
+            "an implicit model computes with the weights of its linear layers, which must not be "
+            "sharded, got one that is; call fully_shard on the model, not on its layers"
         )
     return weight, bias

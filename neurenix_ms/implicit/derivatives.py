@@ -1,7 +1,8 @@
-"""A field and pairs of parameters and points in, exact derivatives of the field out.
+"""Exact derivatives of a field with respect to parameters and coordinates.
 
-Everything is reverse over reverse: the swish has no second derivative in forward mode. Derivatives can
-be differentiated once more for the weights, so residuals of equations can be losses.
+All derivatives use reverse mode over reverse mode, because the swish has no second derivative in
+forward mode. They can be differentiated once more by the weights, so residuals of equations can be
+losses.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,12 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 @checked
 def gradient(model: Field, p: Tensor, x: Tensor) -> Tensor:
-    """First derivatives of every field value with respect to parameters and coordinates.
+    """Compute the first derivatives of every field value by parameters and coordinates.
 
-    One backward pass per field value serves all pairs, as no pair depends on another.
+    One backward pass per field value is enough for all pairs, as no pair depends on another.
 
     Args:
-        model: Maps p `(N, P)` and x `(N, d)` to `(N, out)`, each pair for itself.
+        model: Function from p `(N, P)` and x `(N, d)` to `(N, out)`, each pair independently.
         p: Parameters.
         x: Points.
 
@@ -43,13 +44,13 @@ def gradient(model: Field, p: Tensor, x: Tensor) -> Tensor:
 
 @checked
 def hessian(model: Field, p: Tensor, x: Tensor) -> Tensor:
-    """Second derivatives of every field value with respect to parameters and coordinates.
+    """Compute the second derivatives of every field value by parameters and coordinates.
 
-    Use it where mixed derivatives are wanted. For the Laplacian alone, `laplacian` costs less, as it
-    leaves the parameters out.
+    Use it for mixed derivatives. For the Laplacian alone, `laplacian` costs less, as it omits the
+    parameters.
 
     Args:
-        model: Maps p `(N, P)` and x `(N, d)` to `(N, out)`, each pair for itself.
+        model: Function from p `(N, P)` and x `(N, d)` to `(N, out)`, each pair independently.
         p: Parameters.
         x: Points.
 
@@ -67,13 +68,13 @@ def hessian(model: Field, p: Tensor, x: Tensor) -> Tensor:
 
 @checked
 def laplacian(model: Field, p: Tensor, x: Tensor) -> Tensor:
-    """Sum of the second derivatives along each coordinate.
+    """Compute the Laplacian, the sum of the second derivatives along each coordinate.
 
-    The diffusion of a field at any point, exact and without a mesh: for residuals of equations as
-    losses, and to look at what a trained field says. Its memory grows with the number of points.
+    It is exact at any point and needs no mesh. Use it for residuals of equations as losses, and to
+    inspect a trained field. The memory grows with the number of points.
 
     Args:
-        model: Maps p `(N, P)` and x `(N, d)` to `(N, out)`, each pair for itself.
+        model: Function from p `(N, P)` and x `(N, d)` to `(N, out)`, each pair independently.
         p: Parameters.
         x: Points.
 
@@ -91,16 +92,16 @@ def laplacian(model: Field, p: Tensor, x: Tensor) -> Tensor:
 
 @checked
 def time_derivative(model: Field, p: Tensor, x: Tensor, axis: int = 0) -> Tensor:
-    """Derivative with respect to one of the parameters, which is time more often than not.
+    """Compute the derivative with respect to one of the parameters, usually time.
 
-    Use it for the left side of an evolution equation, or for the sensitivity of a field to a physical
-    parameter. `gradient` gives it together with those of the coordinates.
+    Use it for the left-hand side of an evolution equation, or for the sensitivity of a field to a
+    physical parameter. `gradient` returns it together with the derivatives by coordinates.
 
     Args:
-        model: Maps p `(N, P)` and x `(N, d)` to `(N, out)`, each pair for itself.
+        model: Function from p `(N, P)` and x `(N, d)` to `(N, out)`, each pair independently.
         p: Parameters.
         x: Points.
-        axis: Which of the parameters.
+        axis: Index of the parameter.
 
     Returns:
         `(N, out)`
@@ -133,7 +134,7 @@ def _inputs(p: Tensor, x: Tensor) -> Tensor:
 
 
 def _derivative(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """What maps rows to the derivatives of their results, in a new last axis."""
+    """Return the function from rows to the derivatives of their results, in a new last axis."""
 
     def derivative(rows: Tensor) -> Tensor:
         slopes = jacrev(lambda q: function(q).sum(0))(rows)
@@ -143,7 +144,7 @@ def _derivative(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
 
 
 def check_floating(**tensors: Tensor) -> None:
-    """Raise unless all tensors hold real floating-point numbers, of which there are derivatives."""
+    """Raise unless all tensors hold real floating point numbers, which derivatives need."""
     for name, value in tensors.items():
         if not value.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {shown(value)}")

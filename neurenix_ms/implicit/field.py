@@ -1,4 +1,4 @@
-"""Parameters and points in, field values out: what all implicit models check, chunk and share."""
+"""Base class of implicit fields: checks, chunking and evaluation on pairs, grids and meshes."""
 
 from collections.abc import Sequence
 from typing import Any, overload
@@ -11,11 +11,11 @@ from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import check_positive
 from neurenix_ms.implicit.parameter_net import ParameterNet
 
-SMALLEST_OMEGA = 1e-30  # initial weights are divided by it, and stay floating-point numbers
+SMALLEST_OMEGA = 1e-30  # initial weights are divided by it and must stay finite
 
 
 class ImplicitField(Configured, nn.Module):
-    """A field u(p, x): subclasses say what pairs give, what a grid gives, and what one p fixes.
+    """Base class of fields u(p, x); subclasses evaluate pairs and grids, and fix one p.
 
     Shape:
         p `(N, parameter_dim)`, x `(N, coordinate_dim)` -> `(N, out_channels)`
@@ -27,12 +27,13 @@ class ImplicitField(Configured, nn.Module):
     parameter_net: ParameterNet
 
     def forward(self, p: Tensor, x: Tensor, *, chunk_size: int | None = None) -> Tensor:
-        """Field values of pairs: the first parameters at the first point, and so on.
+        """Compute the field values of pairs: the first parameters at the first point, and so on.
 
         Args:
             p: Parameters, `(N, parameter_dim)`.
             x: Points, `(N, coordinate_dim)`.
-            chunk_size: Most pairs at once; all of them if None. Without gradients it bounds the memory.
+            chunk_size: Largest number of pairs per call; all of them if None. Without gradients it
+                bounds the memory.
 
         Returns:
             `(N, out_channels)`
@@ -42,7 +43,7 @@ class ImplicitField(Configured, nn.Module):
         if len(p) != len(x):
             raise ValueError(
                 f"p and x must be pairs of equal number, got {len(p)} and {len(x)}; "
-                "forward_grid takes every parameter with every point"
+                "forward_grid evaluates every parameter at every point"
             )
         if chunk_size is None:
             return self._pairs(self.latent(p), x)
@@ -61,13 +62,15 @@ class ImplicitField(Configured, nn.Module):
     def forward_grid(
         self, p: Tensor, x: Tensor | Sequence[Tensor], *, chunk_size: int | None = None
     ) -> Tensor | list[Tensor]:
-        """Field values of every parameter at every point; the weights are made once per parameter.
+        """Compute the field values of every parameter at every point.
+
+        The weights are generated once per parameter, not once per point.
 
         Args:
             p: Parameters, `(T, parameter_dim)`.
-            x: Points `(N, coordinate_dim)` that all parameters share, or a mesh of its own for each,
+            x: Points `(N, coordinate_dim)` that all parameters share, or a separate mesh for each,
                 `(T, N, coordinate_dim)`, or a list of T meshes of any lengths.
-            chunk_size: Most points at once, over all parameters; all of them if None.
+            chunk_size: Largest number of points per call, over all parameters; all of them if None.
 
         Returns:
             `(T, N, out_channels)`; for a list of meshes a list of `(N_t, out_channels)`.
@@ -87,12 +90,12 @@ class ImplicitField(Configured, nn.Module):
         return [self._chunked(z, mesh, chunk_size)[0] for z, mesh in pairs]
 
     def latent(self, p: Tensor) -> Tensor:
-        """The few numbers that stand for the parameters, `(N, parameter_dim)` -> `(N, latent_dim)`."""
+        """Return the latent vectors of parameters, `(N, parameter_dim)` -> `(N, latent_dim)`."""
         return self.parameter_net(p)
 
     @torch.no_grad()
     def at(self, p: Tensor) -> nn.Module:
-        """The field of one parameter as a plain module of coordinates, with fixed weights.
+        """Return the field of one parameter vector as a module of coordinates with fixed weights.
 
         Args:
             p: One parameter vector, `(parameter_dim,)` or `(1, parameter_dim)`.
@@ -126,7 +129,7 @@ class ImplicitField(Configured, nn.Module):
         raise NotImplementedError
 
     def _keep(self, **arguments: Any) -> None:
-        """Every constructor argument under its own name, the counts among them checked."""
+        """Store every constructor argument under its own name, after checking counts and factors."""
         counts = ("dim", "width", "channels", "depth")
         check_positive(**{k: v for k, v in arguments.items() if k.split("_")[-1] in counts})
         for name, value in arguments.items():
@@ -138,7 +141,7 @@ class ImplicitField(Configured, nn.Module):
 
 
 def check_rows(rows: Tensor, length: int, name: str, argument: str) -> None:
-    """Refuse anything but rows of `length` numbers."""
+    """Raise unless `rows` has shape `(N, length)`."""
     if rows.ndim != 2 or rows.shape[1] != length:
         raise ValueError(
             f"{name} must have shape (N, {length}) for {argument}={length}, "
@@ -147,7 +150,7 @@ def check_rows(rows: Tensor, length: int, name: str, argument: str) -> None:
 
 
 def check_mesh(x: Tensor, num_parameters: int, coordinate_dim: int) -> None:
-    """Refuse anything but one mesh for all parameters or one of equal length for each."""
+    """Raise unless `x` is one mesh for all parameters, or one of equal length for each."""
     if x.ndim not in (2, 3) or x.shape[-1] != coordinate_dim:
         raise ValueError(
             f"x must have shape (N, {coordinate_dim}) or (T, N, {coordinate_dim}), "
@@ -156,5 +159,5 @@ def check_mesh(x: Tensor, num_parameters: int, coordinate_dim: int) -> None:
     if x.ndim == 3 and len(x) != num_parameters:
         raise ValueError(
             f"x must hold a mesh for each of {num_parameters} parameters, got {len(x)}; "
-            "meshes of different lengths go in a list"
+            "pass meshes of different lengths as a list"
         )

@@ -1,4 +1,4 @@
-"""Points in, a basis out; parameters in, its coefficients out: only the last layer depends on them."""
+"""Implicit field as a learnt basis of coordinates with coefficients that depend on parameters."""
 
 import math
 
@@ -18,9 +18,9 @@ class LastLayerNIF(ImplicitField):
     """Neural implicit flow in which only the last layer of the ShapeNet depends on the parameters.
 
     `u[o] = sum_k phi[o, k](x) coef[k](p) + bias[o]`: a network of sine layers is the basis phi, as in
-    proper orthogonal decomposition but on any mesh, and the ParameterNet gives the coefficients.
-    Use it where a linear basis is wanted, for reduced models and sparse sensors; `MultiScaleNIF`
-    needs far fewer latent numbers for what travels.
+    proper orthogonal decomposition but on any mesh, and the ParameterNet computes the coefficients.
+    Use it if a linear basis is needed, for reduced models and sparse sensors. For traveling
+    structures `MultiScaleNIF` needs a far smaller latent vector.
 
     Args:
         parameter_dim: Number of parameters.
@@ -31,10 +31,10 @@ class LastLayerNIF(ImplicitField):
         parameter_width: Width of the ParameterNet.
         parameter_depth: Number of its hidden layers, or residual blocks.
         latent_dim: Number of basis functions per field value.
-        parameter_shortcut: Whether hidden layers of the ParameterNet add to what comes in.
+        parameter_shortcut: Whether hidden layers of the ParameterNet add to their inputs.
         omega_0: Factor of the ShapeNet's sine layers.
         residual_blocks: Whether the ShapeNet has residual blocks of two layers.
-        weight_init_factor: How strongly the coefficients depend on the latent vector at first.
+        weight_init_factor: Scale of the initial dependence of the coefficients on the latent vector.
         parameter_act: Activation of the ParameterNet.
         parameter_residual_blocks: Whether the ParameterNet has residual blocks.
         parameter_omega_0: Factor of the ParameterNet's sine layers.
@@ -115,12 +115,12 @@ class LastLayerNIF(ImplicitField):
         self._start()
 
     def basis(self, x: Tensor) -> Tensor:
-        """Basis functions at points: `(..., coordinate_dim)` -> `(..., out_channels, latent_dim)`."""
+        """Evaluate the basis, `(..., coordinate_dim)` -> `(..., out_channels, latent_dim)`."""
         values = self.shape(x.flatten(0, -2), self._linear)
         return values.unflatten(0, x.shape[:-1]).unflatten(-1, (-1, self.last.out_features))
 
     def coefficients(self, p: Tensor) -> Tensor:
-        """What the basis functions are multiplied by, `(N, parameter_dim)` -> `(N, latent_dim)`."""
+        """Compute the coefficients of the basis, `(N, parameter_dim)` -> `(N, latent_dim)`."""
         return self.last(self.latent(p))
 
     def _pairs(self, z: Tensor, x: Tensor) -> Tensor:
@@ -138,10 +138,8 @@ class LastLayerNIF(ImplicitField):
         matrix, bias = (
             part.unflatten(-1, (-1, len(coefficients))) @ coefficients for part in basis
         )
-        layers = [
-            *dense,
-            (matrix, bias + self.out_bias),
-        ]  # the sum over the basis is one layer with it
+        # the last layer and the sum over the basis are one linear layer
+        layers = [*dense, (matrix, bias + self.out_bias)]
         shape = Shape(
             self.coordinate_dim,
             len(self.out_bias),
@@ -155,7 +153,7 @@ class LastLayerNIF(ImplicitField):
 
     def _linear(self, layer: int, u: Tensor) -> Tensor:
         dense, factor = self.shape_layers[layer], self.shape.factor(layer)
-        if is_observed(dense) or type(dense) is not nn.Linear:  # sharded, quantized, with hooks
+        if is_observed(dense) or type(dense) is not nn.Linear:  # hooked, sharded or quantized
             return dense(factor * u.mT).mT
         return torch.addmm(dense.bias[:, None], dense.weight, u, alpha=factor)
 

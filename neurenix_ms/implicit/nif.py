@@ -1,4 +1,4 @@
-"""A network that reads parameters writes the weights of one that reads coordinates."""
+"""Neural implicit flow: a network of parameters generates the weights of one of coordinates."""
 
 import math
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from neurenix_ms.layers.naming import Act
 Nodes = Sequence[Sequence[int]] | None
 
 
-class WrittenField(ImplicitField):
-    """A field whose ShapeNet is written by the ParameterNet as a whole; its nodes can be pruned.
+class GeneratedField(ImplicitField):
+    """Field with a ShapeNet whose weights the ParameterNet generates, and whose nodes can be pruned.
 
     Shape:
         p `(N, parameter_dim)`, x `(N, coordinate_dim)` -> `(N, out_channels)`
@@ -34,24 +34,26 @@ class WrittenField(ImplicitField):
 
     @property
     def node_mask(self) -> Tensor:
-        """Which nodes are left, `(layers, width)`; narrower layers end in False."""
+        """Return which nodes are active, `(layers, width)`; narrower layers are padded with False."""
         _, biases = self.shape.slices()
         alive = [self.output_mask[b] > 0 for b in biases[:-1]]
         return nn.utils.rnn.pad_sequence(alive, batch_first=True, padding_value=False)
 
     def table(self) -> Tensor:
-        """B and the A_k of `W(z) = B + sum_k z_k A_k`, masked, `(latent_dim + 1, num_weights)`."""
+        """Return B and A_k of `W(z) = B + sum_k z_k A_k`, masked, `(latent_dim + 1, num_weights)`."""
         weight, bias = weights_of(self.last)
         return torch.cat([bias[None], weight.mT]) * self.output_mask
 
     def weights(self, p: Tensor) -> Tensor:
-        """All weights of the ShapeNet: matrices `(in, out)` row by row, then biases.
+        """Generate all weights of the ShapeNet: matrices `(in, out)` row by row, then biases.
+
+        Do not use it for one parameter per point, which would take a row of weights for each.
 
         Args:
             p: Parameters, `(T, parameter_dim)`.
 
         Returns:
-            `(T, num_weights)`: one row per parameter, so not for one parameter per point.
+            `(T, num_weights)`, one row per parameter.
         """
         return with_one(self.latent(p)) @ self.table()
 
@@ -64,23 +66,24 @@ class WrittenField(ImplicitField):
     def _fixed(self, z: Tensor) -> nn.Module:
         return ShapeNet(self.shape, (with_one(z) @ self.table())[0])
 
-    def _write(self, parameter_net: ParameterNet, shape: Shape, latent_dim: int) -> None:
+    def _build(self, parameter_net: ParameterNet, shape: Shape, latent_dim: int) -> None:
         self.parameter_net = parameter_net
         self.shape = shape
         self.last = nn.Linear(latent_dim, shape.num_weights)
         self.register_buffer("output_mask", torch.ones(shape.num_weights))
 
 
-class NIF(WrittenField):
-    """Neural implicit flow: a field of coordinates x whose network depends on parameters p.
+class NIF(GeneratedField):
+    """Neural implicit flow: a field of coordinates x whose weights depend on parameters p.
 
-    A ParameterNet reads p (time, a Reynolds number, ..) and writes all weights of a ShapeNet that reads
-    x. Use it for smooth fields on any meshes, also different ones for each p: no mesh is built in. For
-    fields with fine detail use `MultiScaleNIF`; a U-Net is simpler where everything lies on one grid.
+    A ParameterNet takes p (such as time or a Reynolds number) and generates all weights of a ShapeNet,
+    which takes x. Use it for smooth fields on any meshes, which may differ for each p. For fields with
+    fine detail use `MultiScaleNIF`; if all data lie on one grid, a U-Net is simpler.
 
-    ShapeNet: `u = act(x W + b)`, then `shape_depth` times `u = u + act(u W + b)`, then linear.
-    ParameterNet: the same with its own widths, down to `latent_dim` numbers and from there linearly to
-    the weights. So `W(z) = B + sum_k z_k A_k`, and no point ever gets a weight vector of its own.
+    ShapeNet: `u = act(x W + b)`, then `shape_depth` times `u = u + act(u W + b)`, then a linear layer.
+    ParameterNet: the same with its own widths, up to a latent vector of length `latent_dim`, and a
+    linear layer to the weights. So `W(z) = B + sum_k z_k A_k`, and no separate weight vector is
+    computed per point.
 
     Args:
         parameter_dim: Number of parameters.
@@ -91,10 +94,11 @@ class NIF(WrittenField):
         parameter_width: Width of the ParameterNet.
         parameter_depth: Number of its hidden layers.
         latent_dim: Length of the latent vector that all weights are linear in.
-        act: "swish", "tanh", ..., or a callable without arguments that makes a module; of both networks.
-        parameter_shortcut: Whether hidden layers of the ParameterNet add to what comes in.
-        shape_nodes: Units of the nodes of each layer of the ShapeNet, all of them if None: what
-            `compact` leaves of it.
+        act: Activation of both networks: "swish", "tanh", ..., or a callable without arguments that
+            returns a module.
+        parameter_shortcut: Whether hidden layers of the ParameterNet add to their inputs.
+        shape_nodes: Units of the nodes of each layer of the ShapeNet, all of them if None; `compact`
+            sets it.
 
     Shape:
         p `(N, parameter_dim)`, x `(N, coordinate_dim)` -> `(N, out_channels)`
@@ -145,7 +149,7 @@ class NIF(WrittenField):
             shape_nodes=shape_nodes,
         )
         nodes = all_nodes(shape_nodes, 1 + shape_depth, shape_width)
-        self._write(
+        self._build(
             ParameterNet(
                 parameter_dim,
                 parameter_width,
@@ -160,7 +164,7 @@ class NIF(WrittenField):
         truncated_normal(self.last)
 
 
-class MultiScaleNIF(WrittenField):
+class MultiScaleNIF(GeneratedField):
     """Neural implicit flow with a ShapeNet of sine layers, for fields with detail at many scales.
 
     Sine layers `sin(omega_0 (u W) + b)` follow high frequencies that smooth activations miss. In a
@@ -175,17 +179,18 @@ class MultiScaleNIF(WrittenField):
         parameter_width: Width of the ParameterNet.
         parameter_depth: Number of its hidden layers, or residual blocks.
         latent_dim: Length of the latent vector that all weights are linear in.
-        parameter_shortcut: Whether hidden layers of the ParameterNet add to what comes in; sine layers
-            and residual blocks do not ask.
+        parameter_shortcut: Whether hidden layers of the ParameterNet add to their inputs; it has no
+            effect on sine layers and residual blocks.
         omega_0: Factor of the ShapeNet's sine layers: the highest frequency it starts with.
         residual_blocks: Whether the ShapeNet has residual blocks of two layers.
-        weight_init_factor: How strongly weights depend on the latent vector at first.
-        parameter_act: Activation of the ParameterNet: "swish", "sine", ..., or what makes one.
+        weight_init_factor: Scale of the initial dependence of the weights on the latent vector.
+        parameter_act: Activation of the ParameterNet: "swish", "sine", ..., or a callable that returns
+            a module.
         parameter_residual_blocks: Whether the ParameterNet has residual blocks; without sine they are
             `h = act(h + (act(h W1 + b1) W2 + b2))`.
         parameter_omega_0: Factor of the ParameterNet's sine layers.
-        shape_nodes: Units of the nodes of each layer of the ShapeNet, all of them if None: what
-            `compact` leaves of it.
+        shape_nodes: Units of the nodes of each layer of the ShapeNet, all of them if None; `compact`
+            sets it.
 
     Shape:
         p `(N, parameter_dim)`, x `(N, coordinate_dim)` -> `(N, out_channels)`
@@ -244,7 +249,7 @@ class MultiScaleNIF(WrittenField):
         num_layers = 1 + (2 if residual_blocks else 1) * shape_depth
         nodes = all_nodes(shape_nodes, num_layers, shape_width)
         kind: Kind = "blocks" if residual_blocks else "chain"
-        self._write(
+        self._build(
             ParameterNet(
                 parameter_dim,
                 parameter_width,
@@ -266,7 +271,7 @@ class MultiScaleNIF(WrittenField):
 
 
 def all_nodes(nodes: Nodes, num_layers: int, width: int) -> list[list[int]]:
-    """The nodes as given, or those of a whole network."""
+    """Return the given nodes after checking them, or all nodes if None."""
     if nodes is None:
         return [list(range(width))] * num_layers
     kept = [list(units) for units in nodes]
@@ -282,5 +287,5 @@ def all_nodes(nodes: Nodes, num_layers: int, width: int) -> list[list[int]]:
 
 
 def with_one(z: Tensor) -> Tensor:
-    """1 and the latent vector: what weights are linear in."""
+    """Prepend 1 to the latent vectors, so that weights are a linear function of the result."""
     return torch.cat([z.new_ones(len(z), 1), z], dim=1)

@@ -1,4 +1,4 @@
-"""Physical parameters, points and values in and out of a model that sees them scaled."""
+"""Wrapper that scales physical parameters, points and values for an implicit field."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -16,22 +16,23 @@ METHODS = {"minmax": "minmax", "standard": "standard"}
 
 
 class Normalizer(Configured, nn.Module):
-    """A field in physical units around one in scaled units; the scales are part of its file.
+    """Field in physical units around one in scaled units.
 
-    Networks train on numbers around one, fields come in meters and seconds. The scales are found by
-    `fit`, are saved with the model, and derivatives of this model are those in physical units.
+    Networks train best on numbers of magnitude one, while fields come in meters and seconds. `fit`
+    computes the scales, which are saved with the model. Derivatives of this module are in physical
+    units.
 
     Args:
         model: The field in scaled units, such as a `NIF`.
         method: "minmax" scales to -1 .. 1, "standard" to mean 0 and standard deviation 1, each
-            parameter, coordinate and field value for itself. What is constant is only shifted.
+            parameter, coordinate and field value separately. Constant ones are only shifted.
 
     Shape:
         p `(N, P)`, x `(N, d)` -> `(N, out)`
 
     Raises:
-        ValueError: If the method is unknown, or data to fit are not finite or have other numbers of
-            columns than the model.
+        ValueError: If the method is unknown, or the data to fit are not finite or do not match the
+            numbers of parameters, coordinates and channels of the model.
 
     Examples:
         >>> from neurenix_ms.implicit import NIF
@@ -55,7 +56,7 @@ class Normalizer(Configured, nn.Module):
     def fit(
         self, p: Tensor, x: Tensor | Sequence[Tensor], u: Tensor | Sequence[Tensor]
     ) -> "Normalizer":
-        """Find the scales of data; the last axis of each holds its parameters, coordinates or values.
+        """Compute the scales of data, whose last axes hold parameters, coordinates or values.
 
         Args:
             p: Parameters, `(..., P)`.
@@ -68,7 +69,7 @@ class Normalizer(Configured, nn.Module):
             check_finite(name, value)
             if value.shape[-1] != lengths[name]:
                 raise ValueError(
-                    f"{name} must have {lengths[name]} in its last axis, "
+                    f"the last axis of {name} must have length {lengths[name]}, "
                     f"got shape {tuple(value.shape)}"
                 )
             rows = value.detach().flatten(0, -2)
@@ -83,12 +84,12 @@ class Normalizer(Configured, nn.Module):
         return self
 
     def scaled(self, name: Literal["p", "x", "u"], value: Tensor) -> Tensor:
-        """Physical parameters, points or values as the model sees them."""
+        """Scale physical parameters, points or values for the model."""
         shift, scale = self._scales(name)
         return (value - shift) / scale
 
     def physical(self, u: Tensor) -> Tensor:
-        """Values of the model in physical units."""
+        """Convert values of the model to physical units."""
         shift, scale = self._scales("u")
         return u * scale + shift
 
@@ -99,7 +100,7 @@ class Normalizer(Configured, nn.Module):
     def forward_grid(
         self, p: Tensor, x: Tensor | Sequence[Tensor], *, chunk_size: int | None = None
     ) -> Tensor | list[Tensor]:
-        """As `forward_grid` of the model, in physical units."""
+        """Call `forward_grid` of the model with physical units."""
         scaled_p = self.scaled("p", p)
         if isinstance(x, Tensor):
             grid = self.model.forward_grid(scaled_p, self.scaled("x", x), chunk_size=chunk_size)
@@ -109,11 +110,11 @@ class Normalizer(Configured, nn.Module):
         return [self.physical(u) for u in fields]
 
     def latent(self, p: Tensor) -> Tensor:
-        """The few numbers that stand for physical parameters."""
+        """Return the latent vectors of physical parameters."""
         return self.model.latent(self.scaled("p", p))
 
     def at(self, p: Tensor) -> nn.Module:
-        """The field of one physical parameter as a plain module of physical coordinates."""
+        """Return the field of one physical parameter vector as a module of physical coordinates."""
         scales = (*self._scales("x"), *self._scales("u"))
         return _Scaled(self.model.at(self.scaled("p", p)), *scales)
 
@@ -126,7 +127,7 @@ class Normalizer(Configured, nn.Module):
 
 
 class _Scaled(nn.Module):
-    """A network of scaled coordinates, called with physical ones."""
+    """Network of scaled coordinates, called with physical ones."""
 
     def __init__(self, network: nn.Module, *scales: Tensor) -> None:
         super().__init__()
@@ -142,13 +143,13 @@ class _Scaled(nn.Module):
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Refuse data with NaN or infinite numbers, and say where the first one is."""
+    """Raise with the position of the first value that is NaN or infinite, if there is one."""
     bad = ~value.isfinite()
     if bad.any():
         first = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
             f"{name} must be finite, got {int(bad.sum())} of {value.numel()} numbers that are not, "
-            f"the first of them {value[first].item()} at {first}"
+            f"the first {value[first].item()} at {first}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Parameters such as time or a Reynolds number in, a short latent vector out."""
+"""Network from parameters, such as time or a Reynolds number, to a short latent vector."""
 
 import math
 
@@ -11,7 +11,7 @@ from neurenix_ms.layers.naming import ACTIVATIONS, Act
 
 
 class Sine(nn.Module):
-    """The sine, as an activation.
+    """Sine activation.
 
     Shape:
         any -> the same
@@ -25,7 +25,7 @@ ACTS = {**ACTIVATIONS, "swish": nn.SiLU, "sine": Sine}
 
 
 def activation(act: Act | str, name: str = "act") -> nn.Module:
-    """The activation called `act`."""
+    """Return the activation named `act`, or made by it."""
     return check_made(name, act) if callable(act) else choose(ACTS, act, name)()
 
 
@@ -39,8 +39,8 @@ class ParameterNet(nn.Module):
         width: Width of every layer.
         depth: Number of hidden layers, or residual blocks of two.
         latent_dim: Length of the latent vector.
-        act: Name of the activation, or what makes one.
-        shortcut: Whether hidden layers add to what comes in; sine layers and blocks do not ask.
+        act: Name of the activation, or a callable that returns one.
+        shortcut: Whether hidden layers add to their inputs; no effect on sine layers and blocks.
         residual_blocks: Whether hidden layers are residual blocks.
         omega: The factor of sine layers.
 
@@ -110,6 +110,6 @@ class ParameterNet(nn.Module):
 
 
 def truncated_normal(layer: nn.Linear, deviation: float = 0.1) -> None:
-    """Start weights and biases as the authors of neural implicit flow do."""
+    """Initialize weights and biases as in the published code of neural implicit flow."""
     for value in (layer.weight, layer.bias):
         nn.init.trunc_normal_(value, std=deviation, a=-2 * deviation, b=2 * deviation)

@@ -1,4 +1,4 @@
-"""An implicit model and a share of its nodes in, the same model with those nodes switched off out."""
+"""Prune nodes of implicit models, in one step or in rounds with retraining."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from neurenix_ms._core.arguments import UNCHECKED, checked
 from neurenix_ms._core.checks import check_integer, check_number, shown
 from neurenix_ms._core.dims import choose
 from neurenix_ms.implicit.field import check_rows
-from neurenix_ms.implicit.nif import WrittenField, with_one
+from neurenix_ms.implicit.nif import GeneratedField, with_one
 from neurenix_ms.implicit.normalizer import Normalizer
 
-Prunable = Annotated[WrittenField | Normalizer, UNCHECKED]
+Prunable = Annotated[GeneratedField | Normalizer, UNCHECKED]
 Criterion = Literal["l2", "contribution"]
 MOST_ROUNDS = 2**20
 Scope = Literal["global", "layer"]
@@ -29,32 +29,32 @@ def prune_nodes(
     criterion: Criterion = "l2",
     scope: Scope = "global",
 ) -> None:
-    """Switch off the least important nodes of the ShapeNet, in place.
+    """Prune the least important nodes of the ShapeNet, in place.
 
     A node is one unit of the first or a hidden layer. A mask over the ParameterNet's output
-    (`model.output_mask`) makes its incoming weights and its bias zero for every parameter, so that its
-    activation is zero; a shortcut around it goes on. What is off stays off, and a layer keeps its last
-    node. Retrain afterwards.
+    (`model.output_mask`) sets its incoming weights and its bias to zero for every parameter, so that
+    its activation is zero; a shortcut around it is not affected. Pruned nodes stay pruned, and every
+    layer keeps at least one node. Retrain afterwards.
 
-    "l2" with all layers together is the published rule. Layers with few inputs or few readers have
-    small nodes by either criterion, and are emptied: the first layer by "l2", the last hidden one by
-    "contribution". A network is as narrow as its narrowest layer, so for more than about half of the
-    nodes take `scope="layer"`.
+    "l2" with all layers together is the published rule. By either criterion, layers with few inputs or
+    few readers have nodes of low score and lose nearly all of them: the first layer by "l2", the last
+    hidden one by "contribution". The narrowest layer limits a network, so use `scope="layer"` to prune
+    more than about half of the nodes.
 
     Args:
         model: A `NIF` or `MultiScaleNIF`, or a `Normalizer` around one.
-        sparsity: Share of all nodes of this model that is off afterwards, 0 <= sparsity < 1.
-        parameters: Sample of the parameters over which norms are means, `(N, parameter_dim)`.
+        sparsity: Ratio of pruned nodes to all nodes afterwards, 0 <= sparsity < 1.
+        parameters: Sample of the parameters over which norms are averaged, `(N, parameter_dim)`.
         criterion: "l2" is the root of the mean over `parameters` of the sum of squared incoming weights,
-            biases left out. "contribution" is that times the same for all weights that read the node's
+            without biases. "contribution" is that times the same for all weights that read the node's
             unit.
-        scope: "global" lets the nodes of all layers compete; where a layer is down to its last node, the
-            next smallest of another one goes instead. "layer" takes the share from every layer.
+        scope: "global" compares the nodes of all layers; instead of the last node of a layer, the next
+            smallest of another one is pruned. "layer" prunes the same ratio of every layer.
 
     Raises:
-        ValueError: If the share is out of range or below what is off already, of all nodes or with
-            "layer" of any layer, the model is not written by its ParameterNet, or its activation of
-            0 is not 0.
+        ValueError: If the ratio is out of range or below that of the nodes already pruned, of all
+            nodes or with "layer" of any layer; if the ParameterNet does not generate the weights of
+            the model; or if its activation of 0 is not 0.
 
     Source: Pan, Brunton and Kutz 2023; the nodal pruning published for it, with the biases left out.
 
@@ -81,30 +81,30 @@ def prune_nodes(
         raise ValueError("parameters must be a sample of one or more, got 0")
     if field.shape.act(torch.zeros(1)).abs().item() > 0:
         raise ValueError(
-            "a pruned node must give 0, so the activation of 0 must be 0, "
-            f"got {field.shape.act(torch.zeros(1)).item():g} of {type(field.shape.act).__name__}"
+            "a pruned node must return 0, so the activation of 0 must be 0, "
+            f"got {field.shape.act(torch.zeros(1)).item():g} from {type(field.shape.act).__name__}"
         )
     alive = field.node_mask.tolist()
-    counts = [_still_to_go(field, sparsity, alive, group) for group in together]
+    counts = [_num_to_prune(field, sparsity, alive, group) for group in together]
     if isinstance(model, Normalizer):
         parameters = model.scaled("p", parameters)
     scores = score(field, _mean_squares(field, parameters))
     for group, count in zip(together, counts, strict=True):
         for layer, node in _smallest(scores, alive, group, count):
-            _switch_off(field, layer, node)
+            _prune(field, layer, node)
 
 
 @checked
 def sparsity(model: Prunable) -> float:
-    """Share of the ShapeNet's nodes that are switched off; a compacted model has none.
+    """Return the ratio of pruned nodes to all nodes of the ShapeNet, which is 0 after `compact`.
 
-    Switched-off nodes still cost time and memory; `compact` makes the network that lacks them.
+    Pruned nodes still cost time and memory; `compact` returns a network without them.
 
     Args:
         model: A `NIF` or `MultiScaleNIF`, or a `Normalizer` around one.
 
     Raises:
-        ValueError: If the model has no nodes that could be.
+        ValueError: If the model has no nodes that could be pruned.
 
     Examples:
         >>> from neurenix_ms.implicit import NIF
@@ -120,14 +120,14 @@ def sparsity(model: Prunable) -> float:
 
 @dataclass(frozen=True)
 class PruningSchedule:
-    """Shares of nodes to switch off, evenly from the first round to the last.
+    """Sparsities of pruning rounds, evenly spaced from the first round to the last.
 
-    Many small rounds lose less than few large ones, and each costs a retraining. Any list of rising
-    shares can stand in its place.
+    Many small rounds lose less accuracy than few large ones, but each costs a retraining. Any list of
+    increasing sparsities can replace it.
 
     Args:
-        start: Share after the first round.
-        end: Share after the last round.
+        start: Sparsity after the first round.
+        end: Sparsity after the last round.
         rounds: Number of rounds.
 
     Raises:
@@ -160,13 +160,13 @@ class PruningSchedule:
 
 @dataclass(frozen=True)
 class PruningRound:
-    """What a round of `prune_and_retrain` ended with: the share of nodes off, and the error.
+    """Sparsity and error after a round of `prune_and_retrain`.
 
-    A list of them is the curve by which one chooses how much to prune.
+    A list of them is the curve from which to choose how much to prune.
 
     Args:
-        sparsity: Share of nodes that are off.
-        error: What `fit` returned.
+        sparsity: Ratio of pruned nodes.
+        error: Error that `fit` returned.
 
     Examples:
         >>> PruningRound(0.5, 0.01).sparsity
@@ -186,21 +186,21 @@ def prune_and_retrain(
     criterion: Criterion = "l2",
     scope: Scope = "global",
 ) -> list[PruningRound]:
-    """Train, then prune and retrain in rounds; error against sparsity comes back.
+    """Train, then prune and retrain in rounds, and return the error for every sparsity.
 
-    Use it to find how small a field can be made. Where the share is known already, call `prune_nodes`
+    Use it to find how small a field can be made. If the sparsity is known already, call `prune_nodes`
     and train once.
 
     Args:
-        model: A `NIF` or `MultiScaleNIF`, or a `Normalizer` around one; it is changed.
-        fit: Trains a model to its minimum and returns its error.
-        schedule: How much to prune in each round.
+        model: A `NIF` or `MultiScaleNIF`, or a `Normalizer` around one; it is modified.
+        fit: Function that trains a model to convergence and returns its error.
+        schedule: Sparsity after each round.
         parameters: Sample of the parameters, as for `prune_nodes`.
         criterion: As for `prune_nodes`.
         scope: As for `prune_nodes`.
 
     Returns:
-        The model as trained first, then one entry per round.
+        The first training without pruning, then one entry per round.
 
     Raises:
         ValueError: As `prune_nodes`.
@@ -220,21 +220,21 @@ def prune_and_retrain(
     return results
 
 
-def prunable(model: object) -> WrittenField:
-    """The field whose nodes can be switched off."""
+def prunable(model: object) -> GeneratedField:
+    """Return the field whose nodes can be pruned; raise if the model has none."""
     field = model.model if isinstance(model, Normalizer) else model
-    if not isinstance(field, WrittenField):
+    if not isinstance(field, GeneratedField):
         raise ValueError(
-            "model must be a NIF or MultiScaleNIF, whose ShapeNet is written by its ParameterNet, "
+            "model must be a NIF or MultiScaleNIF, whose ParameterNet generates the ShapeNet's weights, "
             f"to be pruned, got {shown(field)}"
         )
     return field
 
 
-def _mean_squares(field: WrittenField, parameters: Tensor) -> list[Tensor]:
-    """Mean square of every weight over the parameters, one `(in, out)` matrix per layer.
+def _mean_squares(field: GeneratedField, parameters: Tensor) -> list[Tensor]:
+    """Return the mean square of every weight over the parameters, one `(in, out)` matrix per layer.
 
-    Weights are linear in the latent vector, so the moments of that one say it all.
+    Weights are linear in the latent vector, so its second moments are enough.
     """
     z = with_one(field.latent(parameters)).double()
     table = field.table().double()
@@ -243,11 +243,11 @@ def _mean_squares(field: WrittenField, parameters: Tensor) -> list[Tensor]:
     return [squares[m].view(size) for m, size in zip(matrices, field.shape.sizes, strict=True)]
 
 
-def _incoming(field: WrittenField, squares: list[Tensor]) -> list[Tensor]:
+def _incoming(field: GeneratedField, squares: list[Tensor]) -> list[Tensor]:
     return [square.sum(0).sqrt() for square in squares[:-1]]
 
 
-def _contribution(field: WrittenField, squares: list[Tensor]) -> list[Tensor]:
+def _contribution(field: GeneratedField, squares: list[Tensor]) -> list[Tensor]:
     scores = []
     for layer, incoming in enumerate(_incoming(field, squares)):
         outgoing = torch.zeros_like(incoming)
@@ -259,17 +259,17 @@ def _contribution(field: WrittenField, squares: list[Tensor]) -> list[Tensor]:
     return scores
 
 
-def _still_to_go(
-    field: WrittenField, sparsity: float, alive: list[list[bool]], layers: list[int]
+def _num_to_prune(
+    field: GeneratedField, sparsity: float, alive: list[list[bool]], layers: list[int]
 ) -> int:
-    """How many more nodes of these layers make up the share."""
+    """Return the number of nodes of these layers that are still to be pruned."""
     total = sum(len(field.shape.nodes[layer]) for layer in layers)
     present = total - sum(sum(alive[layer]) for layer in layers)
     if round(sparsity * total) < present:
         which = f"of layer {layers[0]} " if len(layers) < len(alive) else ""
         raise ValueError(
             f"sparsity must be at least {present / total:g}, as {present} of {total} nodes {which}"
-            f"are off already, got {sparsity}"
+            f"are pruned already, got {sparsity}"
         )
     return round(sparsity * total) - present
 
@@ -277,7 +277,7 @@ def _still_to_go(
 def _smallest(
     scores: list[Tensor], alive: list[list[bool]], layers: list[int], count: int
 ) -> list[tuple[int, int]]:
-    """(layer, node) of the `count` smallest living nodes that are not the last of their layer."""
+    """Return (layer, node) of the `count` smallest active nodes that are not the last of a layer."""
     order = sorted(
         (score, layer, node)
         for layer in layers
@@ -293,7 +293,7 @@ def _smallest(
     return chosen
 
 
-def _switch_off(field: WrittenField, layer: int, node: int) -> None:
+def _prune(field: GeneratedField, layer: int, node: int) -> None:
     matrices, biases = field.shape.slices()
     field.output_mask[matrices[layer]].view(field.shape.sizes[layer])[:, node] = 0
     field.output_mask[biases[layer]][node] = 0

@@ -1,4 +1,4 @@
-"""Coordinates and a way to apply generated weights in, field values out: the network over space."""
+"""Network over coordinates with generated weights: its layers, and products with these weights."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,20 +14,20 @@ Linear = Callable[[int, Tensor], Tensor]
 
 
 class Shape(nn.Module):
-    """How the layers of a ShapeNet hang together; it has no weights of its own.
+    """Connections of the layers of a ShapeNet, without weights.
 
-    A layer is known by the units that its nodes belong to. Without shortcuts a layer reads the nodes
-    of the one before. With shortcuts every node adds to its unit, a unit that no node has written yet is
-    zero and takes no part, and a layer reads all units written so far. In a residual block (two
-    layers) only the second adds, and the sum is halved.
+    A layer is described by the units that its nodes belong to. Without shortcuts a layer reads the
+    nodes of the previous one. With shortcuts every node adds to its unit, a unit without any node so
+    far is zero and omitted, and a layer reads all units that have nodes so far. In a residual block
+    (two layers) only the second adds, and the sum is halved.
 
     Args:
         coordinate_dim: Number of coordinates.
         out_channels: Number of field values.
-        nodes: Units of each layer, the output layer left out; of a whole network all of them.
+        nodes: Units of each layer except the output layer; without pruning, all units.
         kind: "chain" (no shortcuts), "shortcut" (around every hidden layer), "blocks" (residual).
         act: The activation of all layers but the last.
-        omega: What inputs of those layers are multiplied by once they met their weights.
+        omega: Factor of the product of inputs and weights in all layers but the last.
 
     Shape:
         `(..., N, coordinate_dim)` -> `(..., N, out_channels)`
@@ -47,7 +47,7 @@ class Shape(nn.Module):
         self.kind = kind
         self.act = act
         self.omega = omega
-        self.reads: list[list[int]] = [list(range(coordinate_dim))]  # what each layer's rows are
+        self.reads: list[list[int]] = [list(range(coordinate_dim))]  # units of each layer's inputs
         stream = self.nodes[0]
         for layer, units in enumerate(self.nodes[1:], 1):
             self.reads.append(self.nodes[layer - 1] if self.ends_block(layer) else stream)
@@ -65,7 +65,7 @@ class Shape(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Number of layers, the output layer included."""
+        """Number of layers, including the output layer."""
         return len(self.sizes)
 
     @property
@@ -74,35 +74,35 @@ class Shape(nn.Module):
         return sum(i * o + o for i, o in self.sizes)
 
     def ends_block(self, layer: int) -> bool:
-        """Whether a layer is the second of a residual block."""
+        """Return whether a layer is the second of a residual block."""
         return self.kind == "blocks" and layer % 2 == 0 and 0 < layer < len(self.nodes)
 
     def adds(self, layer: int) -> bool:
-        """Whether the nodes of a layer add to what their units hold already."""
+        """Return whether the nodes of a layer add to the values of their units."""
         return layer > 0 and (self.kind == "shortcut" or self.ends_block(layer))
 
     def readers(self, layer: int) -> list[int]:
-        """Layers that read what the nodes of a layer give."""
+        """Return the layers that read the nodes of a layer."""
         if self.kind == "chain" or self.ends_block(layer + 1):
             return [layer + 1]
         return [i for i in range(layer + 1, self.num_layers) if not self.ends_block(i)]
 
     def factor(self, layer: int) -> float:
-        """What the product of inputs and weights is multiplied by."""
+        """Return the factor of the product of inputs and weights."""
         return 1.0 if layer == self.num_layers - 1 else self.omega
 
     def slices(self) -> tuple[list[slice], list[slice]]:
-        """Where the matrices, `(in, out)` row by row, and the biases lie in one vector of weights."""
+        """Return the slices of matrices, `(in, out)` row by row, and of biases in a weight vector."""
         lengths = [i * o for i, o in self.sizes] + [o for _, o in self.sizes]
         ends = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
         parts = [slice(a, b) for a, b in pairwise(ends)]
         return parts[: self.num_layers], parts[self.num_layers :]
 
     def forward(self, x: Tensor, linear: Linear) -> Tensor:
-        """The field at `(..., N, d)`, with `linear(layer, u)` for weights times inputs plus bias.
+        """Evaluate the field at `(..., N, d)`; `linear(layer, u)` computes weights times u plus bias.
 
-        Inside, units come before points: `u` is `(..., units, N)`. Units are then added to, left out and
-        multiplied as whole rows of memory.
+        Inside, units come before points: `u` is `(..., units, N)`. So units are contiguous rows, which
+        are added, omitted and multiplied as a whole.
         """
         u = h = self.act(linear(0, x.mT))
         for layer in range(1, self.num_layers - 1):
@@ -124,12 +124,12 @@ class Shape(nn.Module):
 
 
 class ShapeNet(nn.Module):
-    """The field of one parameter: a network of coordinates alone, with fixed weights.
+    """Field of one parameter vector: a network of coordinates with fixed weights.
 
-    It is what `at` of an implicit model gives, to be exported, traced, or called on any mesh.
+    `at` of an implicit model returns it; export it, trace it, or call it on any mesh.
 
     Args:
-        shape: How its layers hang together.
+        shape: Connections of its layers.
         weights: All weights in one vector, in the order of `shape.slices()`.
 
     Shape:
@@ -154,10 +154,10 @@ class ShapeNet(nn.Module):
 
 
 def for_pairs(shape: Shape, table: Tensor, z: Tensor) -> Linear:
-    """Products for pairs of a latent vector and a point, none of which gets weights of its own.
+    """Return the linear layers for pairs of a latent vector and a point, without weights per pair.
 
     Weights are linear in the latent vector, `W(z) = B + sum_k z_k A_k`, so the product of a point with
-    its weights is a product of all `(1, z_k) u` with the `latent_dim + 1` matrices that all share.
+    its weights is a product of all `(1, z_k) u` with `latent_dim + 1` matrices shared by all pairs.
 
     Args:
         shape: The layers.
@@ -177,7 +177,7 @@ def for_pairs(shape: Shape, table: Tensor, z: Tensor) -> Linear:
 
 
 def for_grid(shape: Shape, weights: Tensor) -> Linear:
-    """Products for every parameter with every point: one set of weights per parameter.
+    """Return the linear layers for every parameter at every point: one set of weights per parameter.
 
     Args:
         shape: The layers.
@@ -195,7 +195,7 @@ def for_grid(shape: Shape, weights: Tensor) -> Linear:
 
 
 def siren_weights(shape: Shape) -> Tensor:
-    """One vector of weights by the rules for sine layers (Sitzmann et al. 2020, section 3.2)."""
+    """Return a vector of initial weights for sine layers (Sitzmann et al. 2020, section 3.2)."""
     matrices, biases = shape.slices()
     weights = torch.empty(shape.num_weights)
     for layer, ((width, _), m, b) in enumerate(zip(shape.sizes, matrices, biases, strict=True)):

@@ -1,4 +1,4 @@
-"""Networks that advance a state by one stride, trained, selected and coupled over many strides."""
+"""Neural time-steppers: train, select and couple networks that advance a state by one stride."""
 
 from neurenix_ms._core.deprecation import renamed_classes
 from neurenix_ms.timestepping.baselines import ClockworkRNN, EchoStateNetwork, LSTMForecaster

@@ -1,4 +1,4 @@
-"""Networks of one kind in, all of them evaluated at once out: in one product, or one by one."""
+"""Banks that evaluate several networks, either in one batched product or one by one."""
 
 import copy
 import time
@@ -28,19 +28,19 @@ class OneByOne(nn.Module):
         return torch.stack([call_intact(network, y) for network, y in pairs])
 
     def tensors(self, k: int) -> list[Tensor]:
-        """What network k consists of, to be copied from and into."""
+        """Return the tensors of network k, to copy from and into."""
         return list(self.networks[k].state_dict().values())
 
     def unpacked(self) -> list[nn.Module]:
-        """The networks with the weights of now."""
+        """Return the networks with the current weights."""
         return list(self.networks)
 
 
 class Stacked(nn.Module):
     """MLPs of equal widths, evaluated together by batched products.
 
-    One product of K matrices costs less than K calls where each call is small. Large batches fill a
-    call by themselves, and there the networks are faster one by one.
+    One batched product of K matrices costs less than K calls if each call is small. For large batches
+    the networks are faster one by one.
 
     Shape:
         `(K, B, D)` -> the same
@@ -66,12 +66,12 @@ class Stacked(nn.Module):
         return x
 
     def tensors(self, k: int) -> list[Tensor]:
-        """What network k consists of, to be copied from and into."""
+        """Return the tensors of network k, to copy from and into."""
         return [parameter.detach()[k] for parameter in self.parameters()]
 
     @torch.no_grad()
     def unpacked(self) -> list[nn.Module]:
-        """The networks with the weights of now."""
+        """Return the networks with the current weights."""
         for k, network in enumerate(self.originals):
             for i, layer in enumerate(cast(list[nn.Linear], list(network.layers))):
                 layer.weight.copy_(self.weights[i][k].T)
@@ -83,7 +83,7 @@ Bank = OneByOne | Stacked
 
 
 def can_be_stacked(networks: Sequence[nn.Module]) -> bool:
-    """Whether all are MLPs of the same widths with an activation known by name."""
+    """Return whether all are MLPs of the same widths with an activation given by name."""
     first = networks[0]
     return (
         len(networks) > 1
@@ -94,25 +94,25 @@ def can_be_stacked(networks: Sequence[nn.Module]) -> bool:
 
 
 def make_bank(networks: Sequence[nn.Module], stacked: bool) -> Bank:
-    """A bank of the one kind or the other."""
+    """Return a stacked bank, or one that calls the networks one by one."""
     return Stacked(cast(list[MLP], list(networks))) if stacked else OneByOne(networks)
 
 
 def stacking_is_faster(
     networks: Sequence[nn.Module], step: Callable[[Bank], object], rounds: int = 5
 ) -> bool:
-    """Measure a training step of both kinds, on copies.
+    """Return whether a training step is faster with a stacked bank, measured on copies.
 
     Args:
-        networks: What would be trained.
+        networks: The networks to train.
         step: One training step of a bank.
-        rounds: The fastest of so many steps counts.
+        rounds: Number of steps, of which the fastest counts.
     """
     if not can_be_stacked(networks):
         return False
     banks = [make_bank(copy.deepcopy(list(networks)), stacked) for stacked in (False, True)]
     fastest = [float("inf")] * 2
-    for _ in range(rounds + 1):  # the first one warms up, and is never the fastest
+    for _ in range(rounds + 1):  # the first is a warm-up, which is never the fastest
         for i, bank in enumerate(banks):
             start = time.perf_counter()
             step(bank)

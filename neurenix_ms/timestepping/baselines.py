@@ -1,4 +1,4 @@
-"""The beginning of a sequence in, how it goes on out: recurrent networks to compare steppers with."""
+"""Recurrent networks as baselines for time-steppers: LSTM, clockwork RNN and echo state network."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from neurenix_ms.timestepping.sequences import SequenceModel
 
 
 class LSTMForecaster(SequenceModel):
-    """A long short-term memory with a linear readout.
+    """Long short-term memory with a linear readout.
 
-    The recurrent network to compare a stepper with first. It needs a history to fill its memory, and
-    takes one call per step, so long forecasts take many.
+    It is the first baseline to compare a stepper with. It needs a history to initialize its hidden
+    state, and one call per step, so long forecasts take many.
 
     Args:
-        num_features: Length of a state.
-        hidden_size: Length of the memory.
+        num_features: Number of features of a state.
+        hidden_size: Size of the hidden state.
 
     Shape:
         `(B, T, D)` -> the same
@@ -49,14 +49,14 @@ class LSTMForecaster(SequenceModel):
 
 
 class ClockworkRNN(SequenceModel):
-    """A recurrent network of groups of units that tick at periods 1, 4, 16, ...
+    """Recurrent network of groups of units that are updated at periods 1, 4, 16, ...
 
     A group is updated when its period divides the number of the step, from itself and the slower
-    groups; in between it keeps what it knows.
+    groups; in between it keeps its values.
 
     Args:
-        num_features: Length of a state.
-        hidden_size: Length of the memory, all groups together.
+        num_features: Number of features of a state.
+        hidden_size: Size of the hidden state, all groups together.
         num_groups: Number of groups; it divides `hidden_size`.
         base: Ratio of two successive periods.
 
@@ -98,9 +98,9 @@ class ClockworkRNN(SequenceModel):
 
     def remember(self, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
         hidden, step = memory
-        # the first group ticks always, so at least that many units change
-        num_ticking = sum(step % self.base**i == 0 for i in range(self.num_groups))
-        count = num_ticking * (self.hidden_size // self.num_groups)
+        # the first group is updated at every step, so at least its units change
+        num_updated = sum(step % self.base**i == 0 for i in range(self.num_groups))
+        count = num_updated * (self.hidden_size // self.num_groups)
         weight = (self.recurrent.weight * self.slower)[:count]
         drive = nn.functional.linear(x, self.input.weight[:count], self.input.bias[:count])
         moved = torch.tanh(drive + hidden @ weight.T)
@@ -109,17 +109,17 @@ class ClockworkRNN(SequenceModel):
 
 
 class EchoStateNetwork(SequenceModel):
-    """A large fixed random memory, of which only a linear readout is fitted, in one solve.
+    """Large recurrent network with fixed random weights and a linear readout fitted in one solve.
 
-    Fitted in a second where the others take a minute: try it first. In the tutorial's comparison it
-    is the best of all on a periodic wake, and on a chaotic field only for the next few rows, after
-    which it leaves the attractor.
+    It is fitted in a second where the others take a minute, so try it first. In the tutorial's
+    comparison it is the best of all on a periodic wake, but on a chaotic field only for the next few
+    rows, after which it leaves the attractor.
 
     Args:
-        num_features: Length of a state.
-        hidden_size: Length of the memory.
+        num_features: Number of features of a state.
+        hidden_size: Size of the hidden state.
         spectral_radius: Largest absolute eigenvalue of the recurrent matrix; below 1, so that the
-            memory forgets how it started.
+            hidden state forgets its initial value.
         input_scale: Range of the input weights.
         ridge: Strength of the penalty on the readout.
         seed: Of the fixed weights.
@@ -184,7 +184,7 @@ class EchoStateNetwork(SequenceModel):
 
         Args:
             sequences: `(N, T, D)`.
-            washout: States at the beginning of each that only fill the memory.
+            washout: Number of states at the beginning of each that only initialize the hidden state.
         """
         if sequences.ndim != 3 or sequences.shape[1] < washout + 2:
             raise ValueError(

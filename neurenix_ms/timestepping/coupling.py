@@ -1,7 +1,7 @@
-"""States at time 0 and steppers of falling strides in, the states at all times between out.
+"""Couple steppers of decreasing strides to compute the states at all times from those at time 0.
 
-Times are counted in steps of dt. The known times are kept as a few arithmetic sequences, never as a
-list, and the states of all of them are advanced together, in chunks that stay in the cache.
+Times are counted in steps of dt. The known times are stored as a few arithmetic sequences, not as a
+list, and the states at all of them are advanced together, in chunks that fit into the CPU cache.
 """
 
 import math
@@ -17,7 +17,7 @@ VALUES_IN_CACHE = 3 * 2**17  # of one activation of a chunk; 3072 rows of width 
 
 
 class Stepper(Protocol):
-    """Anything that maps states to states one stride later."""
+    """Protocol of a callable that maps states to the states one stride later."""
 
     step_size: int
 
@@ -26,12 +26,12 @@ class Stepper(Protocol):
 
 @dataclass(frozen=True)
 class Times:
-    """The known times `start + i_1 * step_1 + i_2 * step_2 + ...`, each followed by the same gap.
+    """Known times `start + i_1 * step_1 + i_2 * step_2 + ...`, each followed by the same gap.
 
     Args:
-        start: The first of them.
-        axes: Pairs of count and step, the counts being those of the i.
-        gap: Distance from each to the next known time, which may be one of another sequence.
+        start: The first time.
+        axes: Pairs of count and step, one per index i.
+        gap: Distance from each time to the next known time, which may belong to another sequence.
     """
 
     start: int
@@ -39,7 +39,7 @@ class Times:
     gap: int
 
     def refined(self, stride: int) -> "list[Times]":
-        """These times and those that a walk with `stride` reaches before the next known one."""
+        """Return these times and those reached from them with `stride` before the next known time."""
         count = math.ceil(self.gap / stride)
         left = self.gap - (count - 1) * stride
         if left == stride:
@@ -50,7 +50,7 @@ class Times:
         return [Times(self.start, _extended(self.axes, count - 1, stride), stride), last]
 
     def slices(self) -> Iterator[slice]:
-        """The same times as slices, as few and as long as possible."""
+        """Yield the same times as slices, as few and as long as possible."""
         longest = max(self.axes)
         others = list(self.axes)
         others.remove(longest)
@@ -63,20 +63,20 @@ class Times:
 def _extended(
     axes: tuple[tuple[int, int], ...], count: int, stride: int
 ) -> tuple[tuple[int, int], ...]:
-    """One more axis; where it fills the last one's step, both are one."""
+    """Return the axes with one more; an axis that fills the step of the last one is merged with it."""
     if axes and axes[-1][1] == count * stride:
         return (*axes[:-1], (axes[-1][0] * count, stride))
     return (*axes, (count, stride))
 
 
 def _joined(sequences: Sequence[Times]) -> list[Times]:
-    """Simple sequences that go on one another become one."""
+    """Merge sequences with one axis that continue one another."""
     result: list[Times] = []
     for new in sequences:
         if result and len(new.axes) == 1 and len(result[-1].axes) == 1:
             (count, step), (more, same_step) = result[-1].axes[0], new.axes[0]
-            goes_on = result[-1].start + count * step == new.start and step == same_step
-            if goes_on and result[-1].gap == new.gap:
+            continues = result[-1].start + count * step == new.start and step == same_step
+            if continues and result[-1].gap == new.gap:
                 result[-1] = Times(result[-1].start, ((count + more, step),), new.gap)
                 continue
         result.append(new)
@@ -84,27 +84,27 @@ def _joined(sequences: Sequence[Times]) -> list[Times]:
 
 
 class Coupling:
-    """The states known so far, and how a finer stepper adds to them.
+    """States known so far, to which finer steppers add those in between.
 
     Args:
         x0: States at time 0, `(B, *D)`.
-        num_steps: Last time that is wanted.
-        chunk_size: Number of states that go through a stepper at once.
+        num_steps: Last time of the forecast.
+        chunk_size: Number of states per call of a stepper.
     """
 
     def __init__(self, x0: Tensor, num_steps: int, chunk_size: int) -> None:
         self.num_steps = num_steps
         self.chunk_size = chunk_size
-        # time t < num_steps lies in slot t; the last slot holds the first known time after those
+        # slot t holds time t < num_steps; the last slot holds the first known time after those
         self.states = x0.new_empty(len(x0), num_steps + 1, *x0.shape[1:])
         self.states[:, 0] = x0
-        self.known: list[Times] = []  # all known times that have a known one behind them
+        self.known: list[Times] = []  # all known times that are followed by a known one
         self.last = 0  # the last known time before num_steps
-        self.end: tuple[int, Tensor] | None = None  # the first one at or after it
-        self.reach = num_steps  # how far the next stepper may go from a known time
+        self.end: tuple[int, Tensor] | None = None  # the first known time at or after num_steps
+        self.reach = num_steps  # the largest distance of the next stepper from a known time
 
     def refine(self, stepper: Stepper) -> None:
-        """Walk from all known times as far as the next one, or as far as the stride before allows."""
+        """Advance from every known time up to the next one, or as far as the stride before allows."""
         stride = stepper.step_size
         for times in self.known:
             num_walked = math.ceil(times.gap / stride) - 1
@@ -127,10 +127,10 @@ class Coupling:
         self.reach = stride - 1
 
     def read(self, finest: Stepper, times: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """States at `times`, or at every time from 1 to the last; and which of them were computed.
+        """Return the states at `times`, or at every time from 1 to the last, and which were computed.
 
         Args:
-            finest: Walks on from the last known time where that is before the end.
+            finest: Stepper that continues from the last known time if that is before the end.
             times: Increasing times from 0 to the end.
         """
         end = self.end
@@ -143,7 +143,7 @@ class Coupling:
             if end[0] == self.num_steps and len(known) == self.num_steps + 1:
                 return self.states[:, 1:], None
             times = torch.arange(1, self.num_steps + 1, device=self.states.device)
-        # the first known time that is not before: a known time takes its own state, unmixed
+        # the first known time at or after each query, so known times take their own states exactly
         right = torch.searchsorted(known, times.to(known.dtype)).clamp(min=1)
         t_left, t_right = known[right - 1], known[right]
         share = ((times - t_left) / (t_right - t_left)).to(self.states.dtype)
@@ -166,7 +166,7 @@ class Coupling:
         return torch.cat([*parts, ends]).sort().values.double()
 
     def _walk(self, stepper: Stepper, where: slice, num_walked: int) -> None:
-        """Advance the states in the slots `where` again and again, each behind the one before."""
+        """Advance the states in the slots `where` repeatedly, and store the results in later slots."""
         if num_walked == 0:
             return
         stride, step = stepper.step_size, where.step
@@ -177,7 +177,7 @@ class Coupling:
             high = min(low + span, where.stop)
             for first in range(0, num_samples, batch):
                 rows = slice(first, first + batch)
-                # a copy: what a network reads must not change when the states are written
+                # a copy, because a network's input must not change when the states are written
                 x = self.states[rows, low:high:step].clone(memory_format=torch.contiguous_format)
                 shape = x.shape[:2]
                 x = x.flatten(0, 1)
@@ -188,7 +188,7 @@ class Coupling:
 
 
 def advanced(stepper: Stepper, x: Tensor) -> Tensor:
-    """States one stride later, if the stepper keeps their shape."""
+    """Return the states one stride later; raise unless the stepper keeps their shape."""
     y = stepper(x)
     if y.shape != x.shape:
         raise ValueError(
@@ -199,9 +199,9 @@ def advanced(stepper: Stepper, x: Tensor) -> Tensor:
 
 
 def fitting_chunk(steppers: Sequence[Stepper], x0: Tensor) -> int:
-    """States per chunk, so that the widest activation stays in the cache."""
+    """Return the number of states per chunk for which the widest activation fits into the cache."""
     if torch.is_grad_enabled():
-        return 2**62  # backward keeps every activation anyway, and each write costs it a copy
+        return 2**62  # backward keeps every activation anyway, and every in-place write adds a copy
     widest = [
         parameter.shape[0]
         for stepper in steppers

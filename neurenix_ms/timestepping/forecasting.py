@@ -1,4 +1,4 @@
-"""Steppers and a start in, a checked forecast out."""
+"""Forecast with coupled steppers, with checks of the initial states and the result."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ def forecast(
     times: QueryTimes | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The coupled forecast of steppers in the order of falling strides, and its computed rows.
+    """Return the coupled forecast of several steppers, and the rows that were computed.
 
     Args:
         steppers: Coarsest first, all strides different.
         x0: States at time 0, `(B, *D)`.
         num_steps: Number of steps.
-        times: Where the states are wanted; every step by default.
-        chunk_size: States that go through a stepper at once.
+        times: Times of the returned states; every step by default.
+        chunk_size: Number of states per call of a stepper.
     """
     coupling = started(steppers, x0, num_steps, chunk_size)
     queries = None if times is None else _queries(times, num_steps, x0.device)
@@ -43,7 +43,7 @@ def forecast(
 def started(
     steppers: Sequence[Stepper], x0: Tensor, num_steps: int, chunk_size: int | None
 ) -> Coupling:
-    """A coupling that knows nothing but a checked start."""
+    """Return a coupling with the initial states alone, after checking them."""
     check_positive(num_steps=num_steps)
     if chunk_size is not None:
         check_positive(chunk_size=chunk_size)
@@ -54,7 +54,7 @@ def started(
 
 
 def check_finite(name: str, x: Tensor) -> None:
-    """Refuse NaN and inf, with the first sample that has one."""
+    """Raise with the number of the first sample that holds NaN or inf, if any does."""
     bad = ~x.flatten(1).isfinite().all(dim=1)
     if bad.any():
         raise ValueError(
@@ -63,8 +63,8 @@ def check_finite(name: str, x: Tensor) -> None:
 
 
 def warn_of_divergence(states: Tensor, times: Tensor | None) -> None:
-    """Name the first step of `(B, T, *D)` that is not finite, if there is one."""
-    if states.detach().sum().isfinite():  # true of nearly every forecast, and cheap
+    """Warn of the first step of `(B, T, *D)` that is not finite, if there is one."""
+    if states.detach().sum().isfinite():  # a cheap test that nearly every forecast passes
         return
     bad = ~states.detach().isfinite().flatten(2).all(dim=2).all(dim=0)
     if bad.any():

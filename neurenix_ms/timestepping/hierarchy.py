@@ -1,4 +1,4 @@
-"""Steppers of several strides in, one that forecasts by all of them out: coarse strides first."""
+"""Hierarchical time-stepper: forecast with coarse strides first and finer ones in between."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, cast, overload
@@ -13,7 +13,7 @@ from neurenix_ms.timestepping.forecasting import QueryTimes, forecast
 
 
 class CallableStepper(nn.Module):
-    """A function of states with a `step_size`, as a module.
+    """Module around a function of states with a `step_size`.
 
     Shape:
         `(B, *D)` -> the same
@@ -31,11 +31,11 @@ class CallableStepper(nn.Module):
 class HierarchicalTimeStepper(Configured, nn.Module):
     """Forecast with steppers of several strides: the coarsest first, the finer ones in between.
 
-    The coarsest stepper needs few steps to the end, so its error adds up slowly; the finer ones start
-    from its states and only go as far as the next of them, all of them at once. So a long forecast is
-    as good as the coarse steppers and as detailed as the fine ones, and takes few calls of networks
-    on large batches. It pays where one stride cannot do both; a system without slow scales is better
-    served by its finest stepper alone, which `select_strides` finds out.
+    The coarsest stepper needs few steps to the end, so its error accumulates slowly. The finer ones
+    start from its states and advance only to the next of them, for all intervals at once. So a long
+    forecast is as accurate as the coarse steppers and as detailed as the fine ones, with few calls of
+    networks on large batches. Use it if no single stride is both accurate and detailed. For a system
+    without slow scales the finest stepper alone is better; `select_strides` tells.
 
     Args:
         steppers: `TimeStepper`s of different strides in any order. Any of them, usually the finest,
@@ -48,8 +48,8 @@ class HierarchicalTimeStepper(Configured, nn.Module):
         ValueError: If there is no stepper, or two have the same stride.
 
     Source: Liu, Kutz, Brunton 2020, "Hierarchical Deep Learning of Multiscale Differential Equation
-    Time-Steppers", algorithm 1. Where a stride does not divide the next coarser one, a walk ends
-    before the next state that is known already, which the published code overwrites.
+    Time-Steppers", algorithm 1. If a stride does not divide the next coarser one, a stepper stops
+    before the next known state, which the published code overwrites.
 
     Examples:
         >>> import torch
@@ -70,7 +70,7 @@ class HierarchicalTimeStepper(Configured, nn.Module):
             check_integer(f"steppers[{i}].step_size", getattr(stepper, "step_size", None), 1)
         strides = sorted(stepper.step_size for stepper in steppers)
         if len(set(strides)) < len(strides):
-            raise ValueError(f"steppers must have a stride of their own each, got {strides}")
+            raise ValueError(f"steppers must have different strides, got {strides}")
         self.steppers = nn.ModuleList(
             stepper if isinstance(stepper, nn.Module) else CallableStepper(stepper)
             for stepper in steppers
@@ -82,11 +82,11 @@ class HierarchicalTimeStepper(Configured, nn.Module):
 
     @property
     def step_sizes(self) -> list[int]:
-        """All strides, coarsest first."""
+        """Return all strides, coarsest first."""
         return [stepper.step_size for stepper in self.coarse_first()]
 
     def coarse_first(self) -> list[Stepper]:
-        """The steppers in the order of falling strides."""
+        """Return the steppers in the order of decreasing strides."""
         steppers = cast(list[Stepper], list(self.steppers))
         return sorted(steppers, key=lambda stepper: -stepper.step_size)
 
@@ -125,24 +125,24 @@ class HierarchicalTimeStepper(Configured, nn.Module):
         chunk_size: int | None = None,
         return_indices: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """States at the times dt, 2 dt, ..., `num_steps` dt, or at any others.
+        """Return the states at the times dt, 2 dt, ..., `num_steps` dt, or at `times`.
 
-        What no stride reaches is interpolated linearly. A forecast that is not finite is returned
-        with a warning that names the first such step. Under `torch.no_grad()` it runs in chunks, in
-        little more memory than its result; with gradients on it is differentiable in one piece.
+        States at times that no stride reaches are interpolated linearly. A forecast that is not finite
+        is returned with a warning that names the first such step. Under `torch.no_grad()` it runs in
+        chunks, with little more memory than its result; with gradients enabled it is differentiable as
+        a whole.
 
         Args:
             x0: States at time 0, `(B, *D)`.
             num_steps: Number of steps.
             times: Increasing times in steps of dt, from 0 to `num_steps`, in place of the grid.
-            chunk_size: States that go through a stepper at once; by default as many as let the widest
-                activation stay in the cache, and all of them where gradients are recorded.
+            chunk_size: Number of states per call of a stepper; by default as many as let the widest
+                activation fit into the cache, and all of them if gradients are recorded.
             return_indices: Also return the rows of the result that were computed, not interpolated.
 
         Raises:
-            ValueError: If the start is no batch of states, is not finite, or is of a shape that a
-                stepper does not keep; if `num_steps` is below 1; if the times do not increase or lie
-                outside.
+            ValueError: If `x0` is not a batch of states or is not finite, a stepper does not keep its
+                shape, `num_steps` is below 1, or the times do not increase or are out of range.
         """
         result, rows = forecast(
             self.coarse_first(), x0, num_steps, times=times, chunk_size=chunk_size
@@ -151,7 +151,7 @@ class HierarchicalTimeStepper(Configured, nn.Module):
 
     @checked
     def only(self, step_sizes: Sequence[int]) -> "HierarchicalTimeStepper":
-        """The hierarchy of some of the strides; its steppers are shared with this one."""
+        """Return a hierarchy of some of the strides, which shares its steppers with this one."""
         check_integers("step_sizes", step_sizes, 1, min_length=1)
         if missing := sorted(set(step_sizes) - set(self.step_sizes)):
             raise ValueError(f"step_sizes must be among {self.step_sizes}, got {missing}")

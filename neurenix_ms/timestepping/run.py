@@ -1,4 +1,4 @@
-"""Networks and windows in, the networks with the best weights seen out: the loop, and its file."""
+"""Training loop of several networks, which keeps their best weights and writes checkpoints."""
 
 import io
 import os
@@ -18,13 +18,13 @@ NUM_VALIDATION_WINDOWS = 1024
 
 
 class WindowLoss:
-    """Mean squared error of recurrent strides, in units of the change over one; per network.
+    """Mean squared error of recurrent strides per network, in units of the change over one stride.
 
     Args:
-        mean: Of the channels, `(C,)`.
-        std: Their standard deviations, `(C,)`.
-        scale: Those of the changes over a stride, `(K, C)`.
-        weights: Share of every stride of a window, `(K, horizon)`.
+        mean: Means of the channels, `(C,)`.
+        std: Standard deviations of the channels, `(C,)`.
+        scale: Standard deviations of the changes over a stride, `(K, C)`.
+        weights: Weight of every stride of a window, `(K, horizon)`.
     """
 
     def __init__(self, mean: Tensor, std: Tensor, scale: Tensor, weights: Tensor) -> None:
@@ -44,7 +44,7 @@ class WindowLoss:
 
 
 class TrainingRun:
-    """Weights, optimizer and the best so far; all that a checkpoint holds."""
+    """State of a training run that a checkpoint holds: weights, optimizer and the best weights."""
 
     def __init__(self, bank: Bank, settings: dict[str, Any], stacked: bool) -> None:
         self.bank, self.settings, self.stacked = bank, settings, stacked
@@ -63,7 +63,7 @@ class TrainingRun:
         self.count = len(settings["step_sizes"])
         self.best: list[list[Tensor]] = [self._snapshot(k) for k in range(self.count)]
         self.best_errors = torch.full((self.count,), torch.inf, dtype=torch.float64)
-        self.idle = 0  # looks at the validation error since the last better one
+        self.idle = 0  # validation checks since the last improvement
 
     def train(
         self,
@@ -74,7 +74,7 @@ class TrainingRun:
         checkpoint: str | os.PathLike[str] | None,
         progress: bool,
     ) -> None:
-        """Go on until the end, and leave the best weights in the bank."""
+        """Train up to the last iteration, and copy the best weights into the bank."""
         try:
             from tqdm.auto import tqdm
         except ImportError as error:
@@ -89,7 +89,7 @@ class TrainingRun:
             self._step(loss, source.drawn(self.settings["batch_size"], self.generator))
             bar.update()
             if self.iteration % every == 0 or self.iteration == last:
-                self._look(held_out_loss, fixed)
+                self._validate(held_out_loss, fixed)
                 worst, least = self.best_errors.max(), self.best_errors.min()
                 bar.set_postfix_str(f"relative errors² {least:.1e} to {worst:.1e}")
                 if checkpoint is not None:
@@ -108,7 +108,7 @@ class TrainingRun:
         self.iteration += 1
 
     @torch.no_grad()
-    def _look(self, loss: WindowLoss, windows: Tensor) -> None:
+    def _validate(self, loss: WindowLoss, windows: Tensor) -> None:
         self.bank.eval()
         errors = loss(self.bank, windows).double().cpu()
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -123,7 +123,7 @@ class TrainingRun:
         return [tensor.clone() for tensor in self.bank.tensors(k)]
 
     def save(self, path: Path) -> None:
-        """Write everything that the run goes on from."""
+        """Write a checkpoint from which the run can be resumed."""
         state = {
             "settings": self.settings,
             "stacked": self.stacked,
@@ -141,7 +141,7 @@ class TrainingRun:
         write_atomically(path, buffer.getvalue())
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `save` wrote."""
+        """Restore the state that `save` wrote."""
         for k in range(self.count):
             _copy(state["weights"][k], self.bank.tensors(k))
         self.best = state["best"]
@@ -160,19 +160,19 @@ def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
 
 
 def found(path: str | os.PathLike[str] | None, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run with the same settings left in a file, if there is one."""
+    """Return the checkpoint of an earlier run with the same settings, or None if there is no file."""
     if path is None or not Path(path).exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         theirs = state["settings"]
-    except Exception as error:  # broken bytes break readers in any way they like
+    except Exception as error:  # a corrupted file may raise any exception
         text = str(error).partition("\n")[0]
         raise ValueError(f"{path} must be a checkpoint of fit_hierarchy, got {text}") from error
     for name, value in settings.items():
         if theirs.get(name) != value:
             raise ValueError(
-                f"{path} must be of a run with {name} = {value}, got {theirs.get(name)}; "
-                "remove it to train anew"
+                f"{path} must be the checkpoint of a run with {name} = {value}, got "
+                f"{theirs.get(name)}; remove it to train from the start"
             )
     return state

@@ -1,4 +1,4 @@
-"""A trained hierarchy and validation trajectories in, the strides worth keeping out."""
+"""Select the strides of a trained hierarchy by the error of the coupled forecast."""
 
 import math
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
 
 @dataclass(frozen=True)
 class Selection:
-    """What `select_strides` keeps, and why.
+    """Result of `select_strides`: the hierarchy that is kept, and the errors of all sets tried.
 
-    The table tells how much each stride is worth; look at it before a hierarchy is deployed.
+    The table shows how much each stride improves the forecast; read it before deploying a hierarchy.
 
     Args:
         hierarchy: The steppers that are kept, shared with the hierarchy they were chosen from.
@@ -44,13 +44,14 @@ def select_strides(
     """Keep the strides that the coupled forecast needs.
 
     Coarse networks are dropped one after another, then fine ones, as long as the forecast does not
-    get worse: a stride too large to be learnt spoils all states that start from its own, and one too
-    small is better replaced by interpolation. States of coarse strides are computed once for all sets
-    that share them.
+    get worse. A stride too large to be learnt adds its error to all states that start from its own,
+    and one too small is better replaced by interpolation. States of coarse strides are computed once
+    for all sets that share them.
 
     Args:
         hierarchy: Steppers of all strides.
-        validation: Trajectories, `(N, T, *D)`; row 0 is the start and the others are compared.
+        validation: Trajectories, `(N, T, *D)`; the forecast starts from row 0 and is compared with
+            the others.
         tolerance: A smaller set is taken while its error is at most `1 + tolerance` times the best
             error so far.
 
@@ -76,7 +77,7 @@ def select_strides(
         raise ValueError(
             f"validation must be (N, T, *D) with two rows or more, got {tuple(validation.shape)}"
         )
-    if not (isinstance(tolerance, float) and tolerance == math.inf):  # which takes any error
+    if not (isinstance(tolerance, float) and tolerance == math.inf):  # inf allows any error
         tolerance = check_number("tolerance", tolerance, minimum=0)
     check_finite("validation", validation)
     table: list[tuple[tuple[int, ...], float]] = []
@@ -102,7 +103,7 @@ def select_strides(
 
 
 def _scores(hierarchy: HierarchicalTimeStepper, validation: Tensor) -> list[float]:
-    """Mean squared error of the forecast with the coarsest stride, the two coarsest, ..., all."""
+    """Return the mean squared errors with the coarsest stride, the two coarsest, ..., all."""
     steppers = hierarchy.coarse_first()
     x0, truth = validation[:, 0], validation[:, 1:]
     coupling = started(steppers, x0, truth.shape[1], None)

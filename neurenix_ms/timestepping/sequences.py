@@ -1,4 +1,4 @@
-"""A network with a memory, and its training: a sequence in, how it goes on out."""
+"""Recurrent networks that continue a sequence, and their training."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from neurenix_ms._core.dims import check_positive
 
 
 class SequenceModel(Configured, nn.Module):
-    """A network with a memory: state by state it is told what happens, and says what happens next.
+    """Base class of recurrent networks that predict the next state from all states so far.
 
-    Subclasses say how the memory starts and how one state changes it. The prediction is the state
-    plus a change, as a stepper's is.
+    Subclasses define the initial memory (`start`) and its update by one state (`remember`). The
+    prediction is the last state plus a change, as a stepper's is.
 
     Args:
-        num_features: Length of a state.
-        hidden_size: Length of the memory.
+        num_features: Number of features of a state.
+        hidden_size: Size of the hidden state.
 
     Shape:
-        `(B, T, D)` -> the same: after every state, the next one
+        `(B, T, D)` -> the same: for every state, the next one
 
     Raises:
         ValueError: If a count is below 1, or the input is not such a sequence.
-        NotImplementedError: If a subclass does not say how its memory starts or changes.
+        NotImplementedError: If a subclass does not define `start` or `remember`.
 
     Examples:
         >>> class Echo(SequenceModel):
@@ -49,15 +49,15 @@ class SequenceModel(Configured, nn.Module):
         self.hidden_size = hidden_size
 
     def start(self, x: Tensor) -> Any:
-        """The memory before the first of the sequences `x`."""
+        """Return the initial memory for the sequences `x`."""
         raise NotImplementedError
 
     def remember(self, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """The part of the memory that is read, `(B, H)`, and all of it, after states `(B, D)`."""
+        """Update the memory by states `(B, D)`; return the hidden state `(B, H)` and the memory."""
         raise NotImplementedError
 
     def read(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """The state after `x`."""
+        """Return the state after `x`."""
         return x + self.readout(hidden)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class SequenceModel(Configured, nn.Module):
         return self.read(x, hidden)
 
     def follow(self, x: Tensor) -> tuple[Tensor, Any]:
-        """What is read of the memory after every state, `(B, T, H)`, and the memory at the end."""
+        """Return the hidden states after every state, `(B, T, H)`, and the final memory."""
         self.check_sequence(x)
         memory = self.start(x)
         steps = []
@@ -75,7 +75,7 @@ class SequenceModel(Configured, nn.Module):
         return torch.stack(steps, dim=1), memory
 
     def check_sequence(self, x: Tensor) -> None:
-        """Refuse anything but sequences of states of this length."""
+        """Raise unless `x` is a batch of sequences of states with `num_features` features."""
         if x.ndim != 3 or x.shape[2] != self.num_features or x.shape[1] == 0:
             raise ValueError(
                 f"a sequence must be (B, T, {self.num_features}), got shape {tuple(x.shape)}"
@@ -83,11 +83,11 @@ class SequenceModel(Configured, nn.Module):
 
     @checked
     def forecast(self, history: Tensor, num_steps: int) -> Tensor:
-        """What follows a history: the network is told its own predictions from then on.
+        """Continue a history; after its end, the network reads its own predictions.
 
         Args:
             history: `(B, T, D)`.
-            num_steps: Number of states after it.
+            num_steps: Number of states to predict.
         """
         check_positive(num_steps=num_steps)
         steps, memory = self.follow(history)
@@ -118,13 +118,13 @@ def fit_sequences(
     Use it for the baselines that steppers are compared with; `fit_hierarchy` trains the steppers.
 
     Args:
-        model: An `LSTMForecaster` or a `ClockworkRNN`; an `EchoStateNetwork` has a `fit` of its own.
+        model: An `LSTMForecaster` or a `ClockworkRNN`; an `EchoStateNetwork` has its own `fit`.
         sequences: `(N, T, D)`.
         validation: Other sequences, by which the best weights are chosen.
-        length: States of a training window.
-        num_iterations: Steps of Adam, with a learning rate that falls to 0.
+        length: Number of states of a training window.
+        num_iterations: Steps of Adam, with a learning rate that decays to 0.
         batch_size: Windows per step.
-        learning_rate: The first one.
+        learning_rate: Initial learning rate.
         seed: For the windows.
         progress: Show a progress bar.
 
@@ -157,7 +157,7 @@ def fit_sequences(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_iterations)
     generator = torch.Generator().manual_seed(seed)
     best, best_error = model.state_dict(), torch.inf
-    windows = sequences.unfold(1, length + 1, 1)  # (N, places, D, length + 1)
+    windows = sequences.unfold(1, length + 1, 1)  # (N, num_windows, D, length + 1)
     for i in tqdm(range(1, num_iterations + 1), desc="training", disable=not progress):
         which = [torch.randint(n, (batch_size,), generator=generator) for n in windows.shape[:2]]
         x = windows[which[0], which[1]].transpose(1, 2)

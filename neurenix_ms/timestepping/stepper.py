@@ -1,4 +1,4 @@
-"""A state in, the state one stride later out: by a network, or by a classical integrator."""
+"""Time-steppers that advance a state by one stride: a network, or a classical integrator."""
 
 from collections.abc import Callable
 
@@ -13,21 +13,22 @@ from neurenix_ms.timestepping.forecasting import QueryTimes, forecast
 
 
 class TimeStepper(Configured, nn.Module):
-    """Advance a state by one stride: the state plus what a network says about its change.
+    """Advance a state by one stride, as the state plus the change that a network predicts.
 
-    A network learns the change over a long time as easily as over a short one, so a stepper is free
-    of the small steps that an integrator needs. One stepper alone either leaves out what happens
-    within its stride or adds up its error over many strides; `HierarchicalTimeStepper` joins several.
+    A network learns the change over a long time as easily as over a short one, so a stepper does not
+    need the small steps of an integrator. A single stepper either skips the dynamics within its stride
+    or accumulates its error over many strides; `HierarchicalTimeStepper` combines several.
 
     Args:
-        network: Maps states to changes of the same shape: an `MLP` for vectors, a `UNet` for fields.
+        network: Network from states to changes of the same shape: an `MLP` for vectors, a `UNet` for
+            fields.
         step_size: The stride, in steps of dt.
 
     Shape:
         `(B, *D)` -> the same
 
     Raises:
-        ValueError: If the stride is below 1, or the network gives another shape.
+        ValueError: If the stride is below 1, or the network returns another shape.
 
     Source: Liu, Kutz, Brunton 2020, "Hierarchical Deep Learning of Multiscale Differential Equation
     Time-Steppers", equation 5.
@@ -51,7 +52,7 @@ class TimeStepper(Configured, nn.Module):
         change = call_intact(self.network, x)
         if change.shape != x.shape:
             raise ValueError(
-                f"the network must give a change of the state's shape {tuple(x.shape)}, "
+                f"the network must return a change of the state's shape {tuple(x.shape)}, "
                 f"got {tuple(change.shape)}"
             )
         return x + change
@@ -65,7 +66,7 @@ class TimeStepper(Configured, nn.Module):
         times: QueryTimes | None = None,
         chunk_size: int | None = None,
     ) -> Tensor:
-        """States at the times dt, 2 dt, ...: every stride by the network, linear in between.
+        """Return the states at the times dt, 2 dt, ..., linearly interpolated between strides.
 
         Args:
             x0: States at time 0, `(B, *D)`.
@@ -79,11 +80,11 @@ class TimeStepper(Configured, nn.Module):
 class IntegratorStepper(Described, nn.Module):
     """Advance a state by one step of a classical integrator.
 
-    The fine level of a hybrid forecast: where the right-hand side is known, coarse networks give
-    states far apart, and the integrator fills in between them for all intervals at once.
+    Use it as the finest level of a hybrid forecast if the right-hand side is known: coarse networks
+    compute states far apart, and the integrator those in between, for all intervals at once.
 
     Args:
-        rhs: The derivative of states `(B, *D)` by time, of the same shape; it does not depend on time.
+        rhs: The time derivative of states `(B, *D)`, of the same shape; it does not depend on time.
         dt: The unit of the strides.
         step_size: The stride; one step of the integrator has the size `step_size * dt`.
         method: "rk4", the classical Runge-Kutta method, or any method of torchdiffeq.
@@ -93,7 +94,7 @@ class IntegratorStepper(Described, nn.Module):
 
     Raises:
         ValueError: If the stride is below 1, or dt is not positive.
-        ImportError: If another method is wanted and torchdiffeq is missing.
+        ImportError: If `method` is not "rk4" and torchdiffeq is missing.
 
     Examples:
         >>> decay = IntegratorStepper(lambda x: -x, dt=0.1, step_size=2)
@@ -122,7 +123,7 @@ class IntegratorStepper(Described, nn.Module):
         h = self.dt * self.step_size
         if self.method != "rk4":
             return self._by_torchdiffeq(x, h)
-        # every later slope is that of a state made for it
+        # the later calls get temporaries, which they may overwrite
         k1 = call_intact(self.rhs, x)
         k2 = self.rhs(x + h / 2 * k1)
         k3 = self.rhs(x + h / 2 * k2)

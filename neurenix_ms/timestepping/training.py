@@ -1,4 +1,4 @@
-"""Trajectories in, a hierarchy of steppers trained on all strides at once out."""
+"""Train a hierarchy of time-steppers on trajectories, all strides at once."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -47,40 +47,41 @@ def fit_hierarchy(
 ) -> HierarchicalTimeStepper:
     """Train one network per stride on trajectories, and couple them.
 
-    A network starts somewhere on a trajectory, makes `horizon` of its strides, each from its own last
-    state, and is compared with the trajectory after every one. All strides train side by side, with
-    their own windows, errors and best weights; they are independent of one another. States and
-    changes are scaled to unit variance (`StandardizedNetwork`), so one learning rate suits them all.
+    A network starts at a row of a trajectory and makes `horizon` strides, each from its own last
+    prediction; every one is compared with the trajectory. All strides train at the same time, with
+    their own windows, errors and best weights, and do not influence one another. States and changes
+    are scaled to unit variance (`StandardizedNetwork`), so one learning rate suits them all.
 
     Args:
-        trajectories: Rows at equal times, `(N, T, *D)`; the networks train on their device and dtype.
+        trajectories: Rows at equal time steps, `(N, T, *D)`; the networks train on their device and
+            dtype.
         dt: Time between two rows, the unit of the strides.
         step_sizes: The strides, all different.
-        network: Makes a network for states in and changes out; called once per stride.
+        network: Callable that returns a network from states to changes; called once per stride.
         validation: Other trajectories, by which the best weights are chosen.
-        horizon: Strides per window; less for strides too large for so many.
+        horizon: Strides per window; fewer for strides that are too large for so many.
         windows: "all" draws windows anywhere along the trajectories, "start" only at their first row,
-            as the paper does, which shows a network nothing but what comes shortly after the start.
+            as the paper does, so that networks learn from states shortly after the start only.
         num_iterations: Steps of Adam.
         batch_size: Windows per stride and step.
-        learning_rate: The first one.
-        schedule: "cosine" lets it fall to 0 at the end, "plateau" halves it when the validation error
-            stays for five checks, None leaves it.
-        check_every: Iterations between two looks at the validation error and two checkpoints.
-        patience: Stop after so many looks without a better error of any stride; None for never.
+        learning_rate: Initial learning rate.
+        schedule: "cosine" lets the learning rate decay to 0, "plateau" halves it when the validation
+            error does not improve for five checks, None keeps it constant.
+        check_every: Iterations between two validation checks, and between two checkpoints.
+        patience: Stop after so many checks without improvement of any stride; None for never.
         stacked: Evaluate networks of one shape in one batched product; None measures whether that is
             faster here.
-        checkpoint: File that a killed run goes on from, and a finished one is read from.
-        seed: For the windows. The weights are the business of `network`.
+        checkpoint: File to resume an interrupted run from, and to load a finished one from.
+        seed: Seed of the windows. `network` initializes the weights.
         progress: Show a progress bar.
 
     Shape:
         `trajectories`, `validation`: `(N, T, *D)`
 
     Raises:
-        ValueError: If strides are equal or below 1, trajectories are shorter than the largest stride,
-            of different states, or hold NaN, an option is unknown or a count below 1, or the
-            checkpoint is one of other settings; the message says which.
+        ValueError: If strides are equal or below 1; if trajectories are shorter than the largest
+            stride, differ in the shape of states, or hold NaN; if an option is unknown or a count
+            below 1; or if the checkpoint was made with other settings.
         ImportError: If tqdm is missing.
 
     Source: Liu, Kutz, Brunton 2020, section 3; the published code trains on the first window of every
@@ -121,7 +122,7 @@ def fit_hierarchy(
     source = WindowSource(trajectories, step_sizes, horizon, windows)
     held_out = WindowSource(validation.to(trajectories), step_sizes, horizon, windows)
     flat = trajectories.transpose(1, 2).transpose(0, 1).flatten(1)
-    # as float32 holds them, so that a network keeps exactly the units it was trained in
+    # rounded to float32, so that a saved network has exactly the scales it was trained with
     units = flat.mean(dim=1), nonzero(flat.std(dim=1)), source.change_scale()
     mean, std, scale = (value.float().to(trajectories) for value in units)
     loss = WindowLoss(mean, std, scale, source.weights)
@@ -182,5 +183,5 @@ def _check(trajectories: Tensor, dt: float, step_sizes: Sequence[int], validatio
     if validation.shape[2:] != trajectories.shape[2:]:
         raise ValueError(
             f"validation must have states of shape {tuple(trajectories.shape[2:])} "
-            f"as the trajectories, got {tuple(validation.shape[2:])}"
+            f"like the trajectories, got {tuple(validation.shape[2:])}"
         )

@@ -1,4 +1,4 @@
-"""Trajectories in, batches of short windows with a stride of their own per network out."""
+"""Batches of short windows along trajectories, with a separate stride for every network."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,16 +15,16 @@ Windows = Literal["all", "start"]
 
 
 class StandardizedNetwork(Configured, nn.Module):
-    """A network that sees states of mean 0 and variance 1 and gives changes of variance 1.
+    """Network on states standardized to mean 0 and variance 1, and changes scaled to variance 1.
 
     The change over a short stride is a hundred times smaller than the state, and over a long one as
-    large; scaled, both are learnt equally fast, and small errors of small changes count.
+    large. After scaling both are learnt equally fast, and small errors of small changes count.
 
     Args:
-        network: Maps states to changes, both in those units.
-        mean: Of every channel (axis 1) of the states.
-        std: Its standard deviation.
-        scale: Standard deviation of its change.
+        network: Network from standardized states to scaled changes.
+        mean: Mean of every channel (axis 1) of the states.
+        std: Standard deviation of every channel.
+        scale: Standard deviation of the change of every channel.
 
     Shape:
         `(B, *D)` -> the same
@@ -67,7 +67,7 @@ class StandardizedNetwork(Configured, nn.Module):
 
 
 def per_channel(values: Tensor, ndim: int) -> Tensor:
-    """Values of channels `(..., C)`, to be broadcast over states `(..., B, C, *S)` of so many axes."""
+    """Reshape `(..., C)` to broadcast over states `(..., B, C, *S)` with `ndim` axes from B on."""
     return values.unsqueeze(-2)[(..., *(None,) * (ndim - 2))]
 
 
@@ -77,7 +77,7 @@ class WindowSource:
     Args:
         trajectories: `(N, T, *D)`.
         step_sizes: One stride per network.
-        horizon: Strides per window; less where the trajectories are too short for a large stride.
+        horizon: Strides per window; fewer if the trajectories are too short for a large stride.
         windows: "all" for windows anywhere, "start" for those at row 0 only.
     """
 
@@ -90,39 +90,39 @@ class WindowSource:
         device = trajectories.device
         self.strides = torch.tensor(step_sizes, device=device)
         self.lengths = ((num_rows - 1) // self.strides).clamp(max=horizon)
-        places = num_rows - self.strides * self.lengths
-        self.places = places if windows == "all" else torch.ones_like(places)
+        starts = num_rows - self.strides * self.lengths
+        self.num_starts = starts if windows == "all" else torch.ones_like(starts)
         counted = torch.arange(1, horizon + 1, device=device) <= self.lengths[:, None]
         self.weights = counted / self.lengths[:, None]  # (K, horizon)
         self.offsets = torch.arange(horizon + 1, device=device).clamp(max=self.lengths[:, None])
 
     def drawn(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """A random batch per stride: `(K, B, horizon + 1, *D)`."""
+        """Return a random batch per stride, `(K, B, horizon + 1, *D)`."""
         u = torch.rand(2, len(self.strides), batch_size, generator=generator, dtype=torch.float64)
         return self._at(u.to(self.rows.device))
 
     def spread(self, batch_size: int) -> Tensor:
-        """The same windows every time, spread evenly over trajectories and rows."""
+        """Return the same windows every time, spread evenly over trajectories and rows."""
         i = torch.arange(batch_size, dtype=torch.float64, device=self.rows.device)
-        # the golden ratio's multiples are spread evenly too, and in no step with the first
+        # multiples of the golden ratio are evenly spread too, and not correlated with the first row
         u = torch.stack([(i + 0.5) / batch_size, (i * 0.6180339887498949) % 1])
         return self._at(u[:, None].expand(-1, len(self.strides), -1))
 
     def _at(self, u: Tensor) -> Tensor:
         sample = (u[0] * self.num_samples).long()
-        first = (u[1] * self.places[:, None]).long()
+        first = (u[1] * self.num_starts[:, None]).long()
         offsets = (self.offsets * self.strides[:, None])[:, None]
         return self.rows[(sample * self.num_rows + first)[..., None] + offsets]
 
     def change_scale(self, num_windows: int = 4096) -> Tensor:
-        """Standard deviation of the change over each stride, by channel: `(K, C)`."""
+        """Return the standard deviation of the change over each stride by channel, `(K, C)`."""
         windows = self.spread(num_windows)
         change = (windows[:, :, 1] - windows[:, :, 0]).transpose(1, 2).flatten(2)
         return nonzero(change.square().mean(dim=-1).sqrt())
 
 
 def nonzero(scale: Tensor) -> Tensor:
-    """What does not vary is divided by 1, not by 0."""
+    """Replace scales near 0 by 1, so that constant channels are not divided by 0."""
     return torch.where(scale > 1e-12, scale, torch.ones_like(scale))
 
 

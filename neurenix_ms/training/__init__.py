@@ -1,4 +1,4 @@
-"""Losses and Lightning modules that take any network; the latter need the extra `train`."""
+"""Losses and Lightning modules for any network; the latter need the extra `train`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ _renamed = renamed_classes(
 
 
 def __getattr__(name: str) -> Any:
-    # Lightning is loaded when a task is asked for: the losses work without it
+    # import Lightning only for a task, because the losses work without it
     if name in TASKS:
         from neurenix_ms.training import task
 

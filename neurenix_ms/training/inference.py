@@ -1,4 +1,4 @@
-"""A trained network in, the same network averaged over scales and mirror images out."""
+"""Test-time augmentation: average a network over scales and mirror images of its input."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -14,27 +14,27 @@ from neurenix_ms.layers.resize import Resize
 
 
 class MultiScaleInference(Described, nn.Module):
-    """Run a network on its input at several scales and mirrored, and average what it says.
+    """Run a network on its input at several scales and mirrored, and average its logits.
 
-    Use it once a segmenter is trained, where a steadier answer is worth a run per scale and mirror
-    image. Logits are averaged, at the size of the input. Put a `TiledModel` inside it where maps do
-    not fit; it cannot stand inside one.
+    Use it with a trained segmentation network if a more stable prediction is worth one run per scale
+    and mirror image. Logits are averaged at the size of the input. If inputs do not fit into memory,
+    wrap a `TiledModel`; a `TiledModel` cannot wrap it.
 
     Args:
-        model: Takes a map of any size and returns one.
+        model: Network that takes an input of any size and returns one tensor of logits.
         scales: Scales of the input; 1.0 is the input itself.
-        flips: Spatial axes along which the input is mirrored, counted from 0, or from -1 backwards;
-            every combination of them is run, and none.
+        flips: Spatial axes along which the input is mirrored, counted from 0, or backwards from -1;
+            the network runs on every combination of them and on the original.
         mode: Interpolation of input and logits.
         spatial_dims: Number of spatial axes.
         align_corners: As in `F.interpolate`.
 
     Shape:
-        `(B, C, *S)` -> `(B, D, *S)` where the model makes D channels of C
+        `(B, C, *S)` -> `(B, D, *S)` for a model that returns D channels
 
     Raises:
-        ValueError: If a scale is not finite and positive, an axis does not exist or comes twice, or
-            the model returns no map.
+        ValueError: If a scale is not finite and positive, an axis does not exist or is repeated, or
+            the model does not return one tensor of the input's rank.
 
     Examples:
         >>> import torch
@@ -89,5 +89,7 @@ class MultiScaleInference(Described, nn.Module):
         y = call_intact(self.model, view.flip(axes) if axes else view)
         if not isinstance(y, Tensor) or y.ndim != x.ndim:
             what = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(f"the model must return one map, got {what}")
+            raise ValueError(
+                f"the model must return one tensor with the rank of its input, {x.ndim}, got {what}"
+            )
         return self.resize(y.flip(axes) if axes else y, spatial(x))

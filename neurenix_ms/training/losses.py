@@ -1,4 +1,4 @@
-"""Predictions of several scales and their targets in, one number out."""
+"""Loss over predictions at several scales, coarse to fine."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -20,26 +20,27 @@ DIFFERENCES: dict[str, Difference] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber
 
 
 class MultiScaleLoss(Described, nn.Module):
-    """The sum over all scales of a loss, in units of the variance of the finest target.
+    """Sum of a loss over all scales, divided by the variance of the finest target.
 
-    Use it for networks that predict coarse to fine, such as MSNet: every scale is held to the
-    target averaged to its size, and the normalization makes samples of different strength count
-    alike.
+    Use it for networks that predict coarse to fine, such as MSNet: the prediction at every scale is
+    compared with the target averaged to its size, and the normalization gives samples of different
+    amplitude equal weight.
 
     Args:
-        loss: "mse", "l1", "huber", or a function of prediction and target that gives their mean loss.
-        normalize: "variance" divides by the (unbiased) variance of the finest target, a number by
-            that (as training in tiles needs: a tile does not know the variance), None does not.
-        mask: Cells that count, `(B, 1, *S)` or broadcastable to the finest target; a coarser cell
-            counts if one of its cells does. It can be given per call as well.
+        loss: "mse", "l1", "huber", or a function of prediction and target that returns their mean loss.
+        normalize: "variance" divides by the (unbiased) variance of the finest target, a number divides
+            by that number, None does not divide. Training in tiles needs a number, because the
+            variance of the whole target is not known within a tile.
+        mask: Pixels or voxels that count, `(B, 1, *S)` or broadcastable to the finest target; a coarser
+            one counts if any of those averaged into it does. It can be given per call as well.
 
     Shape:
-        list of predictions coarsest first, list of targets of the same shapes (or the finest target
+        list of predictions, coarsest first, and list of targets of the same shapes (or the finest target
         alone, which is averaged) -> a scalar
 
     Raises:
-        ValueError: If a name is unknown, or the lists differ in length or shapes or do not come coarsest
-            first.
+        ValueError: If a name is unknown, or the lists differ in length or shapes or are not ordered
+            coarsest first.
 
     Source: Santos et al. 2021, section 2.3.
 
@@ -90,7 +91,7 @@ class MultiScaleLoss(Described, nn.Module):
         targets: Sequence[Tensor] | Tensor,
         mask: Tensor | None = None,
     ) -> list[Tensor]:
-        """The share of every scale in the loss, coarsest first."""
+        """Return the loss of every scale, coarsest first; their sum is the whole loss."""
         if isinstance(targets, Tensor):
             targets = averaged(targets, len(outputs))
         check_same_shapes(outputs, targets)
@@ -102,20 +103,20 @@ class MultiScaleLoss(Described, nn.Module):
             ]
             counted = targets[-1]
         else:
-            # the mean of a cell is above 0 where any of its cells counts
-            cells = [
-                (share > 0).expand_as(t)
-                for share, t in zip(averaged(mask.float(), len(outputs)), targets, strict=True)
+            # the averaged mask is above 0 if any of the averaged pixels counts
+            masks = [
+                (mean > 0).expand_as(t)
+                for mean, t in zip(averaged(mask.float(), len(outputs)), targets, strict=True)
             ]
-            triples = zip(outputs, targets, cells, strict=True)
+            triples = zip(outputs, targets, masks, strict=True)
             losses = [self.difference(y[where], t[where]) for y, t, where in triples]
-            counted = targets[-1][cells[-1]]
+            counted = targets[-1][masks[-1]]
         scale = counted.var() if self.normalize == "variance" else self.normalize or 1.0
         return [loss / scale for loss in losses]
 
 
 def averaged(x: Tensor, num_scales: int) -> list[Tensor]:
-    """The array at every scale, coarsest first."""
+    """Average a tensor to every scale, coarsest first."""
     scales = [x]
     while len(scales) < num_scales:
         scales.insert(0, halved(scales[0]))
@@ -123,7 +124,7 @@ def averaged(x: Tensor, num_scales: int) -> list[Tensor]:
 
 
 def check_same_shapes(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-    """Refuse targets that do not belong to the outputs; broadcasting would hide it."""
+    """Raise unless targets have the shapes of the outputs; broadcasting would hide a mismatch."""
     if len(outputs) != len(targets):
         raise ValueError(f"expected {len(outputs)} targets, one per output, got {len(targets)}")
     for k, (y, t) in enumerate(zip(outputs, targets, strict=True)):

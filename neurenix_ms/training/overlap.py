@@ -1,4 +1,4 @@
-"""Sums over the regions of a segmentation: predicted, true, and both."""
+"""Sums over predicted regions, true regions and their overlap in a segmentation."""
 
 import torch
 from torch import Tensor
@@ -15,38 +15,38 @@ def region_sums(logits: Tensor, target: Tensor) -> Sums:
     """Sum probabilities, true regions, and their product over all pixels, per sample and class.
 
     Args:
-        logits: `(B, C, *S)`; one channel goes through a sigmoid, several through a softmax.
+        logits: `(B, C, *S)`; a sigmoid is applied to a single channel, a softmax to several.
         target: Classes `(B, *S)`, or probabilities `(B, C, *S)`.
 
     Returns:
         Product, probabilities and true regions, each `(B, C)`.
 
     Raises:
-        ValueError: If the target has another shape, a class is none of the C, or a probability is
+        ValueError: If the target has another shape, a class is not in [0, C), or a probability is
             outside [0, 1].
     """
     _check_shape(logits, target)
     num_classes = logits.shape[1]
     if target.shape == logits.shape or num_classes == 1:
-        _check_shares(target)
+        _check_probabilities(target)
         truth = target.reshape(logits.shape).to(logits.dtype)
     else:
         _check_classes(target, num_classes)
         truth = _one_hot(target, logits)
-    share = logits.sigmoid() if num_classes == 1 else logits.softmax(dim=1)
+    predicted = logits.sigmoid() if num_classes == 1 else logits.softmax(dim=1)
     pixels = tuple(range(2, logits.ndim))
-    return (share * truth).sum(pixels), share.sum(pixels), truth.sum(pixels)
+    return (predicted * truth).sum(pixels), predicted.sum(pixels), truth.sum(pixels)
 
 
 def _one_hot(classes: Tensor, logits: Tensor) -> Tensor:
-    """1 in the channel of the class, and 0 elsewhere, `(B, C, *S)` as the logits.
+    """Return 1 in the channel of the class and 0 elsewhere, in the shape `(B, C, *S)` of the logits.
 
-    Comparing floating-point numbers is several times as fast as comparing integers or scattering ones.
+    Comparing floating point numbers is several times as fast as comparing integers or scattering ones.
     """
     numbers = torch.arange(logits.shape[1], dtype=logits.dtype, device=logits.device)
     apart = classes.unsqueeze(1).to(logits.dtype) - numbers.view(-1, *(1,) * (logits.ndim - 2))
     if not sizes_are_open() and torch._C._functorch.is_functorch_wrapped_tensor(apart):
-        return (apart == 0).to(apart.dtype)  # under vmap there is no comparison in place
+        return (apart == 0).to(apart.dtype)  # vmap does not support in-place comparison
     return apart.eq_(0)
 
 
@@ -58,18 +58,18 @@ def _check_shape(logits: Tensor, target: Tensor) -> None:
         target.shape != classes or target.is_floating_point() or target.is_complex()
     ):
         raise ValueError(
-            f"target must be classes {tuple(classes)} or shares {tuple(logits.shape)}, "
+            f"target must be classes {tuple(classes)} or probabilities {tuple(logits.shape)}, "
             f"got {target.dtype} {tuple(target.shape)}"
         )
 
 
-def _check_shares(target: Tensor) -> None:
+def _check_probabilities(target: Tensor) -> None:
     least, most = _range(target)
     margin = ROUNDING if target.is_floating_point() else 0
     if not -margin <= least <= most <= 1 + margin:
         raise ValueError(
-            "target must be in [0, 1] where it holds shares or there is one channel, got values from "
-            f"{least:g} to {most:g}; divide a mask by its largest value"
+            "target must be in [0, 1] if it holds probabilities or there is one channel, got values "
+            f"from {least:g} to {most:g}; divide a mask by its largest value"
         )
 
 
@@ -83,9 +83,9 @@ def _check_classes(target: Tensor, num_classes: int) -> None:
 
 
 def _range(target: Tensor) -> tuple[float, float]:
-    """Least and largest value; 0 where values cannot be looked at.
+    """Return the smallest and the largest value, or 0 if values cannot be read.
 
-    That is under compilers, tracers and transforms of functions, and for tensors without memory.
+    They cannot be read under compilers, tracers and function transforms, and of tensors without memory.
     """
     hidden = sizes_are_open() or isinstance(target, Proxy | FakeTensor) or target.is_meta
     if hidden or torch._C._functorch.is_functorch_wrapped_tensor(target) or target.numel() == 0:

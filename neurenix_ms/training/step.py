@@ -1,4 +1,4 @@
-"""What a step of training is, for every task: loss, logs, optimizer, schedule, tiles."""
+"""Base class of the Lightning tasks: training step, logging, optimizer, schedule and tiles."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ Schedule: TypeAlias = Literal["one_cycle"] | Callable[[Optimizer, int], LRSchedu
 
 
 class Task(LightningModule):
-    """What all tasks share: what a step is, what is logged, which optimizer and schedule run.
+    """Base class of all tasks: steps, logging, optimizer and schedule.
 
     Shape:
         That of the model.
@@ -69,7 +69,7 @@ class Task(LightningModule):
         return nn.MSELoss()
 
     def compared(self, output: Any, target: Any) -> tuple[Any, Any]:
-        """What the metrics get of an output and a target."""
+        """Return output and target in the form that the metrics compare."""
         raise NotImplementedError
 
     def forward(self, *inputs: Any) -> Any:
@@ -85,7 +85,7 @@ class Task(LightningModule):
         return self._step(batch, "test", self.test_metrics)
 
     def predict_step(self, batch: Any, batch_index: int = 0) -> Any:
-        """Output for a batch; one that is a tensor is the input itself, without a target."""
+        """Return the output for a batch, which may be an input tensor without a target."""
         return self._output(batch if isinstance(batch, Tensor) else self._unpack(batch)[0])
 
     def configure_optimizers(self) -> Any:
@@ -107,11 +107,11 @@ class Task(LightningModule):
     def _step(self, batch: Any, stage: str, metrics: MetricCollection) -> Tensor:
         inputs, target = self._unpack(batch)
         if stage == "train" and self.tile_size is not None:
-            output = None  # there is never a whole one
+            output = None  # the whole output is never computed
             loss = loss_in_tiles(self.model, inputs, target, self.loss, self.tile_size, self.whole)
         else:
             output = self._output(inputs)
-            loss = call_intact(self.loss, output, target)  # the metrics see them too
+            loss = call_intact(self.loss, output, target)  # the metrics need both unmodified
         size = len(inputs if isinstance(inputs, Tensor) else inputs[0])
         self.log(
             f"{stage}_loss",
@@ -151,7 +151,7 @@ class Task(LightningModule):
 
 
 def _one_cycle(optimizer: Optimizer, num_steps: int) -> OneCycleLR:
-    """Warm up to the learning rates of the optimizer, then decay to nothing in `num_steps`."""
+    """Warm up to the learning rates of the optimizer, then decay to nearly 0, in `num_steps` steps."""
     peaks = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(optimizer, max_lr=peaks, total_steps=num_steps)
 

@@ -1,4 +1,4 @@
-"""Losses of outputs at several resolutions, and of the overlap of regions."""
+"""Deep supervision loss for outputs at several resolutions, and Dice loss."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -17,24 +17,24 @@ from neurenix_ms.training.overlap import region_sums
 
 
 class DeepSupervisionLoss(Described, nn.Module):
-    """Hold the outputs of several resolutions to one target, each at its own resolution.
+    """Compare outputs at several resolutions with one target, each at its own resolution.
 
     Use it for networks with a head per level, such as `PyramidNetwork(return_pyramid=True)`: the deep
-    levels then learn from the target itself, not only through the finest output. The target is brought
-    to the size of every output: averaged where it is a map of numbers, by the nearest cell where it
-    holds classes (integers). `MultiScaleLoss` is the loss for networks that predict coarse to fine.
+    levels then learn from the target itself, not only through the finest output. The target is resized
+    to every output: floating point targets by averaging, classes (integers) by the nearest pixel or
+    voxel. `MultiScaleLoss` is the loss for networks that predict coarse to fine.
 
     Args:
-        loss: Called with an output and the target at its size, returns a scalar.
+        loss: Function of an output and the target at its size that returns a scalar.
         weights: Weight of every output, in their order; None takes 1, 1/2, 1/4 and so on, for outputs
-            that come finest first. All are divided by their sum.
+            ordered finest first. All are divided by their sum.
 
     Shape:
         list of `(B, C, *S_i)` and a target `(B, C, *S)`, or classes `(B, *S)` -> a scalar
 
     Raises:
         ValueError: If the list is empty or has another length than the weights, the weights are negative
-            or all 0, or there are none and the outputs do not come finest first.
+            or all 0, or there are none and the outputs are not ordered finest first.
 
     Source: Lee et al. 2015, "Deeply-Supervised Nets", equation 3; weights of Isensee et al. 2021,
     "nnU-Net", supplementary note 2.
@@ -83,7 +83,7 @@ def _axes(x: Tensor) -> Literal[1, 2, 3]:
 
 
 def _nearest(classes: Tensor, size: Sequence[int]) -> Tensor:
-    """The class in the middle of every coarse cell."""
+    """Return the class in the middle of every coarse pixel or voxel."""
     for axis, n in enumerate(size, start=2):
         middle = (2 * torch.arange(n, device=classes.device) + 1) * classes.shape[axis] // (2 * n)
         classes = classes.index_select(axis, middle)
@@ -91,26 +91,26 @@ def _nearest(classes: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class DiceLoss(Described, nn.Module):
-    """One minus the overlap of predicted and true regions, averaged over classes.
+    """One minus the Dice overlap of predicted and true regions, averaged over classes.
 
-    Unlike cross entropy it does not care how many cells a class has, so small structures count as much
-    as large ones. Its gradient is uneven early in training; adding cross entropy helps.
+    Unlike cross entropy it does not depend on the size of a region, so small structures count as much
+    as large ones. Its gradient is noisy early in training; adding cross entropy helps.
 
     Args:
-        smooth: Added to both halves of the fraction, in cells. A class that is neither there nor
-            predicted then costs nothing, instead of 0 / 0.
-        include_background: Count class 0 too (where there are several).
-        batch: Take the overlap over the whole batch instead of sample by sample, which is calmer where
-            classes are missing in most samples.
+        smooth: Number of pixels or voxels added to numerator and denominator. A class that is neither
+            present nor predicted then has loss 0, instead of 0 / 0.
+        include_background: Include class 0 (of several).
+        batch: Compute the overlap over the whole batch instead of sample by sample, which is more
+            stable if classes are missing in most samples.
 
     Shape:
-        logits `(B, C, *S)` and classes `(B, *S)`, or their shares `(B, C, *S)` -> a scalar. One channel
-        is taken through a sigmoid, several through a softmax.
+        logits `(B, C, *S)` and classes `(B, *S)`, or probabilities `(B, C, *S)` -> a scalar. A sigmoid
+        is applied to a single channel, a softmax to several.
 
     Raises:
         ValueError: If `smooth` is negative, no class is left, the target has another shape, a class is
-            none of the C, or a share is outside [0, 1] (as those of masks of 0 and 255 are). Values are
-            not looked at in a compiled or traced call.
+            not in [0, C), or a probability is outside [0, 1] (as in masks of 0 and 255). Values are not
+            checked in a compiled or traced call.
 
     Source: Milletari et al. 2016, "V-Net", section 3, with the sum of squares in the denominator
     replaced by the sum (Drozdzal et al. 2016).

@@ -1,4 +1,4 @@
-"""Any network in, a LightningModule that trains it on pairs of input and target out."""
+"""Lightning modules that train any network on pairs of input and target."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -11,34 +11,34 @@ from neurenix_ms.training.step import Loss, Metrics, Schedule, Task
 
 
 class RegressionTask(Task):
-    """Train a network whose output is compared with the target as it is.
+    """Train a network whose output is compared directly with the target.
 
-    Loops, checkpoints, resuming, mixed precision and several devices are the Trainer's business;
-    this says what a step is. Logged are `train_loss`, `val_loss` and `test_loss`, and every metric
-    with the same prefixes, as means over an epoch.
+    The task defines the steps; Lightning's Trainer does loops, checkpoints, resuming, mixed precision
+    and several devices. It logs `train_loss`, `val_loss` and `test_loss`, and every metric with the
+    same prefixes, as means over an epoch.
 
     Args:
         model: The network to train.
-        loss: Called with the output and the target, returns a scalar; `nn.MSELoss()` by default.
-        metrics: One or several torchmetrics, a dict of them to name them. Each stage gets copies.
+        loss: Function of output and target that returns a scalar; `nn.MSELoss()` by default.
+        metrics: One or several torchmetrics, or a dict that names them. Each stage gets copies.
         optimizer: Called with the parameters and `lr`; `functools.partial` sets further options.
         learning_rate: Its `lr`, and the peak of the one-cycle schedule.
-        schedule: How the learning rate goes on after every step: `None` leaves it alone,
-            `"one_cycle"` warms up and decays to nothing over the Trainer's estimated steps, and
-            a callable gets the optimizer and that number and returns a scheduler.
-        input_key: Where the input is if a batch is a dict; otherwise a batch is a pair.
-        target_key: Where the target is if a batch is a dict.
-        tile_size: Run maps that do not fit in tiles of this edge, with the same result and the same
-            gradient (see `accumulate_gradients`; one process). Training metrics are left out then:
-            there is never a whole output.
-        whole: Parts that run whole then (see `TiledModel`).
+        schedule: Schedule of the learning rate per step: `None` keeps it constant, `"one_cycle"` warms
+            up and decays to nearly 0 over the Trainer's estimated number of steps, and a callable takes
+            the optimizer and that number and returns a scheduler.
+        input_key: Key of the input if a batch is a dict; otherwise a batch is a pair.
+        target_key: Key of the target if a batch is a dict.
+        tile_size: Edge length of tiles, to train on inputs that do not fit into memory, with the same
+            result and the same gradient (see `accumulate_gradients`; single process). Training metrics
+            are omitted then, because the whole output is never computed.
+        whole: Parts run whole, if `tile_size` is given (see `TiledModel`).
 
     Shape:
-        Whatever the model and the loss agree on.
+        That of the model; the loss must accept its output and the target.
 
     Raises:
-        ValueError: If the learning rate is not positive, the schedule is unknown or needs an end
-            that the Trainer does not have, or a batch is neither a pair nor such a dict.
+        ValueError: If the learning rate is not positive, the schedule is unknown or needs a number of
+            steps that the Trainer does not have, or a batch is neither a pair nor such a dict.
 
     Examples:
         >>> import torch
@@ -49,28 +49,28 @@ class RegressionTask(Task):
     """
 
     def compared(self, output: Any, target: Any) -> tuple[Any, Any]:
-        """Output and target as they are."""
+        """Return output and target unchanged."""
         return output, target
 
 
 class SegmentationTask(Task):
-    """Train a network that gives one logit per class and cell.
+    """Train a network that returns one logit per class and pixel (or voxel).
 
     The loss gets the logits, `nn.CrossEntropyLoss()` by default. The metrics get classes: the
-    largest of several channels, or where the logit of a single channel is positive. Give
+    largest of several channels, or 1 where the logit of a single channel is positive. Use
     `nn.BCEWithLogitsLoss()` for a single channel.
 
     Args:
         model: The network to train.
-        loss: Called with logits and target, returns a scalar.
+        loss: Function of logits and target that returns a scalar.
         metrics: Metrics of classes, such as `torchmetrics.JaccardIndex`.
         optimizer: See `RegressionTask`, as for all that follow.
         learning_rate: Peak learning rate.
         schedule: `None`, `"one_cycle"` or a callable.
-        input_key: Where the input is if a batch is a dict.
-        target_key: Where the target is if a batch is a dict.
-        tile_size: Edge of tiles, for maps that do not fit.
-        whole: Parts that run whole then.
+        input_key: Key of the input if a batch is a dict.
+        target_key: Key of the target if a batch is a dict.
+        tile_size: Edge length of tiles, for inputs that do not fit into memory.
+        whole: Parts run whole, if `tile_size` is given.
 
     Shape:
         Output `(B, C, *S)` and classes `(B, *S)`, or output and target `(B, 1, *S)`
@@ -91,28 +91,28 @@ class SegmentationTask(Task):
         return nn.CrossEntropyLoss()
 
     def compared(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The class of every cell, predicted and true."""
+        """Return the class of every pixel or voxel, predicted and true."""
         classes = (output > 0).long() if output.shape[1] == 1 else output.argmax(dim=1)
         return classes, target.long()
 
 
 class MultiScaleTask(Task):
-    """Train a network that gives a list of maps, one per scale.
+    """Train a network that returns a list of outputs, one per scale.
 
-    The loss gets the whole list. The metrics compare the finest map, which is the largest one
-    wherever it stands in the list (the first of several equals), with the finest target.
+    The loss gets the whole list. The metrics compare the finest output, which is the largest one at
+    any position of the list (the first of several equals), with the finest target.
 
     Args:
         model: The network to train.
-        loss: Called with the list and the target, which may be a list too; returns a scalar.
-        metrics: Metrics of the finest map.
+        loss: Function of the list and the target, which may be a list too, that returns a scalar.
+        metrics: Metrics of the finest output.
         optimizer: See `RegressionTask`, as for all that follow.
         learning_rate: Peak learning rate.
         schedule: `None`, `"one_cycle"` or a callable.
-        input_key: Where the input is if a batch is a dict.
-        target_key: Where the target is if a batch is a dict.
-        tile_size: Edge of tiles, for maps that do not fit.
-        whole: Parts that run whole then.
+        input_key: Key of the input if a batch is a dict.
+        target_key: Key of the target if a batch is a dict.
+        tile_size: Edge length of tiles, for inputs that do not fit into memory.
+        whole: Parts run whole, if `tile_size` is given.
 
     Shape:
         Output: a list of `(B, C, *S)`
@@ -123,8 +123,8 @@ class MultiScaleTask(Task):
     Examples:
         >>> import torch
         >>> from neurenix_ms import GaussianPyramid
-        >>> def loss(maps, target):
-        ...     return sum((finer.mean() - target.mean()) ** 2 for finer in maps)
+        >>> def loss(outputs, target):
+        ...     return sum((output.mean() - target.mean()) ** 2 for output in outputs)
         >>> task = MultiScaleTask(GaussianPyramid(3), loss)
         >>> len(task(torch.zeros(1, 1, 16, 16)))
         3
@@ -159,9 +159,9 @@ class MultiScaleTask(Task):
         )
 
     def compared(self, output: Sequence[Tensor], target: Any) -> tuple[Tensor, Tensor]:
-        """The finest map, predicted and true."""
+        """Return the finest output and the finest target."""
         return _finest(output), target if isinstance(target, Tensor) else _finest(target)
 
 
-def _finest(maps: Sequence[Tensor]) -> Tensor:
-    return max(maps, key=lambda one: one[0, 0].numel())
+def _finest(scales: Sequence[Tensor]) -> Tensor:
+    return max(scales, key=lambda one: one[0, 0].numel())

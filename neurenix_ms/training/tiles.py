@@ -1,4 +1,4 @@
-"""A network and a map in, the loss of the whole map out, its gradient found tile by tile."""
+"""Loss over the whole input with a gradient that is accumulated tile by tile."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -17,9 +17,9 @@ def loss_in_tiles(
     tile_size: int | Sequence[int],
     whole: Literal["auto"] | Sequence[str],
 ) -> Tensor:
-    """`loss(model(x), target)`, of which `backward()` gives the parameters what the tiles have found.
+    """Return `loss(model(x), target)`, whose `backward()` adds the gradients found in tiles.
 
-    So whatever a Trainer does with a loss (scaling it, adding up several, clipping) goes on to work.
+    So the usual operations of a Trainer work: scaling a loss, summing several, clipping gradients.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise ValueError(
@@ -36,12 +36,12 @@ def loss_in_tiles(
     finally:
         for p, grad in zip(parameters, before, strict=True):
             p.grad = grad
-    known: Tensor = _Known.apply(value, found, *parameters)
-    return known
+    result: Tensor = _WithGradients.apply(value, found, *parameters)
+    return result
 
 
-class _Known(torch.autograd.Function):
-    """A number whose gradient is known already."""
+class _WithGradients(torch.autograd.Function):
+    """Value with given gradients by the parameters."""
 
     @staticmethod
     def forward(  # type: ignore[override]

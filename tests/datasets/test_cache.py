@@ -111,7 +111,7 @@ def test_a_damaged_file_is_reported_and_made_again(tmp_path, spoil, reason):
     cache = open_cache(tmp_path, make)
     cache.fill(3, progress=False)
     spoil(cache.path(1))
-    with pytest.warns(UserWarning, match=f"000001.pt is left unused and made again: {reason}"):
+    with pytest.warns(UserWarning, match=f"000001.pt is not used and computed again: {reason}"):
         sample = cache[1]
     assert torch.equal(sample["x"], Maker()(1)["x"])
     assert make.made == [0, 1, 2, 1]
@@ -126,7 +126,7 @@ def test_filling_finds_broken_files(tmp_path, spoil):
     cache = open_cache(tmp_path, make)
     cache.fill(3, progress=False)
     spoil(cache.path(1))
-    with pytest.warns(UserWarning, match="000001.pt is left unused"):
+    with pytest.warns(UserWarning, match="000001.pt is not used"):
         cache.fill(3, progress=False)
     assert make.made == [0, 1, 2, 1]
 

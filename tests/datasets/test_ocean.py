@@ -14,10 +14,10 @@ from neurenix_ms.datasets.currents import (
     Eddies,
     Islands,
     advanced,
-    at_rest,
     currents,
     gradient,
     place_for,
+    stagnation_points,
     wrapped,
 )
 from neurenix_ms.datasets.ocean import DriftDensity, counted, grid_edges
@@ -221,7 +221,7 @@ def test_the_chosen_places_are_saddles_eddies_and_lines_of_attraction(seed):
     least = torch.linalg.eigvalsh((others + others.mT) / 2)[:, 0].min()
     assert strongest <= least + 0.01
     # nothing at rest is stronger
-    found = gradient(velocity, at_rest(velocity, places(400)))
+    found = gradient(velocity, stagnation_points(velocity, places(400)))
     hyperbolic = torch.linalg.det(found) < 0
     assert hyperbolic.any()
     assert not hyperbolic.all()
@@ -238,7 +238,7 @@ def test_a_linear_saddle_and_a_linear_turn_are_at_rest_where_they_should_be():
         def linear(x, time, matrix=matrix):
             return (x - middle) @ matrix.T
 
-        x = at_rest(linear, middle + 10 * torch.rand(9, 2, dtype=torch.float64))
+        x = stagnation_points(linear, middle + 10 * torch.rand(9, 2, dtype=torch.float64))
         assert len(x) == 9
         torch.testing.assert_close(x, middle.expand(9, 2))
         torch.testing.assert_close(gradient(linear, x), matrix.expand(9, 2, 2))

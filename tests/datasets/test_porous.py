@@ -223,7 +223,7 @@ def test_a_resumed_run_gives_the_samples_of_an_uninterrupted_one(tmp_path):
     broken.cache.path(0).unlink()
     content = broken.cache.path(2).read_bytes()
     broken.cache.path(2).write_bytes(content[: len(content) // 2])
-    with pytest.warns(UserWarning, match="000002.pt is left unused and made again"):
+    with pytest.warns(UserWarning, match="000002.pt is not used and computed again"):
         resumed = make(tmp_path / "broken", 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

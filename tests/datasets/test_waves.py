@@ -151,7 +151,7 @@ def test_a_cached_run_is_read_and_another_start_is_another_run(make, tmp_path):
     assert all(torch.equal(first[name], again[name]) for name in first)
     (file,) = tmp_path.glob("*/000000.pt")
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="left unused and made again"):
+    with pytest.warns(UserWarning, match="not used and computed again"):
         make(0.2, **options)
     for i in range(2):
         make(0.2, initial=torch.full(shape, float(i)), **options)

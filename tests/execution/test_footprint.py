@@ -193,8 +193,11 @@ NO_TILES = {
         nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
         r"'1' \(Conv2d\)",
     ),
-    "dropout": (nn.Dropout(0.5).train(), r"nothing .* random, got '1' \(Dropout\)"),
-    "global pooling": (nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()), r"must be a map"),
+    "dropout": (nn.Dropout(0.5).train(), r"no layer .* random, got '1' \(Dropout\)"),
+    "global pooling": (
+        nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()),
+        r"must be a feature map",
+    ),
 }
 
 

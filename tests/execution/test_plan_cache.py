@@ -317,17 +317,17 @@ def test_plans_are_bounded_and_go_with_their_model(monkeypatch):
     for dilation in range(1, 2 * plans.MOST_STATES):
         model[0].dilation = (dilation,)
         halo(model)
-    shelf = plans._shelves[model]
-    assert len(shelf.states) == plans.MOST_STATES
+    entry = plans._entries[model]
+    assert len(entry.states) == plans.MOST_STATES
     monkeypatch.setattr(plans, "MOST_FINDINGS", 3)
     for n in range(40, 50):
         TiledModel(model, 16, spatial_dims=1)(torch.zeros(1, 1, n))
-    assert all(len(state.findings) <= 3 for state in shelf.states)
-    gone, held = weakref.ref(model), len(plans._shelves)
-    del model, shelf
+    assert all(len(state.findings) <= 3 for state in entry.states)
+    gone, held = weakref.ref(model), len(plans._entries)
+    del model, entry
     gc.collect()
     assert gone() is None
-    assert len(plans._shelves) < held
+    assert len(plans._entries) < held
 
 
 def test_a_model_that_refers_to_itself_is_freed():

@@ -68,7 +68,7 @@ def test_random_networks_are_equal_or_refused(seed, dims):
             model, x, draw.randint(1, 30), dims, whole=draw.choice([(), "auto"])
         )
     except ValueError as error:
-        assert "treat all of it alike" in str(error)  # noqa: PT017
+        assert "be shift-equivariant by the stride" in str(error)  # noqa: PT017
         return
     assert apart(wanted, got) < EXACT
     assert moved < 1e-10
@@ -86,7 +86,7 @@ def test_a_relu_does_not_hide_what_depends_on_the_result_of_a_part():
 
 @pytest.mark.parametrize("cheap", [0, 2**12])
 def test_a_path_that_leads_out_of_the_smallest_map_is_found(cheap, monkeypatch):
-    monkeypatch.setattr("neurenix_ms.execution.plan.reach.CHEAP_CELLS", cheap)
+    monkeypatch.setattr("neurenix_ms.execution.plan.reach.CHEAP_POSITIONS", cheap)
     # of five cells, the smallest map, the last layer reads the third only: padding after the first
     shrunk = Hourglass(nn.Identity(), nn.Conv2d(1, 1, 4), nn.Identity(), 2)
     model = nn.Sequential(shrunk, nn.Conv2d(2, 1, 3, padding=1, dilation=3)).double()
@@ -128,7 +128,7 @@ def test_the_map_is_not_written_over(crop):
 
 
 def test_a_part_that_writes_over_its_input_is_refused():
-    x, words = torch.randn(2, 1, 61), r"must leave its input as it is, got 'act', which writes over"
+    x, words = torch.randn(2, 1, 61), r"must not modify its input, got 'act', which overwrites"
     tiled = TiledModel(WritesOver(nn.CELU(inplace=True)), 8, spatial_dims=1, whole=("act",))
     for context in (torch.no_grad(), torch.inference_mode()):
         with pytest.raises(ValueError, match=words), context:
@@ -454,5 +454,5 @@ def test_every_message_of_a_call():
     with pytest.raises(ValueError, match=r"got 2 tensors and 0 other arguments for 'level.decode'"):
         TiledModel(unet().eval(), 8, whole=("level.decode",))(x)
     circular = nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
-    with pytest.raises(ValueError, match=r"treat all of it alike, got '1' \(Conv2d\)"):
+    with pytest.raises(ValueError, match=r"be shift-equivariant by the stride, got '1' \(Conv2d\)"):
         TiledModel(nn.Sequential(nn.Conv2d(1, 2, 1), circular), 8, in_channels=1)

@@ -131,10 +131,10 @@ REFUSED = {
     "dates": (values((40, 36)).astype("M8[D]"), r"must hold numbers or booleans"),
     "a list": (
         values((40, 36)).tolist(),
-        r"must be a tensor or an array that slices, got list; convert it by torch.as_tensor",
+        r"must be a tensor or an array that can be sliced, got list; convert it by torch.as_tensor",
     ),
-    "a string": ("scan.npy", r"must be a tensor or an array that slices, got str"),
-    "None": (None, r"must be a tensor or an array that slices, got NoneType"),
+    "a string": ("scan.npy", r"must be a tensor or an array that can be sliced, got str"),
+    "None": (None, r"must be a tensor or an array that can be sliced, got NoneType"),
     "sparse": (torch.zeros(1, 1, 40, 36).to_sparse(), r"must be a dense tensor, got .*sparse_coo"),
 }
 
@@ -221,7 +221,8 @@ def test_labels_go_into_arrays_that_can_hold_them(size):
         tiled(x, out)
         assert np.array_equal(out, wanted.numpy())
     for kind, most in (("uint8", 255), ("int8", 127), ("bool", 1)):
-        words = f"out must be able to hold labels up to 299, got type {kind}, which ends at {most}"
+        words = f"out must be able to hold labels up to 299, got type {kind}, whose largest "
+        words += f"value is {most}"
         with pytest.raises(ValueError, match=words):
             tiled(x, np.zeros((1, *size), kind))
 

@@ -89,7 +89,7 @@ def test_a_long_search_is_announced_once_in_a_while(monkeypatch, caplog):
     TiledModel(model, 16)(torch.zeros(1, 1, 40, 36))
     said = [r.getMessage() for r in caplog.records if r.name == "neurenix_ms"]
     assert said
-    assert "still finding out how Sequential can run in tiles" in said[0]
+    assert "still planning how Sequential runs in tiles" in said[0]
     assert len(said) < 10
     caplog.clear()
     TiledModel(model, 16)(torch.zeros(1, 1, 40, 36))
@@ -104,13 +104,13 @@ def test_the_announcement_is_seen_where_no_logging_is_set_up(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
-    assert "still finding out how Conv2d can run in tiles" in run.stderr
+    assert "still planning how Conv2d runs in tiles" in run.stderr
 
 
 def test_a_search_keeps_to_the_memory_limit(monkeypatch):
     deep = nn.Sequential(*(nn.Conv2d(1, 1, 9, padding=4) for _ in range(12)))
     monkeypatch.setattr(sys.modules["neurenix_ms.execution.plan.footprint"], "SMALL_PROBE", 1)
-    words = r"must hold a map of \(94, 44\), .* what Sequential sees, \d+ bytes, got 20000; raise"
+    words = r"an input of size \(94, 44\), .* Sequential is measured, \d+ bytes, got 20000; raise"
     with pytest.raises(ValueError, match=words):
         TiledModel(deep, 16, whole=(), memory_limit=20_000)(torch.zeros(1, 1, 96, 96))
     TiledModel(deep, 16, whole=(), memory_limit=10**9)(torch.zeros(1, 1, 96, 96))

@@ -342,7 +342,7 @@ def nan(*shape):
         ),
         (
             lambda: NIF(1, 1)(torch.zeros(3, 1), torch.zeros(4, 1)),
-            "p and x must be pairs of equal number, got 3 and 4; forward_grid takes every",
+            "p and x must be pairs of equal number, got 3 and 4; forward_grid evaluates every",
         ),
         (
             lambda: NIF(1, 1)(torch.zeros(3, 1), torch.zeros(3, 1), chunk_size=0),
@@ -362,7 +362,7 @@ def nan(*shape):
         ),
         (
             lambda: NIF(1, 2).forward_grid(torch.zeros(3, 1), torch.zeros(2, 5, 2)),
-            "a mesh for each of 3 parameters, got 2; meshes of different lengths go in a list",
+            "a mesh for each of 3 parameters, got 2; pass meshes of different lengths as a list",
         ),
         (
             lambda: NIF(1, 2).forward_grid(torch.zeros(3, 1), [torch.zeros(2, 2)]),
@@ -387,15 +387,15 @@ def nan(*shape):
         (lambda: Normalizer(NIF(1, 1), "max"), "method must be one of .*, got 'max'"),
         (
             lambda: Normalizer(NIF(1, 1)).fit(nan(3, 1), torch.zeros(4, 1), torch.zeros(3, 4, 1)),
-            r"p must be finite, got 1 of 3 numbers that are not, the first of them nan at \(2, 0\)",
+            r"p must be finite, got 1 of 3 numbers that are not, the first nan at \(2, 0\)",
         ),
         (
             lambda: Normalizer(NIF(1, 1)).fit(torch.zeros(3, 1), torch.zeros(4, 1), nan(3, 4, 1)),
-            r"u must be finite, got 4 of 12 .* the first of them nan at \(2, 0, 0\)",
+            r"u must be finite, got 4 of 12 .* the first nan at \(2, 0, 0\)",
         ),
         (
             lambda: Normalizer(NIF(1, 1)).fit(*(torch.zeros(3, n) for n in (1, 2, 1))),
-            r"x must have 1 in its last axis, got shape \(3, 2\)",
+            r"the last axis of x must have length 1, got shape \(3, 2\)",
         ),
     ],
 )

@@ -206,7 +206,7 @@ def test_a_layer_that_has_lost_more_already_is_not_pruned_by_less():
             value[matrices[1]] *= 1e-6
     prune_nodes(model, 0.2, P)
     before = model.output_mask.clone()
-    words = r"at least 0\.6, as 6 of 10 nodes of layer 1 are off already, got 0\.5"
+    words = r"at least 0\.6, as 6 of 10 nodes of layer 1 are pruned already, got 0\.5"
     with pytest.raises(ValueError, match=words):
         prune_nodes(model, 0.5, P, scope="layer")
     assert torch.equal(model.output_mask, before)  # nor any other layer
@@ -225,7 +225,7 @@ def test_what_is_off_stays_off_and_is_not_trained():
     prune_nodes(model, 0.6, P)
     assert not (model.node_mask & ~first).any()
     assert sparsity(model) == pytest.approx(0.6, abs=0.02)
-    with pytest.raises(ValueError, match=r"at least 0\.6.* nodes are off already, got 0\.2"):
+    with pytest.raises(ValueError, match=r"at least 0\.6.* nodes are pruned already, got 0\.2"):
         prune_nodes(model, 0.2, P)
 
 
@@ -354,7 +354,7 @@ def test_retraining_brings_a_pruned_field_back():
         ),
         (
             lambda: prune_nodes(NIF(2, 1, act=nn.Sigmoid), 0.5, P),
-            "the activation of 0 must be 0, got 0.5 of Sigmoid",
+            "the activation of 0 must be 0, got 0.5 from Sigmoid",
         ),
         (
             lambda: prune_nodes(LastLayerNIF(2, 1), 0.5, P),

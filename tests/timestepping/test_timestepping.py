@@ -305,7 +305,7 @@ def nan_start():
         (lambda: HierarchicalTimeStepper([]), "at least one stepper, got none"),
         (
             lambda: hierarchy([1, 4, 4]),
-            r"steppers must have a stride of their own each, got \[1, 4, 4\]",
+            r"steppers must have different strides, got \[1, 4, 4\]",
         ),
         (
             lambda: HierarchicalTimeStepper([Exact(0), Exact(2)]),

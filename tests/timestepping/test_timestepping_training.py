@@ -75,14 +75,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, schedule, sta
         return fit(data=data, schedule=schedule, stacked=stacked, **options)
 
     whole = run()
-    look = module.TrainingRun._look
+    look = module.TrainingRun._validate
 
     def killed(self, *args):
         if self.iteration == 40:
             raise KeyboardInterrupt
         look(self, *args)
 
-    monkeypatch.setattr(module.TrainingRun, "_look", killed)
+    monkeypatch.setattr(module.TrainingRun, "_validate", killed)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint=tmp_path / "run.ckpt")
     monkeypatch.undo()
@@ -98,13 +98,13 @@ def test_the_best_weights_come_back_and_patience_ends_a_run(monkeypatch):
     from neurenix_ms.timestepping import run as module
 
     seen = []
-    look = module.TrainingRun._look
+    look = module.TrainingRun._validate
 
     def noted(self, *args):
         look(self, *args)
         seen.append((self.idle, self.best_errors.clone()))
 
-    monkeypatch.setattr(module.TrainingRun, "_look", noted)
+    monkeypatch.setattr(module.TrainingRun, "_validate", noted)
     # a learning rate so large that it soon gets worse for good
     fit(learning_rate=0.5, num_iterations=20_000, patience=3, schedule=None, check_every=5)
     assert seen[-1][0] == 3
@@ -276,7 +276,7 @@ def other_checkpoint(tmp_path):
         ),
         (
             lambda p: fit(validation=torch.zeros(2, 30, 3)),
-            r"validation must have states of shape \(2,\) as the trajectories, got \(3,\)",
+            r"validation must have states of shape \(2,\) like the trajectories, got \(3,\)",
         ),
         (
             lambda p: fit(validation=nan_in_the_second()),
@@ -303,7 +303,7 @@ def other_checkpoint(tmp_path):
         ),
         (
             lambda p: fit(checkpoint=other_checkpoint(p), num_iterations=21),
-            r"a\.ckpt must be of a run with num_iterations = 21, got 20",
+            r"a\.ckpt must be the checkpoint of a run with num_iterations = 21, got 20",
         ),
         (lambda p: chosen([Off(1)], tolerance=-1), "tolerance must be at least 0, got -1"),
         (

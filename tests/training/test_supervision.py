@@ -202,7 +202,7 @@ def test_it_compiles():
         ),
         (
             lambda: DiceLoss()(torch.zeros(1, 2, 3), torch.zeros(1, 4, dtype=torch.long)),
-            r"classes \(1, 3\) or shares \(1, 2, 3\), got torch.int64 \(1, 4\)",
+            r"classes \(1, 3\) or probabilities \(1, 2, 3\), got torch.int64 \(1, 4\)",
         ),
         (
             lambda: DiceLoss()(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)),
@@ -210,7 +210,7 @@ def test_it_compiles():
         ),
         (
             lambda: DiceLoss()(torch.zeros(1, 1, 3), torch.tensor([[0, 255, 255]])),
-            r"in \[0, 1\] where .* one channel, got values from 0 to 255; divide a mask",
+            r"in \[0, 1\] if .* one channel, got values from 0 to 255; divide a mask",
         ),
         (
             lambda: DiceLoss()(torch.zeros(1, 1, 3), torch.tensor([[[0, 1, -1]]])),
@@ -222,7 +222,7 @@ def test_it_compiles():
         ),
         (
             lambda: DiceLoss()(torch.zeros(1, 2, 3), torch.full((1, 2, 3), 1.5)),
-            r"must be in \[0, 1\] where it holds shares .* from 1.5 to 1.5",
+            r"must be in \[0, 1\] if it holds probabilities .* from 1.5 to 1.5",
         ),
         (
             lambda: DiceLoss()(torch.zeros(1, 2, 3), torch.full((1, 2, 3), torch.nan)),
@@ -241,11 +241,11 @@ def test_it_compiles():
         (lambda: MultiScaleInference(nn.ReLU(), [1], [1, -1]), r"axes from 0 to 1, got \[1, -1\]"),
         (
             lambda: MultiScaleInference(nn.Flatten())(torch.zeros(1, 1, 2, 2)),
-            r"the model must return one map, got \(1, 1\)",
+            r"the model must return one tensor .*, got \(1, 1\)",
         ),
         (
             lambda: MultiScaleInference(lambda x: [x])(torch.zeros(1, 1, 2, 2)),
-            "the model must return one map, got list",
+            "the model must return one tensor .*, got list",
         ),
     ],
 )

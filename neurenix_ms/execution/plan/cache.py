@@ -1,4 +1,4 @@
-"""What was found out about models, kept beside them for as long as they do not change."""
+"""Cache of plans, kept outside the models and valid until they change."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from neurenix_ms.execution.plan.fingerprint import Attribute, Fingerprint, fingerprint_of
 
-MOST_STATES = 8  # of one model: its modes, and what is frozen
+MOST_STATES = 8  # of one model: train or eval, which parameters are frozen
 MOST_FINDINGS = 64  # of one state: sizes, remainders, sets of parts
 
 Finding = TypeVar("Finding")
@@ -17,68 +17,68 @@ Finding = TypeVar("Finding")
 
 @dataclass
 class _State:
-    """A model as it was at some time, and what was found about it then, latest first."""
+    """Findings about a model in one state, latest first."""
 
     fingerprint: Fingerprint
     findings: list[tuple[Hashable, Any]] = field(default_factory=list)
 
 
 @dataclass
-class _Shelf:
-    """Everything known about one model."""
+class _Entry:
+    """States of one model, and the attributes that its forward writes."""
 
     states: list[_State] = field(default_factory=list)
-    written: set[Attribute] = field(default_factory=set)  # by the forward itself: counters, results
+    written: set[Attribute] = field(default_factory=set)  # such as counters and results
 
     def state(self, now: Fingerprint) -> _State:
-        """The state of this fingerprint, first from now on."""
+        """Return the state of this fingerprint, and move it to the front."""
         known = (s for s in self.states if s.fingerprint.holds_for(now))
         state = next(known, None) or _State(now)
         self.states = [state, *(s for s in self.states if s is not state)][:MOST_STATES]
         return state
 
 
-# by identity, since a module may define equality; a model that is gone takes its entry with it
-_shelves = WeakIdKeyDictionary()
+# keyed by identity, since a module may define equality; an entry is freed with its model
+_entries = WeakIdKeyDictionary()
 
 
-def kept(
+def cached(
     model: nn.Module,
     question: Hashable,
     find: Callable[[], Finding],
     fits: Callable[[Finding], bool] = lambda _: True,
 ) -> Finding:
-    """Return what `find` returned for this question before, if the model is still the same.
+    """Return what `find` returned for this question before, if the model is unchanged.
 
-    Nothing is written into the model, so it is copied and pickled without. Attributes that change
-    while `find` runs the model are left out of the comparison from then on: a forward that counts its
-    calls stays the same.
+    Nothing is written into the model, so copies and pickles of it do not contain the cache.
+    Attributes that change while `find` runs the model are ignored in later comparisons, so that a
+    forward may count its calls.
 
     Args:
-        model: What is asked about.
-        question: Everything else that the answer depends on.
-        find: Makes the answer; it must not refer to the model.
-        fits: Whether an answer to the same question serves now.
+        model: The model that `find` runs.
+        question: Everything else that the result depends on.
+        find: Computes the result, which must not refer to the model.
+        fits: Returns whether a cached result for the same question is valid now.
     """
-    shelf: _Shelf = _shelves.setdefault(model, _Shelf())
+    entry: _Entry = _entries.setdefault(model, _Entry())
     before = fingerprint_of(model)
-    findings = shelf.state(before.without(shelf.written)).findings
+    findings = entry.state(before.without(entry.written)).findings
     for index, (asked, found) in enumerate(findings):
         if asked == question and fits(found):
             findings.insert(0, findings.pop(index))
             return found
     found = find()
     after = fingerprint_of(model)
-    shelf.written |= before.changed(after)
-    if after.structure != before.structure or shelf.written:
-        _relabel(shelf)
-    findings = shelf.state(after.without(shelf.written)).findings
+    entry.written |= before.changed(after)
+    if after.structure != before.structure or entry.written:
+        _ignore_written(entry)
+    findings = entry.state(after.without(entry.written)).findings
     findings.insert(0, (question, found))
     del findings[MOST_FINDINGS:]
     return found
 
 
-def _relabel(shelf: _Shelf) -> None:
-    """Leave open, in what is known, the attributes that the forward writes."""
-    for state in shelf.states:
-        state.fingerprint = state.fingerprint.without(shelf.written)
+def _ignore_written(entry: _Entry) -> None:
+    """Drop the attributes that the forward writes from all fingerprints."""
+    for state in entry.states:
+        state.fingerprint = state.fingerprint.without(entry.written)

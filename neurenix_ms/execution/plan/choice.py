@@ -1,4 +1,4 @@
-"""Choose the parts that run whole, and the size of tiles, by the memory that they take."""
+"""Choose the parts run whole and the size of tiles by the memory that they need."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,23 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.checkpointing import statistics_kept
-from neurenix_ms.execution.plan.culprits import LayerError, SizeError
 from neurenix_ms.execution.plan.footprint import Plan, make_plan
 from neurenix_ms.execution.plan.grid import Grid
+from neurenix_ms.execution.plan.layer_errors import LayerError, SizeError
 from neurenix_ms.execution.plan.lengths import Lengths, Lines, measure_lengths
 from neurenix_ms.execution.plan.observation import constants, without_memory
-from neurenix_ms.execution.plan.refusals import uneven_resizing
+from neurenix_ms.execution.plan.requirements import uneven_resizing
 from neurenix_ms.execution.plan.sites import (
     Interception,
     Part,
     Site,
-    nothing_remembered,
     submodules,
+    without_cached_features,
 )
 from neurenix_ms.meter import peak_tensor_bytes
 
 Edge = tuple[int, ...]
-# single layers that see one cell: a tile of them needs no halo, a pass of its own gains nothing
+# single pointwise layers, which need no halo, so that running them whole gains nothing
 POINTWISE = {
     f"torch.nn.modules.{kind}"
     for kind in ("activation", "batchnorm", "instancenorm", "normalization", "dropout", "linear")
@@ -38,14 +38,14 @@ def choose_parts(
     edge: Edge | None,
     memory_limit: int | None,
 ) -> tuple[str, ...]:
-    """The shallowest parts, at half the resolution or less, that fit the memory when run whole.
+    """Return the shallowest parts, at half the resolution or less, that fit into memory when run whole.
 
-    Without a limit, what one tile takes is the limit.
+    Without a limit, the memory of one tile is the limit.
     """
-    with torch.inference_mode(False):  # in which tensors do not count what is written to them
+    with torch.inference_mode(False):  # inference tensors have no version counter
         lengths = measure_lengths(model, (1, *shape[1:]), like, {})
     calls = _candidates(model, lengths)
-    # layers that cannot run in tiles: the parts must hold them
+    # layers that cannot run in tiles, so parts run whole must contain them
     outside = {seen.layer for seen, _ in uneven_resizing(lengths)}
     choices = (
         _outermost([name for name, c in calls.items() if c >= coarseness])
@@ -59,9 +59,9 @@ def choose_parts(
             continue
         try:
             plan = make_plan(model, shape, like, names, memory_limit)
-        except ValueError as error:  # what is left of the model does not run in tiles
+        except ValueError as error:  # the rest of the model cannot run in tiles
             if isinstance(error, LayerError) and not isinstance(error, SizeError):
-                outside.add(error.layer)  # of no further choice, either
+                outside.add(error.layer)  # it would fail outside the parts of any other choice, too
             continue
         if memory_limit is None:
             grid = Grid(shape[2:], plan.stride, edge or shape[2:], plan.least)
@@ -79,7 +79,7 @@ def choose_edge(
     whole: tuple[str, ...],
     memory_limit: int,
 ) -> Edge:
-    """The largest tile whose peak stays within the limit."""
+    """Return the largest tile whose peak memory stays within the limit."""
 
     def edge(strides: int) -> Edge:
         return tuple(min(n, s * strides) for n, s in zip(shape[2:], plan.stride, strict=True))
@@ -110,7 +110,7 @@ def peak_of_tile(
     grid: Grid,
     whole: tuple[str, ...],
 ) -> int:
-    """Bytes of tensors alive at one moment while the largest tile runs; counted without running it."""
+    """Return the peak bytes of tensors while the largest tile runs, counted without running it."""
     largest = grid.largest(plan.output_halo())
 
     def given(number: int, site: Site) -> Tensor:
@@ -133,7 +133,7 @@ def peak_of_tile(
 
 
 def _bytes_whole(model: nn.Module, names: tuple[str, ...], lengths: Lengths, batch: int) -> int:
-    """Bytes for the inputs and results of these parts, and for the one that takes most."""
+    """Return the bytes for the results of these parts and for the part that needs the most."""
     kept, most = 0, 0
     for call in lengths.run.calls:
         if call.name not in names or call.x is None or call.y is None:
@@ -153,26 +153,29 @@ def _peak_without_memory(model: nn.Module, run: Callable[[], None]) -> int:
         torch.no_grad(),
         statistics_kept(model),
         without_memory(model),
-        nothing_remembered(model),
+        without_cached_features(model),
     ):
         return peak_tensor_bytes(run, of_shapes=True)
 
 
 def _candidates(model: nn.Module, lengths: Lengths) -> dict[str, Fraction]:
-    """Submodules that could run whole, and how many cells of the map one at their ends holds."""
+    """Return the submodules that could run whole, with the resolution of their inputs and results.
+
+    It is given as the number of input positions per position.
+    """
     found: dict[str, Fraction] = {}
-    refused = {call.name for call in lengths.run.calls if not call.alone}
-    refused |= {name for name, m in model.named_modules() if type(m).__module__ in POINTWISE}
+    excluded = {call.name for call in lengths.run.calls if not call.alone}
+    excluded |= {name for name, m in model.named_modules() if type(m).__module__ in POINTWISE}
     for call, *ends in lengths.calls():
-        cells = min(_cells(lines) for lines in ends)
-        if cells < 2:
-            refused.add(call.name)
-        found[call.name] = min(cells, found.get(call.name, cells))
-    return {name: cells for name, cells in found.items() if name not in refused}
+        coarseness = min(_coarseness(lines) for lines in ends)
+        if coarseness < 2:
+            excluded.add(call.name)
+        found[call.name] = min(coarseness, found.get(call.name, coarseness))
+    return {name: coarseness for name, coarseness in found.items() if name not in excluded}
 
 
-def _cells(lines: Lines | None) -> Fraction:
-    """Cells of the map in one cell of a tensor; 0 where it does not follow the map."""
+def _coarseness(lines: Lines | None) -> Fraction:
+    """Return the input positions per position of a tensor; 0 if it does not follow the input."""
     if lines is None:
         return Fraction(0)
     return math.prod((line.resolution for line in lines), start=Fraction(1))

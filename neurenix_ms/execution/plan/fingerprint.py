@@ -1,4 +1,4 @@
-"""A fingerprint of everything in a module that can change what its forward computes."""
+"""Fingerprint of everything in a module that can change what its forward computes."""
 
 import functools
 import types
@@ -26,22 +26,23 @@ NUMBERS = (bool, float, complex, Fraction)
 OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 ALIKE_IF_EQUAL: frozenset[type] = frozenset((*NUMBERS, *OF_TORCH, bytes, slice, range))
 FEW_VALUES = 64  # of an array: sizes and strides, which a forward may read
-MOST_ITEMS = 10_000  # of all containers together; what lies beyond is known by its identity
+MOST_ITEMS = 10_000  # of all containers together; further ones are compared by identity
 Attribute = tuple[int, str]  # of a module by its id
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a plan was made for; equal fingerprints compute the same function of the input.
+    """State of a module for which a plan holds.
 
-    Part of it are, for the module, everything it contains and everything its attributes refer to:
-    class and mode; the functions of its class; names, shapes, dtypes and devices of parameters and
-    buffers (not their values); submodules and parametrizations; forward hooks, global ones too; and
-    all other attributes. Numbers, strings, containers, dataclasses and namespaces are compared by
-    value, arrays by shape, and small integer arrays by value; other objects by identity and by the
-    plain values they hold themselves.
+    Modules with equal fingerprints compute the same function of the input, up to the values of
+    parameters. The fingerprint covers the module, its submodules and everything their attributes
+    refer to: class and mode; the functions of the class; names, shapes, dtypes and devices of
+    parameters and buffers (not their values); submodules and parametrizations; forward hooks,
+    including global ones; and all other attributes. Numbers, strings, containers, dataclasses and
+    namespaces are compared by value, arrays by shape, and small integer arrays by value; other
+    objects by identity and by the plain values they hold themselves.
 
-    What cannot be seen: a global variable or a variable of a closure that a forward reads, values
+    It does not cover a global variable or a variable of a closure that a forward reads, values
     inside a larger array, and objects inside other objects.
     """
 
@@ -49,28 +50,28 @@ class Fingerprint:
     attributes: dict[Attribute, Hashable]
     guards: tuple[
         Callable[[], object], ...
-    ]  # None where an object is gone, and its id may be another's
+    ]  # None if an object is freed, whose id may belong to another object now
 
     def changed(self, other: "Fingerprint") -> set[Attribute]:
-        """The attributes that are not the same in both."""
+        """Return the attributes that differ between the two fingerprints."""
         either = self.attributes.keys() | other.attributes.keys()
         return {a for a in either if self.attributes.get(a, a) != other.attributes.get(a, a)}
 
     def without(self, attributes: set[Attribute]) -> "Fingerprint":
-        """The fingerprint that leaves these attributes open."""
+        """Return a fingerprint that ignores these attributes."""
         if not attributes:
             return self
         kept = {a: value for a, value in self.attributes.items() if a not in attributes}
         return Fingerprint(self.structure, kept, self.guards)
 
     def holds_for(self, now: "Fingerprint") -> bool:
-        """Whether the module is still what it was."""
+        """Return whether the module is unchanged."""
         same = self.structure == now.structure and self.attributes == now.attributes
         return same and all(guard() is not None for guard in self.guards)
 
 
 def fingerprint_of(model: nn.Module) -> Fingerprint:
-    """The fingerprint of a module as it is now."""
+    """Return the fingerprint of a module in its current state."""
     walk = _Walk()
     walk.meet(model)
     hooks = [walk.hooks(vars(torch_module).get(name)) for name in GLOBAL_HOOKS]
@@ -83,7 +84,7 @@ def fingerprint_of(model: nn.Module) -> Fingerprint:
 
 
 class _Walk:
-    """Goes through a module and all that it refers to, every module once."""
+    """Traversal of a module and all that it refers to, which visits every module once."""
 
     def __init__(self) -> None:
         self.waiting: deque[nn.Module] = deque()
@@ -132,11 +133,11 @@ class _Walk:
         return self.known(cls), tuple(map(id, values)), *containers
 
     def known(self, thing: Any) -> int:
-        """The identity of an object, and a guard that tells when it is gone."""
+        """Return the id of an object, and add a guard that tells when the object is freed."""
         if id(thing) not in self.guards:
             try:
                 self.guards[id(thing)] = weakref.ref(thing)
-            except TypeError:  # it has no room for a weak reference: keep it
+            except TypeError:  # no weak reference is possible, so keep the object alive
                 self.guards[id(thing)] = lambda: thing
         return id(thing)
 
@@ -209,7 +210,7 @@ class _opened:  # noqa: N801  (a context manager is called like a function)
 
 
 def _part(module: nn.Module, name: str) -> Iterable[tuple[str, Any]]:
-    """Parameters, buffers or submodules of the module itself, of a scripted one too."""
+    """Return parameters, buffers or submodules of the module itself, which may be scripted."""
     held = module.__dict__.get(name)
     if held is not None:
         items: Iterable[tuple[str, Any]] = held.items()
@@ -228,7 +229,7 @@ def _kind(t: Tensor) -> Hashable:
 
 
 def _small_values(t: Tensor) -> Hashable:
-    """Of an integer tensor that a forward may take its sizes from."""
+    """Return the values of a small integer tensor, from which a forward may take sizes."""
     if t.is_floating_point() or t.device.type != "cpu" or type(t) is not Tensor:
         return None
     return tuple(t.flatten().tolist()) if t.numel() <= FEW_VALUES else None

@@ -1,4 +1,4 @@
-"""Find out how the cells of a model see the map, and plan how it runs in tiles."""
+"""Measure the receptive field and stride of a model, and plan how it runs in tiles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.dims import SpatialDims, check_positive
 from neurenix_ms.execution.compiled import plain_module, uncompiled
-from neurenix_ms.execution.plan.cache import kept
-from neurenix_ms.execution.plan.culprits import SizeError, called
+from neurenix_ms.execution.plan.cache import cached
+from neurenix_ms.execution.plan.layer_errors import SizeError, describe
 from neurenix_ms.execution.plan.lengths import Lengths, Lines, measure_lengths
 from neurenix_ms.execution.plan.observation import shapes_only
 from neurenix_ms.execution.plan.reach import Halo, find_halos, is_site, noise
-from neurenix_ms.execution.plan.refusals import (
+from neurenix_ms.execution.plan.requirements import (
     check_even_resizing,
     check_no_global_layer,
     check_repeatable,
@@ -26,23 +26,24 @@ from neurenix_ms.execution.plan.sites import submodules
 from neurenix_ms.execution.plan.smallest import shortest, shortest_piece
 from neurenix_ms.execution.progress import search_for_a_plan
 
-MOST_BYTES = 2**32  # of the maps on which a model is asked, without a memory limit
-SMALL_PROBE = 2**28  # bytes that are taken whatever the limit
+MOST_BYTES = 2**32  # for the probes, if there is no memory limit
+SMALL_PROBE = 2**28  # bytes that probes may always take, whatever the limit
 SIZES_TO_TRY = (8, 16, 32, 64, 96, 128, 224, 256, 384, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a core of the output depends on, and how tiles must lie so that results stay equal.
+    """Halo and stride that tiles of a model need for exact results.
 
-    What `footprint` found of a model. Read it to choose a size of tiles: a halo that is as wide as the
-    tile makes nine times the work in 2-D. `TiledModel` finds and uses it by itself.
+    It is the result of `footprint`. Use it to choose a tile size: a halo that is as wide as the tile
+    makes nine times the work in 2-D. `TiledModel` computes and uses it by itself.
 
     Args:
-        halo: For every axis, cells needed before and after a core whose ends are multiples of `stride`.
-        stride: Shift of the input, in cells, under which the output moves along exactly.
-        scale: Cells of the (first) output per cell of the input.
-        global_layers: Names of the normalizations that take statistics over the whole map.
+        halo: For every axis, pixels or voxels of the input needed before and after a core whose ends
+            are multiples of `stride`.
+        stride: Shift of the input, in pixels or voxels, under which the model is exactly equivariant.
+        scale: Size of the (first) output relative to that of the input.
+        global_layers: Names of the normalizations that take statistics over the whole input.
 
     Examples:
         >>> found = footprint(torch.nn.Conv2d(1, 1, 5, padding=2), 1)
@@ -58,10 +59,10 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Place:
-    """A site or an output: cells it needs around a core, and how it lies on the map.
+    """Halo of a site or an output, and its layout relative to the input.
 
-    A part that runs whole has the lines of its result too. A result, or an output, has its shape
-    for a batch of one and some map.
+    For a part run whole, `result` holds the lines of its result. `result_shape` is the shape of a
+    part's result, or of an output, for a batch of one and the input on which the plan was made.
     """
 
     layer: str
@@ -73,20 +74,21 @@ class Place:
 
 @dataclass(frozen=True)
 class Plan:
-    """All numbers by which a model runs in tiles, for maps of one remainder by the period.
+    """Strides, halos and layouts with which a model runs in tiles.
 
-    `sites` has None where a normalization is of something else than a map.
+    A plan holds for all input sizes with the same remainder by the period. `sites` has None for
+    normalizations of other tensors than feature maps.
     """
 
     stride: tuple[int, ...]
     period: tuple[int, ...]  # of the sizes that the whole model takes
     remainder: tuple[int, ...]
-    least: tuple[int, ...]  # size of a tile
+    least: tuple[int, ...]  # smallest size of a tile
     sites: tuple[Place | None, ...]
     outputs: tuple[Place, ...]
 
     def output_halo(self) -> tuple[Halo, ...]:
-        """What all outputs together need."""
+        """Return the halo that covers those of all outputs."""
         return tuple(
             (max(h[0] for h in axis), max(h[1] for h in axis))
             for axis in zip(*(place.halo for place in self.outputs), strict=True)
@@ -95,19 +97,19 @@ class Plan:
 
 @checked
 def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2) -> Footprint:
-    """What part of the input one cell of the output depends on, found by asking the model.
+    """Measure which part of the input the output depends on, by running the model on probes.
 
-    Use it to see whether and how cheaply a model runs in tiles: `TiledModel` and
-    `accumulate_gradients` ask by themselves. Any module will do, as long as it takes one tensor,
-    returns tensors, and does the same whatever is in the map.
+    Use it to see whether a model can run in tiles, and at what cost; `TiledModel` and
+    `accumulate_gradients` measure by themselves. It works for any module that takes one tensor,
+    returns tensors, and makes the same calls whatever the values of the input.
 
-    The answer is kept, outside the model, until the model changes: a layer, an attribute, a hook, a
-    method, the mode or the shape of a parameter. Values of parameters do not count. What cannot be
-    noticed is a change of a global variable, of a variable of a closure or inside an object that is
-    itself an attribute of an object; after one, use a `copy.deepcopy` of the model.
+    The result is cached, outside the model, until the model changes: a layer, an attribute, a hook, a
+    method, the mode or the shape of a parameter. Values of parameters do not count. Three changes
+    cannot be detected: of a global variable, of a variable of a closure, and inside an object that
+    is itself an attribute of an object; after one, use a `copy.deepcopy` of the model.
 
     Args:
-        model: Any module; it is asked in its present mode, train or eval.
+        model: Any module; it runs in its present mode, train or eval.
         in_channels: Channels of its input.
         spatial_dims: Number of spatial axes of its input.
 
@@ -115,12 +117,13 @@ def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2)
         The footprint for sizes that are multiples of the stride.
 
     Raises:
-        ValueError: If a layer sees the whole map (attention, global pooling, circular padding), treats
-            places differently (`align_corners=True`, resizing by 1.5) or is random; the message names
-            it. Normalizations are no obstacle, they are listed in `global_layers`.
+        ValueError: If a layer depends on the whole input (attention, global pooling, circular
+            padding), is not shift-equivariant by the stride (`align_corners=True`, resizing by 1.5)
+            or is random; the message names it. Normalizations are allowed and listed in
+            `global_layers`.
 
     Source: Pinckaers et al. 2022, "Streaming convolutional neural networks" showed exact tiles with
-    declared footprints; that they are found by NaN and by cut maps is new here.
+    declared footprints; measuring them with NaN and with cropped inputs is new here.
 
     Examples:
         >>> from neurenix_ms import UNet
@@ -146,14 +149,14 @@ def make_plan(
     whole: tuple[str, ...],
     memory_limit: int | None = None,
 ) -> Plan:
-    """The plan for maps of this shape; made once for every remainder, mode and choice of parts."""
+    """Return the plan for inputs of this shape, made once per remainder, mode and choice of parts."""
     most = MOST_BYTES if memory_limit is None else max(memory_limit, SMALL_PROBE)
     parts = submodules(model, whole)
     shape = (1, *shape[1:])
 
     def measured() -> Plan:
-        # inference tensors do not count what is written to them; what counts operations or memory
-        # counts those of the result, not of the search for a plan
+        # inference tensors have no version counter, which tells whether they are written to; and
+        # counters of operations or memory should not count the search for a plan
         with torch.inference_mode(False), _disable_current_modes():
             lengths = measure_lengths(model, shape, like, parts)
             return _measured_plan(model, lengths, shape, like, parts, most)
@@ -162,7 +165,7 @@ def make_plan(
         return plan.remainder == _remainder(shape, plan.period)
 
     question = ("plan", whole, shape[1], len(shape), like.dtype, like.device)
-    return kept(model, question, measured, fits)
+    return cached(model, question, measured, fits)
 
 
 def _measured_plan(
@@ -173,7 +176,7 @@ def _measured_plan(
     parts: Mapping[str, nn.Module],
     most_bytes: int,
 ) -> Plan:
-    _check_maps(model, lengths, shape)
+    _check_outputs(model, lengths, shape)
     check_even_resizing(model, lengths)
     channels, remainder = shape[1], _remainder(shape, lengths.period)
     short = shortest(model, parts, lengths, remainder, channels, like)
@@ -210,7 +213,7 @@ def _measured_plan(
     return Plan(lengths.stride, lengths.period, remainder, least, tuple(places), tuple(ends))
 
 
-def _check_maps(model: nn.Module, lengths: Lengths, shape: tuple[int, ...]) -> None:
+def _check_outputs(model: nn.Module, lengths: Lengths, shape: tuple[int, ...]) -> None:
     for output, lines in zip(lengths.run.outputs, lengths.outputs(), strict=True):
         if lines is None:
             fixed = (
@@ -219,19 +222,19 @@ def _check_maps(model: nn.Module, lengths: Lengths, shape: tuple[int, ...]) -> N
                 if known is None and seen.tensor.ndim == len(shape)
             )
             raise ValueError(
-                "every output must be a map that grows with the input, got shape "
-                f"{tuple(output.shape)} for an input of shape {shape}, of which the size was lost "
-                f"in {called(model, next(fixed, ''))}; remove it, or run the model on the whole map"
+                "every output must be a feature map that grows with the input, got shape "
+                f"{tuple(output.shape)} for an input of shape {shape}, whose size was lost in "
+                f"{describe(model, next(fixed, ''))}; remove it, or run the model on the whole input"
             )
 
 
 def like_parameters(model: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
-    """An empty tensor of the model's dtype and device; of `dtype` where it has no parameters."""
+    """Return an empty tensor of the model's dtype and device; of `dtype` if it has no parameters."""
     tensors = [*model.parameters(), *model.buffers()]
     if any(map(is_lazy, tensors)):
         raise ValueError(
             "a model must have its parameters before it runs in tiles, got "
-            f"{type(model).__name__} with uninitialized ones; call it once on a map"
+            f"{type(model).__name__} with uninitialized ones; call it once on an input"
         )
     numbers = (t for t in tensors if t.is_floating_point() or t.is_complex())
     first = next(numbers, torch.empty(0, dtype=dtype))
@@ -249,7 +252,7 @@ def taken_size(
     like: Tensor,
     sizes: tuple[int, ...] = SIZES_TO_TRY,
 ) -> tuple[int, ...]:
-    """The first of these sizes, along every axis, that the model takes."""
+    """Return the first of these sizes, the same along every axis, that the model takes."""
     for n in sizes:
         try:
             shapes_only(model, (1, in_channels, *(n,) * spatial_dims), like, {})

@@ -1,4 +1,4 @@
-"""Cover a map with cores of one size, and find what each needs around it."""
+"""Grid of tiles that covers an input: cores of one size, each with its halo."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,54 +10,54 @@ from neurenix_ms.execution.plan.reach import Halo
 
 @dataclass(frozen=True)
 class Tile:
-    """A core, and the wider range around it, in cells of the map, along every axis."""
+    """A core and the wider range with its halo, in positions of the input along every axis."""
 
     core: tuple[tuple[int, int], ...]
     wide: tuple[tuple[int, int], ...]
-    size: tuple[int, ...]  # of the map
+    size: tuple[int, ...]  # of the input
 
     def window(self) -> tuple[slice, ...]:
-        """The wide range, as it is read from the map."""
+        """Return the slices that read the wide range from the input."""
         return tuple(slice(start, stop) for start, stop in self.wide)
 
     def core_of_whole(self, lines: Lines) -> tuple[slice, ...]:
-        """Where the core lies in a whole tensor with these lines."""
-        cells = zip(lines, self.core, self.size, strict=True)
-        return placed(lines, [line.core(*core, end) for line, core, end in cells])
+        """Return the slices of the core in a whole tensor with these lines."""
+        axes = zip(lines, self.core, self.size, strict=True)
+        return index_of(lines, [line.core(*core, end) for line, core, end in axes])
 
     def core_of_tile(self, lines: Lines) -> tuple[slice, ...]:
-        """Where the core lies in the tensor that comes of the wide range."""
-        cells = []
+        """Return the slices of the core in the tensor computed from the wide range."""
+        ranges = []
         for line, core, wide, end in zip(lines, self.core, self.wide, self.size, strict=True):
             here = line.core(*core, end)
-            cells.append(slice(here.start - line.at(wide[0]), here.stop - line.at(wide[0])))
-        return placed(lines, cells)
+            ranges.append(slice(here.start - line.at(wide[0]), here.stop - line.at(wide[0])))
+        return index_of(lines, ranges)
 
     def wide_of_whole(self, lines: Lines) -> tuple[slice, ...]:
-        """Where what a tile sees of a whole tensor lies in it."""
-        cells = []
+        """Return the slices of the wide range in a whole tensor with these lines."""
+        ranges = []
         for line, (start, stop), end in zip(lines, self.wide, self.size, strict=True):
             first = line.at(start)
-            cells.append(slice(first, first + line.length(start, stop, end)))
-        return placed(lines, cells)
+            ranges.append(slice(first, first + line.length(start, stop, end)))
+        return index_of(lines, ranges)
 
 
-def placed(lines: Lines, cells: Sequence[slice]) -> tuple[slice, ...]:
-    """One slice for every dim of the tensor."""
+def index_of(lines: Lines, ranges: Sequence[slice]) -> tuple[slice, ...]:
+    """Return one slice for every dim of the tensor, from one range per axis."""
     index = [slice(None)] * (1 + max(2 + len(lines) - 1, *(line.dim for line in lines)))
-    for line, part in zip(lines, cells, strict=True):
+    for line, part in zip(lines, ranges, strict=True):
         index[line.dim] = part
     return tuple(index)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cores of one edge length that cover a map."""
+    """Cores of one edge length that cover an input."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
     edge: tuple[int, ...]
-    least: tuple[int, ...]  # a tile is at least as long
+    least: tuple[int, ...]  # smallest length of a tile
 
     def __len__(self) -> int:
         count = 1
@@ -66,13 +66,13 @@ class Grid:
         return count
 
     def tiles(self, halo: Sequence[Halo]) -> Iterator[Tile]:
-        """Every core with its halo, up to the true borders."""
+        """Yield every core with its halo, which ends at the borders of the input."""
         for core in product(*(self._cores(axis) for axis in range(len(self.size)))):
             wide = (self._widened(a, core[a], halo[a]) for a in range(len(core)))
             yield Tile(core, tuple(wide), self.size)
 
     def largest(self, halo: Sequence[Halo]) -> tuple[tuple[int, int], ...]:
-        """The wide range of the largest tile."""
+        """Return the wide range of the largest tile."""
         ranges = []
         for axis, around in enumerate(halo):
             wide = (self._widened(axis, core, around) for core in self._cores(axis))
@@ -84,7 +84,7 @@ class Grid:
         edge = max(stride, self.edge[axis] // stride * stride)
         starts = list(range(0, size, edge))
         if len(starts) > 1 and size - starts[-1] < stride:
-            starts.pop()  # a core shorter than a stride joins its neighbor
+            starts.pop()  # merge a core shorter than a stride with its neighbor
         return list(zip(starts, [*starts[1:], size], strict=True))
 
     def _widened(self, axis: int, core: tuple[int, int], halo: Halo) -> tuple[int, int]:

@@ -1,6 +1,6 @@
-"""Measure how long every tensor of a model is along every axis, as a function of the map's length.
+"""Measure the length of every tensor of a model along every axis, as a function of the input's length.
 
-Found by running the model on tensors without memory, so any size costs nothing.
+The model runs on tensors without memory, so even large sizes cost no computation.
 """
 
 import functools
@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from torch import Tensor, nn
 
-from neurenix_ms.execution.plan.culprits import ADVICE, SizeError, called
+from neurenix_ms.execution.plan.layer_errors import ADVICE, SizeError, describe
 from neurenix_ms.execution.plan.observation import (
     ModuleCall,
     Run,
@@ -20,15 +20,16 @@ from neurenix_ms.execution.plan.observation import (
     shapes_only,
 )
 
-STEP = math.factorial(10)  # a multiple of every stride that is met in practice
+STEP = math.factorial(10)  # a multiple of every stride that occurs in practice
 
 
 @dataclass(frozen=True)
 class Line:
-    """The length of a tensor along one axis: cells of the map per cell, and what borders add or take.
+    """Length of a tensor along one axis, as a linear function of the input's length.
 
-    A map that ends inside, at a multiple of the stride, gives `n / resolution + inner` cells, the map
-    itself `n / resolution + outer`.
+    `resolution` is the number of input positions per position of the tensor. For an input of length n
+    the tensor has length `n / resolution + outer`. For a piece of n positions that ends inside the
+    input, at a multiple of the stride, it has length `n / resolution + inner`.
     """
 
     dim: int
@@ -36,16 +37,16 @@ class Line:
     inner: Fraction
     outer: Fraction
 
-    def at(self, cell: int) -> int:
-        """Where the cell of the map, a multiple of the stride, lies."""
-        return int(cell / self.resolution)
+    def at(self, position: int) -> int:
+        """Return the index in the tensor of an input position, a multiple of the stride."""
+        return int(position / self.resolution)
 
     def length(self, start: int, stop: int, end: int) -> int:
-        """Cells that come of a tile from `start` to `stop` of a map that ends at `end`."""
+        """Return the length for a tile from `start` to `stop` of an input that ends at `end`."""
         return int((stop - start) / self.resolution + (self.outer if stop == end else self.inner))
 
     def core(self, start: int, stop: int, end: int) -> slice:
-        """What of the whole tensor belongs to these cells of the map; all that is left, at the end."""
+        """Return the range of the whole tensor for these input positions; the last takes the rest."""
         whole = max(0, self.length(0, end, end))
         first = min(self.at(start), whole)
         return slice(first, whole if stop == end else max(first, min(self.at(stop), whole)))
@@ -56,12 +57,12 @@ Lines = tuple[Line, ...]
 
 @dataclass(frozen=True)
 class Lengths:
-    """The stride of a model, and the lines of all tensors of a run.
+    """Stride of a model, and the lines of all tensors of a run.
 
-    A tensor whose axes do not follow those of the map has None. Sizes that differ by multiples of
-    `period` are taken alike by the whole model, also by the parts that run whole inside; elsewhere it
-    is the stride. `combining` has the calls, by their number in `run.seen`, of which a value takes all
-    cells of an axis, and that axis.
+    Tensors whose axes do not follow those of the input have None. If the model takes one input size,
+    it takes all that differ by multiples of `period`, which includes the strides inside parts run
+    whole and equals `stride` otherwise. `combining` maps calls whose values combine all positions of
+    an axis, by their number in `run.seen`, to that axis.
     """
 
     stride: tuple[int, ...]
@@ -69,35 +70,35 @@ class Lengths:
     lines: list[Lines | None]
     run: Run
     combining: dict[int, int]
-    size: tuple[int, ...]  # of the map
+    size: tuple[int, ...]  # of the input
 
     def site(self, number: int) -> tuple[Lines | None, Lines | None]:
-        """The lines of input and result of a site."""
+        """Return the lines of input and result of a site."""
         i = self.run.site_index(number)
         return self.lines[i], self.lines[i + 1]
 
     def calls(self) -> list[tuple[ModuleCall, Lines | None, Lines | None]]:
-        """The calls of submodules with one tensor in and one out, and the lines of both."""
+        """Return the calls of submodules with one input and one output tensor, and the lines of both."""
         alone = [call for call in self.run.calls if call.alone]
         first = self.run.site_index(len(self.run.sites))
         pairs = zip(self.lines[first::2], self.lines[first + 1 :: 2], strict=False)
         return [(call, x, y) for call, (x, y) in zip(alone, pairs, strict=False)]
 
-    def bytes_per_cell(self) -> float:
-        """Bytes of all tensors of a run, per cell of the map."""
+    def bytes_per_position(self) -> float:
+        """Return the bytes of all tensors of a run per position of the input."""
         storages = {id(s.tensor.untyped_storage()): s.tensor for s in self.run.seen}
         total = sum(t.numel() * t.element_size() for t in storages.values())
         return total / math.prod(self.size)
 
     def outputs(self) -> list[Lines | None]:
-        """The lines of the outputs."""
+        """Return the lines of the outputs."""
         return self.lines[len(self.lines) - len(self.run.outputs) :]
 
 
 def measure_lengths(
     model: nn.Module, shape: tuple[int, ...], like: Tensor, parts: Mapping[str, nn.Module]
 ) -> Lengths:
-    """Stride and lines for maps of this shape, `(B, C, *S)`."""
+    """Measure stride and lines for inputs of this shape, `(B, C, *S)`."""
     dims = len(shape) - 2
 
     @functools.cache
@@ -115,7 +116,7 @@ def measure_lengths(
     stride = _common_stride(follows, dims)
 
     def aligned(period: tuple[int, ...]) -> tuple[tuple[int, ...], Run]:
-        """The next size that the period divides; one period more must be taken alike."""
+        """Return the next multiple of the period and its run; one period more must behave the same."""
         more = run(*(n + p for n, p in zip(shape[2:], period, strict=True)))
         _check_period(model, here, more, period, follows)
         size = tuple(-(-n // p) * p for n, p in zip(shape[2:], period, strict=True))
@@ -127,7 +128,7 @@ def measure_lengths(
     except ValueError:
         if not parts:
             raise
-        # a part that runs whole may take multiples of its own stride only
+        # a part run whole may take multiples of its own stride only
         inside = measure_period(model, shape, like)
         period = tuple(math.lcm(s, p) for s, p in zip(stride, inside, strict=True))
         size, ending_inside = aligned(period)
@@ -148,14 +149,14 @@ def measure_lengths(
 
 
 def measure_period(model: nn.Module, shape: tuple[int, ...], like: Tensor) -> tuple[int, ...]:
-    """The stride of all layers of a model, those in parts that run whole among them."""
+    """Return the common stride of all layers of a model, including those in parts run whole."""
     dims = len(shape) - 2
     sizes = [tuple(n + STEP * (a == axis) for a, n in enumerate(shape[2:])) for axis in range(dims)]
     here = shapes_only(model, shape, like, {})
     longer = (shapes_only(model, (*shape[:2], *size), like, {}) for size in sizes)
     growths = [_grown(here, run, STEP) for run in longer]
     follows = [_follows(axes) for axes in zip(*growths, strict=True)]
-    # what divides no step is the length of something else, such as a list of positions
+    # an axis whose stride does not divide the step is no spatial one, such as a list of positions
     known = [p if p and all(STEP % r.numerator == 0 for _, r in p) else None for p in follows]
     return _common_stride(known, dims)
 
@@ -169,7 +170,7 @@ def _common_stride(follows: list[tuple[Growth, ...] | None], dims: int) -> tuple
 
 
 def _combining(here: Run, longer: Run) -> list[int]:
-    """The calls of which a value takes more cells on the longer map."""
+    """Return the calls whose values combine more positions for the longer input."""
     return [
         i
         for i, (seen, j) in enumerate(zip(here.seen, matches(here, longer), strict=False))
@@ -178,7 +179,7 @@ def _combining(here: Run, longer: Run) -> list[int]:
 
 
 def _grown(here: Run, there: Run, step: int) -> list[list[Growth]]:
-    """By tensor: the dims that grew, and the cells of the map for each of their cells."""
+    """Return, for every tensor, the dims that grew and the input positions per position of them."""
     growths = []
     for (_, a), b in zip(here.tensors(), counterparts(here, there), strict=True):
         sizes = [] if b is None else enumerate(zip(a.shape, b.shape, strict=True))
@@ -187,7 +188,7 @@ def _grown(here: Run, there: Run, step: int) -> list[list[Growth]]:
 
 
 def _follows(per_axis: tuple[list[Growth], ...]) -> tuple[Growth, ...] | None:
-    """One dim of its own for every axis, or None."""
+    """Return the dim that follows each axis, or None if they are not distinct."""
     if any(len(places) != 1 for places in per_axis):
         return None
     places = tuple(places[0] for places in per_axis)
@@ -207,8 +208,8 @@ def _check_period(
             if b is not None and b.shape[dim] - a.shape[dim] != s / r:
                 layer = here.seen[i].layer if i < len(here.seen) else ""
                 raise SizeError(
-                    f"sizes of maps must repeat with a stride that divides {STEP}, got a tensor "
-                    f"that grows by {b.shape[dim] - a.shape[dim]} for {s} cells, and by 1 for {r}, "
-                    f"in {called(model, layer)}; {ADVICE}",
+                    f"sizes of feature maps must repeat with a stride that divides {STEP}, got a tensor "
+                    f"that grows by {b.shape[dim] - a.shape[dim]} for {s} positions of the input, and "
+                    f"by 1 for {r}, in {describe(model, layer)}; {ADVICE}",
                     layer,
                 )

@@ -1,4 +1,4 @@
-"""Recognize the calls of torch that combine all cells of an axis, such as pooling and attention."""
+"""Recognize the calls of torch that combine all values of an axis, such as pooling and attention."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,12 +29,12 @@ BATCH_FIRST = {
 }
 
 
-def cells_combined(
+def num_combined(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> int:
-    """How many values of its first input one value of the result of such a call takes; 0 for others.
+    """Return the number of input values in one value of the result of such a call; 0 for others.
 
-    If that number grows with the feature map, the layer sees all of it.
+    If that number grows with the feature map, the receptive field of the layer is all of it.
     """
     given = [*args, *kwargs.values()]
     if not given or not isinstance(given[0], Tensor):

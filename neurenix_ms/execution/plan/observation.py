@@ -1,4 +1,4 @@
-"""A model runs, and what happens is noted: every tensor, every site, every call of a submodule."""
+"""Record every tensor, site and call of a submodule while a model runs."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -18,19 +18,31 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from neurenix_ms.checkpointing import enable_gradient_checkpointing, statistics_kept
-from neurenix_ms.execution.plan.culprits import ADVICE, LayerError, SizeError, called, failing_layer
-from neurenix_ms.execution.plan.mixing import cells_combined
-from neurenix_ms.execution.plan.sites import Asked, Interception, Part, Site, nothing_remembered
+from neurenix_ms.execution.plan.layer_errors import (
+    ADVICE,
+    LayerError,
+    SizeError,
+    describe,
+    failing_layer,
+)
+from neurenix_ms.execution.plan.mixing import num_combined
+from neurenix_ms.execution.plan.sites import (
+    Asked,
+    Interception,
+    Part,
+    Site,
+    without_cached_features,
+)
 from neurenix_ms.execution.plan.statistics import Normalization
-from neurenix_ms.execution.progress import tell_of_a_long_search
+from neurenix_ms.execution.progress import report_long_search
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A tensor that a function of torch returned, and in which module.
+    """A tensor that a function of torch returned, and the module that called the function.
 
-    `combined` is the number of cells in one of its values, where the function combines all of an axis;
-    `ends_fixed` tells that it was resized with `align_corners=True`.
+    `combined` is the number of input values in one of its values, if the function combines all values
+    of an axis; `ends_fixed` tells whether it was resized with `align_corners=True`.
     """
 
     layer: str
@@ -44,7 +56,7 @@ class Seen:
 class ModuleCall:
     """A call of a submodule.
 
-    It is `alone` if it got one tensor, left that as it was and returned one, and nothing else.
+    It is `alone` if it got one tensor and nothing else, did not modify it, and returned one tensor.
     """
 
     name: str
@@ -55,7 +67,7 @@ class ModuleCall:
 
 @dataclass
 class Run:
-    """What happened while the model ran: every tensor, site and call of a module, and the outputs."""
+    """Record of a run of a model: every tensor, site and call of a module, and the outputs."""
 
     model: str = ""  # the name of its class
     seen: list[Seen] = field(default_factory=list)
@@ -66,11 +78,11 @@ class Run:
     structure: TreeSpec | None = None
 
     def site_index(self, number: int) -> int:
-        """Where the input of a site stands in `tensors()`; its result follows."""
+        """Return the index in `tensors()` of the input of a site; its result follows."""
         return len(self.seen) + 2 * number
 
     def tensors(self) -> list[tuple[tuple[str, ...], Tensor]]:
-        """Every tensor, under a key by which it is found again in a run on another size."""
+        """Return every tensor with a key that identifies it in a run on another size."""
         seen = [((s.layer, s.function), s.tensor) for s in self.seen]
         sites = [(("site",), t) for site, result in self.sites for t in (site.x, result)]
         calls = [((c.name, "module"), t) for c in self.calls for t in (c.x, c.y) if t is not None]
@@ -78,22 +90,25 @@ class Run:
 
 
 def counterparts(run: Run, other: Run) -> list[Tensor | None]:
-    """For every tensor of `run` the same one of `other`; sizes that need no padding leave some out."""
+    """Return, for every tensor of `run`, the same tensor of `other`.
+
+    It is None if `other` has no such tensor, as sizes that need no padding skip some calls.
+    """
     theirs = [t for _, t in other.tensors()]
     return [None if i is None else theirs[i] for i in matches(run, other)]
 
 
 def matches(run: Run, other: Run) -> list[int | None]:
-    """For every tensor of `run` where the same one stands in `other`."""
+    """Return, for every tensor of `run`, the index of the same tensor in `other`."""
     keys, other_keys = ([key for key, _ in r.tensors()] for r in (run, other))
     if keys == other_keys:
         return list(range(len(keys)))
     if len(run.sites) != len(other.sites) or len(run.outputs) != len(other.outputs):
         raise ValueError(
-            "a model run in tiles must do the same on maps of every size, got "
-            f"{run.model} with {len(run.sites)} sites and {len(run.outputs)} outputs on one size, "
-            f"{len(other.sites)} and {len(other.outputs)} on another; name the submodule that decides "
-            "by the size in whole=(...), or replace it"
+            "a model run in tiles must make the same calls for every input size, got "
+            f"{run.model} with {len(run.sites)} sites and {len(run.outputs)} outputs for one size, "
+            f"{len(other.sites)} and {len(other.outputs)} for another; name the submodule that depends "
+            "on the size in whole=(...), or replace it"
         )
     found: list[int | None] = [None] * len(keys)
     for i, j, n in SequenceMatcher(None, keys, other_keys, autojunk=False).get_matching_blocks():
@@ -109,9 +124,9 @@ def observe(
     listen: Callable[[int, Seen], None] | None = None,
     asked: Asked = "values",
 ) -> Run:
-    """Run `model` on `x`, sites answered by `answer`, and note what happens.
+    """Run `model` on `x`, with the results of sites from `answer`, and return the record.
 
-    Where only "shapes", or the places of "nan", are `asked`, values are arbitrary.
+    If only "shapes", or the positions of "nan", are `asked`, values are arbitrary.
     """
     run = Run(type(model).__name__)
     names: list[str] = [""]
@@ -122,7 +137,7 @@ def observe(
             result = site.of_its_shape()
         else:
             result = answer(index, site)
-        # a copy of what a part gives: what follows may write over it
+        # a copy of a part's result, because later layers may overwrite it
         kept = result.clone() if isinstance(site, Part) else result
         run.sites.append((site, kept))
         run.layers.append(site.name if isinstance(site, Part) else names[-1])
@@ -131,10 +146,10 @@ def observe(
     def watch(
         function: Callable[..., Any], result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        tell_of_a_long_search()
+        report_long_search()
         name = getattr(function, "__name__", str(function))
         leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        combined = cells_combined(function, args, kwargs, result) if leaves else 0
+        combined = num_combined(function, args, kwargs, result) if leaves else 0
         for leaf in leaves:
             run.seen.append(Seen(names[-1], name, leaf, combined))
             if listen is not None:
@@ -174,7 +189,7 @@ def observe(
             torch.no_grad(),
             enable_gradient_checkpointing(False),
             statistics_kept(model),
-            nothing_remembered(model),
+            without_cached_features(model),
             mode,
         ):
             leaves, run.structure = tree_flatten(model(x))
@@ -186,14 +201,14 @@ def observe(
             raise
         if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
             raise LayerError(
-                "what a model run in tiles does must not depend on values, got "
-                f"{called(model, layer)} ({error.func}); {ADVICE}",
+                "the calls of a model run in tiles must not depend on values, got "
+                f"{describe(model, layer)} ({error.func}); {ADVICE}",
                 layer,
             ) from error
         said = str(error).strip().split("\n")[0][:200]
         raise SizeError(
-            "a model run in tiles must take maps of other sizes, too, got "
-            f"{type(error).__name__} in {called(model, layer)} for shape {tuple(x.shape)} ({said}); "
+            "a model run in tiles must take inputs of other sizes too, got "
+            f"{type(error).__name__} in {describe(model, layer)} for shape {tuple(x.shape)} ({said}); "
             f"take a size that it was made for, {ADVICE}",
             layer,
         ) from error
@@ -203,7 +218,7 @@ def observe(
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         kinds = sorted({type(t).__name__ for t in leaves if not isinstance(t, Tensor)})
         raise ValueError(
-            f"a model run in tiles must return tensors only, got {kinds} of {run.model}; wrap it in a "
+            f"a model run in tiles must return tensors only, got {kinds} from {run.model}; wrap it in a "
             "module that returns its tensors"
         )
     run.outputs = leaves
@@ -211,20 +226,20 @@ def observe(
 
 
 def _version(args: Any, kwargs: Any) -> list[int]:
-    """How often the inputs were written to."""
+    """Return the version counters of the inputs, which count in-place writes."""
     leaves = tree_leaves((args, kwargs))
     return [t._version for t in leaves if isinstance(t, Tensor) and not t.is_inference()]
 
 
 def constants(index: int, site: Site) -> Tensor:
-    """Parts run, and every mean is 0 and every variance 1."""
+    """Run a part, or normalize with mean 0 and variance 1."""
     return site.plain() if isinstance(site, Part) else site.normalized(*site.constants())
 
 
 def shapes_only(
     model: nn.Module, shape: tuple[int, ...], like: Tensor, parts: Mapping[str, nn.Module]
 ) -> Run:
-    """What happens on a map of this shape, without computing it."""
+    """Record a run on an input of this shape without computing values."""
     with without_memory(model):
         x = torch.empty(shape, dtype=like.dtype, device=like.device)
         return observe(model, x, parts, constants, asked="shapes")
@@ -232,12 +247,12 @@ def shapes_only(
 
 @contextmanager
 def without_memory(model: nn.Module) -> Iterator[None]:
-    """Let tensors have shapes only; what does not fit is an exception, and not logged by torch."""
+    """Let tensors have shapes only; a shape mismatch raises an exception and is not logged by torch."""
     counted = [m for m in model.modules() if m._buffers.get("num_batches_tracked") is not None]
     counters = [m._buffers["num_batches_tracked"] for m in counted]
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     was_disabled, logger.disabled = logger.disabled, True
-    for module in counted:  # a mean over all batches would read its counter
+    for module in counted:  # a cumulative average (momentum=None) would read the counter
         module._buffers["num_batches_tracked"] = None
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):

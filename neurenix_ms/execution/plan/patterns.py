@@ -1,8 +1,9 @@
-"""Convolutions and linear layers that only pass NaN on, at the cost of one channel.
+"""Convolutions and linear layers that only propagate NaN, at the cost of one channel.
 
-A value of such a layer is NaN if any of the values it reads is, whatever the weights: NaN times zero is
-NaN. So where only that is asked, one convolution of the mask of NaN by a kernel of ones does for all
-channels. All other values are random: what follows may divide by them.
+A value of such a layer is NaN if any of the values it reads is, whatever the weights, because NaN times
+zero is NaN. If only the positions of NaN are needed, one convolution of the mask of NaN by a kernel of
+ones replaces those of all channels. All other values are random, because later layers may divide by
+them.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ TRANSPOSED_NAMES = "input weight bias stride padding output_padding groups dilat
 
 
 def nan_pattern(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What to call in place of a function of torch where only the places of NaN are asked."""
+    """Return the replacement for a function of torch if only the positions of NaN are needed."""
     if function in CONVOLUTIONS:
         return lambda *args, **kwargs: _convolved(CONVOLUTIONS[function], NAMES, args, kwargs)
     if function in TRANSPOSED:

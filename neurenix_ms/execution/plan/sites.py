@@ -1,8 +1,9 @@
-"""A model runs, and a visitor gets every call that needs the whole map, in the order of execution.
+"""Intercept the calls of a model that need the whole input, in the order of execution.
 
 Such a call is a *site*: a normalization by the statistics of its input, or a submodule that is to run
-on the whole low-resolution map. Normalizations are met as calls of torch's functions, so those in
-modules of others are met too. The order of calls tells sites apart: a layer used twice is two sites.
+on its whole low-resolution feature map (a *part run whole*). Normalizations are intercepted as calls of
+torch's functions, which works for the modules of other libraries too. The order of calls identifies
+sites, so a layer used twice is two sites.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -34,21 +35,23 @@ class Part:
 Site = Normalization | Part
 Asked = Literal["values", "shapes", "nan"]
 BATCH_NORMS = (F.batch_norm, torch.batch_norm)
-FASTER = {F.conv3d: conv3d}  # tiles are small, and those of other people's layers too
+FASTER = {
+    F.conv3d: conv3d
+}  # faster on small inputs such as tiles, for layers of other libraries too
 Visit = Callable[[int, Site], Tensor]
 Watch = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], None]
 
 
 class Interception(TorchFunctionMode):
-    """While it is entered, sites go to `visit`, and every other call of torch to `watch`.
+    """Context in which sites are passed to `visit`, and every other call of torch to `watch`.
 
     Args:
         parts: The submodules that run whole, by name.
-        visit: Gets the number of the site and the call, and returns the call's result.
-        watch: Gets a function of torch, its result and its arguments.
-        asked: With "shapes", a normalization by running statistics, which torch takes apart into many
-            calls where tensors have no memory, returns an empty tensor; with "nan", convolutions pass
-            on the places of NaN and no values.
+        visit: Takes the number of the site and the call, and returns the call's result.
+        watch: Takes a function of torch, its result and its arguments.
+        asked: With "shapes", a normalization by running statistics returns an empty tensor, because
+            torch decomposes it into many calls if tensors have no memory; with "nan", convolutions
+            propagate the positions of NaN and no values.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class Interception(TorchFunctionMode):
             others = [leaf for leaf in tree_leaves((args, kwargs)) if not isinstance(leaf, Tensor)]
             if len(tensors) != 1 or any(leaf is not None for leaf in others):
                 raise ValueError(
-                    f"a part that runs whole must be called with one tensor and nothing else, got "
+                    f"a part run whole must be called with one tensor and nothing else, got "
                     f"{len(tensors)} tensors and {len(others)} other arguments for {name!r}"
                 )
             return self._visited(Part(name, plain, tensors[0]))
@@ -132,7 +135,7 @@ class Interception(TorchFunctionMode):
 
 
 def submodules(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
-    """The submodules of these names."""
+    """Return the submodules of these names."""
     found = dict(model.named_modules())
     for name in names:
         if name not in found or not name:
@@ -144,13 +147,13 @@ def submodules(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]
 
 
 def of_the_shape(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """An empty tensor like the first argument."""
+    """Return an empty tensor like the first argument."""
     return torch.empty_like(x)
 
 
 @contextmanager
-def nothing_remembered(model: nn.Module) -> Iterator[None]:
-    """Let no module keep the features of a tile."""
+def without_cached_features(model: nn.Module) -> Iterator[None]:
+    """Keep modules from caching the features of a tile."""
     owners = [m for m in model.modules() if isinstance(m, Remembers)]
     switched = [m for m in owners if m.__dict__.get("remember") is True]
     for module in switched:

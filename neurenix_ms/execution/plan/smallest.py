@@ -1,4 +1,4 @@
-"""The smallest maps, and pieces of maps, that a model takes."""
+"""Find the smallest inputs, and pieces of inputs, that a model takes."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms.execution.plan.differences import can_hold_nan
 from neurenix_ms.execution.plan.lengths import Lengths
 from neurenix_ms.execution.plan.observation import constants, observe
 from neurenix_ms.execution.plan.sites import Part, Site
-from neurenix_ms.execution.plan.spots import can_hold_nan
 
 Answer = Callable[[int, Site], Tensor]
 MOST_STEPS = 64
@@ -23,9 +23,10 @@ def shortest(
     channels: int,
     like: Tensor,
 ) -> tuple[int, ...]:
-    """The smallest size of this remainder that the model takes, and on which no layer sees only padding.
+    """Return the smallest input size of this remainder on which every layer depends on the input.
 
-    On the latter NaN everywhere would not show in its result, although it shows on a larger map.
+    On a smaller one some layers may read padding only, so NaN everywhere would not show in their
+    results, although it shows on a larger input.
     """
 
     def answers(size: tuple[int, ...]) -> Answer:
@@ -42,7 +43,7 @@ def shortest_piece(
     channels: int,
     like: Tensor,
 ) -> tuple[int, ...]:
-    """The same for pieces of a map, in which parts do not run but are given a crop of their result."""
+    """Return the smallest size of pieces of an input, for which parts run whole give crops."""
     if lengths.period == lengths.stride:
         return short
 
@@ -74,8 +75,8 @@ def _smallest(
     def untouched(steps: int) -> int:
         size = tuple(steps * s + r for s, r in zip(step, remainder, strict=True))
         x = torch.full((1, channels, *size), math.nan, dtype=like.dtype, device=like.device)
-        maps = [t for _, t in observe(model, x, parts, answers(size), asked="nan").tensors()]
-        return sum(not bool(t.isnan().any()) for t in maps if can_hold_nan(t))
+        tensors = [t for _, t in observe(model, x, parts, answers(size), asked="nan").tensors()]
+        return sum(not bool(t.isnan().any()) for t in tensors if can_hold_nan(t))
 
     for steps in range(1, MOST_STEPS):
         try:
@@ -85,6 +86,6 @@ def _smallest(
         if enough:
             return tuple(steps * s + r for s, r in zip(step, remainder, strict=True))
     raise ValueError(
-        f"a model run in tiles must take small maps, got {type(model).__name__}, which takes none of up "
-        f"to {MOST_STEPS} strides of {step}; run it on the whole map"
+        f"a model run in tiles must take small inputs, got {type(model).__name__}, which takes none of "
+        f"up to {MOST_STEPS} strides of {step}; run it on the whole input"
     )

@@ -1,4 +1,4 @@
-"""One call of a normalization: its moments over any part of the map, and its result with given ones."""
+"""Moments of a normalization over any part of a feature map, and its result with given moments."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Moments:
     var: Tensor
 
     def merged(self, other: "Moments") -> "Moments":
-        """Those of both sets together (Chan et al. 1979, "Updating formulae", equation 2.1)."""
+        """Return the moments of both sets (Chan et al. 1979, "Updating formulae", equation 2.1)."""
         count = self.count + other.count
         share = other.count / count
         step = other.mean - self.mean
@@ -59,7 +59,7 @@ class Normalization:
     num_groups: int = 1
 
     def moments(self, core: Tensor) -> Moments:
-        """Of the cells of `core`, a part of the map that is normalized."""
+        """Compute the moments of `core`, a part of the feature map that is normalized."""
         x = core.float() if core.dtype in (torch.bfloat16, torch.float16) else core
         if self.kind == "group":
             x = x.reshape(len(x), self.num_groups, -1)
@@ -69,13 +69,13 @@ class Normalization:
         return Moments(x.numel() // mean.numel(), mean, var)
 
     def constants(self) -> tuple[Tensor, Tensor]:
-        """Mean 0 and variance 1, in the shape of the moments."""
+        """Return mean 0 and variance 1 in the shape of the moments."""
         batch = 1 if self.kind == "batch" else self.x.shape[0]
         keys = self.num_groups if self.kind == "group" else self.x.shape[1]
         return self.x.new_zeros(batch, keys), self.x.new_ones(batch, keys)
 
     def normalized(self, mean: Tensor, var: Tensor) -> Tensor:
-        """The result where the moments of the whole map are these."""
+        """Normalize the input with the given moments of the whole feature map."""
         scale = (var + self.eps).rsqrt()
         mean, scale = self.per_channel(mean), self.per_channel(scale)
         if self.weight is not None:
@@ -87,13 +87,13 @@ class Normalization:
         return torch.addcmul(shift, x, scale).to(self._result_dtype())
 
     def of_its_shape(self) -> Tensor:
-        """An empty tensor like the result."""
+        """Return an empty tensor like the result."""
         return torch.empty_like(self.x, dtype=self._result_dtype())
 
     def seed(self, core: Tensor, moments: Moments, d_mean: Tensor, d_var: Tensor) -> Tensor:
-        """Gradient of the moments' share in the loss with respect to `core`.
+        """Compute the gradient of the loss with respect to `core` through the moments.
 
-        The variance is centered, so what it owes to the mean is zero and only local terms are left.
+        The variance is centered, so its derivative by the mean is zero and only local terms are left.
         """
         ones = (1,) * (core.ndim - 2)
 
@@ -105,12 +105,12 @@ class Normalization:
         return (seed / moments.count).to(core.dtype)
 
     def per_channel(self, t: Tensor) -> Tensor:
-        """`(B, groups)` to `(B, C)`; the others have an entry per channel already."""
+        """Expand `(B, groups)` to `(B, C)`; other kinds have an entry per channel already."""
         return t.repeat_interleave(self.x.shape[1] // t.shape[1], 1) if self.kind == "group" else t
 
     @torch.no_grad()
     def move_running(self, moments: Moments) -> None:
-        """Move the running statistics once, as a forward on the whole map does."""
+        """Update the running statistics once, as a forward on the whole input does."""
         unbiased = moments.var * (moments.count / max(1, moments.count - 1))
         for running, now in ((self.running_mean, moments.mean), (self.running_var, unbiased)):
             if running is not None:
@@ -126,7 +126,7 @@ class Normalization:
 def normalization(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Normalization | None:
-    """The call of `function` as a `Normalization`, or None where it needs no statistics of its input."""
+    """Return the call of `function` as a `Normalization`, or None if it needs no statistics."""
     if function not in NORMS:
         return None
     kind, names = NORMS[function]

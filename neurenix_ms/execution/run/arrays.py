@@ -1,8 +1,8 @@
-"""Read and write tensors, and arrays that slice like them (NumPy, memory-mapped, dask, zarr).
+"""Read and write tensors, and arrays that can be sliced like them (NumPy, memory-mapped, dask, zarr).
 
-One rule holds for inputs, targets and results, tensors and arrays alike: real numbers and booleans are
-converted to the dtype that is wanted, whatever their byte order and strides; everything that would lose
-something on the way, complex numbers in a real model or the mask of a masked array, is refused.
+One rule holds for inputs, targets and results, both tensors and arrays: real numbers and booleans are
+converted to the required dtype, whatever their byte order and strides. A conversion that would lose
+information, such as complex numbers for a real model or the mask of a masked array, raises an error.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,20 @@ from torch.utils._pytree import tree_leaves
 
 from neurenix_ms._core.checks import shown
 
-REAL = "biuf"  # kinds of NumPy: booleans, integers without and with a sign, floats
-FEWER_BITS = {torch.bfloat16: torch.float32}  # what NumPy has in place of it
+REAL = "biuf"  # kinds of NumPy: booleans, signed and unsigned integers, floats
+FEWER_BITS = {torch.bfloat16: torch.float32}  # NumPy has no bfloat16
 
 
 def read(
     x: Any, index: tuple[slice, ...], like: Tensor, *, own: bool = False, name: str = "x"
 ) -> Tensor:
-    """A piece of `x` as a tensor in the dtype and on the device of `like`; `own` makes a copy."""
+    """Return a piece of `x` in the dtype and on the device of `like`; `own` makes a copy."""
     return to_tensor(x[index], like.dtype, like.device, own=own, name=name)
 
 
 def read_target(x: Any, index: tuple[slice, ...], like: Tensor, name: str = "target") -> Tensor:
-    """A copy of a piece of a target: labels become int64, masks stay boolean, numbers as in `read`."""
+    """Return a copy of a piece of a target, with integers as int64, booleans as they are, and other
+    numbers as in `read`."""
     piece = x[index]
     kind = kind_of(name, piece)
     dtype = {"b": torch.bool, "i": torch.int64, "u": torch.int64}.get(kind, like.dtype)
@@ -37,13 +38,13 @@ def read_target(x: Any, index: tuple[slice, ...], like: Tensor, name: str = "tar
 def to_tensor(
     x: Any, dtype: torch.dtype, device: torch.device | str, *, own: bool = False, name: str = "x"
 ) -> Tensor:
-    """A whole tensor or array as a tensor of this dtype; of an array it is always a copy.
+    """Return a tensor or array as a tensor of this dtype; an array is always copied.
 
     Args:
-        x: A tensor, or anything that NumPy makes an array of.
+        x: A tensor, or anything that NumPy converts to an array.
         dtype: Of the result.
         device: Of the result.
-        own: Copy a tensor even where it has that dtype.
+        own: Copy a tensor even if it has that dtype already.
         name: Of the argument, for messages.
 
     Raises:
@@ -55,7 +56,7 @@ def to_tensor(
         tensor([2., 1., 0.])
     """
     if not isinstance(x, Tensor):
-        # what is lazy computes itself, since NumPy would drop its mask
+        # dask arrays are computed by dask, since NumPy would drop their mask
         x = np.asanyarray(x.compute() if hasattr(x, "__dask_graph__") else x)
     check_kind(name, x, dtype)
     if isinstance(x, Tensor):
@@ -66,21 +67,21 @@ def to_tensor(
 
 
 def check_array(name: str, x: Any, dtype: torch.dtype) -> None:
-    """Raise unless `x` is a tensor or an array that slices, of a kind that converts to `dtype`."""
+    """Raise unless `x` is a tensor or an array that can be sliced, and converts to `dtype`."""
     if isinstance(x, Tensor):
         check_kind(name, x, dtype)
         return
     if not hasattr(x, "shape") or not hasattr(x, "__getitem__"):
         raise ValueError(
-            f"{name} must be a tensor or an array that slices, got {type(x).__name__}; "
+            f"{name} must be a tensor or an array that can be sliced, got {type(x).__name__}; "
             "convert it by torch.as_tensor or numpy.asarray"
         )
-    if hasattr(x, "dtype"):  # of what is made piece by piece every piece is checked
+    if hasattr(x, "dtype"):  # without a dtype, every piece is checked when it is read
         check_kind(name, x, dtype)
 
 
 def check_kind(name: str, x: Any, dtype: torch.dtype) -> None:
-    """Raise if `x` cannot be converted to `dtype` without losing what it holds."""
+    """Raise if `x` cannot be converted to `dtype` without loss of information."""
     kind = kind_of(name, x)
     if kind == "c" and not dtype.is_complex:
         raise ValueError(
@@ -90,24 +91,24 @@ def check_kind(name: str, x: Any, dtype: torch.dtype) -> None:
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise ValueError(
             f"{name} must have a value everywhere, got an array with {np.ma.count_masked(x)} masked "
-            "values; fill them first (x.filled(0)), and pass the mask as a channel where it matters"
+            "values; fill them first (x.filled(0)), and pass the mask as a channel if it is needed"
         )
 
 
 def dtype_of(x: Any) -> torch.dtype | None:
-    """The dtype in which torch holds `x`, if that is a floating point or complex one."""
+    """Return the torch dtype of `x` if it is floating point or complex, else None."""
     if isinstance(x, Tensor):
         return x.dtype if x.dtype.is_floating_point or x.dtype.is_complex else None
     if not hasattr(x, "dtype") or kind_of("x", x) not in "fc":
         return None
     try:
         return torch.from_numpy(np.empty(0, np.dtype(x.dtype).newbyteorder("="))).dtype
-    except TypeError:  # of no type that torch has
+    except TypeError:  # torch has no such dtype
         return None
 
 
 def kind_of(name: str, x: Any) -> str:
-    """The kind of a tensor's or an array's values, as NumPy names it: one of "biufc"."""
+    """Return the kind of a tensor's or an array's values as NumPy names it, one of "biufc"."""
     if isinstance(x, Tensor):
         if x.layout is not torch.strided or x.is_nested or x.is_quantized:
             form = "quantized" if x.is_quantized else "nested" if x.is_nested else str(x.layout)
@@ -122,7 +123,7 @@ def kind_of(name: str, x: Any) -> str:
         return "b" if x.dtype == torch.bool else "i"
     try:
         kind = np.dtype(x.dtype).kind
-    except (TypeError, AttributeError):  # a library's own kind: its pieces are arrays of NumPy
+    except (TypeError, AttributeError):  # a dtype of another library; its pieces are NumPy arrays
         return "f"
     if kind not in f"{REAL}c":
         raise ValueError(f"{name} must hold numbers or booleans, got {shown(x)}")
@@ -130,7 +131,7 @@ def kind_of(name: str, x: Any) -> str:
 
 
 def write(out: Any, index: tuple[slice, ...], piece: Tensor) -> None:
-    """Put `piece` into `out`."""
+    """Write `piece` into `out` at `index`."""
     if isinstance(out, Tensor):
         out[index] = piece.to(out.device)
         return
@@ -139,7 +140,7 @@ def write(out: Any, index: tuple[slice, ...], piece: Tensor) -> None:
 
 
 def check_outputs(out: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
-    """The arrays of `out`; raise unless they have these shapes and can be written to."""
+    """Return the arrays of `out`; raise unless they have these shapes and can be written to."""
     arrays = tree_leaves(out)
     if len(arrays) != len(shapes):
         raise ValueError(f"out must hold {len(shapes)} arrays, got {len(arrays)}")
@@ -163,28 +164,28 @@ def check_outputs(out: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
 
 
 def check_writable(out: Any, dtype: torch.dtype, largest: int | None = None) -> None:
-    """Raise if results of this dtype, of which the largest may be known, do not fit into `out`."""
+    """Raise unless `out` can hold results of this dtype, and `largest` if it is given."""
     kind = kind_of("out", out)
     if dtype.is_complex and kind != "c":
         raise ValueError(f"out must be complex, as the result is, got type {out.dtype}")
     if dtype.is_floating_point and kind not in "fc":
         raise ValueError(
             f"out must have a floating point type, as the result does, got type {out.dtype}; "
-            "reduce='argmax' gives integers"
+            "reduce='argmax' returns integers"
         )
     if largest is not None and largest > _most(out, kind):
         raise ValueError(
-            f"out must be able to hold labels up to {largest}, got type {out.dtype}, which ends at "
-            f"{_most(out, kind)}"
+            f"out must be able to hold labels up to {largest}, got type {out.dtype}, whose largest "
+            f"value is {_most(out, kind)}"
         )
 
 
 def check_apart(x: Any, out: Sequence[Any]) -> None:
-    """Raise if a result would be written over the map that later tiles read."""
+    """Raise if writing a result would overwrite the input that later tiles read."""
     for array in out:
         if _share_memory(x, array):
             raise ValueError(
-                "out must not share memory with x, which tiles read after others are written, got "
+                "out must not share memory with x, which later tiles read, got "
                 f"{shown(array)} that does"
             )
 
@@ -207,7 +208,7 @@ def _share_memory(x: Any, out: Any) -> bool:
 
 
 def _ends(x: Any) -> tuple[str, int, int] | None:
-    """The device, and where the memory of an array begins and ends."""
+    """Return the device, and the addresses at which the memory of an array begins and ends."""
     if isinstance(x, Tensor) and x.layout is torch.strided and x.numel():
         reach = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
         return str(x.device), x.data_ptr(), x.data_ptr() + (reach + 1) * x.element_size()

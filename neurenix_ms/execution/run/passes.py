@@ -1,8 +1,8 @@
-"""Pass over the tiles of a map, and find what every site gets from the whole map.
+"""Passes over the tiles of an input, which compute the global value of every site.
 
-Every pass is the same loop: the tiles run as far as a site, all earlier sites given, and only the core
-of what the site reads is used. What is done with the cores differs: moments are collected, the input of
-a part is put together, the result is written, a gradient is sent back.
+Every pass is the same loop: the tiles run as far as a site, with the values of all earlier sites given,
+and only the core of the site's input is used. Passes differ in what they do with the cores: collect
+moments, assemble the input of a part run whole, write the result, or propagate a gradient back.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_flatten
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.execution.plan.footprint import Place, Plan
 from neurenix_ms.execution.plan.grid import Grid, Tile
-from neurenix_ms.execution.plan.sites import Interception, Site, nothing_remembered, submodules
+from neurenix_ms.execution.plan.sites import Interception, Site, submodules, without_cached_features
 from neurenix_ms.execution.plan.statistics import Moments, Normalization
 from neurenix_ms.execution.run.arrays import read
 
 
 class _ReachedError(Exception):
-    """The site is reached; the rest of the model does not need to run."""
+    """Signal that the site is reached and the rest of the model need not run."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -31,15 +31,15 @@ class _ReachedError(Exception):
 
 
 class Passes:
-    """The sites of a model on one map, and the loop over its tiles.
+    """The sites of a model on one input, and the loop over its tiles.
 
     Args:
         model: Any module.
-        x: The map: a tensor, or an array that slices.
-        plan: Numbers of the model.
-        grid: Tiles of the map.
-        whole: Names of the parts that run whole.
-        like: Tells dtype and device in which tiles run.
+        x: The input: a tensor, or an array that can be sliced.
+        plan: Strides, halos and sites of the model.
+        grid: Tiles of the input.
+        whole: Names of the parts run whole.
+        like: A tensor with the dtype and device in which tiles run.
         progress: Called after every tile.
     """
 
@@ -64,17 +64,17 @@ class Passes:
         self.buffers = Buffers(model, self.parts)
 
     def numbers(self) -> list[int]:
-        """The calls that are sites."""
+        """Return the numbers of the calls that are sites."""
         return [i for i, place in enumerate(self.plan.sites) if place is not None]
 
     def place(self, number: int) -> Place:
-        """The numbers of a site."""
+        """Return halo and layout of a site."""
         place = self.plan.sites[number]
         assert place is not None
         return place
 
     def until(self, number: int) -> Iterator[tuple[Tile, Site, Tensor]]:
-        """Every tile, the site as it is called there, and the core of what it reads."""
+        """Yield every tile, the site as it is called there, and the core of the site's input."""
         place = self.place(number)
         for tile in self.grid.tiles(place.halo):
             try:
@@ -82,15 +82,14 @@ class Passes:
             except _ReachedError as reached:
                 x = reached.site.x
                 yield tile, reached.site, x[tile.core_of_tile(place.lines)]
-                del (
-                    x
-                )  # nothing of a tile may live while the next one runs; users of the loop do so too
+                # free the tile's tensors before the next tile runs; users of the loop do so too
+                del x
             else:
                 raise self._other_calls(number)
             self.progress()
 
     def outputs(self) -> Iterator[tuple[Tile, list[Tensor], Any]]:
-        """Every tile, and the cores of all outputs with their structure."""
+        """Yield every tile, and the cores of all outputs with their structure."""
         for tile in self.grid.tiles(self.plan.output_halo()):
             leaves, structure = tree_flatten(self._run(tile, None))
             if len(leaves) != len(self.plan.outputs):
@@ -105,10 +104,10 @@ class Passes:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let the model's buffers move once, however often tiles run, and not at all on failure."""
+        """Update the model's buffers once, however often tiles run, and not at all on failure."""
         with (
             enable_gradient_checkpointing(False),
-            nothing_remembered(self.model),
+            without_cached_features(self.model),
             self.buffers.kept(),
         ):
             yield
@@ -126,7 +125,9 @@ class Passes:
         self.buffers.restore()
         window = (slice(None), slice(None), *tile.window())
         with Interception(self.parts, visit):
-            return self.model(read(self.x, window, self.like, own=True))  # it may write over it
+            return self.model(
+                read(self.x, window, self.like, own=True)
+            )  # it may overwrite its input
 
     def _other_calls(self, number: int) -> ValueError:
         return ValueError(
@@ -136,7 +137,7 @@ class Passes:
 
 
 class Buffers:
-    """The buffers of a model outside its parts: put back before every tile, moved once in the end."""
+    """Buffers of a model outside the parts run whole, reset before every tile and updated once."""
 
     def __init__(self, model: nn.Module, parts: dict[str, nn.Module]) -> None:
         self.model = model
@@ -146,7 +147,7 @@ class Buffers:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """On failure, everything is as it was, inside the parts as well."""
+        """Restore all buffers on failure, inside the parts as well."""
         before = {name: b.clone() for name, b in self.model.named_buffers()}
         self.start = [(m, name, b, b.clone(), b._version) for m, name, b in self._all()]
         try:
@@ -163,7 +164,7 @@ class Buffers:
                     buffer.copy_(value)
 
     def restore(self) -> None:
-        """As they were before the first tile."""
+        """Reset the buffers to their values before the first tile."""
         for module, name, buffer, value, version in self.start:
             if module._buffers[name] is not buffer or buffer._version != version:
                 module._buffers[name] = buffer
@@ -171,7 +172,7 @@ class Buffers:
                     buffer.copy_(value)
 
     def moved(self) -> None:
-        """Take what one run of the whole model has made of them as the result."""
+        """Save the values after one run of the whole model as the final ones."""
         now = (m._buffers[name] for m, name, _, _, _ in self.start)
         self.after = [b.clone() for b in now if b is not None]
         self.restore()
@@ -183,7 +184,7 @@ class Buffers:
 
 
 def find_values(passes: Passes, keep_inputs: bool = False) -> "Values":
-    """Run the passes that tell every site what it gets from the whole map, one after the other."""
+    """Run the passes that compute the global value of every site, one after the other."""
     values = Values(passes, keep_inputs)
     with torch.no_grad():
         for number in passes.numbers():
@@ -192,7 +193,7 @@ def find_values(passes: Passes, keep_inputs: bool = False) -> "Values":
 
 
 class Values:
-    """What every site got from the whole map."""
+    """Global values of the sites: moments of normalizations, and results of parts run whole."""
 
     def __init__(self, passes: Passes, keep_inputs: bool) -> None:
         self.passes = passes
@@ -203,14 +204,14 @@ class Values:
         self.results: dict[int, Tensor] = {}
 
     def find(self, number: int) -> None:
-        """One pass over the tiles: collect what the site reads, and give its result from now on."""
+        """Compute the value of a site in one pass over the tiles, and use it in later passes."""
         if self.passes.place(number).result is None:
             self._collect_moments(number)
         else:
             self._run_whole(number)
 
     def move_running(self) -> None:
-        """Move the running statistics of all normalizations, once."""
+        """Update the running statistics of all normalizations, once."""
         for number, norm in self.norms.items():
             norm.move_running(self.moments[number])
 
@@ -221,12 +222,12 @@ class Values:
             if core.numel():
                 here = site.moments(core)
                 total = here if total is None else total.merged(here)
-            # what is kept of the call: its weights and settings, not its map
+            # keep the weights and settings of the call, without its input
             nothing = core.new_empty(0, *core.shape[1:])
             self.norms[number] = replace(site, x=nothing, plain=_not_again)
             del site, core
         if total is None:
-            raise ValueError("a normalization needs at least one cell, got an empty map")
+            raise ValueError("a normalization needs at least one value, got an empty feature map")
         self.moments[number] = total
         moments = total
         self.passes.given[number] = lambda site, tile: site.normalized(moments.mean, moments.var)
@@ -254,19 +255,19 @@ class Values:
         came = [result.shape[line.dim] for line in lines]
         if came != length:
             raise ValueError(
-                f"a part that runs whole must return sizes that follow those of the map, got {came} in "
-                f"place of {length} of {name!r}; leave it out of whole=(...)"
+                "a part run whole must return sizes proportional to those of the input, got "
+                f"{came} instead of {length} from {name!r}; leave it out of whole=(...)"
             )
-        # a copy: what follows may write over it, and the next tile reads some of the same cells
+        # a copy, because later layers may overwrite it, and the next tile reads parts of it again
         self.passes.given[number] = lambda site, tile: result[tile.wide_of_whole(lines)].clone()
 
 
 def _not_again() -> Tensor:
-    raise RuntimeError("this call is kept for its settings; its map is gone")
+    raise RuntimeError("the input of this call is not kept; only its settings are")
 
 
 def whole_shape(core: Tensor, lines: Any, size: tuple[int, ...]) -> list[int]:
-    """The shape of the whole tensor of which `core` is a part."""
+    """Return the shape of the whole tensor of which `core` is a part."""
     shape = list(core.shape)
     for line, n in zip(lines, size, strict=True):
         shape[line.dim] = line.length(0, n, n)

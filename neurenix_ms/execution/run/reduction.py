@@ -1,4 +1,4 @@
-"""A loss in; whether it is a mean or a sum over cells out, or a refusal."""
+"""Detect whether a loss is a mean or a sum over positions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -16,10 +16,10 @@ NOISE = 0.1
 
 
 class Reduction:
-    """What a loss does with its cells, found by cutting tiles in two and by joining two of them.
+    """Detector of the reduction of a loss: its values on halves of a tile and on two joined tiles.
 
-    A loss that is a mean over some cells only, or in units of all of them, is told apart on the first
-    tile where that matters.
+    A loss that averages over selected positions only, or divides by a statistic of all of them, raises
+    on the first tile where that matters.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Reduction:
 
     @torch.no_grad()
     def weight(self, output: Any, target: Any, shares: Sequence[float], dims: int) -> float:
-        """The factor of this core's loss in that of the whole map."""
+        """Return the weight of this core's loss in that of the whole output."""
         output = tree_map(_disturbed, output)
         for axis in range(-dims, 0):
             self._check_split(output, target, axis)
@@ -43,18 +43,19 @@ class Reduction:
             return 1.0
         if max(shares) - min(shares) > MOST_APART:
             raise ValueError(
-                "a mean over several outputs needs tiles that hold the same share of each, got "
-                f"shares {[round(s, 6) for s in shares]}; take a size that the stride divides"
+                "a mean over several outputs needs tiles that hold the same fraction of each, got "
+                f"fractions {[round(s, 6) for s in shares]}; take an input size that is a multiple of "
+                "the stride"
             )
         return shares[0]
 
     def _check_split(self, output: Any, target: Any, axis: int) -> None:
-        """The loss of a core against those of its first third and of the rest."""
+        """Compare the loss of a core with those of its first third and of the rest."""
         leaves, structure = tree_flatten((output, target))
-        maps = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        shortest = min(leaf.shape[axis] for leaf in maps)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        shortest = min(leaf.shape[axis] for leaf in tensors)
         cut = max(1, shortest // 3)
-        if shortest < 2 or any(leaf.shape[axis] * cut % shortest for leaf in maps):
+        if shortest < 2 or any(leaf.shape[axis] * cut % shortest for leaf in tensors):
             return
 
         def part(first: bool) -> Any:
@@ -70,7 +71,7 @@ class Reduction:
         self._check(part(True), part(False), (output, target), cut / shortest)
 
     def _check_joined(self, first: Any, here: Any, dims: int) -> None:
-        """The loss of two cores as one batch against those of each."""
+        """Compare the loss of two cores as one batch with those of each."""
         mine, structure = tree_flatten(first)
         theirs = tree_flatten(here)[0]
         ours: list[list[Any]] = [[], [], []]
@@ -86,7 +87,7 @@ class Reduction:
         self._check(a, b, both, 0.5)
 
     def _check(self, a: Any, b: Any, both: Any, share: float) -> None:
-        # copies: the loss may write over what it gets
+        # copies, because the loss may overwrite its arguments
         pieces = (tree_map(_copied, piece) for piece in (a, b, both))
         one, other, together = (self.loss(*piece) for piece in pieces)
         size = sum(abs(float(value)) for value in (one, other, together))
@@ -98,10 +99,10 @@ class Reduction:
         if not self.possible & fitting:
             wanted = " or a ".join(sorted(self.possible))
             raise ValueError(
-                f"loss must be a {wanted} over cells of something local, got {float(one):.6g} and "
-                f"{float(other):.6g} for two parts (shares {share:.3g} and {1 - share:.3g}) and "
-                f"{float(together):.6g} for both; a mean over chosen cells (class weights, "
-                "ignore_index) must be a sum divided by a number known beforehand"
+                f"loss must be a {wanted} of a local term over all positions, got {float(one):.6g} and "
+                f"{float(other):.6g} for two parts (fractions {share:.3g} and {1 - share:.3g}) and "
+                f"{float(together):.6g} for both; write a mean over selected positions (class weights, "
+                "ignore_index) as a sum divided by a number known beforehand"
             )
         self.possible &= fitting
 
@@ -111,7 +112,7 @@ def _copied(value: Any) -> Any:
 
 
 def _disturbed(y: Tensor) -> Tensor:
-    """Somewhat other values, so that a perfect prediction shows what the loss does too."""
+    """Perturb the values, because all reductions of a perfect prediction's loss are equal."""
     if not y.is_floating_point():
         return y
     wave = torch.arange(y.numel(), device=y.device, dtype=torch.float32).mul_(0.7).sin_()

@@ -1,4 +1,4 @@
-"""Find plan, tiles and parts for what a user asks for and maps of one size."""
+"""Choose plan, tiles and parts run whole for the user's options and one input size."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.checks import check_sequence, check_text
 from neurenix_ms.execution.compiled import uncompiled
-from neurenix_ms.execution.plan.cache import kept
+from neurenix_ms.execution.plan.cache import cached
 from neurenix_ms.execution.plan.choice import Edge, choose_edge, choose_parts
 from neurenix_ms.execution.plan.footprint import (
     SIZES_TO_TRY,
@@ -30,25 +30,25 @@ EARLY_SIZES = {1: 256, 2: 256, 3: 64}
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model runs on maps of one size."""
+    """Plan, tiles and parts run whole, for inputs of one size."""
 
     plan: Plan
     grid: Grid
     whole: tuple[str, ...]
 
     def num_sites(self) -> int:
-        """Passes over the tiles before the one that makes the result."""
+        """Return the number of passes over the tiles before the one that computes the result."""
         return sum(place is not None for place in self.plan.sites)
 
     def passes(self, model: nn.Module, x: Any, like: Tensor, step: Callable[[], None]) -> Passes:
-        """The passes over one map."""
+        """Return the passes over one input."""
         return Passes(model, x, self.plan, self.grid, self.whole, like, step)
 
 
 def settle_early(
     model: nn.Module, in_channels: int, spatial_dims: int, whole: Whole, memory_limit: int | None
 ) -> None:
-    """Raise if the model cannot run in tiles, found on a map that there is not yet."""
+    """Raise if the model cannot run in tiles, before there is an input."""
     like = like_parameters(model)
     with uncompiled(), search_for_a_plan(model):
         sizes = (EARLY_SIZES[spatial_dims], *SIZES_TO_TRY)
@@ -64,15 +64,15 @@ def settle(
     whole: Whole,
     memory_limit: int | None,
 ) -> Setting | None:
-    """The setting for maps of this shape; None where one tile holds the map.
+    """Return the setting for inputs of this shape; None if one tile covers the input.
 
-    It is kept as long as the model stays as it is.
+    It is cached until the model changes.
     """
     whole = whole if isinstance(whole, str) else tuple(whole)
     tile_size = tile_size if isinstance(tile_size, (int, str)) else tuple(tile_size)
     question = ("setting", shape, like.dtype, like.device, tile_size, whole, memory_limit)
     with search_for_a_plan(model):
-        return kept(
+        return cached(
             model, question, lambda: _settled(model, shape, like, tile_size, whole, memory_limit)
         )
 
@@ -100,7 +100,7 @@ def _settled(
 
 
 def edges(tile_size: int | Sequence[int], spatial_dims: int) -> Edge:
-    """One edge per axis."""
+    """Return one edge length per axis."""
     return (tile_size,) * spatial_dims if isinstance(tile_size, int) else tuple(tile_size)
 
 
@@ -111,11 +111,11 @@ def check_choices(
     spatial_dims: int,
     memory_limit: int | None,
 ) -> Whole:
-    """Raise where no map could be run so; return the parts as a tuple of names."""
+    """Raise if an option is invalid for every input; return the parts as a tuple of names."""
     if isinstance(tile_size, str):
         if memory_limit is None:
             raise ValueError(
-                "tile_size must be cells, cells per axis, or 'auto' together with memory_limit, "
+                "tile_size must be an edge length, one per axis, or 'auto' together with memory_limit, "
                 f"got {tile_size!r} and memory_limit {memory_limit}"
             )
     else:
@@ -139,7 +139,7 @@ def check_choices(
 def check_rank_of(
     x: Any, spatial_dims: int | None, model: nn.Module
 ) -> tuple[tuple[int, ...], Tensor]:
-    """The shape of a map, and an empty tensor like its tiles: of the model's dtype and device."""
+    """Return the shape of an input, and an empty tensor with the dtype and device of its tiles."""
     like = like_parameters(model, dtype_of(x))
     check_array("x", x, like.dtype)
     shape = tuple(int(n) for n in x.shape)

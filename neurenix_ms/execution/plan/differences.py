@@ -13,17 +13,17 @@ IN_HALF_PRECISION = 0.05
 
 
 def can_hold_nan(t: Tensor) -> bool:
-    """Whether the tensor is of floating point or complex numbers."""
+    """Return whether the tensor holds floating point or complex numbers."""
     return t.is_floating_point() or t.is_complex()
 
 
-def spoil(x: Tensor, dim: int, first: int, last: int) -> None:
-    """Write NaN into these cells."""
+def fill_with_nan(x: Tensor, dim: int, first: int, last: int) -> None:
+    """Write NaN into the positions from `first` to `last` along `dim`, in place."""
     x.narrow(dim, first, max(0, last - first)).fill_(math.nan)
 
 
 def nans(t: Tensor, line: Line | None) -> Tensor:
-    """Where along the axis there is a NaN; for what does not follow the map, whether."""
+    """Return which positions along the axis hold NaN; without a line, whether any value is NaN."""
     if not can_hold_nan(t):
         return torch.zeros(1 if line is None else t.shape[line.dim], dtype=torch.bool)
     spots = t.isnan()
@@ -31,7 +31,7 @@ def nans(t: Tensor, line: Line | None) -> Tensor:
 
 
 def differs(wanted: Tensor, got: Tensor | None, dim: int, same_length: bool = False) -> Tensor:
-    """Where along `dim` the two differ; where one is too short, they do."""
+    """Return which positions along `dim` differ; positions that one tensor lacks count as different."""
     length = wanted.shape[dim]
     none, everywhere = torch.zeros(length, dtype=torch.bool), torch.ones(length, dtype=torch.bool)
     if got is None or not can_hold_nan(wanted):
@@ -50,17 +50,17 @@ def differs(wanted: Tensor, got: Tensor | None, dim: int, same_length: bool = Fa
 
 
 def along(spots: Tensor, dim: int) -> Tensor:
-    """Where along `dim` there is any spot."""
+    """Return which positions along `dim` have any spot."""
     return spots.movedim(dim, 0).reshape(spots.shape[dim], -1).any(1).cpu()
 
 
 def first_of(spots: Tensor) -> int:
-    """The first place; the length if there is none."""
+    """Return the first marked position; the length if there is none."""
     places = spots.nonzero()
     return int(places[0]) if len(places) else len(spots)
 
 
 def last_of(spots: Tensor) -> int:
-    """The last place; -1 if there is none."""
+    """Return the last marked position; -1 if there is none."""
     places = spots.nonzero()
     return int(places[-1]) if len(places) else -1

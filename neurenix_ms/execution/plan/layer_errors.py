@@ -1,4 +1,4 @@
-"""Name the layer that a model cannot run in tiles for."""
+"""Errors that name the layer because of which a model cannot run in tiles."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ HERE = str(Path(__file__).parents[1])
 
 
 class LayerError(ValueError):
-    """A layer that no tile can run, and its name."""
+    """Error for a layer that cannot run in tiles, with its name."""
 
     def __init__(self, message: str, layer: str) -> None:
         super().__init__(message)
@@ -17,19 +17,19 @@ class LayerError(ValueError):
 
 
 class SizeError(LayerError):
-    """A layer that failed on a map of another size; it may run where other parts run whole."""
+    """Error for a layer that failed on an input of another size; other parts run whole may help."""
 
 
-def called(model: nn.Module, layer: str) -> str:
-    """A layer as an error message names it."""
+def describe(model: nn.Module, layer: str) -> str:
+    """Return name and class of a layer for an error message."""
     kind = type(model.get_submodule(layer)).__name__
     return f"{layer!r} ({kind})" if layer else kind
 
 
 def failing_layer(model: nn.Module, error: BaseException) -> str | None:
-    """The name of the deepest submodule that an error comes from; None if the model is no part of it.
+    """Return the name of the deepest submodule that raised an error; None if the model did not.
 
-    Errors of this package itself, which it raises from inside a call of the model, have None too.
+    Errors that this package raises during a call of the model give None too.
     """
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
     layer, trace, deepest = None, error.__traceback__, ""
