@@ -5,23 +5,26 @@ from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_unflatten
 
 from neurenix_ms._core.arguments import UNCHECKED, checked
 from neurenix_ms._core.config import Described
 from neurenix_ms._core.dims import SpatialDims, check_positive
-from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.execution.compiled import plain_module, uncompiled
 from neurenix_ms.execution.plan.footprint import Place
 from neurenix_ms.execution.progress import progress_bar
-from neurenix_ms.execution.run.arrays import check_apart, check_outputs, check_writable, read, write
-from neurenix_ms.execution.run.passes import find_values
+from neurenix_ms.execution.run.arrays import check_apart, check_outputs, check_writable, write
+from neurenix_ms.execution.run.passes import Passes, find_values, in_one_piece
+from neurenix_ms.execution.run.ranks import Index, Ranks, is_shared, ranks_of
+from neurenix_ms.execution.run.refusals import check_chunks, check_plain_parallelism
 from neurenix_ms.execution.run.setting import (
     Setting,
     TileSize,
     Whole,
     check_choices,
     check_rank_of,
+    check_same_calls,
     settle,
     settle_early,
 )
@@ -102,9 +105,12 @@ class TiledModel(Described, nn.Module):
         memory_limit: int | None = None,
         reduce: Reduce = None,
         progress: bool = False,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         super().__init__()
-        whole = check_choices(plain_module(model), tile_size, whole, spatial_dims, memory_limit)
+        ranks_of(mesh)
+        plain = plain_module(model)
+        whole = check_choices(plain, tile_size, whole, spatial_dims, memory_limit, mesh)
         self.model = model
         self.tile_size = tile_size
         self.spatial_dims = spatial_dims
@@ -113,9 +119,10 @@ class TiledModel(Described, nn.Module):
         self.memory_limit = memory_limit
         self.reduce = reduce
         self.progress = progress
+        self.mesh = mesh
         if in_channels is not None:
             check_positive(in_channels=in_channels)
-            settle_early(plain_module(model), in_channels, spatial_dims, whole, memory_limit)
+            settle_early(plain, in_channels, spatial_dims, whole, memory_limit)
 
     @torch.no_grad()
     def forward(self, x: Any, out: Any = None) -> Any:
@@ -127,15 +134,19 @@ class TiledModel(Described, nn.Module):
                 shares no memory with x.
         """
         model = plain_module(self.model)
-        shape, like = check_rank_of(x, self.spatial_dims, model)
-        with uncompiled():
-            setting = settle(model, shape, like, self.tile_size, self.whole, self.memory_limit)
+        ranks = ranks_of(self.mesh)
+        with ranks.agreeing(), uncompiled():
+            check_plain_parallelism(model)
+            shape, like = check_rank_of(x, self.spatial_dims, model)
+            choices = self.tile_size, self.whole, self.memory_limit
+            setting = settle(model, shape, like, *choices, ranks.size)
+            check_same_calls(ranks, model, x, setting, reduce=self.reduce)
             if setting is None:
-                return self._in_one(model, x, like, out)
-            return self._in_tiles(model, x, like, out, setting)
+                return self._in_one(model, x, like, out, ranks)
+            return self._in_tiles(model, x, like, out, setting, ranks)
 
-    def _in_one(self, model: nn.Module, x: Any, like: Tensor, out: Any) -> Any:
-        result = call_intact(model, read(x, (slice(None),), like))
+    def _in_one(self, model: nn.Module, x: Any, like: Tensor, out: Any, ranks: Ranks) -> Any:
+        result = in_one_piece(model, x, like, ranks)
         if out is None:
             return tree_map(REDUCES[self.reduce], result)
         pieces = tree_leaves(result)
@@ -144,7 +155,8 @@ class TiledModel(Described, nn.Module):
         for leaf, y in zip(leaves, pieces, strict=True):
             self._check_room(leaf, y)
         for leaf, y in zip(leaves, reduced, strict=True):
-            write(leaf, (slice(None),), y)
+            if ranks.rank == 0 or not is_shared(leaf):
+                write(leaf, (slice(None),), y)
         return out
 
     def _check_room(self, out: Any, y: Tensor) -> None:
@@ -154,14 +166,20 @@ class TiledModel(Described, nn.Module):
         else:
             check_writable(out, torch.int64, y.shape[1] - 1)
 
-    def _in_tiles(self, model: nn.Module, x: Any, like: Tensor, out: Any, setting: Setting) -> Any:
+    def _in_tiles(
+        self, model: nn.Module, x: Any, like: Tensor, out: Any, setting: Setting, ranks: Ranks
+    ) -> Any:
         shapes = [self._shape(place, x.shape) for place in setting.plan.outputs]
         leaves = None if out is None else check_outputs(out, shapes)
         check_apart(x, leaves or [])
         structure: TreeSpec | None = None
-        total = len(setting.grid) * (1 + setting.num_sites())
-        with progress_bar(self.progress, type(model).__name__, total) as step:
-            passes = setting.passes(model, x, like, step)
+        shown = self.progress and ranks.rank == 0
+        total = -(-len(setting.grid) // ranks.size) * (1 + setting.num_sites())
+        with progress_bar(shown, type(model).__name__, total) as step:
+            passes = setting.passes(model, x, like, step, ranks)
+            pieces = [self._pieces(passes, place) for place in setting.plan.outputs]
+            for leaf, own in zip(leaves or [], pieces, strict=False):
+                check_chunks(leaf, own)
             with passes.running():
                 values = find_values(passes)
                 for tile, cores, layout in passes.outputs():
@@ -173,10 +191,19 @@ class TiledModel(Described, nn.Module):
                         leaves = self._room(cores, shapes, x)
                     for leaf, core, place in zip(leaves, cores, setting.plan.outputs, strict=True):
                         index = tile.core_of_whole(place.lines)
-                        write(leaf, self._reduced(index), REDUCES[self.reduce](core))
+                        if core.numel():
+                            write(leaf, self._reduced(index), REDUCES[self.reduce](core))
                     del cores, core
+                for leaf, own in zip(leaves or [], pieces, strict=True):
+                    if not is_shared(leaf):
+                        ranks.complete(leaf, own)
+                ranks.agree()
             values.move_running()
         return out if out is not None else tree_unflatten(leaves or [], cast(TreeSpec, structure))
+
+    def _pieces(self, passes: Passes, place: Place) -> list[list[Index]]:
+        """Return what every rank writes of a result."""
+        return [[self._reduced(index) for index in own] for own in passes.pieces(place.lines)]
 
     def _room(self, cores: list[Tensor], shapes: list[tuple[int, ...]], x: Any) -> list[Tensor]:
         """Allocate tensors for the whole results on the device of x."""

@@ -5,6 +5,7 @@ process group can be used afterwards.
 """
 
 import contextlib
+import itertools
 import pickle
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,8 +70,11 @@ class Ranks(Protocol):
     def gathered(self, value: Any) -> list[Any]:
         """The small values of all ranks."""
 
-    def same(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite these tensors with those of rank 0."""
+    def first(self, value: Any) -> Any:
+        """The value of the first rank that has one."""
+
+    def same(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors of rank 0."""
 
 
 class OneProcess:
@@ -104,8 +108,11 @@ class OneProcess:
     def gathered(self, value: Any) -> list[Any]:
         return [value]
 
-    def same(self, tensors: Sequence[Tensor]) -> None:
-        pass
+    def first(self, value: Any) -> Any:
+        return value
+
+    def same(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return list(tensors)
 
 
 class MeshRanks:
@@ -133,7 +140,7 @@ class MeshRanks:
         few, more = divmod(len(tiles), self.size)
         ends = [rank * few + min(rank, more) for rank in range(self.size + 1)]
         idle = replace(tiles[0], core=tuple((0, 0) for _ in tiles[0].core))
-        pairs = zip(ends, ends[1:], strict=False)
+        pairs = itertools.pairwise(ends)
         return [list(tiles[start:stop]) or [idle] for start, stop in pairs]
 
     @contextlib.contextmanager
@@ -169,7 +176,9 @@ class MeshRanks:
         here = replace(like, count=0) if moments is None else moments
         if self.size > MOST_GATHERED:
             return self._merged_by_sums(here)
-        flat = torch.cat([here.mean.new_tensor([here.count]), *map(torch.ravel, (here.mean, here.var))])
+        flat = torch.cat(
+            [here.mean.new_tensor([here.count]), *map(torch.ravel, (here.mean, here.var))]
+        )
         room = [torch.empty_like(flat) for _ in range(self.size)]
         self._call(lambda: dist.all_gather(room, flat, group=self.group))
         total: Moments | None = None
@@ -238,32 +247,44 @@ class MeshRanks:
         self._call(lambda: dist.all_gather_object(room, value, group=self.group))
         return room
 
-    def same(self, tensors: Sequence[Tensor]) -> None:
+    def first(self, value: Any) -> Any:
         self.agree()
+        rank = self._least(self.size if value is None else self.rank)
+        return None if rank == self.size else self._sent(value, rank)
+
+    def same(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        self.agree()
+        result = []
         for t in tensors:
+            sent = t.detach().clone(memory_format=torch.contiguous_format)
             if t.numel():
-                sent = t.detach().contiguous()
                 self._broadcast(sent.reshape(-1).view(torch.uint8), 0)
-                if self.rank:
-                    with torch.no_grad():
-                        t.copy_(sent)
+            result.append(sent)
+        return result
 
     def _agree(self, error: Exception | None) -> None:
         """Raise the error of the first rank that has one."""
-        first = torch.tensor(self.size if error is None else self.rank, device=self.device)
-        self._call(lambda: dist.all_reduce(first, dist.ReduceOp.MIN, group=self.group))
-        rank = int(first)
+        rank = self._least(self.size if error is None else self.rank)
         if rank == self.size:
             return
-        sent = [_pickled(error) if rank == self.rank and error is not None else None]
-        self._call(
-            lambda: dist.broadcast_object_list(sent, group=self.group, group_src=rank)
-        )
-        self.raised = error if rank == self.rank and error is not None else _unpickled(*sent[0])
+        sent = self._sent(None if error is None else _pickled(error), rank)
+        self.raised = error if rank == self.rank else _unpickled(*sent)
+        assert self.raised is not None
         note = f"raised by rank {rank} of {self.size}"
         if note not in getattr(self.raised, "__notes__", []):
             self.raised.add_note(note)
         raise self.raised
+
+    def _least(self, number: int) -> int:
+        least = torch.tensor(number, device=self.device)
+        self._call(lambda: dist.all_reduce(least, dist.ReduceOp.MIN, group=self.group))
+        return int(least)
+
+    def _sent(self, value: Any, rank: int) -> Any:
+        """The value of one rank, on all."""
+        room = [value]
+        self._call(lambda: dist.broadcast_object_list(room, group=self.group, group_src=rank))
+        return room[0]
 
     def _sum(self, t: Tensor) -> None:
         self._call(lambda: dist.all_reduce(t, group=self.group))
@@ -286,7 +307,9 @@ def ranks_of(mesh: DeviceMesh | None) -> Ranks:
         return OneProcess()
     if mesh.ndim != 1:
         names = mesh.mesh_dim_names
-        advice = f"pass mesh[{names[-1]!r}]" if names else "name its dimensions and pass one of them"
+        advice = (
+            f"pass mesh[{names[-1]!r}]" if names else "name its dimensions and pass one of them"
+        )
         raise ValueError(
             f"mesh must be one-dimensional, got {mesh.ndim} dimensions {tuple(mesh.shape)}; {advice}"
         )
@@ -296,6 +319,13 @@ def ranks_of(mesh: DeviceMesh | None) -> Ranks:
             f"torch.distributed and a mesh of ranks {mesh.mesh.tolist()}"
         )
     return MeshRanks(mesh)
+
+
+def is_shared(out: Any) -> bool:
+    """Whether what one rank writes into `out` is seen by all: not so in the memory of a process."""
+    if isinstance(out, np.memmap):
+        return out.mode != "c"
+    return not isinstance(out, (Tensor, np.ndarray))
 
 
 def checksum(values: Any) -> Checksum:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from neurenix_ms.execution.plan.culprits import called
+from neurenix_ms.execution.plan.layer_errors import describe
 
 FSDP = "torch.distributed.fsdp"
 DDP = "torch.nn.parallel.distributed"
@@ -22,28 +22,27 @@ def check_plain_parallelism(model: nn.Module) -> None:
         if isinstance(module, replicated):
             raise ValueError(
                 "a model run in tiles must not be wrapped in DistributedDataParallel, got "
-                f"{called(model, name)}; pass model.module, and mesh= to share tiles among ranks"
+                f"{describe(model, name)}; pass model.module, and mesh= to share tiles among ranks"
             )
         if isinstance(module, sharded):
             raise ValueError(
                 "a model run in tiles must have whole parameters, got "
-                f"{called(model, name)} after fully_shard; pass the model before it is sharded"
+                f"{describe(model, name)} after fully_shard; pass the model before it is sharded"
             )
         if isinstance(module, nn.SyncBatchNorm) and module.training:
             raise ValueError(
                 "a model run in tiles must have ordinary batch norm, which takes the statistics of "
-                f"the whole image over all tiles and ranks, got {called(model, name)}; leave out "
+                f"the whole image over all tiles and ranks, got {describe(model, name)}; leave out "
                 "convert_sync_batchnorm, or call model.eval()"
             )
 
 
-def check_chunks(out: Any, pieces: Sequence[Sequence[Index]], edge: Sequence[int]) -> None:
+def check_chunks(out: Any, pieces: Sequence[Sequence[Index]]) -> None:
     """Raise if two ranks would write to one chunk: each writes it whole, and the last one wins.
 
     Args:
         out: An array; one that has no chunks is not asked.
         pieces: What each rank writes.
-        edge: The largest piece along every axis, for the message.
     """
     chunks = getattr(out, "shards", None) or getattr(out, "chunks", None)
     if not isinstance(chunks, tuple) or not all(isinstance(n, int) for n in chunks):
@@ -56,8 +55,13 @@ def check_chunks(out: Any, pieces: Sequence[Sequence[Index]], edge: Sequence[int
                     raise ValueError(
                         "every chunk of out must be written by one rank alone, got chunks "
                         f"{chunks}, of which {place} is written by ranks {owners[place]} and {rank}; "
-                        f"create it with chunks that divide tiles of {tuple(edge)}"
+                        f"create it with chunks of {_shape(pieces[0][0], out.shape)}"
                     )
+
+
+def _shape(index: Index, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one piece."""
+    return tuple(len(range(*part.indices(n))) for part, n in zip(index, shape, strict=True))
 
 
 def _touched(
