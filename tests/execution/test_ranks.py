@@ -1,0 +1,45 @@
+"""Tiles shared among several processes, against one process and the whole input."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import tiles_worker
+import torch
+import torch.multiprocessing as processes
+from tiles_worker import CASES, MANY
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from neurenix_ms.execution import TiledModel
+
+
+def run(size: int, folder: Path, names: list[str]) -> list[dict[str, str]]:
+    """What went wrong in each case, by rank."""
+    processes.spawn(tiles_worker.start, (size, str(folder), names), nprocs=size)
+    return [json.loads((folder / f"report{rank}.json").read_text()) for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict[str, str]]:
+    return run(2, tmp_path_factory.mktemp("ranks"), list(CASES))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks(two_ranks, name):
+    assert [report[name] for report in two_ranks] == ["", ""]
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory) -> list[dict[str, str]]:
+    return run(4, tmp_path_factory.mktemp("ranks"), [*CASES, *MANY])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*CASES, *MANY])
+def test_four_ranks(four_ranks, name):
+    assert [report[name] for report in four_ranks] == [""] * 4
