@@ -41,14 +41,17 @@ POOLINGS = {
     "SpatialPyramidPooling": "you need a vector of fixed length from images of any size",
 }
 NECKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "PyramidFusion": ("coarse levels know what fine ones need: what is where", {}),
+    "PyramidFusion": ("context of coarse levels is needed at fine ones", {}),
     "BidirectionalFusion": (
-        "fine levels know what coarse ones need too: small objects beside large ones; the least cost",
+        "detail of fine levels is also needed at coarse ones (small and large objects)",
         {},
     ),
-    "BidirectionalFusion, 3 layers": ("the same, where accuracy is worth more", {"repeats": 3}),
+    "BidirectionalFusion, 3 layers": (
+        "as above, if accuracy matters more than cost",
+        {"repeats": 3},
+    ),
     "BidirectionalFusion, panet": (
-        "the same with full convolutions: few channels, or a GPU that does not like depthwise ones",
+        "full convolutions are faster: few channels, or slow depthwise convolutions on the GPU",
         {"paths": "panet", "weighting": None, "separable": False, "downsample": "conv"},
     ),
 }
@@ -108,7 +111,7 @@ def poolings(path: str | Path = RESULTS) -> str:
 
 
 def necks() -> str:
-    """Necks over three levels: when to take which, and what it costs, counted now."""
+    """Compare necks over three levels: when to use each, and its cost, counted now."""
     widths = [64, 128, 256]
     features = [torch.zeros(1, n, 64 >> k, 64 >> k, device="meta") for k, n in enumerate(widths)]
     words, measured = {}, {}

@@ -138,13 +138,13 @@ def is_recorded() -> bool:
 def checkpointed(module: nn.Module, *inputs: Tensor, foreign: bool = False) -> Tensor:
     """Run a block, under `torch.utils.checkpoint` if it does not recompute cheap results by itself.
 
-    A block of this package does so by itself, except while it is compiled. A foreign block never does,
-    and may write over its inputs, which are protected.
+    A block of this package does so by itself, except while it is compiled. A module of the user
+    (`foreign`) never does, and it may write over its inputs, which are protected.
     """
     compiling = torch.compiler.is_compiling()
     if not (compiling or foreign) or not _wanted():
         return call_intact(module, *inputs) if foreign else module(*inputs)
-    # a foreign block gets its inputs a second time in backward
+    # backward passes the inputs to a user module again
     run = functools.partial(call_intact, module) if foreign else module
     if compiling:  # a compiled graph contains one update of the statistics, also with recomputation
         return checkpoint(run, *inputs, use_reentrant=False)

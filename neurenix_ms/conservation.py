@@ -1,4 +1,4 @@
-"""Density maps in; their mass, maps that keep it, and a model fed with its own predictions, out."""
+"""Mass of density fields, mass-conserving corrections, a loss, and autoregressive rollouts."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,15 +23,15 @@ LOSS_REDUCTIONS: dict[str, Reduce] = {"mean": torch.mean, "sum": torch.sum, "non
 def total_mass(
     x: Tensor, mask: Tensor | None = None, cell_area: Tensor | float | None = None
 ) -> Tensor:
-    """Sum a density over all cells that count, each times its area.
+    """Return the sum of a density over all cells of the mask, each multiplied by its area.
 
-    Densities are taken as they are: negative ones subtract, and a NaN in a cell that counts makes
-    the mass of its sample and channel NaN. What stands in other cells does not matter, NaN included.
-    Maps of half precision are summed in float32.
+    Densities are not clipped: negative values reduce the mass, and a NaN in a cell of the mask makes the
+    mass of its sample and channel NaN. Values outside of the mask have no influence, even NaN. Densities
+    in half precision are summed in float32.
 
     Args:
         x: Density, mass per area (or volume).
-        mask: Where cells count (true, or other than 0); everywhere by default.
+        mask: Cells to include (true, or not 0); all by default.
         cell_area: Area of a cell, one number or one per cell; 1 by default.
 
     Shape:
@@ -56,24 +56,23 @@ def conserve_mass(
     method: Literal["scale", "shift"] = "scale",
     eps: float = 1e-12,
 ) -> Tensor:
-    """Change a density so that its mass is that of a reference, for every sample and channel.
+    """Correct a density so that its mass is that of a reference, for every sample and channel.
 
     "scale" multiplies the non-negative part, so densities stay non-negative and empty cells stay
-    empty; "shift" adds one constant to all cells that count, and is linear. Both can be differentiated.
-    Cells that do not count become 0.
+    empty. "shift" adds one constant to all cells of the mask, and is linear. Both are differentiable.
+    Cells outside of the mask become 0.
 
-    What has no ratio is defined like this. "scale" spreads the mass evenly where the prediction has
-    none (at most `eps`), and returns zeros where the reference has none or a negative one. Where no
-    cell counts the result is 0. A NaN in a cell that counts, of either map, makes that sample and
-    channel NaN: it is not hidden.
+    "scale" distributes the mass evenly if the prediction has no mass (at most `eps`), and returns zeros
+    if the mass of the reference is 0 or negative. Without any cell in the mask the result is 0. A NaN
+    in a cell of the mask, in either density, makes that sample and channel NaN.
 
     Args:
         pred: Density to correct.
-        reference: Density whose mass it gets, e.g. the one before.
-        mask: Where cells count.
+        reference: Density with the required mass, such as that of the previous step.
+        mask: Cells to include.
         cell_area: Area of a cell.
         method: "scale" or "shift".
-        eps: Mass up to which a prediction counts as empty, in units of mass.
+        eps: Largest mass of a prediction that is treated as empty.
 
     Shape:
         `(B, C, *S)` twice -> `(B, C, *S)`
@@ -90,7 +89,8 @@ def conserve_mass(
     choose({"scale": 0, "shift": 0}, method, "method")
     _check_same_shape(pred=pred, reference=reference)
     mass = partial(_mass_per_cell, mask=mask, cell_area=cell_area)
-    pred, kind = _counted(pred, mask), pred.dtype  # a NaN on land would come back in the gradient
+    # masked first, because a NaN outside of the mask would make the gradient NaN
+    pred, kind = _masked(pred, mask), pred.dtype
     wanted, area = mass(reference), mass(torch.ones_like(pred))
     even = 1 / torch.where(area > 0, area, 1)
     if method == "shift":
@@ -101,7 +101,7 @@ def conserve_mass(
         empty = given <= eps
         share = torch.where(empty, even, positive / torch.where(empty, 1, given))
         kept = share * wanted.clamp(min=0)
-    return _counted(kept, mask).to(kind)
+    return _masked(kept, mask).to(kind)
 
 
 @checked
@@ -111,19 +111,19 @@ def mass_error(
     mask: Tensor | None = None,
     cell_area: Tensor | float | None = None,
 ) -> Tensor:
-    """Tell how much mass a prediction has too much, its negative densities taken for 0.
+    """Return the excess mass of a prediction, in which negative densities are set to 0.
 
-    Use it as a measure beside the usual ones: a forecast may be close cell by cell and still lose
-    mass step by step. As a loss take `MassConservationLoss`, which has a gradient everywhere.
+    Use it as a metric beside the usual ones: a forecast may have small errors in every cell and still
+    lose mass in every step. As a loss use `MassConservationLoss`, which has a gradient everywhere.
 
     Args:
         pred: Predicted density.
-        true: True density, taken as it is.
-        mask: Where cells count.
+        true: True density, which is not clipped.
+        mask: Cells to include.
         cell_area: Area of a cell.
 
     Shape:
-        `(B, C, *S)` twice -> `(B, C)`, in units of mass, negative where mass is missing
+        `(B, C, *S)` twice -> `(B, C)`, in units of mass, negative if mass is missing
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -137,13 +137,13 @@ def mass_error(
 
 
 class MassConservationLoss(Described, nn.Module):
-    """Compare the masses of two densities; add it, weighed, to the loss of a surrogate.
+    """The absolute difference of the masses of two densities.
 
-    It is a soft form of `conserve_mass`: the model may still lose mass where that pays. It does not
-    clip negative densities, so that they get a gradient. A NaN that counts makes the loss NaN.
+    Add it with a weight to the loss of a surrogate, as a soft form of `conserve_mass`. It does not clip
+    negative densities, so that they have a gradient. A NaN in a cell of the mask makes the loss NaN.
 
     Args:
-        mask: Where cells count.
+        mask: Cells to include.
         cell_area: Area of a cell.
         reduction: "mean" or "sum" over samples and channels, or "none".
 
@@ -192,19 +192,19 @@ def rollout(
     steps: int,
     conserve: Conserve = None,
 ) -> Tensor:
-    """Feed a model its own predictions, step by step, with the fields of every step beside them.
+    """Run a model on its own predictions for several steps, with the driving fields of each step.
 
-    Use it to see how a surrogate of one step does over many, where its errors feed on each other, and
-    to train through several steps. For a system without driving fields take a `TimeStepper`.
+    Use it to evaluate a surrogate of one step over many steps, in which its errors accumulate, and to
+    train through several steps. For a system without driving fields use a `TimeStepper`.
 
     Args:
         model: Takes `(B, 1 + F, *S)`, the density first, and returns the next density `(B, 1, *S)`.
-        density: Density at the start.
+        density: Initial density.
         fields: Fields of every step, or one set for all steps.
         steps: Number of steps.
-        conserve: "scale" or "shift" gives every prediction the mass of the start by `conserve_mass`;
-            a function of prediction and start, such as a `functools.partial` of it with a mask, does it
-            its way; None leaves predictions as they are.
+        conserve: "scale" or "shift" gives every prediction the initial mass by `conserve_mass`; a
+            function of the prediction and the initial density, such as a `functools.partial` of
+            `conserve_mass` with a mask, is applied instead; None does not correct the predictions.
 
     Shape:
         density `(B, 1, *S)` and fields `(B, T, F, *S)` with `T >= steps`, or `(B, F, *S)`
@@ -230,13 +230,13 @@ def rollout(
     if not 1 <= steps <= fields.shape[1]:
         raise ValueError(f"steps must be 1 to {fields.shape[1]}, one per field, got {steps}")
     kept = _conserving(conserve)
-    start, maps = density, []
+    start, predictions = density, []
     for field in fields[:, :steps].unbind(1):
         density = check_tensor("what model returns", model(torch.cat([density, field], dim=1)))
         _check_same_shape(**{"what model returns": density, "density": start})
         density = check_tensor("what conserve returns", call_intact(kept, density, start))
-        maps.append(density)
-    return torch.cat(maps, dim=1)
+        predictions.append(density)
+    return torch.cat(predictions, dim=1)
 
 
 def _conserving(conserve: Conserve) -> Callable[[Tensor, Tensor], Tensor]:
@@ -254,15 +254,15 @@ def _weighed(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | None) -
     if x.ndim < 3:
         raise ValueError(f"x must be a density (B, C, *S), got shape {tuple(x.shape)}")
     _check_real(x=x)
-    counted = _counted(x.float() if x.dtype in (torch.half, torch.bfloat16) else x, mask)
+    masked = _masked(x.float() if x.dtype in (torch.half, torch.bfloat16) else x, mask)
     if isinstance(cell_area, Tensor):
         _check_fit("cell_area", cell_area, x)
-        return _counted(counted * cell_area, mask)  # the area of land may be anything
-    return counted if cell_area is None else counted * cell_area
+        return _masked(masked * cell_area, mask)  # the area outside of the mask may be NaN
+    return masked if cell_area is None else masked * cell_area
 
 
-def _counted(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The map with 0 where cells do not count; a product would keep their NaN."""
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Set cells outside of the mask to 0; a product with the mask would keep their NaN."""
     if mask is None:
         return x
     _check_fit("mask", mask, x)
@@ -270,7 +270,7 @@ def _counted(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _mass_per_cell(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | None) -> Tensor:
-    """The mass, in a shape that fits the map."""
+    """Return the mass, in a shape that can be broadcast to the density."""
     mass = total_mass(x, mask, cell_area)
     return mass.reshape(mass.shape + (1,) * (x.ndim - 2))
 

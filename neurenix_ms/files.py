@@ -1,4 +1,4 @@
-"""Models as files: class name, config and state dict, written at once and read without running code."""
+"""Saving and loading of models, with atomic writes and without running code of a file."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -17,18 +17,20 @@ from neurenix_ms._core.io.stored import FORMAT, VERSION, Stored, build, read_sto
 
 @checked
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a model to one file, from which `load` gives it back.
+    """Write a model to one file, from which `load` rebuilds it.
 
-    The file is one dict of plain values and tensors, readable with `torch.load(weights_only=True)`.
+    The file holds class name, config and state dict: one dict of plain values and tensors, which
+    `torch.load(weights_only=True)` can read.
     It is written beside its place and renamed, so a killed save leaves the old file as it was.
 
     Args:
-        model: Any module. Classes of the library come back by themselves, others need `load(model=)`.
-        path: Where to write; any extension.
+        model: Any module. `load` rebuilds classes of the library; for others it needs its argument
+            `model`.
+        path: Path of the file, with any extension.
 
     Raises:
-        ValueError: If `load` could not read the file: an argument of the model that only looks plain,
-            such as a number of NumPy, or an entry of its state dict that is no dense tensor. Nothing
+        ValueError: If `load` could not read the file, because an argument of the model is not a plain
+            value, such as a NumPy number, or an entry of its state dict is not a dense tensor. Nothing
             is written then.
 
     Examples:
@@ -53,26 +55,27 @@ def load(
     model: nn.Module | None = None,
     map_location: str | torch.device | Mapping[str, str] | None = None,
 ) -> nn.Module:
-    """Read a model that `save` wrote; nothing in the file is executed.
+    """Read a model that `save` wrote, without executing anything in the file.
 
-    Use it for files from anywhere, also from people you do not know. For models of other projects see
+    It is safe for files from untrusted sources. For models of other projects see
     `neurenix_ms.weights`.
 
     Args:
-        path: The file.
-        model: The module to fill, where the file does not say how to build one: classes that are not
-            the library's, and models built with callables. Left unchanged if the file does not fit.
-        map_location: Device where tensors go, or a dict of devices by where they were; the CPU by
+        path: Path of the file.
+        model: The module to load the weights into, if the file does not describe how to build it:
+            classes outside of the library, and models built with callables. It is not changed if the
+            file does not fit.
+        map_location: Device of the tensors, or a dict from their device in the file to it; the CPU by
             default.
 
     Returns:
-        The model, in training mode and with the types of the file if it was built here; `model`
-        itself if it was given.
+        The model, in training mode and with the dtypes of the file if `load` built it; `model` itself if
+        it was given.
 
     Raises:
-        ValueError: If the file is damaged, foreign, of a newer version, needs `model`, does not fit
-            it, or describes a model that is larger than what the file stores. It is refused before a
-            model is built or a weight is read.
+        ValueError: If the file is corrupted, was not written by `save`, has a newer version, needs
+            `model`, does not fit it, or describes a model that is larger than what the file stores. The
+            error is raised before a model is built or a weight is read.
 
     Examples:
         >>> import tempfile
@@ -86,7 +89,7 @@ def load(
     with open(path, "rb") as file:
         stored = read_stored(file, path)
         if model is None and stored.has_backbone:
-            with torch.device("meta"):  # whether it fits is known before there is any memory for it
+            with torch.device("meta"):  # check the fit before memory is allocated
                 _check_fit(build(stored, path), stored, path)
         target = build(stored, path) if model is None else model
         _check_fit(target, stored, path)
@@ -94,7 +97,7 @@ def load(
             state = read_weights(stored, map_location)
         except ValueError as error:
             raise ValueError(
-                f"{path} must be a file of neurenix_ms.save, got damage: {error}"
+                f"{path} must be a file of neurenix_ms.save, got a corrupted or foreign file: {error}"
             ) from error
     if model is None:
         _take_over(target, state)
@@ -104,10 +107,10 @@ def load(
 
 
 def described(model: nn.Module) -> dict[str, Any]:
-    """Class name and config of a model; the config is None where the library cannot rebuild it."""
+    """Return class name and config of a model; the config is None if the library cannot rebuild it."""
     if not isinstance(model, Configured) or type(model) not in set(library_classes()):
         return {"class": type(model).__name__, "config": None}
-    known: Any = model  # a type checker takes every attribute of a module for a submodule
+    known: Any = model  # a type checker treats every attribute of a module as a submodule
     config = {name: _described_inside(name, value) for name, value in known.config.items()}
     whole = is_plain(config) and all(
         inner["config"] is not None for value in config.values() for inner in _modules_of(value)
@@ -116,12 +119,12 @@ def described(model: nn.Module) -> dict[str, Any]:
 
 
 def _described_inside(name: str, value: Any) -> Any:
-    """A module becomes its description, a list of modules one of descriptions."""
+    """Return a value with modules, also those in lists, replaced by their descriptions."""
     if isinstance(value, nn.Module):
         return described(value)
     if isinstance(value, list):
         return [_described_inside(f"{name}[{i}]", item) for i, item in enumerate(value)]
-    if isinstance(value, (*PLAIN, dict)) or hasattr(value, "dtype"):  # or it only looks like it
+    if isinstance(value, (*PLAIN, dict)) or hasattr(value, "dtype"):  # also NumPy numbers
         check_plain(name, value)
     return value
 
@@ -132,10 +135,12 @@ def _modules_of(value: Any) -> list[dict[str, Any]]:
 
 
 def _storable(name: str, value: Any) -> torch.Tensor:
-    """An entry of a state dict as a tensor that `load` reads, copied only where it has to be."""
+    """Return an entry of a state dict as a tensor that `load` can read, copied only if necessary."""
     plain = type(value) in (torch.Tensor, nn.Parameter) and value.layout is torch.strided
     if not plain or value.is_nested or value.is_meta or value.dtype not in DTYPES.values():
-        kind = f"{value.layout} {value.dtype}" if isinstance(value, torch.Tensor) else "no tensor"
+        kind = (
+            f"{value.layout} {value.dtype}" if isinstance(value, torch.Tensor) else "not a tensor"
+        )
         raise ValueError(
             f"state_dict[{name!r}] must be a dense tensor of numbers on a device, got {shown(value)} "
             f"({type(value).__name__}, {kind}); convert it before saving"
@@ -146,7 +151,7 @@ def _storable(name: str, value: Any) -> torch.Tensor:
 
 
 def _write(content: dict[str, Any], file: Any) -> None:
-    """Write with a checksum of every tensor, whatever this process has chosen for its own files."""
+    """Write with a checksum of every tensor, independently of the setting of the process."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(True)
     try:
@@ -156,21 +161,21 @@ def _write(content: dict[str, Any], file: Any) -> None:
 
 
 def _take_over(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Fill a fresh model; it gets the types and the device of what is in the file."""
+    """Load the state dict into a new model, which gets the dtypes and the device of the tensors."""
     floating = [value for value in state.values() if value.is_floating_point()]
     kinds = {value.dtype for value in floating}
     if floating:
         model.to(floating[0].device)
     if len(kinds) == 1 and kinds != {torch.get_default_dtype()}:
         model.to(dtype=kinds.pop())
-    if len(kinds) > 1:  # parameters that have types of their own are replaced
+    if len(kinds) > 1:  # parameters of different dtypes are replaced
         model.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
     else:
         model.load_state_dict(state)
 
 
 def _check_fit(model: nn.Module, stored: Stored, path: str | os.PathLike[str]) -> None:
-    """Refuse before anything is changed: load_state_dict itself would stop half-way."""
+    """Raise before anything is changed; `load_state_dict` alone would stop after some entries."""
     own, tensors = model.state_dict(), stored.tensors
     later = tuple(_added_later(model, stored))
     missing = sorted(name for name in set(own) - set(tensors) if not name.startswith(later))
@@ -183,7 +188,7 @@ def _check_fit(model: nn.Module, stored: Stored, path: str | os.PathLike[str]) -
     if missing or extra or shapes:
         raise ValueError(
             f"{path} does not fit {type(model).__name__}: missing {missing[:3]}, "
-            f"left over {extra[:3]}, misshapen {shapes[:3]}"
+            f"unexpected {extra[:3]}, shape mismatch {shapes[:3]}"
         )
     kinds = [
         f"{name} {tensors[name].dtype} instead of {own[name].dtype}"
@@ -191,11 +196,11 @@ def _check_fit(model: nn.Module, stored: Stored, path: str | os.PathLike[str]) -
         if name in tensors and _kind(tensors[name].dtype) != _kind(own[name].dtype)
     ]
     if kinds:
-        raise ValueError(f"{path} does not fit {type(model).__name__}: other types {kinds[:3]}")
+        raise ValueError(f"{path} does not fit {type(model).__name__}: dtype mismatch {kinds[:3]}")
 
 
 def _added_later(model: nn.Module, stored: Stored) -> Iterator[str]:
-    """Beginnings of names that a file of an older version lacks, and load_state_dict fills in."""
+    """Yield prefixes of names that older files lack and `load_state_dict` adds."""
     for path, module in model.named_modules():
         version = stored.versions.get(path, {}).get("version")
         part = getattr(type(module), "missing_in_version", {}).get(version)

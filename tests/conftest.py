@@ -1,4 +1,4 @@
-"""Every test starts from the same seed, on one thread: tests are small."""
+"""Fixtures for all tests: the same seed and one thread."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which part of the package may import which: downwards only."""
+"""Imports between the parts of the package go downwards only."""
 
 import ast
 from pathlib import Path
@@ -105,6 +105,6 @@ def test_extras_are_imported_where_they_are_needed(path: Path):
     assert not top & EXTRAS
 
 
-def test_every_file_says_what_it_is():
+def test_every_file_has_a_docstring():
     for path in FILES:
         assert ast.get_docstring(ast.parse(path.read_text())), path

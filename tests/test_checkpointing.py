@@ -1,4 +1,4 @@
-"""Gradient checkpointing changes memory and nothing else."""
+"""Gradient checkpointing changes memory only."""
 
 import copy
 import threading
@@ -204,7 +204,7 @@ def test_an_error_inside_leaves_the_switch_off():
     assert_same(model, torch.randn(2, 1, 16, 16))
 
 
-def test_a_map_changed_in_place_is_an_error_and_not_a_wrong_gradient():
+def test_a_feature_map_changed_in_place_raises_instead_of_a_wrong_gradient():
     model = UNet(1, 1, [4], norm=None)
     kept = []
     model.level.encode.layers[0].conv.register_forward_hook(lambda m, i, o: kept.append(o))
@@ -216,7 +216,7 @@ def test_a_map_changed_in_place_is_an_error_and_not_a_wrong_gradient():
         scalar(y).backward()
 
 
-def test_entering_inside_a_compiled_function_is_refused():
+def test_entering_inside_a_compiled_function_raises():
     model = UNet(1, 1, [4])
 
     @torch.compile(fullgraph=True, backend="eager")

@@ -1,4 +1,4 @@
-"""Mass: counted by hand, kept to rounding, defined where there is none."""
+"""Mass against hand-computed values, its conservation, and cases without mass."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ SEA = torch.tensor([[True, True, False], [True, False, True]])
 BOTH = pytest.mark.parametrize("method", ["scale", "shift"])
 
 
-def test_mass_is_density_times_area_where_cells_count():
+def test_mass_is_density_times_area_inside_the_mask():
     x = torch.arange(12.0).view(2, 1, 2, 3)
     assert total_mass(x).tolist() == [[15], [51]]
     assert total_mass(x, SEA).tolist() == [[0 + 1 + 3 + 5], [6 + 7 + 9 + 11]]
@@ -41,7 +41,7 @@ def test_half_precision_does_not_overflow():
 @BOTH
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 7), st.integers(0, 9))
-def test_the_mass_of_the_reference_is_kept(method, spatial_dims, n, seed):
+def test_the_mass_of_the_reference_is_conserved(method, spatial_dims, n, seed):
     generator = torch.Generator().manual_seed(seed)
     size = (n, n + 2, n + 1)[:spatial_dims]
     pred = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_a_shift_is_one_constant():
 
 
 @BOTH
-def test_what_has_its_mass_already_stays(method):
+def test_a_density_with_the_right_mass_is_unchanged(method):
     x = torch.rand(2, 1, 4, 4)
     torch.testing.assert_close(conserve_mass(x, x, method=method), x)
 
@@ -99,7 +99,7 @@ def test_a_reference_without_mass_or_with_a_negative_one():
 
 
 @BOTH
-def test_where_no_cell_counts_all_is_zero(method):
+def test_an_empty_mask_gives_zeros(method):
     nowhere = torch.zeros(2, 3, dtype=torch.bool)
     pred = torch.rand(1, 1, 2, 3, requires_grad=True)
     kept = conserve_mass(pred, torch.ones(1, 1, 2, 3), nowhere, method=method)
@@ -153,7 +153,7 @@ def test_the_loss_is_the_difference_of_masses():
 
 
 def grow(x):
-    """More density, by what the field says."""
+    """A model that increases the density depending on the field."""
     return x[:, :1] + x[:, 1:2]
 
 
@@ -227,7 +227,7 @@ def test_every_message(call, message):
 
 @pytest.mark.parametrize("name", ["mask", "cell_area"])
 @pytest.mark.parametrize("value", [[1.0], "land", np.ones((2, 2)), torch.tensor(1j), {}])
-def test_a_mask_or_an_area_that_is_no_tensor_is_refused_by_its_name(name, value):
+def test_a_mask_or_an_area_that_is_not_a_tensor_raises_with_its_name(name, value):
     x = torch.ones(1, 1, 2, 2)
     for call in (
         total_mass,
@@ -240,7 +240,7 @@ def test_a_mask_or_an_area_that_is_no_tensor_is_refused_by_its_name(name, value)
         MassConservationLoss(**{name: value})(x, x)
 
 
-def test_densities_that_are_no_tensors_are_refused_by_their_name():
+def test_densities_that_are_not_tensors_raise_with_their_name():
     x = torch.ones(1, 1, 2, 2)
     with pytest.raises(ValueError, match=r"^x must be a tensor, got \[1\]"):
         total_mass([1])

@@ -1,4 +1,4 @@
-"""Copies, pickles and averaged models: the modes, outputs and buffers of what they were made from."""
+"""Copies, pickles and averaged models have the modes, outputs and buffers of their originals."""
 
 import copy
 import pickle
@@ -158,7 +158,7 @@ NAMES += [*OTHERS, *implicit_cases.KINDS]
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_copy_is_in_the_mode_of_the_original_and_gives_the_same(name: str, way: str, mode: str):
+def test_a_copy_has_the_mode_and_the_output_of_the_original(name: str, way: str, mode: str):
     model, arguments = built(name)
     MODES[mode](model)
     flags = [(path, module.training) for path, module in model.named_modules()]

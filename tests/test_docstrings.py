@@ -1,4 +1,4 @@
-"""What the reference says of every name: when to use it, shapes, errors, what its example gives."""
+"""Docstrings of public names: when to use them, shapes, errors, and tested examples."""
 
 import builtins
 import importlib
@@ -16,7 +16,7 @@ from docs_tools.messages import messages
 from docs_tools.source import Source, documented
 
 SECTION = re.compile(r"^([A-Z]\w+):$", re.MULTILINE)
-CHECKS = re.compile(r"expect_\w+|choose")  # functions that refuse an argument for others
+CHECKS = re.compile(r"check_\w+|choose")  # functions that check arguments for others
 
 
 def named(path: str) -> Any:
@@ -52,7 +52,7 @@ def modules() -> list[type[nn.Module]]:
 
 
 @EVERY
-def test_more_than_a_summary_says_when_to_use_it(path: str):
+def test_a_paragraph_after_the_summary_says_when_to_use_it(path: str):
     summary, _, more = parts(named(path))["prose"].partition("\n\n")
     assert summary.strip().endswith((".", "..."))
     assert len(more.split()) >= 8, more
@@ -68,7 +68,7 @@ def test_an_example_shows_its_output(path: str):
 
 
 @pytest.mark.parametrize("module", modules(), ids=lambda module: module.__name__)
-def test_a_module_tells_its_shapes(module: type[nn.Module]):
+def test_a_module_documents_its_shapes(module: type[nn.Module]):
     assert "Shape" in parts(module), module
 
 

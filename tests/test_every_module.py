@@ -132,7 +132,7 @@ def test_every_parameter_gets_a_gradient(case: Case):
 
 
 @EVERY
-def test_another_rank_is_refused_with_its_shape(case: Case):
+def test_another_rank_raises_with_its_shape(case: Case):
     x = case.inputs((*case.size(13), 2))
     shape = tuple(as_list(x)[0].shape)
     words = rf"expected \(B, C\) and {case.spatial_dims} spatial axes, got shape "
@@ -143,7 +143,7 @@ def test_another_rank_is_refused_with_its_shape(case: Case):
 
 
 @PLANE
-def test_compiled_without_a_break_it_gives_the_same_on_every_size(case: Case):
+def test_compiled_without_a_break_it_is_equal_at_every_size(case: Case):
     torch.compiler.reset()
     counters.clear()
     model = build(case)
@@ -155,7 +155,7 @@ def test_compiled_without_a_break_it_gives_the_same_on_every_size(case: Case):
 
 
 def equal_once_exported(case: Case) -> None:
-    """One program, from maps of one size, on maps of others."""
+    """Export one program at one size, and compare it with the module at other sizes."""
     model = build(case).eval()
     axes = [Dim(f"axis{k}", min=8, max=256) for k in range(case.spatial_dims)]
     shapes = case.shapes(axes)

@@ -94,13 +94,13 @@ def test_a_model_that_does_not_fit_is_left_unchanged(tmp_path):
     other = UNet(1, 2, [4, 8])
     before = [p.clone() for p in other.parameters()]
     with pytest.raises(
-        ValueError, match=r"misshapen \['head.conv.weight \(1, 4, 1, 1\) instead of"
+        ValueError, match=r"shape mismatch \['head.conv.weight \(1, 4, 1, 1\) instead of"
     ):
         load(tmp_path / "m.nx", model=other)
     assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"missing \['level"):
         load(tmp_path / "m.nx", model=UNet(1, 1, [4, 8, 8]))
-    with pytest.raises(ValueError, match=r"left over \['level"):
+    with pytest.raises(ValueError, match=r"unexpected \['level"):
         load(tmp_path / "m.nx", model=UNet(1, 1, [4]))
 
 
@@ -252,7 +252,7 @@ class WithState(nn.Linear):
 
 
 def test_a_state_that_is_no_tensor_is_refused_before_it_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"'_extra_state'\] must be a dense tensor .*no tensor"):
+    with pytest.raises(ValueError, match=r"'_extra_state'\] must be a dense tensor .*not a tensor"):
         save(WithState(1, 1), tmp_path / "m.nx")
     assert os.listdir(tmp_path) == []
 

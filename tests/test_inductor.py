@@ -1,4 +1,4 @@
-"""Compiled to machine code: the numbers of a plain call, from one graph for all sizes."""
+"""Modules compiled by inductor equal the plain call, with one graph for all sizes."""
 
 import copy
 import os
@@ -23,12 +23,12 @@ pytestmark = [
 FIRST = [case for case in CASES if case.name.count("-") == 1]
 PLANE = [case for case in FIRST if case.spatial_dims == 2]
 BESIDE = [case for case in FIRST if case.spatial_dims != 2]
-# maps in the batch, size; torch takes numbers for one that are equal in the first call
+# batch size and image size; torch unifies numbers that are equal in the first call
 CALLS = ((2, 27), (3, 37), (4, 30))
 
 
 def step(model: nn.Module, maps: Tensor | list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs, and the gradients of parameters and maps."""
+    """Return the outputs, and the gradients of parameters and inputs."""
     out = model(maps)
     scalar(out).backward()
     leaves = [*model.parameters(), *as_list(maps)]
@@ -44,7 +44,7 @@ def outputs(model: nn.Module, maps: Tensor | list[Tensor]) -> tuple[list[Tensor]
 
 
 def close(found: list[Tensor], wanted: list[Tensor]) -> None:
-    """Equal within rounding; biases before a norm have no gradient but that, so all share one scale."""
+    """Compare up to rounding, relative to the largest gradient: biases before a norm have gradient 0."""
     largest = max(y.abs().max() for y in wanted)
     for a, b in zip(found, wanted, strict=True):
         assert (a - b).abs().max() <= 1e-5 * largest
@@ -63,7 +63,7 @@ def _nothing_compiled_before():
 def compared(
     case: Case, model: nn.Module, run: Callable[..., tuple[list[Tensor], ...]], *, train: bool
 ) -> list[int]:
-    """Numbers of graphs after each call; what the calls give is that of the plain module."""
+    """Compare calls with the plain module, and return the number of graphs after each call."""
     plain = copy.deepcopy(model)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     counts = []
@@ -73,14 +73,14 @@ def compared(
             close(found, wanted)
         counts.append(num_graphs())
     for found, wanted in zip(model.buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(found, wanted)  # statistics moved alike
+        torch.testing.assert_close(found, wanted)  # equal running statistics
     return counts
 
 
 @pytest.mark.parametrize("case", PLANE, ids=lambda case: case.name)
 def test_it_trains_the_same_on_every_size(case: Case):
     first, second, third = compared(case, build(case), step, train=True)
-    # inductor may tell small maps from large ones, at thresholds of its own, and no size from another
+    # inductor may compile a second graph above a threshold, but not one per size
     assert first == 1
     assert third == second <= 2
 
@@ -95,6 +95,6 @@ def test_it_predicts_the_same_in_other_dimensions(case: Case):
 
 @pytest.mark.parametrize("name", ["FeatureFusion-1d", "FeatureFusion-3d"])
 def test_training_in_other_dimensions_takes_a_graph_per_size(name):
-    """What the page says of inductor: it fixes sizes in the backward of 1-D and 3-D convolutions."""
+    """Inductor specializes the sizes in the backward of 1-D and 3-D convolutions, as documented."""
     case = next(case for case in BESIDE if case.name == name)
     assert compared(case, build(case), step, train=True) == [1, 2, 3]

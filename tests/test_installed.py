@@ -1,4 +1,4 @@
-"""What a plain installation, without extras, gives."""
+"""An installation without extras."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Memory, FLOPs and parameters of calls that can be counted by hand."""
+"""Memory, FLOPs and parameters against values counted by hand."""
 
 import sys
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def in_a_list() -> None:
 
 def backward() -> None:
     x = X.clone().requires_grad_()
-    y = x.exp().sin()  # exp keeps its result, sin its input: one and the same map
+    y = x.exp().sin()  # exp stores its result and sin its input, which are the same tensor
     y.backward(X)
 
 
@@ -137,7 +137,7 @@ def test_an_error_inside_the_call_comes_through():
     assert peak_tensor_bytes(lambda: X.exp()) == KIB
 
 
-def test_flops_of_a_convolution_are_two_per_weight_and_output_cell():
+def test_flops_of_a_convolution_are_two_per_weight_and_output_pixel():
     conv = nn.Conv2d(3, 5, 3, padding=1, bias=False)
     x = torch.ones(2, 3, 7, 9)
     forward = 2 * (3 * 3 * 3) * (2 * 5 * 7 * 9)

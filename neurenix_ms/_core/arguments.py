@@ -30,10 +30,10 @@ Result = TypeVar("Result")
 
 
 class Records:
-    """An object that keeps the arguments it was constructed with."""
+    """A base class of objects that keep their constructor arguments."""
 
     def record(self, arguments: Mapping[str, Any]) -> None:
-        """Take the checked arguments of a constructor that has run."""
+        """Store the checked arguments after the constructor has run."""
         raise NotImplementedError
 
 

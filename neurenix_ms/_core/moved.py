@@ -15,7 +15,6 @@ MOVED = {
     "checks": "_core.checks",
     "config": "_core.config",
     "convolution": "_core.convolution",
-    "execution.footprint": "execution.plan.footprint",
     "grids": "layers.adaptive_pool",
     "implicit.normaliser": "implicit.normalizer",
     "mlp": "layers.mlp",

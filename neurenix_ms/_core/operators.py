@@ -1,4 +1,4 @@
-"""Operators of a call whose operations no FLOP counter knows."""
+"""A record of the operators in a call that the FLOP counter of torch does not count."""
 
 from collections import Counter
 from typing import Any
@@ -8,11 +8,11 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-# one operation per value or less: by convention in no count of FLOPs
+# at most one operation per value, which counts of FLOPs leave out by convention
 BY_CONVENTION = {
     tag for tag in (getattr(torch.Tag, name, None) for name in ("pointwise", "reduction")) if tag
 }
-# they make, move or read values and compute none
+# operators that create, move or read values, without arithmetic
 MOVING = {
     *(
         "empty",
@@ -66,10 +66,10 @@ GENERATORS = {
 
 
 class Uncounted(TorchDispatchMode):
-    """Counts the calls of operators that do arithmetic and are in no count of FLOPs.
+    """Count the calls of operators that do arithmetic but are not in the count of FLOPs.
 
-    Enter it before the FLOP counter, so that it sees what the counter takes operators apart into.
-    Views, copies, random numbers, elementwise operations and sums are left out.
+    Enter it before the FLOP counter, so that it receives the operators into which the counter decomposes
+    others. Views, copies, random numbers, elementwise operations and sums are left out.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ def _is_known(func: Any) -> bool:
 
 
 def _name(func: Any) -> str:
-    """Of an operator; with its library in front if it is not one of torch."""
+    """Return the name of an operator, with its namespace if it is not an operator of torch."""
     if not isinstance(func, OpOverload):
         return str(func)
     name = func.overloadpacket.__name__

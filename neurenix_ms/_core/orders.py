@@ -21,7 +21,7 @@ def check_halving(maps: Sequence[Tensor], what: str) -> None:
     in encoders without padding.
 
     Args:
-        maps: Finest first.
+        maps: Feature maps, finest first.
         what: Name of the list, for the message.
     """
     if sizes_are_open():
@@ -41,7 +41,7 @@ def check_descending(maps: Sequence[Tensor], what: str, order: str = "finest fir
     """Raise if an axis of a feature map is longer than in the one before.
 
     Args:
-        maps: In the order of falling size.
+        maps: Feature maps, sorted by decreasing size.
         what: Name of the list, for the message.
         order: The order in words, for the message.
     """

@@ -1,4 +1,4 @@
-"""Any network as "image in, list of maps out", finest first, with channels and strides measured."""
+"""Encoders from any network, which return feature maps finest first with measured strides."""
 
 from neurenix_ms.backbones.backbone import Backbone
 from neurenix_ms.backbones.inflation import inflate

@@ -1,4 +1,4 @@
-"""Feature maps of any network at several resolutions, finest first."""
+"""A wrapper that returns the feature maps of any network at several resolutions, finest first."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -36,38 +36,38 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Backbone(Configured, nn.Module):
-    """Take the feature maps of any network at several resolutions, for a decoder, neck or fusion.
+    """Return the feature maps of any network at several resolutions, for a decoder, neck or fusion.
 
-    Channels and strides are measured when the network is wrapped, on tensors without memory, never
-    taken from what it says of itself. Every feature map comes out as `(B, C, *S)`, also where the
-    network keeps its channels last. Nothing is downloaded unless `weights` asks for it.
+    Channels and strides are measured on fake tensors when the network is wrapped, and not read from its
+    metadata. Every feature map has the shape `(B, C, *S)`, also for networks with channels last.
+    Nothing is downloaded unless `weights` is given.
 
-    Hand the backbone itself to `UNetDecoder`, `PyramidFusion`, `FeatureFusion` or `PyramidPooling`
-    in place of channels. Weights of other input channels repeat the pretrained kernels, so that an
-    image that is the same in all channels gives what it gave before.
+    The backbone itself can be passed to `UNetDecoder`, `PyramidFusion`, `FeatureFusion` or
+    `PyramidPooling` in place of channels. For another number of input channels the pretrained kernels
+    are repeated and scaled, so that an image with equal channels gives the same feature maps as before.
 
     Args:
         network: Name of a torchvision model, name of a timm model (extra `timm`; write
-            "timm/resnet18" where torchvision has that name too), or a module: one that returns a list,
-            tuple or dict of feature maps is used as it is; of a `UNet` or `PyramidNetwork` the encoder
-            is; in one that returns something else, the last feature map of every resolution is looked
-            for, and the rest is cut off.
-        levels: Which of the feature maps, counted from the finest; None takes all.
-        in_channels: Channels of the image; None leaves them as they are; others
-            are read by a copy of the network.
+            "timm/resnet18" if torchvision has that name too), or a module. A module that returns a list,
+            tuple or dict of feature maps is used unchanged. Of a `UNet` or `PyramidNetwork` the encoder
+            is used. Of any other module the last feature map of every resolution is used, and the
+            layers after the last one are removed.
+        levels: Indices of the feature maps to return, counted from the finest; None returns all.
+        in_channels: Channels of the image; None keeps those of the network. For another number the
+            network is copied.
         normalize: "imagenet", or means and standard deviations per channel, applied to the image.
-        weights: With a name: those to download, such as "DEFAULT"; any text for timm's. A saved
-            backbone is loaded without them, and gets its own.
-        options: With a name: further arguments of `timm.create_model` or of torchvision's function,
-            such as `output_stride=8` or `img_size=96, strict_img_size=False`.
+        weights: Weights to download, if `network` is a name, such as "DEFAULT"; any string for timm. A
+            saved backbone is loaded from its file without a download.
+        options: Further arguments of `timm.create_model` or of torchvision's function, if `network` is
+            a name, such as `output_stride=8` or `img_size=96, strict_img_size=False`.
 
     Shape:
         `(B, in_channels, *S)` -> a list of `(B, channels[i], *S_i)`, `S_i` about `S / strides[i]`
 
     Raises:
         ValueError: If the name or an option is unknown, the network cannot be run on small images or
-            traced, an output is no feature map, or a level does not exist; with the table of what was
-            measured.
+            traced, an output is not a feature map, or a level does not exist; the message has the table
+            of measured outputs.
         TypeError: If options are given with a module.
 
     Examples:
@@ -134,7 +134,7 @@ class Backbone(Configured, nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Constructor arguments by name, without `weights`: those are in the state dict."""
+        """Constructor arguments by name, without `weights`, which are in the state dict."""
         cut = self.name is None and isinstance(self.network, Extractor)
         network = self.network.network if isinstance(self.network, EncoderOf) else self.network
         return {
@@ -147,11 +147,11 @@ class Backbone(Configured, nn.Module):
 
     @property
     def table(self) -> str:
-        """What was measured, one line per feature map."""
+        """Table of the measured feature maps, one line each."""
         return table(self._measured)
 
     def check_doubling(self) -> None:
-        """Refuse to stand before a decoder that doubles the size from map to map."""
+        """Raise unless every stride is twice the one before, as a decoder requires."""
         strides = [one.strides for one in self._measured]
         halving = all(
             all(b == 2 * a for a, b in zip(fine, coarse, strict=True))
@@ -164,12 +164,12 @@ class Backbone(Configured, nn.Module):
             )
 
     def _opened(self, module: nn.Module, classifies: bool) -> tuple[nn.Module, list[Measured]]:
-        """The network that returns the chosen feature maps, and what they are."""
+        """Return the network of the chosen feature maps, and their measurements."""
         image = (self.in_channels, self.spatial_dims)
         if not classifies:
             return module, self._chosen(measure(module, *image))
         chosen = self._chosen(taps(module, *image) or measure(module, *image))
-        if [one.name for one in chosen] == ["0"]:  # no parts, or parts that give no feature map
+        if [one.name for one in chosen] == ["0"]:  # no submodule returns a feature map
             return module, chosen
         module = extractor(module, [one.name for one in chosen])
         return module, self._sorted(measure(module, *image))
@@ -209,14 +209,14 @@ class Backbone(Configured, nn.Module):
 
 
 def _images(network: nn.Module, in_channels: int | None) -> list[tuple[int, int]]:
-    """Channels and spatial axes of the images that a network may take, the likeliest first."""
+    """Return channels and spatial axes of images that a network may accept, the likeliest first."""
     convolutions = [m for m in network.modules() if isinstance(m, CONVOLUTIONS)]
     if not convolutions:
         return [(in_channels or 3, 2)]
     first = convolutions[0].in_channels
     images = []
     for dims in dict.fromkeys(conv.weight.ndim - 2 for conv in convolutions):
-        # or it reads blocks of pixels as channels
+        # the network may rearrange blocks of pixels into channels first
         blocks = (first // edge**dims for edge in (2, 4, 8) if first % edge**dims == 0)
         images += [(channels, dims) for channels in dict.fromkeys((first, 3, 1, *blocks))]
     return images

@@ -1,4 +1,4 @@
-"""The part of a traced network that chosen feature maps depend on, as a module that can be copied."""
+"""Extraction of feature maps from a network by tracing, as a module that can be copied."""
 
 import importlib
 from collections.abc import Callable
@@ -14,11 +14,11 @@ Code = tuple[str, dict[str, Any]]  # source of a forward, and the names that it 
 
 
 class Extractor(nn.Module):
-    """Run one traced forward in training and another in evaluation, on the submodules of a network.
+    """A traced network with one graph for training and one for evaluation.
 
-    torchvision's own extractor chooses between its two graphs in `train` and `eval` only, and a copy of
-    it is in training, whatever it was copied from. Here the flag `training` alone decides at every
-    call, so that copies, pickles and averaged models behave as what they were made from.
+    The extractor of torchvision chooses between its two graphs only in calls of `train` and `eval`, so a
+    copy of it is always in training mode. Here the flag `training` decides at every call, so that
+    copies, pickles and averaged models behave like the original.
 
     Args:
         traced: A `DualGraphModule` of torchvision, whose submodules are shared with this one.
@@ -45,7 +45,7 @@ class Extractor(nn.Module):
         return self.name
 
     def __getstate__(self) -> dict[str, Any]:
-        # compiled code and modules of Python can neither be copied nor pickled
+        # compiled code and Python modules can neither be copied nor pickled
         codes = {mode: (source, _named(names)) for mode, (source, names) in self._codes.items()}
         return {**self.__dict__, "_codes": codes, "_forwards": {}}
 
@@ -58,7 +58,7 @@ class Extractor(nn.Module):
 
 
 class EncoderOf(nn.Module):
-    """Run the encoder of a U-Net or a pyramid network of this library.
+    """The encoder of a U-Net or a pyramid network of this library.
 
     Args:
         network: A network with `forward_features(x)`.
@@ -77,24 +77,26 @@ class EncoderOf(nn.Module):
 
 
 def is_encoder(network: nn.Module) -> bool:
-    """Return whether `network` is a network of this library that gives its encoded feature maps."""
+    """Return whether `network` is a network of this library that can return its encoder features."""
     return isinstance(network, Configured) and hasattr(network, "forward_features")
 
 
 def is_dual_graph(network: nn.Module) -> bool:
-    """Whether the network is what torchvision's `create_feature_extractor` returns."""
+    """Return whether the network comes from torchvision's `create_feature_extractor`."""
     return isinstance(network, fx.GraphModule) and hasattr(network, "train_graph")
 
 
 def extractor(network: nn.Module, paths: list[str]) -> Extractor:
-    """The part of the network that the outputs of the submodules `paths` depend on."""
+    """Return the part of the network that computes the outputs of the submodules `paths`."""
     from torchvision.models.feature_extraction import create_feature_extractor
 
     mode = network.training
     try:
         with evaluating(network):
             traced = create_feature_extractor(network, {path: path for path in paths})
-            return Extractor(traced.train(mode))  # the submodules go back to their own modes
+            return Extractor(
+                traced.train(mode)
+            )  # `evaluating` restores the modes of the submodules
     except Exception as error:
         raise ValueError(
             f"the feature maps of {type(network).__name__} cannot be extracted; make its forward "
@@ -116,7 +118,7 @@ def _compiled(code: Code) -> Callable[[nn.Module, Tensor], dict[str, Tensor]]:
 
 
 class _Module(str):
-    """Name of a Python module."""
+    """The name of a Python module."""
 
 
 def _named(names: dict[str, Any]) -> dict[str, Any]:

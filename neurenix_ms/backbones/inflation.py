@@ -13,16 +13,16 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def first_convolution(network: nn.Module) -> tuple[str, Any] | None:
-    """Path and module of the convolution that reads the input; None if there is none."""
+    """Return path and module of the first convolution, or None if there is none."""
     found = ((path, m) for path, m in network.named_modules() if isinstance(m, CONVOLUTIONS))
     return next(found, None)
 
 
 def with_channels(network: nn.Module, channels: int, own_channels: int) -> nn.Module:
-    """A copy of the network that reads images of `channels` channels, not of `own_channels`.
+    """Return a copy of the network for images of `channels` channels in place of `own_channels`.
 
-    The kernels of its first convolution are repeated over the channels, and scaled and shifted so
-    that an image that is the same in all of them gives what it gave before.
+    The kernels of its first convolution are repeated over the channels, scaled and shifted, so that an
+    image with equal channels gives the same output as before.
     """
     network = copy.deepcopy(network)
     found = first_convolution(network)
@@ -43,25 +43,25 @@ def with_channels(network: nn.Module, channels: int, own_channels: int) -> nn.Mo
 
 
 def inflate(module: nn.Module) -> nn.Module:
-    """Turn a 2-D network into a 3-D one that keeps what it has learnt.
+    """Convert a 2-D network into a 3-D network with inflated weights.
 
-    Every kernel is repeated along a new first spatial axis and divided by its length, so a volume
-    whose slices are all equal gives the maps of one slice, away from the borders (where zeros are
-    padded along the new axis too). It is a start for training on volumes, not a model of depth.
+    Every kernel is repeated along a new first spatial axis and divided by its length. A volume of equal
+    slices therefore gives the feature maps of one slice, except at the borders, where zeros are padded
+    along the new axis too. Use it to initialize the training on volumes from a 2-D network.
 
-    Only modules are turned: a network whose `forward` itself calls functions of two axes (Swin
-    transformers, ConvNeXt's permutations) cannot be, and fails when it is run.
+    Only modules are converted. A network whose `forward` itself calls functions for two axes (Swin
+    transformers, the permutations of ConvNeXt) cannot be converted, and fails when it is run.
 
     Args:
         module: A network of `Conv2d`, `ConvTranspose2d`, `BatchNorm2d`, `InstanceNorm2d`,
-            `Dropout2d`, `Upsample`, poolings, and modules without axes. It is left as it is.
+            `Dropout2d`, `Upsample`, poolings, and modules without axes. It is not changed.
 
     Returns:
         A copy, with (B, C, D, H, W) for (B, C, H, W).
 
     Raises:
-        ValueError: If a transposed kernel is no multiple of its stride, or a module of two axes has
-            no counterpart.
+        ValueError: If a transposed kernel is not a multiple of its stride, or a 2-D module has no 3-D
+            counterpart.
 
     Source: Carreira and Zisserman 2017, "Quo Vadis, Action Recognition?", section 2.4.
 
@@ -90,7 +90,7 @@ def _turned(flat: nn.Module) -> nn.Module:
 
 
 def _three(value: Any) -> Any:
-    """One more entry, equal to the first, for a size given per axis."""
+    """Return a size with its first entry repeated, if it is given per axis."""
     return (value[0], *value) if isinstance(value, tuple) else value
 
 

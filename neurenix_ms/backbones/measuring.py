@@ -1,4 +1,4 @@
-"""The feature maps of a network: channels and strides, measured by running it on two sizes per axis."""
+"""Measurement of the channels and strides of a network, by running it on two sizes per axis."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.probing import memoryless_copy
 
-BASE = {1: 96, 2: 96, 3: 32}  # pixels of every axis; a cube of 96 would take seconds with memory
-GROWTH = (
-    2**8 * 3**2 * 5 * 7
-)  # of one axis, where tensors have no memory; a multiple of most strides
-GROWTH_IN_MEMORY = 96
+BASE = {1: 96, 2: 96, 3: 32}  # pixels per axis; 96**3 voxels would take seconds on real tensors
+GROWTH = 2**8 * 3**2 * 5 * 7  # of one axis, on fake tensors; a multiple of most strides
+GROWTH_IN_MEMORY = 96  # of one axis, on real tensors
 LARGEST_DENOMINATOR = 64  # of a stride that does not divide the growth
 Shape = tuple[int, ...]
 Stride = int | float | tuple[int | float, ...]
@@ -29,11 +27,11 @@ FIXED_SIZE = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One output: its name and shape, and if it is a feature map, the axes it has and its strides."""
+    """An output: its name and shape, and the axes and strides if it is a feature map."""
 
     name: str
     shape: Shape
-    axes: tuple[int, ...] | None  # dims of batch, channel and space; None if it is no feature map
+    axes: tuple[int, ...] | None  # dims of batch, channels and space; None if not a feature map
     strides: tuple[float, ...]
 
     @property
@@ -44,13 +42,13 @@ class Measured:
 
     @property
     def stride(self) -> Stride:
-        """Input pixels per pixel: one number, or one per axis where they differ."""
+        """Input pixels per pixel: one number, or one per axis if they differ."""
         numbers = tuple(int(s) if s == int(s) else s for s in self.strides)
         return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
 def named_outputs(out: Any) -> dict[str, Any]:
-    """What a network returned, by name."""
+    """Return the outputs of a network by name."""
     if isinstance(out, Mapping):
         return {str(name): y for name, y in out.items()}
     items = out if isinstance(out, list | tuple) else [out]
@@ -59,7 +57,7 @@ def named_outputs(out: Any) -> dict[str, Any]:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Keep statistics, record no gradients, and give every module its mode back."""
+    """Run in evaluation mode without gradients, and restore the mode of every module afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -71,16 +69,16 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def probe_shape(channels: int, spatial_dims: int) -> Shape:
-    """Shape of the smallest input that a network is run on."""
+    """Return the shape of the smallest input that a network is run on."""
     return (1, channels) + (BASE[spatial_dims],) * spatial_dims
 
 
 def first_run(network: nn.Module, images: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], Any]:
-    """The first kind of image, channels and spatial axes, that the network takes; what it returns.
+    """Return the first kind of image that the network accepts, and its output.
 
     Args:
-        network: Run without memory where that is possible, else on the first kind only.
-        images: The kinds to try.
+        network: Any module. It runs on fake tensors if possible, else on the first kind only.
+        images: The kinds to try, as pairs of channels and number of spatial axes.
     """
     try:
         with memoryless_copy(network) as ran:
@@ -89,7 +87,7 @@ def first_run(network: nn.Module, images: Sequence[tuple[int, int]]) -> tuple[tu
                     return image, _run(ran, probe_shape(*image))
                 except ValueError:
                     continue
-    except Exception:  # of copying: a generator, a lock, a compiled part
+    except Exception:  # the network cannot be copied: it holds a generator, a lock, compiled code
         if _is_meta(network):
             raise
     with evaluating(network):
@@ -104,14 +102,14 @@ def measure(
         named_outputs
     ),
 ) -> list[Measured]:
-    """Measure every output of the network, without memory where that is possible.
+    """Measure every output of the network, on fake tensors if possible.
 
     Args:
-        network: Run in evaluation; its statistics and modes stay as they are.
+        network: Any module. It runs in evaluation mode; its statistics and modes do not change.
         channels: Channels of the image.
         spatial_dims: Number of spatial axes.
-        watch: Called with the module that will be run; gives, while it is entered, a function of what
-            the module returned that tells the outputs by name.
+        watch: A function that takes the module to be run and returns a context manager. The context
+            manager yields a function from the result of the module to the outputs by name.
     """
     base = probe_shape(channels, spatial_dims)
 
@@ -134,7 +132,7 @@ def measure(
 
 
 def _probed(network: nn.Module, probe: Callable[[nn.Module, int], Any]) -> Any:
-    """Run a probe on a copy without memory, or in memory if the network needs values."""
+    """Run a probe on a copy with fake tensors, or on real tensors if the network needs values."""
     try:
         with memoryless_copy(network) as ran:
             return probe(ran, GROWTH)
@@ -166,7 +164,7 @@ def _advice(network: nn.Module) -> str:
 
 
 def _longer(base: Shape, growth: int) -> list[Shape]:
-    """For every axis a shape that is longer along it."""
+    """Return for every spatial axis a shape that is longer along it."""
     return [
         tuple(n + growth * (dim == axis) for dim, n in enumerate(base))
         for axis in range(2, len(base))
@@ -174,25 +172,28 @@ def _longer(base: Shape, growth: int) -> list[Shape]:
 
 
 def _measured(name: str, shape: Shape, longer: list[Shape], growth: int) -> Measured:
-    """A feature map follows every axis of the input with one dim of its own, wherever that is."""
-    no_map = Measured(name, shape, None, ())
+    """Return the measurement of an output from its shapes.
+
+    An output is a feature map if exactly one of its dims grows with each spatial axis of the input.
+    """
+    other_output = Measured(name, shape, None, ())
     if len(shape) != len(longer) + 2 or any(len(other) != len(shape) for other in longer):
-        return no_map
+        return other_output
     space, strides = [], []
     for other in longer:
         changed = [i for i, (a, b) in enumerate(zip(shape, other, strict=True)) if a != b]
         if len(changed) != 1 or changed[0] == 0 or other[changed[0]] < shape[changed[0]]:
-            return no_map
+            return other_output
         space.append(changed[0])
         strides.append(_stride(growth, other[changed[0]] - shape[changed[0]]))
     rest = set(range(1, len(shape))) - set(space)
     if len(rest) != 1:
-        return no_map
+        return other_output
     return Measured(name, shape, (0, rest.pop(), *space), tuple(strides))
 
 
 def _stride(growth: int, grown: int) -> float:
-    """The simplest ratio that makes `grown` pixels of `growth`, but for rounding to whole pixels."""
+    """Return the simplest ratio of `growth` to `grown`, up to rounding to whole pixels."""
     for denominator in range(1, LARGEST_DENOMINATOR + 1):
         numerator = round(denominator * growth / grown)
         if numerator and abs(growth * denominator / numerator - grown) < 1:
@@ -201,12 +202,12 @@ def _stride(growth: int, grown: int) -> float:
 
 
 def sorted_by_stride(found: list[Measured]) -> list[Measured]:
-    """Finest first."""
+    """Return the outputs sorted finest first."""
     return sorted(found, key=lambda one: math.prod(one.strides))
 
 
 def table(found: list[Measured]) -> str:
-    """What was measured, one line per output."""
+    """Return a table of the measurements, one line per output."""
     lines = [f"{'output':<24} {'shape':<24} {'channels':>8}  stride"]
     for one in found:
         channels = one.channels if one.axes else "-"

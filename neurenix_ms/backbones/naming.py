@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm by name, without weights unless they are asked for."""
+"""Networks of torchvision and timm by name, without a download by default."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -6,17 +6,17 @@ from typing import Any
 
 from torch import nn
 
-# options that download, read a file, or are arguments of Backbone under another name
+# options that download, read a file, or have another name in Backbone
 REFUSED = ("weights", "pretrained", "checkpoint", "cache_dir", "features_only")
 
 
 def named_network(name: str, weights: Any, options: Mapping[str, Any]) -> nn.Module:
-    """A network of torchvision, or a feature extractor of timm.
+    """Return a network of torchvision, or a feature extractor of timm.
 
     Args:
-        name: Of torchvision, else of timm; "timm/" in front of it asks timm only.
-        weights: Those to download; None for none.
-        options: Of the function that builds the network.
+        name: Name in torchvision, else in timm; with the prefix "timm/" in timm only.
+        weights: Weights to download; None for none.
+        options: Arguments of the function that builds the network.
     """
     refused = [option for option in options if option.startswith(REFUSED)]
     if refused:
@@ -32,7 +32,7 @@ def named_network(name: str, weights: Any, options: Mapping[str, Any]) -> nn.Mod
         import timm
     except ImportError as error:
         raise ImportError(
-            f"{name!r} is no model of torchvision; those of timm need pip install 'neurenix_ms[timm]'"
+            f"{name!r} is not a torchvision model; timm models need pip install 'neurenix_ms[timm]'"
         ) from error
     bare = name.removeprefix("timm/")
     if not timm.is_model(bare):
@@ -52,7 +52,7 @@ def _of_torchvision(name: str, weights: Any, options: Mapping[str, Any]) -> nn.M
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     extra: dict[str, Any] = {}
     if weights is None and "weights_backbone" in parameters:
-        # a detector or segmenter downloads those of its backbone unless it is told not to
+        # detectors and segmenters download the weights of their backbone by default
         extra["weights_backbone"] = None
     return _built(
         name, options, lambda: models.get_model(name, weights=weights, **options, **extra)

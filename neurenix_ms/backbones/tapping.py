@@ -1,4 +1,4 @@
-"""The submodules of a classifier that give its last feature map at every resolution."""
+"""A search for the submodules that return the last feature map of every resolution."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ HEADS = ("classifier", "head", "heads", "fc")
 
 
 def taps(network: nn.Module, channels: int, spatial_dims: int) -> list[Measured]:
-    """Find the last feature map of every resolution along the trunk of a network, named by its module.
+    """Return the last feature map of every resolution along a network, named by its submodule.
 
-    The trunk is the chain of direct children; a `Sequential` that reduces more than once is opened,
-    so that a stage counts as one piece and a chain of stages does not.
+    Candidates are the direct children of the network. A `Sequential` that downsamples more than once is
+    a chain of stages, so its children are the candidates instead.
     """
     found = {one.name: one for one in measure(network, channels, spatial_dims, _watch)}
     trunk = set(_trunk(network, "", found))
@@ -28,14 +28,14 @@ def taps(network: nn.Module, channels: int, spatial_dims: int) -> list[Measured]
 
 @contextmanager
 def _watch(network: nn.Module) -> Iterator[Outputs]:
-    """Outputs by the name of the submodule, and inputs by that name behind a "<"."""
+    """Yield a function that returns outputs by submodule, and inputs by its name with prefix "<"."""
     seen: dict[str, Any] = {}
     entered: dict[str, Any] = {}
     handles = []
     for path, module in network.named_modules():
 
         def note(_: nn.Module, given: tuple, out: Any, path: str = path) -> None:
-            seen.pop(path, None)  # the order is that of finishing
+            seen.pop(path, None)  # so that the order is that in which modules return
             seen[path] = out if isinstance(out, Tensor) else None
             entered[path] = given[0] if given and isinstance(given[0], Tensor) else None
 

@@ -1,4 +1,4 @@
-"""Spellings of the original projects, so that their examples run with the import lines changed."""
+"""Interfaces of the original projects, so that their examples run with other import lines."""
 
 from neurenix_ms.compat import ms_net, neurenix
 

@@ -1,4 +1,4 @@
-"""The spellings of je-santos/ms_net, so that its usage example runs with the import lines changed."""
+"""The interface of je-santos/ms_net, so that its usage example runs with other import lines."""
 
 from torch import Tensor
 
@@ -8,17 +8,17 @@ __all__ = ["MS_Net", "get_masks", "rnd_array"]
 
 
 class MS_Net(MSNet):  # noqa: N801  (the name there)
-    """An `MSNet` with the original's argument names.
+    """An `MSNet` with the argument names of the original project.
 
     Args:
         num_scales: Number of scales.
         num_features: Channels of the input.
-        num_filters: Width of the finest stage.
-        summary: Print the table of parameters once.
-        f_mult: Factor of the width from a stage to the next coarser one.
+        num_filters: Channels of the finest stage.
+        summary: Whether to print the table of parameters at construction.
+        f_mult: Ratio of the channels of a stage to those of the next finer one.
 
     Shape:
-        As MSNet: a list of arrays coarsest first -> the list of predictions
+        As for `MSNet`: a list of arrays, coarsest first -> the list of predictions
 
     Examples:
         >>> net = MS_Net(num_scales=3, num_features=1, num_filters=1)
@@ -41,17 +41,17 @@ class MS_Net(MSNet):  # noqa: N801  (the name there)
 
 
 def rnd_array(size: int, scales: int) -> list[Tensor]:
-    """A random binary box at several scales, coarsest first.
+    """Return a random binary volume at several scales, coarsest first.
 
     Args:
-        size: Cells along each axis.
+        size: Voxels along each axis.
         scales: Number of scales.
     """
     return random_volume(size, scales)
 
 
 def get_masks(x: Tensor, scales: int) -> list[Tensor]:
-    """The masks of an array: one per upsampling, coarsest first, and the binary one.
+    """Return the masks of an array: one per upsampling, coarsest first, and the binary one.
 
     Args:
         x: Array that is above 0 in pores, at the finest scale.

@@ -1,4 +1,4 @@
-"""The spellings of the Neurenix pages: `from neurenix_ms.compat import neurenix as nx`."""
+"""The names of the Neurenix documentation: `from neurenix_ms.compat import neurenix as nx`."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ __all__ = ["Tensor", "data", "enable_gradient_checkpointing", "load", "mean", "n
 
 
 def Tensor(shape: Sequence[int]) -> torch.Tensor:  # noqa: N802  (the name on the pages)
-    """A float32 tensor of zeros.
+    """Return a float32 tensor of zeros.
 
     Args:
         shape: Its shape.

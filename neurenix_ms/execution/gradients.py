@@ -46,10 +46,10 @@ def accumulate_gradients(
 
     Use it in place of forward and `backward()` where a training step does not fit into memory:
     gradients, loss and running statistics equal those of the whole input to rounding, and the memory
-    is that of a tile (and of the parts run whole). Every normalization in tiles costs two more passes,
-    so run parts that hold them whole, starting as shallow as memory allows. Where a training step
-    fits into memory, the plain step is faster. Gradient checkpointing is disabled meanwhile, and of a
-    compiled model the original module runs.
+    is that of a tile (and of the parts run whole). Every normalization in tiles costs two more passes
+    over the tiles, so run submodules with normalizations whole, the shallowest that fit into memory.
+    If a training step fits into memory, the plain step is faster. Gradient checkpointing is disabled
+    meanwhile, and of a compiled model the original module runs.
 
     Args:
         model: Any module that takes one tensor and returns tensors.

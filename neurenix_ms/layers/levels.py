@@ -1,4 +1,4 @@
-"""Levels of a network: encode, the coarser levels inside, decode."""
+"""Nested levels of an encoder-decoder network."""
 
 from collections.abc import Callable
 
@@ -30,10 +30,10 @@ class Double(nn.Module):
 
 
 class Up(nn.Module):
-    """A deep map upsampled by two, joined to the skip of that resolution, and a block over both.
+    """Upsample a coarse feature map by two, concatenate the skip connection, and apply a block.
 
     Shape:
-        skip `(B, C, *S)` and deep map `(B, D, *S / 2)` -> `(B, C_out, *S)`
+        skip `(B, C, *S)` and coarse `(B, D, *S / 2)` -> `(B, C_out, *S)`
     """
 
     def __init__(
@@ -63,10 +63,11 @@ class Up(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution and all that is deeper: encode, the level inside at half the size, decode.
+    """One resolution of an encoder-decoder network, which contains all coarser ones.
 
-    Everything below a resolution is one submodule with one map in and one map out, both at its own
-    resolution; pooling before it and upsampling after it belong to the level outside.
+    A level encodes its input, runs the inner level at half the size, and decodes the two results. The
+    input and the output of a level have its own resolution: pooling before the inner level and
+    upsampling after it belong to the outer level.
 
     Shape:
         `(B, C_in, *S)` -> `(B, C_out, *S)`
@@ -98,7 +99,7 @@ class Level(nn.Module):
         return out
 
     def encoded(self, x: Tensor) -> list[Tensor]:
-        """Return the encoded feature maps of this level and all deeper ones, without decoding."""
+        """Return the encoder feature maps of this level and all inner ones, without decoding."""
         features: list[Tensor] = []
         level: Level | None = self
         while level is not None:
@@ -109,10 +110,10 @@ class Level(nn.Module):
 
 
 class Trace:
-    """The feature maps of one pass through nested levels.
+    """The feature maps of a forward pass through nested levels.
 
     Args:
-        decoded: Keep the decoded ones too.
+        decoded: Whether to keep the feature maps of the decoder too.
     """
 
     def __init__(self, decoded: bool = True) -> None:
@@ -121,7 +122,10 @@ class Trace:
         self.decoded: list[Tensor | Kept] = []
 
     def add(self, encoded: Tensor, decoded: Tensor) -> None:
-        """Levels report from the inside out: encoded maps fine to coarse, decoded ones the reverse."""
+        """Add the feature maps of a level; the innermost level comes first.
+
+        The encoder's are stored finest first, the decoder's coarsest first.
+        """
         self.encoded.insert(0, kept(encoded))
         if self.keeps_decoded:
             self.decoded.append(kept(decoded))

@@ -1,4 +1,4 @@
-"""Coarse-to-fine networks for arrays too large for a network at one scale."""
+"""MS-Net, a coarse-to-fine network for volumes that are too large for a network at one scale."""
 
 from neurenix_ms.msnet.network import MSNet
 from neurenix_ms.msnet.volumes import coarsen, random_volume, scale_masks

@@ -1,4 +1,4 @@
-"""A prediction on the coarsest scale, upsampled and corrected scale by scale."""
+"""The MS-Net: a prediction on the coarsest scale that is upsampled and corrected scale by scale."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -31,7 +31,7 @@ from neurenix_ms.msnet.volumes import coarsen, masks_of
 
 
 class Stage(nn.Module):
-    """The network of one scale: convolutions of one width, then a 1x1 convolution to the output.
+    """The network of one scale: convolutions of equal width, then a 1x1 convolution to the output.
 
     Shape:
         `(B, C_in, *S)` -> `(B, C_out, *S)`
@@ -50,7 +50,7 @@ class Stage(nn.Module):
         padding_mode: str,
     ) -> None:
         super().__init__()
-        if norm == "instance":  # as published: no weight, no bias, no running statistics
+        if norm == "instance":  # as published, without weight, bias and running statistics
             norm = INSTANCE_NORMS[spatial_dims]
         layer = partial(
             ConvNormAct,
@@ -76,38 +76,39 @@ class Stage(nn.Module):
 
 
 class MSNet(Configured, nn.Module):
-    """Predict a field on a coarse copy of an array, and correct it on ever finer ones.
+    """Predict a field on a coarse copy of an array and correct it scale by scale.
 
-    The coarse stage is wide and sees far, but its array is small; the fine stages are narrow. So
-    arrays of hundreds of cells per axis fit, and the prediction still knows the whole array.
+    The stage of the coarsest scale has many channels and a large receptive field, but a small array. The
+    stages of finer scales have few channels. Arrays of hundreds of voxels per axis therefore fit into
+    memory, and the prediction depends on the whole array.
 
-    Without gradients, in float32 on a CPU, narrow stages run in a form that is twice as fast and
-    gives the same to rounding; hooks inside of a stage, autocast, tracing and export get the plain
-    one.
+    Without gradients, in float32 on a CPU, stages of few channels run in a form that is twice as fast
+    and has the same result up to rounding. Stages with hooks, autocast, tracing and export use the plain
+    form.
 
     Args:
-        num_scales: Number of scales; each halves the array.
+        num_scales: Number of scales; each coarser one has half the size.
         num_features: Channels of the input.
-        num_filters: Width of the finest stage.
-        summary: Print the table of parameters once.
+        num_filters: Channels of the finest stage.
+        summary: Whether to print the table of parameters at construction.
         spatial_dims: Number of spatial axes.
         out_channels: Channels of the field.
-        filter_growth: Factor of the width from a stage to the next coarser one.
-        num_layers: Convolutions of a stage, before its 1x1 convolution.
-        kernel_size: Odd edge of their kernels in cells.
+        filter_growth: Ratio of the channels of a stage to those of the next finer one.
+        num_layers: Number of convolutions of a stage, before its 1x1 convolution.
+        kernel_size: Kernel size of these convolutions, odd.
         norm: "instance" (here without weights, as published), "batch", "group", None, or
             `callable(channels) -> Module`; the last convolution of a stage has none.
-        act: "celu", or as in UNet.
+        act: "celu", or as in `UNet`.
         padding_mode: As in `nn.Conv3d`; "circular" for periodic media.
-        mask_output: Multiply the finest output by the pores.
+        mask_output: Whether to multiply the finest output by the mask of the pores.
 
     Shape:
-        `(B, num_features, *S)`, or its list of `num_scales` arrays coarsest first -> a list of
+        `(B, num_features, *S)`, or a list of `num_scales` such arrays, coarsest first -> a list of
         `num_scales` arrays `(B, out_channels, *S)`, coarsest first
 
     Raises:
-        ValueError: If a count is below 1, a list has another length, its sizes are not successive
-            halves, or an entry has other channels or a mask another size; the message names it.
+        ValueError: If a number is below 1, a list has the wrong length, its sizes do not double, an
+            entry has the wrong number of channels, or a mask the wrong size; the message names it.
 
     Source: Santos et al. 2021, "Computationally Efficient Multiscale Neural Networks Applied to
     Fluid Flow in Complex 3D Porous Media", section 2.
@@ -199,12 +200,12 @@ class MSNet(Configured, nn.Module):
     @checked
     @torch.no_grad()
     def predict(self, x: Tensor, tile_size: int | None = None) -> Tensor:
-        """The finest prediction for an array of any size, at its size, without recording gradients.
+        """Return the finest prediction for an array of any size, at its size, without gradients.
 
         Args:
             x: Array `(B, num_features, *S)`.
-            tile_size: Edge of a tile in cells, for arrays that do not fit: every stage whose array is
-                larger runs tile by tile, with the same result to rounding.
+            tile_size: Size of a tile in voxels, for arrays that do not fit into memory: a stage with a
+                larger array runs tile by tile, with the same result up to rounding.
         """
         if tile_size is None:
             finest = self(x)[-1]
@@ -224,7 +225,7 @@ class MSNet(Configured, nn.Module):
             x = coarsen(x, self.num_scales)
         if isinstance(x, Proxy):
             return entries(x, self.num_scales), entries(masks, self.num_scales)
-        if masks is not None:  # without a batch axis as the published code makes them
+        if masks is not None:  # the published code makes masks without a batch axis
             masks = [m.unsqueeze(0) if m.ndim == self.spatial_dims + 1 else m for m in masks]
         self._check(x, masks)
         return x, masks

@@ -1,7 +1,7 @@
 """The finest prediction of an MSNet, computed tile by tile.
 
-Nothing of the finest size is made but the result: what a stage reads, the array beside the masked and
-upsampled coarser prediction, is made for one tile at a time.
+The result is the only new tensor of the finest size. The input of a stage, which is the array and the
+masked and upsampled coarser prediction, is computed for one tile at a time.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from neurenix_ms.execution import TiledModel
 from neurenix_ms.layers.resize import doubled, halved
 from neurenix_ms.msnet.volumes import coarsen
 
-SLAB = 32  # cells of the first axis that are looked at together
-THIN_SLAB = 8  # the same where several fields are made of them
+SLAB = 32  # voxels of the first axis that are computed together
+THIN_SLAB = 8  # the same where several fields are computed from them
 
 
 def predicted_in_tiles(
@@ -29,10 +29,10 @@ def predicted_in_tiles(
     mask_output: bool,
     mesh: DeviceMesh | None = None,
 ) -> Tensor:
-    """The finest prediction, at the size of the filled-up array."""
+    """Return the finest prediction, at the size of the padded array."""
     num_scales = len(stages)
     scales = coarsen(x, num_scales)
-    shares: list[Tensor | None] = [None]  # of pores, finest first; those of the finest are x > 0
+    shares: list[Tensor | None] = [None]  # porosities, finest first; the finest one is x > 0
     while len(shares) < num_scales:
         finer = shares[-1]
         shares.append(halved_pores(scales[-1]) if finer is None else halved(finer))
@@ -46,13 +46,13 @@ def predicted_in_tiles(
         stages[1:], scales[1:], pairwise(shares), strict=True
     ):
         joined = Joined(fine, y, share, coarse_share)
-        y = tiled(stage)(joined)  # the stage itself, so that its plan serves the next prediction
+        y = tiled(stage)(joined)  # the stage itself, so that its plan is reused
         correct(y, joined, mask_output and fine is scales[-1])
     return y
 
 
 def correct(y: Tensor, joined: "Joined", mask_output: bool) -> None:
-    """Add what the input of a stage says already, the coarser prediction, slab by slab."""
+    """Add the coarser prediction, which is part of the input of a stage, slab by slab."""
     features = joined.fine.shape[1]
     for start in range(0, y.shape[2], THIN_SLAB):
         slab = (slice(None), slice(None), slice(start, min(start + THIN_SLAB, y.shape[2])))
@@ -62,13 +62,13 @@ def correct(y: Tensor, joined: "Joined", mask_output: bool) -> None:
 
 
 class Joined:
-    """What a stage reads, made piece by piece: the array, and the coarser prediction upsampled.
+    """The input of a stage, computed window by window: the array and the upsampled prediction.
 
     Args:
         fine: The array at the scale of the stage.
-        coarse: The prediction of the scale before.
-        share: Share of pores in the cells of `fine`; None where they are 0 or 1, by its first channel.
-        coarse_share: The same for the cells of `coarse`.
+        coarse: The prediction at the next coarser scale.
+        share: Porosity of the voxels of `fine`; None if it is 0 or 1, given by the first channel.
+        coarse_share: Porosity of the voxels of `coarse`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Joined:
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
         ends = [w.indices(n) for w, n in zip(index[2:], self.shape[2:], strict=False)]
         ends += [(0, n, 1) for n in self.shape[2 + len(ends) :]]
-        # whole coarse cells around the window, and the window in them
+        # the coarse voxels that cover the window, and the window within them
         around = tuple(slice(start // 2, -(-stop // 2)) for start, stop, _ in ends)
         inside = tuple(slice(start % 2, start % 2 + stop - start) for start, stop, _ in ends)
         window = (slice(None), slice(None), *(slice(start, stop) for start, stop, _ in ends))
@@ -97,6 +97,6 @@ class Joined:
 
 
 def halved_pores(x: Tensor) -> Tensor:
-    """The share of pores in every cell of two cells per axis, slab by slab."""
+    """Return the porosity at half the size, slab by slab."""
     slabs = x[:, :1].split(SLAB, dim=2)
     return torch.cat([halved((slab > 0).to(x.dtype)) for slab in slabs], dim=2)

@@ -1,4 +1,4 @@
-"""One array in, the same array at several scales out, coarsest first, and the masks between them."""
+"""Arrays at several scales, coarsest first, and the masks for upsampling between them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,18 +15,18 @@ from neurenix_ms.layers.resize import doubled, halved
 
 
 def filled_up(x: Tensor, num_scales: int) -> Tensor:
-    """`x` with solid (0) at the end of every axis, up to a multiple of `2**(num_scales - 1)`."""
+    """Pad every axis of `x` at its end with solid (0) to a multiple of `2**(num_scales - 1)`."""
     block = 2 ** (num_scales - 1)
-    # of positive numbers only: ONNX rounds a negative quotient towards zero
+    # rounded up by addition, because ONNX rounds negative quotients towards zero
     return fit(x, tuple((n + block - 1) // block * block for n in spatial(x)))
 
 
 @one_call
 @checked
 def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
-    """Average pairs of cells along every axis, again and again.
+    """Average pairs of voxels along every axis repeatedly.
 
-    A size that is no multiple of `2**(num_scales - 1)` is filled up with solid (0) at the end.
+    A size that is not a multiple of `2**(num_scales - 1)` is padded with solid (0) at the end.
 
     Args:
         x: An array with one, two or three spatial axes.
@@ -36,7 +36,7 @@ def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
         `num_scales` arrays `(B, C, *S)`, **coarsest first** as in the papers of MS-Net.
 
     Raises:
-        ValueError: If there is no scale, or `x` has other than one to three spatial axes.
+        ValueError: If there is no scale, or `x` does not have one to three spatial axes.
 
     Examples:
         >>> [tuple(y.shape) for y in coarsen(torch.ones(1, 1, 8, 8, 8), 3)]
@@ -55,10 +55,10 @@ def coarsen(x: Tensor, num_scales: int) -> list[Tensor]:
 @one_call
 @checked
 def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
-    """The masks that keep the mean of a coarse value when it is upsampled into pores only.
+    """Return the masks that restrict upsampling to pores and keep the mean of every coarse voxel.
 
-    With p the share of pores in a cell, the mask onto a scale is p there over p of the coarser
-    cell, and 0 in a coarse cell without pores.
+    With p the porosity of a voxel, the mask of a scale is the ratio of p at that scale to p of the
+    coarser voxel. It is 0 in a coarse voxel without pores.
 
     Args:
         x: Array whose first channel is above 0 in pores, such as a distance transform.
@@ -68,7 +68,7 @@ def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
         One mask `(B, 1, *S)` for every upsampling, coarsest first, then the binary mask of the pores.
 
     Raises:
-        ValueError: As `coarsen`.
+        ValueError: As for `coarsen`.
 
     Examples:
         >>> [tuple(m.shape) for m in scale_masks(torch.ones(1, 1, 8, 8), 3)]
@@ -88,7 +88,7 @@ def scale_masks(x: Tensor, num_scales: int) -> list[Tensor]:
 
 @one_call
 def masks_of(x: Tensor, num_scales: int, masks: Sequence[Tensor] | None) -> Sequence[Tensor]:
-    """Return the masks as given, or those of `x`."""
+    """Return the given masks, or those of `x`."""
     return scale_masks(x, num_scales) if masks is None else masks
 
 
@@ -99,12 +99,12 @@ def random_volume(
     spatial_dims: SpatialDims = 3,
     generator: torch.Generator | None = None,
 ) -> list[Tensor]:
-    """A box of random pores and solid, half of each, at several scales: something to try a network on.
+    """Return a volume of random pores and solid at several scales, as a test input for a network.
 
-    It has no physics and no structure; to train take `PorousConduction`.
+    Half of the voxels are pores, without any structure. For training use `PorousConduction`.
 
     Args:
-        size: Cells along each axis of the finest scale.
+        size: Voxels along each axis of the finest scale.
         num_scales: Number of scales.
         spatial_dims: Number of spatial axes.
         generator: Source of the random numbers.

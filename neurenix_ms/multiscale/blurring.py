@@ -1,4 +1,4 @@
-"""Blur and keep every second pixel: pooling free of aliasing."""
+"""Anti-aliased downsampling by blurring and subsampling."""
 
 import math
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from neurenix_ms._core.dims import CONVOLVE, SpatialDims, check_rank, choose
 from neurenix_ms._core.sizes import spatial
 from neurenix_ms._core.tracing import one_module
 
-LARGEST_KERNEL = 1023  # the largest whose binomial weights are floating-point numbers
+LARGEST_KERNEL = 1023  # the largest whose binomial coefficients fit into a floating-point number
 FEW_WEIGHTS = 3  # per axis of a volume
 BlurPadding = Literal["reflect", "replicate"]
 
 
 def binomial_weights(kernel_size: int) -> list[float]:
-    """Weights of a row of Pascal's triangle, with sum 1."""
+    """Return a row of Pascal's triangle, divided by its sum."""
     check_integer("kernel_size", kernel_size, 1, LARGEST_KERNEL)
     row = [math.comb(kernel_size - 1, k) for k in range(kernel_size)]
     return [weight / sum(row) for weight in row]
 
 
 def outer(weight: float, table: Any) -> Any:
-    """A weight times every entry of nested lists."""
+    """Return nested lists with every entry multiplied by a weight."""
     return [outer(weight, row) for row in table] if isinstance(table, list) else weight * table
 
 
@@ -67,7 +67,7 @@ class Blur(nn.Module):
         return x
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """All axes in one depthwise convolution, faster than sums of slices where weights are few."""
+        """Blur all axes in one depthwise convolution, which is faster for few weights."""
         dims, channels = self.spatial_dims, x.shape[1]
         kernel = x.new_tensor(self.table).expand(channels, 1, *[-1] * dims)
         padded = F.pad(x, [self.before, self.after] * dims, self.padding_mode)
@@ -77,7 +77,7 @@ class Blur(nn.Module):
         stride = self.stride
         kept = (x.shape[axis] + stride - 1) // stride
         more = (len(self.weights) - 1) // stride
-        # every stride-th sample, and those between: every shift of the kernel is then a plain slice
+        # samples grouped by their phase, so that every shift of the kernel is a contiguous slice
         steps = stride * torch.arange(kept + more, device=x.device) - self.before
         phases = [
             self._continued(x, axis, steps + k) for k in range(min(stride, len(self.weights)))
@@ -89,7 +89,7 @@ class Blur(nn.Module):
         return total
 
     def _continued(self, x: Tensor, axis: int, index: Tensor) -> Tensor:
-        """Samples of an axis continued beyond its ends; repeated where it is too short to mirror."""
+        """Return samples of an axis with padded borders, repeated if the axis is too short to mirror."""
         n = x.shape[axis]
         if self.padding_mode == "reflect" and n > self.after:
             index = (n - 1) - ((n - 1) - index.abs()).abs()
@@ -99,23 +99,23 @@ class Blur(nn.Module):
 class BlurPool(Configured, nn.Module):
     """Blur with a binomial kernel and keep every second pixel.
 
-    Take it where a strided layer would alias, which makes a network sensitive to shifts of its input
-    by a pixel: a strided convolution becomes one of stride 1 and a `BlurPool`, max pooling one of
-    stride 1 and a `BlurPool`. It has no parameters.
+    Use it in place of the stride of a convolution or max pooling: give that layer stride 1 and let a
+    `BlurPool` follow. The aliasing of strided layers makes a network sensitive to shifts of its input by
+    a pixel. It has no parameters.
 
     Args:
-        kernel_size: Number of weights per axis: 1 keeps pixels as they are, 2 averages boxes, 3 is
-            [1, 2, 1] / 4, 5 is [1, 4, 6, 4, 1] / 16.
-        stride: Pixels per kept pixel.
-        padding_mode: "reflect" mirrors at the border, "replicate" repeats it. An axis too short to be
-            mirrored is repeated.
+        kernel_size: Number of weights per axis: 1 does not blur, 2 averages pairs, 3 is [1, 2, 1] / 4,
+            5 is [1, 4, 6, 4, 1] / 16.
+        stride: Stride of the subsampling.
+        padding_mode: "reflect" mirrors the pixels at the border, "replicate" repeats the last one. An
+            axis that is too short to be mirrored is always padded by "replicate".
         spatial_dims: Number of spatial axes.
 
     Shape:
         `(B, C, *S)` -> `(B, C, *ceil(S / stride))`
 
     Raises:
-        ValueError: If a count is below 1, `padding_mode` is unknown, or the input has another rank.
+        ValueError: If a number is below 1, `padding_mode` is unknown, or the input has the wrong rank.
 
     Source: Zhang 2019, "Making convolutional networks shift-invariant again", section 3.2.
 

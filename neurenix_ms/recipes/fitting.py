@@ -1,4 +1,4 @@
-"""A task, a sampler and a folder in, the trained task and the seconds it took out; resumable."""
+"""Train a Lightning task with checkpoints, resumption and measured wall and CPU time."""
 
 import json
 import logging
@@ -17,12 +17,12 @@ from neurenix_ms._core.io.atomic import write_atomically
 
 
 def forget_other_run(folder: Path, run: dict[str, Any], fresh: bool = False) -> None:
-    """Remove the checkpoint of a run with other settings, or any if `fresh`, and note these.
+    """Remove the checkpoint of a run with other settings, or any if `fresh`, and store the settings.
 
     Args:
-        folder: Where `last.ckpt` is, and `config.json` beside it.
-        run: All that the weights depend on, as JSON has it.
-        fresh: Train anew.
+        folder: Folder of `last.ckpt` and `config.json`.
+        run: Everything that the weights depend on, in the types of JSON.
+        fresh: Remove the checkpoint of a run with the same settings, too.
     """
     note = folder / "config.json"
     if fresh or not note.exists() or json.loads(note.read_text(encoding="utf-8")) != run:
@@ -32,15 +32,15 @@ def forget_other_run(folder: Path, run: dict[str, Any], fresh: bool = False) -> 
 
 
 class EveryGeometryOnce(Sampler[int]):
-    """Every geometry once per epoch, in an order and mirrored as only seed and epoch say.
+    """Sampler of every geometry once per epoch, in an order and a variant given by seed and epoch.
 
-    So a run that was killed goes on with the very batches it would have had.
+    So a resumed run gets the same batches as an uninterrupted one.
 
     Args:
         num_geometries: Number of geometries.
-        seed: Non-negative number that all epochs come from.
-        num_mirrors: Times that each is in the dataset, first all as they are, then all mirrored in
-            one way, and so on.
+        seed: Seed of all epochs, not negative.
+        num_mirrors: Number of variants of each in the dataset: first all originals, then all mirrored
+            in one way, and so on.
     """
 
     def __init__(self, num_geometries: int, seed: int, num_mirrors: int = 4) -> None:
@@ -50,7 +50,7 @@ class EveryGeometryOnce(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
+        """Set the epoch; Lightning calls it before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class EveryGeometryOnce(Sampler[int]):
 
 
 class CpuClock(Callback):
-    """CPU seconds of the training, those of killed runs included up to their last whole epoch."""
+    """Callback that measures CPU time, including that of interrupted runs up to their last epoch."""
 
     def __init__(self) -> None:
         self.before = 0.0
@@ -74,7 +74,7 @@ class CpuClock(Callback):
         self.start = time.process_time()
 
     def seconds(self) -> float:
-        """What was counted up to now."""
+        """Return the CPU time so far."""
         return self.before + (time.process_time() - self.start if self.start else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,18 +93,19 @@ def fit(
     progress: bool = True,
     gradient_clip: float | None = None,
 ) -> tuple[float, float]:
-    """Train a task in place, or go on from `folder/last.ckpt` if it is there.
+    """Train a task in place, or resume from `folder/last.ckpt` if it exists.
 
     Args:
-        task: What a step is.
-        loader: Batches, best in an order that only the epoch says.
+        task: The task, which defines a step.
+        loader: Batches, in an order that depends on the epoch only.
         epochs: Passes over the loader.
-        folder: Where `last.ckpt` is written after every epoch.
+        folder: Folder in which `last.ckpt` is written after every epoch.
         progress: Show a progress bar.
         gradient_clip: Largest norm of the gradients of a step.
 
     Returns:
-        Seconds on the wall and of the CPU. Those of killed runs count up to their last whole epoch.
+        Wall time and CPU time in seconds, including those of interrupted runs up to their last complete
+        epoch.
     """
     wall, cpu = Timer(), CpuClock()
     bar = [TQDMProgressBar(leave=False)] if progress else []

@@ -1,4 +1,4 @@
-"""A command line that was read in; the same, or what is wrong with its numbers, out."""
+"""Checks of command line options."""
 
 import argparse
 
@@ -6,12 +6,12 @@ import argparse
 def check_at_least(
     parser: argparse.ArgumentParser, options: argparse.Namespace, **least: float
 ) -> None:
-    """End the program with a message if a number is too small.
+    """Exit with an error message if a number is too small.
 
     Args:
-        parser: Ends it.
-        options: What was read; None and several numbers are understood.
-        least: The smallest value of each, by its name.
+        parser: Parser that exits.
+        options: Parsed options: numbers, lists of numbers or None.
+        least: The smallest value of each option, by its name.
     """
     for name, bound in least.items():
         value = getattr(options, name)

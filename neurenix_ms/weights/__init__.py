@@ -1,4 +1,4 @@
-"""Models and weights of the original projects become models of this library, and back."""
+"""Conversion of models and weights from and to the original projects."""
 
 from neurenix_ms.weights.hits import load_hits
 from neurenix_ms.weights.msnet import load_msnet

@@ -1,4 +1,4 @@
-"""Networks of luckystarufo/multiscale_HiTS: state dicts by stride in, a hierarchy out."""
+"""Import of networks of luckystarufo/multiscale_HiTS."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,22 +13,22 @@ RULES = [(r"(?:increment\.)?Linear_(\d+)\.(weight|bias)", r"layers.\1.\2")]
 
 @checked
 def load_hits(state_dicts: Mapping[int, Mapping[str, Any]]) -> HierarchicalTimeStepper:
-    """Build the hierarchy that state dicts of luckystarufo/multiscale_HiTS belong to, and fill it.
+    """Build a hierarchy from state dicts of luckystarufo/multiscale_HiTS, with their weights.
 
-    Widths are read off the arrays. The networks are ReLU networks, as published.
+    Widths are inferred from the arrays. The networks are ReLU networks, as published.
 
     Args:
-        state_dicts: For every stride in steps of dt, names such as `increment.Linear_0.weight` to
-            tensors or numpy arrays. `read_pickle` gets them from a file of a whole model. Checkpoints
-            of Lightning are taken too, and names that a tool has put "module.", "model.",
-            "_orig_mod." or "net." before.
+        state_dicts: State dicts by stride in steps of dt, from names such as
+            `increment.Linear_0.weight` to tensors or NumPy arrays. `read_pickle` reads them from a file
+            of a whole model. Checkpoints of Lightning, and names with the prefixes "module.", "model.",
+            "_orig_mod." or "net.", are accepted too.
 
     Returns:
         A hierarchy in training mode.
 
     Raises:
-        ValueError: If there is no state dict, or an entry is missing, left over or misshapen; the
-            message names it.
+        ValueError: If there is no state dict, or an entry is missing, unexpected or has the wrong shape;
+            the message names it.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Networks of je-santos/ms_net: their state dicts in, an MSNet out."""
+"""Import of networks of je-santos/ms_net."""
 
 import re
 from collections.abc import Mapping
@@ -19,21 +19,20 @@ RULES = [
 
 @checked
 def load_msnet(state_dict: Mapping[str, Any]) -> MSNet:
-    """Build the MSNet that a state dict of je-santos/ms_net belongs to, and fill it.
+    """Build an MSNet from a state dict of je-santos/ms_net, with its weights.
 
-    Scales, features and widths are read off the arrays.
+    Scales, features and widths are inferred from the arrays.
 
     Args:
-        state_dict: Names such as `models.0.head.conv.weight` (or without `models.`, as in the files
-            that hold the list of models alone) to tensors or numpy arrays. A checkpoint of Lightning
-            is taken too, and names that a tool has put "module.", "model.", "_orig_mod." or "net."
-            before.
+        state_dict: Tensors or NumPy arrays by names such as `models.0.head.conv.weight` (or without
+            `models.`, as in files that hold only the list of models). A checkpoint of Lightning, and
+            names with the prefixes "module.", "model.", "_orig_mod." or "net.", are accepted too.
 
     Returns:
         An MSNet in training mode.
 
     Raises:
-        ValueError: If an entry is missing, left over or misshapen; the message names it.
+        ValueError: If an entry is missing, unexpected or has the wrong shape; the message names it.
 
     Examples:
         >>> theirs = {"models.0.head.conv.weight": torch.zeros(4, 1, 3, 3, 3)}
@@ -52,7 +51,7 @@ def load_msnet(state_dict: Mapping[str, Any]) -> MSNet:
 
 
 def _read_off(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Constructor arguments of MSNet that the arrays tell."""
+    """Return the constructor arguments of MSNet, inferred from the arrays."""
 
     def shape(stage: int) -> torch.Size:
         name = f"stages.{stage}.layers.0.conv.weight"

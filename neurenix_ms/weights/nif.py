@@ -1,4 +1,4 @@
-"""Arrays of pswpswpsw/nif in, a neural implicit flow out."""
+"""Import of neural implicit flows of pswpswpsw/nif."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from neurenix_ms._core.dims import choose
 from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF
 from neurenix_ms.weights.rename import Rules, as_tensor, fill, rename, unwrapped
 
-MOST_LAYERS, MOST_UNITS = 1000, 2**16  # of a ShapeNet, whose sizes are in no array
+MOST_LAYERS, MOST_UNITS = 1000, 2**16  # of a ShapeNet, whose sizes come from the config
 Model = NIF | MultiScaleNIF | LastLayerNIF
 KINDS = {"w": "weight", "b": "bias"}
 RULES: Rules = [
@@ -47,20 +47,21 @@ VARIANTS: dict[str, type[Model]] = {
 
 @checked
 def load_nif(weights: Mapping[str, Any], config: Mapping[str, Any] | str) -> Model:
-    """Build the implicit model that arrays of pswpswpsw/nif belong to, and fill it.
+    """Build an implicit model from arrays of pswpswpsw/nif, with their weights.
 
-    Sizes of the ParameterNet are read off the arrays; those of a ShapeNet that it writes are in no
-    array and come from the config.
+    The sizes of the ParameterNet are inferred from the arrays. The sizes of a ShapeNet whose weights
+    the ParameterNet computes are not in the arrays and come from the config.
 
     Args:
-        weights: Names such as `pnet.first.w` to tensors or arrays, matrices `(in, out)`.
-        config: Their settings, or the JSON text of it: `variant`, `shape_net`, `parameter_net`.
+        weights: Tensors or arrays by names such as `pnet.first.w`, matrices `(in, out)`.
+        config: Settings of the model, as a mapping or as JSON: `variant`, `shape_net`,
+            `parameter_net`.
 
     Returns:
         A NIF, MultiScaleNIF or LastLayerNIF.
 
     Raises:
-        ValueError: If an entry of either is missing, left over, misshapen or unknown.
+        ValueError: If an entry of either is missing, unexpected, unknown or has the wrong shape.
 
     Examples:
         >>> import torch
@@ -107,7 +108,7 @@ def _settings(config: Mapping[str, Any] | str) -> Mapping[str, Any]:
 def _arguments(
     cls: type[Model], settings: Mapping[str, Any], arrays: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """Constructor arguments, as far as arrays tell, else as the config says."""
+    """Return the constructor arguments, inferred from the arrays or else from the config."""
     shape_net, parameter_net = (_part(settings, name) for name in ("shape_net", "parameter_net"))
     for name in ("pnet.first.w", "pnet.bottleneck.w", "pnet.last.w"):
         if name not in arrays:
@@ -160,7 +161,7 @@ def _act(part: Mapping[str, Any]) -> str:
 
 
 class _Part(dict[str, Any]):
-    """A part of the config that says what it lacks."""
+    """A part of the config that raises a `ValueError` for a missing key."""
 
     def __init__(self, name: str, values: Mapping[str, Any]) -> None:
         super().__init__(values)

@@ -1,8 +1,8 @@
-"""A file of a whole pickled module becomes its state dict; nothing of the file is run.
+"""A reader for the state dict of a whole pickled module that runs no code of the file.
 
-`torch.save(model, path)` stores the Python objects of the model, and `torch.load` needs the code of
-its authors to make them again. The weights are in the file all the same, in the `_parameters`,
-`_buffers` and `_modules` of records that `opcodes` leaves in place of the objects.
+`torch.save(model, path)` stores the Python objects of the model, and `torch.load` needs their classes
+to rebuild them. The weights are in the `_parameters`, `_buffers` and `_modules` of the objects, which
+`opcodes` reads as records.
 """
 
 import io
@@ -27,27 +27,27 @@ from neurenix_ms._core.io.records import (
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # first pickle of a file written before torch 1.6
 PROTOCOL_VERSION = 1001
-MOST_MODULES = 100_000  # a few bytes can describe a tree without end
+MOST_MODULES = 100_000  # a few bytes can describe an infinite tree
 
 FetchBytes = Callable[[str], bytes]
 
 
 @checked
 def read_pickle(path: str | Path) -> dict[str, Any]:
-    """State dict of the module that `torch.save(model, path)` stored whole.
+    """Return the state dict of a module that `torch.save(model, path)` stored as a whole.
 
-    Neither the classes of the model nor any other code that the file names is imported or called,
-    so a file of unknown origin does no harm, and the original project need not be installed. Both
-    the format of today and the one from before torch 1.6 are read. Weights come back on the CPU,
-    whatever device they were on, and share memory where the model shared it.
+    Neither the classes of the model nor any other code that the file refers to is imported or called.
+    Files of unknown origin are therefore safe, and the original project need not be installed. The
+    current format and the one before torch 1.6 are supported. Weights are returned on the CPU, and share
+    memory if the model shared it.
 
     Args:
-        path: A file written by `torch.save`. If it holds a state dict instead of a module, that is
-            returned as it is.
+        path: A file written by `torch.save`. If it holds a state dict instead of a module, the state
+            dict is returned.
 
     Raises:
-        ValueError: If the file is damaged, was not written by `torch.save`, holds something other
-            than a module, or asks for something that no model needs.
+        ValueError: If the file is corrupted, was not written by `torch.save`, holds something other
+            than a module, or requests a call that no model needs.
 
     Examples:
         >>> import tempfile, torch
@@ -67,7 +67,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     except READ_ERRORS as error:
-        reason = f"the file is damaged ({type(error).__name__}: {error})"
+        reason = f"the file is corrupted ({type(error).__name__}: {error})"
         raise ValueError(f"cannot read {path}: {reason}") from error
 
 
@@ -77,7 +77,7 @@ def _read_zip(content: bytes) -> tuple[Any, FetchBytes]:
 
 
 def _read_legacy(content: bytes) -> tuple[Any, FetchBytes]:
-    """Five pickles (magic number, version, system, object, keys), then the storages one by one."""
+    """Read five pickles (magic number, version, system, object, keys), then the storages."""
     file = io.BytesIO(content)
     try:
         magic, _ = interpret(file)
@@ -123,14 +123,14 @@ def _state_dict(root: Any, fetch: FetchBytes) -> dict[str, Any]:
 
 
 def _entries(root: Call) -> Iterator[tuple[str, Any]]:
-    """Dotted name and record of every parameter and persistent buffer, in torch's order."""
+    """Yield dotted name and record of every parameter and persistent buffer, in the order of torch."""
     visited = 0
     waiting = [("", root)]
     while waiting:
         prefix, module = waiting.pop()
         visited += 1
         if visited > MOST_MODULES or len(prefix) > LONGEST_NAME:
-            raise ValueError("it has modules without end, perhaps one contains itself")
+            raise ValueError("it has too many modules, perhaps one contains itself")
         unsaved = module.state.get("_non_persistent_buffers_set", set())
         for name, value in module.state["_parameters"].items():
             if value is not None:

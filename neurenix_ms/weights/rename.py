@@ -1,4 +1,4 @@
-"""Take state dicts of other projects as they are found, and give their entries the names of this one."""
+"""Unwrapping and renaming of the entries of state dicts of other projects."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.checks import shown
 
-# what tools put before every name: DataParallel, Lightning modules, torch.compile, wrappers
+# prefixes that tools add to every name: DataParallel, Lightning modules, torch.compile, wrappers
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
 NESTED = ("state_dict", "model_state_dict", "model")  # where checkpoints keep the weights
-LOOKED_FOR = f"(also looked for behind {', '.join(map(repr, PREFIXES))} and in {NESTED[0]!r})"
+LOOKED_FOR = f"(also with the prefixes {', '.join(map(repr, PREFIXES))} and in {NESTED[0]!r})"
 Replacement = str | Callable[[re.Match[str]], str] | None
 Rules = Sequence[tuple[str, Replacement]]
 
 
 def unwrapped(state: Mapping[str, Any], ignored: Collection[str] = ()) -> dict[str, Any]:
-    """The entries of a state dict, or of the one in a checkpoint, without what tools put before names.
+    """Return the entries of a state dict, or of the one in a checkpoint, without prefixes of tools.
 
     Args:
-        state: A state dict, or a checkpoint that holds one under "state_dict", as Lightning's does.
-        ignored: Names of entries that are left out.
+        state: A state dict, or a checkpoint that holds one under "state_dict", as those of Lightning.
+        ignored: Names of entries to leave out.
 
     Raises:
-        ValueError: If a name is no string.
+        ValueError: If a name is not a string.
 
     Examples:
         >>> unwrapped({"state_dict": {"model._orig_mod.conv.bias": 1, "loss.weight": 2}, "epoch": 3})
@@ -39,7 +39,7 @@ def unwrapped(state: Mapping[str, Any], ignored: Collection[str] = ()) -> dict[s
     entries = {name: value for name, value in entries.items() if name not in ignored}
     while entries:
         found = [p for p in PREFIXES if any(name.startswith(p) for name in entries)]
-        # a checkpoint also holds what is beside the model, such as the weights of a loss
+        # a checkpoint may also hold entries outside of the model, such as the weights of a loss
         if not found or (within is None and not all(n.startswith(found[0]) for n in entries)):
             break
         entries = {
@@ -49,21 +49,21 @@ def unwrapped(state: Mapping[str, Any], ignored: Collection[str] = ()) -> dict[s
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """A tensor of an entry, whichever byte order and strides an array has.
+    """Return an entry as a tensor; an array may have any byte order and strides.
 
     Args:
         name: Name of the entry, for the message.
         value: A tensor or a NumPy array.
 
     Raises:
-        ValueError: If it is something else, or an array of something else than numbers.
+        ValueError: If it is neither, or an array that does not hold numbers.
     """
     if isinstance(value, Tensor):
         return value
     try:
         if hasattr(value, "astype") and hasattr(
             value, "dtype"
-        ):  # an array, of which torch is choosy
+        ):  # torch accepts only arrays in native byte order with positive strides
             value = value.astype(value.dtype.newbyteorder("=")).copy(order="C")
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -71,15 +71,15 @@ def as_tensor(name: str, value: Any) -> Tensor:
 
 
 def rename(state: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
-    r"""Give every entry the name that the first fitting rule makes of its own.
+    r"""Rename every entry by the first rule that matches its name.
 
     Args:
-        state: Entries by name, in any order, which is kept.
-        rules: Pairs of a regular expression for the whole name, and what replaces it: a template as
-            in `re.sub`, a function of the match, or None to leave the entry out.
+        state: Entries by name; their order is kept.
+        rules: Pairs of a regular expression for the whole name and its replacement: a template as in
+            `re.sub`, a function of the match, or None to leave the entry out.
 
     Raises:
-        ValueError: If no rule fits a name, or two entries get the same name.
+        ValueError: If no rule matches a name, or two entries get the same name.
 
     Examples:
         >>> rules = [
@@ -91,36 +91,36 @@ def rename(state: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
         {'first.bias': 1, 'blocks.0.weight': 2}
     """
     renamed: dict[str, Any] = {}
-    left_over = []
+    unexpected = []
     for name, value in state.items():
         fitting = ((re.fullmatch(pattern, name), new) for pattern, new in rules)
         match, new = next(((match, new) for match, new in fitting if match), (None, None))
         if match is None:
-            left_over.append(name)
+            unexpected.append(name)
         elif new is not None:
             ours = new(match) if callable(new) else match.expand(new)
             if ours in renamed:
                 raise ValueError(f"two entries would be called {ours!r}, the second is {name!r}")
             renamed[ours] = value
-    if left_over:
-        raise ValueError(f"left over, no part of this model: {_first(left_over)} {LOOKED_FOR}")
+    if unexpected:
+        raise ValueError(f"unexpected, not part of this model: {_first(unexpected)} {LOOKED_FOR}")
     return renamed
 
 
 def check_names(state: Collection[str], names: Collection[str]) -> None:
-    """Refuse a state dict that lacks one of `names` or has another one.
+    """Raise unless a state dict has exactly the given names.
 
     Args:
-        state: The names that came.
-        names: The names that are needed.
+        state: The names of the state dict.
+        names: The names required.
 
     Raises:
-        ValueError: With the first names that are missing or left over.
+        ValueError: If names are missing or unexpected; the message has the first ones.
     """
     if missing := [name for name in names if name not in state]:
         raise ValueError(f"missing: {_first(missing)} {LOOKED_FOR}")
-    if left_over := [name for name in state if name not in names]:
-        raise ValueError(f"left over, no part of this model: {_first(left_over)} {LOOKED_FOR}")
+    if unexpected := [name for name in state if name not in names]:
+        raise ValueError(f"unexpected, not part of this model: {_first(unexpected)} {LOOKED_FOR}")
 
 
 def fill(model: nn.Module, state: Mapping[str, Any]) -> None:
@@ -128,10 +128,10 @@ def fill(model: nn.Module, state: Mapping[str, Any]) -> None:
 
     Args:
         model: A module whose own state dict has exactly the names and shapes of `state`.
-        state: Tensors or numpy arrays.
+        state: Tensors or NumPy arrays.
 
     Raises:
-        ValueError: If an entry is missing, left over, or has another shape than the model's.
+        ValueError: If an entry is missing, unexpected or has the wrong shape.
 
     Examples:
         >>> layer = nn.Linear(2, 1)

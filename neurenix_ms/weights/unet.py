@@ -1,4 +1,4 @@
-"""U-Nets of milesial/Pytorch-UNet: their state dicts in, a UNet out, and back."""
+"""Import and export of U-Nets of milesial/Pytorch-UNet."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from neurenix_ms._core.checks import shown
 from neurenix_ms.multiscale import UNet
 from neurenix_ms.weights.rename import LOOKED_FOR, as_tensor, check_names, unwrapped
 
-# our path inside one level and one block -> theirs
+# path inside one level and one block here -> path there
 BLOCK = {
     "layers.0.conv": "double_conv.0",
     "layers.0.norm": "double_conv.1",
@@ -23,21 +23,21 @@ BLOCK = {
 
 @checked
 def load_unet(state_dict: Mapping[str, Any]) -> UNet:
-    """Build the UNet that a state dict of milesial/Pytorch-UNet belongs to, and fill it.
+    """Build a UNet from a state dict of milesial/Pytorch-UNet, with its weights.
 
-    Widths, kind of upsampling and biases are read off the arrays. The network gets
-    `align_corners=True`, as those were trained with it, and gives the same logits.
+    Widths, kind of upsampling and biases are inferred from the arrays. The network has
+    `align_corners=True`, with which those networks were trained, and returns the same logits.
 
     Args:
-        state_dict: Names such as `inc.double_conv.0.weight` to tensors or numpy arrays; the
-            `mask_values` entry of released checkpoints is ignored. A checkpoint of Lightning is taken
-            too, and names that a tool has put "module.", "model.", "_orig_mod." or "net." before.
+        state_dict: Tensors or NumPy arrays by names such as `inc.double_conv.0.weight`; the
+            `mask_values` entry of released checkpoints is ignored. A checkpoint of Lightning, and names
+            with the prefixes "module.", "model.", "_orig_mod." or "net.", are accepted too.
 
     Returns:
         A UNet in training mode.
 
     Raises:
-        ValueError: If an entry is missing, left over or misshapen; the message names it.
+        ValueError: If an entry is missing, unexpected or has the wrong shape; the message names it.
 
     Examples:
         >>> from neurenix_ms import UNet
@@ -62,19 +62,19 @@ def load_unet(state_dict: Mapping[str, Any]) -> UNet:
 
 @checked
 def export_unet(model: UNet) -> dict[str, Tensor]:
-    """Give the state dict of a UNet the names and the order of milesial/Pytorch-UNet.
+    """Return the state dict of a UNet with the names and the order of milesial/Pytorch-UNet.
 
-    Use it to go on with the scripts of that project; to keep a model for yourself, `save` keeps its
-    settings too. The format holds weights only, so the settings must be those of that project: build
-    the model as `UNet(3, 2, conv_bias=False, align_corners=True)`, with `bilinear` as there. Its
-    convolutions have had no bias since release v3.0; leave `conv_bias` at True for older ones.
+    Use it to continue with the scripts of that project; `save` keeps the settings of a model too. The
+    format holds weights only, so the settings must be those of that project: build the model as
+    `UNet(3, 2, conv_bias=False, align_corners=True)`, with `bilinear` as there. The convolutions of that
+    project have no bias since release v3.0; keep `conv_bias` at True for older releases.
 
     Args:
-        model: A 2-D UNet with all other settings at their defaults, widths apart.
+        model: A 2-D UNet of any widths, with all other settings at their defaults.
 
     Raises:
-        ValueError: If a setting or a layer of the model has no counterpart there, so that the network
-            that loads the file would compute something else; the message names it.
+        ValueError: If a setting or a layer of the model has no counterpart in that project, so that its
+            network would compute something else; the message names it.
 
     Examples:
         >>> from neurenix_ms import UNet
@@ -87,9 +87,9 @@ def export_unet(model: UNet) -> dict[str, Tensor]:
 
 
 def _check_plain(model: UNet) -> None:
-    """Refuse a model that is not the one that `load_unet` would build from its weights."""
+    """Raise unless the model is equal to the one that `load_unet` builds from its weights."""
     sizes = ("in_channels", "out_channels", "features", "bottleneck_channels", "bilinear")
-    # None leaves the bias out where a norm follows, as everywhere here
+    # None leaves out the bias where a norm follows, which is the case for all convolutions here
     kept = {name: getattr(model, name) for name in sizes} | {"conv_bias": bool(model.conv_bias)}
     with torch.device("meta"):
         twin = UNet(**kept, align_corners=True)
@@ -97,11 +97,11 @@ def _check_plain(model: UNet) -> None:
     config = twin.config
     config["align_corners"] = config.pop(
         "align_corners"
-    )  # last: it is the least of what may differ
+    )  # moved to the end, so that the message names other differences first
     for name, wanted in config.items():
         unused = name == "remember" or (name == "align_corners" and not model.bilinear)
-        spelt = name in ("norm", "act") and callable(given[name])  # its layers are compared below
-        if not unused and not spelt and given[name] != wanted:
+        own = name in ("norm", "act") and callable(given[name])  # its layers are compared below
+        if not unused and not own and given[name] != wanted:
             raise ValueError(
                 f"export_unet needs a UNet with {name} {wanted!r}, got {shown(given[name])}; "
                 "milesial/Pytorch-UNet has no other"
@@ -117,11 +117,11 @@ def _check_plain(model: UNet) -> None:
 
 
 def _layers(model: UNet) -> list[str]:
-    """The kind of every module and the settings of every layer, but not those of training alone."""
+    """Return the class of every module and the settings of every layer that affect inference."""
     unimportant = r"(, )?(align_corners=\w+|momentum=[\d.e-]+|inplace=True)"
     described = []
     for name, module in model.named_modules():
-        if name:  # of the model itself, the settings are compared
+        if name:  # the settings of the model itself are compared elsewhere
             what = type(module).__name__ if list(module.children()) else str(module)
             described.append(f"{name}: {re.sub(unimportant, '', what)}")
     return described
@@ -134,7 +134,7 @@ def _named(model: UNet) -> dict[str, Tensor]:
 
 
 def their_name(name: str, num_levels: int) -> str:
-    """The name that milesial/Pytorch-UNet gives the entry `name` of our state dict."""
+    """Return the name in milesial/Pytorch-UNet of the entry `name` of a UNet."""
     path, leaf = name.rsplit(".", 1)
     if path == "head.conv":
         return f"outc.conv.{leaf}"
@@ -151,7 +151,7 @@ def their_name(name: str, num_levels: int) -> str:
 
 
 def _read_off(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Constructor arguments of UNet that the arrays tell."""
+    """Return the constructor arguments of UNet, inferred from the arrays."""
 
     def shape(name: str) -> torch.Size:
         if name not in state:

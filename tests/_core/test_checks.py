@@ -1,4 +1,4 @@
-"""Arguments become plain Python values, or are refused by name."""
+"""Arguments are converted to plain Python values, or raise with their name."""
 
 import enum
 import pickle
@@ -51,12 +51,12 @@ def test_an_integer_becomes_a_plain_one(value):
         torch.tensor(3, device="meta"),
     ],
 )
-def test_what_is_no_integer_is_refused(value):
+def test_values_other_than_integers_raise(value):
     with pytest.raises(ValueError, match=r"^count must be an integer, got "):
         checks.check_integer("count", value)
 
 
-def test_an_integer_out_of_range_is_refused():
+def test_an_integer_out_of_range_raises():
     with pytest.raises(ValueError, match=r"^count must be at least 1, got 0$"):
         checks.check_integer("count", np.int64(0), minimum=1)
     with pytest.raises(ValueError, match=r"^count must be at most 5, got 6$"):
@@ -93,12 +93,12 @@ def test_a_number_becomes_a_plain_one(value):
         object(),
     ],
 )
-def test_what_is_no_finite_number_is_refused(value):
+def test_values_other_than_finite_numbers_raise(value):
     with pytest.raises(ValueError, match=r"^rate must be a finite number, got "):
         checks.check_number("rate", value)
 
 
-def test_a_number_out_of_range_is_refused():
+def test_a_number_out_of_range_raises():
     with pytest.raises(ValueError, match=r"^rate must be at least 0, got -1$"):
         checks.check_number("rate", -1, minimum=0)
     with pytest.raises(ValueError, match=r"^rate must be at most 1, got 2$"):
@@ -248,7 +248,7 @@ def test_a_checked_function_gets_plain_values(given, plain):
         ({"by_stride": {"a": {}}}, "by_stride['a'] (the key) must be an integer, got 'a'"),
     ],
 )
-def test_a_checked_function_refuses_the_rest_by_name(given, words):
+def test_a_checked_function_raises_with_the_name_of_the_argument(given, words):
     with pytest.raises(ValueError, match="^" + re.escape(words)):
         every_kind(**given)
 
@@ -258,7 +258,7 @@ def test_a_wrong_signature_is_a_type_error():
         every_kind(nonsense=1)
 
 
-def test_a_tensor_for_a_tensor_or_a_number_stays_one():
+def test_a_tensor_for_a_tensor_or_a_number_is_unchanged():
     mask = torch.tensor(2.0)
     assert every_kind(mask=mask)["mask"] is mask
 

@@ -1,4 +1,4 @@
-"""One small volume is convolved by oneDNN: the same numbers, several times as fast."""
+"""Convolution of single small volumes by oneDNN equals that of torch."""
 
 import pytest
 import torch
@@ -137,14 +137,14 @@ def test_in_tiles_no_layer_of_others_is_unfolded_either():
         torch.randn(1, 8, 48, 32, 32),
     )  # no tile is tiny
     with torch.no_grad():
-        assert unfolds(lambda: layer(x[:, :, :18]))  # what a tile sees
-        close(tiled(x), layer(x))  # the first call asks what the layer sees, on tiny maps
+        assert unfolds(lambda: layer(x[:, :, :18]))  # shape of a tile
+        close(tiled(x), layer(x))  # the first call measures the receptive field, on tiny volumes
         assert not unfolds(lambda: tiled(x))
 
 
 @needs_onednn
 def test_torch_still_unfolds_one_small_volume():
-    """If this fails torch has changed its rule: see whether `convolution` is still needed."""
+    """If this fails, torch has changed its rule: check whether `convolution` is still needed."""
     side = (UNFOLDED // 8) ** 0.5
     layer = nn.Conv3d(8, 4, 3, padding=1)
     small, large = torch.randn(1, 8, int(side), int(side), 8), torch.randn(1, 8, 51, 51, 8)
@@ -212,7 +212,7 @@ def test_a_traced_layer_serves_any_size():
     torch.testing.assert_close(exported(large[:1]), layer(large[:1]))
 
 
-def test_what_is_wrong_is_refused_as_by_torch():
+def test_invalid_arguments_raise_as_in_torch():
     layer, plain = Conv3d(8, 8, 3), nn.Conv3d(8, 8, 3)
     for shape in ((1, 4, 16, 32, 32), (1, 8, 2, 1, 4096), (3,), (1, 8, 32, 32)):
         x = torch.zeros(shape)

@@ -1,4 +1,4 @@
-"""Hooks, functional_call, parametrizations and sharding see every call, whatever path is faster."""
+"""Hooks, functional_call, parametrizations and sharding work with every faster path."""
 
 import copy
 
@@ -16,7 +16,7 @@ EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 @pytest.mark.parametrize("block", ["single", "double", "residual"])
 @pytest.mark.parametrize("switch", ["own", "pre", "all"])
-def test_hooks_see_every_call_of_a_convolution_with_norm_and_activation(block, switch):
+def test_hooks_run_for_every_call_of_a_convolution_with_norm_and_activation(block, switch):
     network = ConvBlock(3, 4, block=block)
     layers = [m for m in network.modules() if isinstance(m, ConvNormAct)]
     seen: list[nn.Module] = []
@@ -43,7 +43,7 @@ def test_a_hook_that_changes_the_output_changes_the_result():
     assert torch.equal(network(torch.randn(1, 3, 8, 8)), expected)
 
 
-def test_backward_hooks_see_a_convolution_with_norm_and_activation():
+def test_backward_hooks_run_for_a_convolution_with_norm_and_activation():
     network, seen = ConvBlock(3, 4), []
     for layer in network.layers:
         layer.register_full_backward_hook(lambda *_: seen.append(1))
@@ -101,7 +101,7 @@ IMPLICIT = {
 
 
 @pytest.mark.parametrize("name", IMPLICIT)
-def test_linear_layers_of_implicit_models_are_called_or_refused(name):
+def test_linear_layers_of_implicit_models_are_called_or_raise(name):
     model = IMPLICIT[name]()
     p, x = torch.rand(5, 1), torch.rand(5, 2)
     expected = model(p, x)
@@ -115,7 +115,7 @@ def test_linear_layers_of_implicit_models_are_called_or_refused(name):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", IMPLICIT)
-def test_implicit_models_are_quantized_or_say_why_not(name):
+def test_implicit_models_are_quantized_or_raise(name):
     model = IMPLICIT[name]().eval()
     p, x = torch.rand(5, 1), torch.rand(5, 2)
     small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
@@ -126,7 +126,7 @@ def test_implicit_models_are_quantized_or_say_why_not(name):
             small(p, x)
 
 
-def test_a_layer_that_is_sharded_by_itself_is_refused():
+def test_a_layer_sharded_by_itself_raises():
     class Sharded(torch.Tensor):
         def full_tensor(self) -> torch.Tensor:
             return self

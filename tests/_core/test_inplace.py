@@ -1,4 +1,4 @@
-"""Functions of others that write over their inputs change nothing outside of them."""
+"""Functions that write to their inputs do not change the caller's tensors."""
 
 import numpy as np
 import pytest
@@ -114,7 +114,7 @@ RUNS += [pytest.param(name, "inductor", marks=pytest.mark.slow) for name in ("re
 
 
 @pytest.mark.parametrize(("name", "way"), RUNS)
-def test_it_holds_in_every_way_of_running(name: str, way: str):
+def test_inputs_are_protected_in_every_way_of_running(name: str, way: str):
     torch.compiler.reset()
     inner = WRITERS[name]().eval()
     model = Using(inner)
@@ -163,7 +163,7 @@ IMAGE_WRITERS = {
 @pytest.mark.parametrize("name", IMAGE_WRITERS)
 @pytest.mark.parametrize("method", ["concat", "mean", "attention"])
 @pytest.mark.parametrize("switched", [False, True])
-def test_every_scale_of_a_model_sees_the_input(name: str, method: str, switched: bool):
+def test_every_scale_of_a_model_gets_the_original_input(name: str, method: str, switched: bool):
     inner = IMAGE_WRITERS[name]()
     scales = [1.0, 0.5, 1.0]
     model = MultiScaleModel(scales, inner, method, channels=2)
@@ -183,7 +183,7 @@ def test_every_scale_of_a_model_sees_the_input(name: str, method: str, switched:
 
 
 @pytest.mark.parametrize("name", IMAGE_WRITERS)
-def test_every_scale_and_mirror_of_an_average_sees_the_input(name: str):
+def test_every_scale_and_mirror_of_an_average_gets_the_original_input(name: str):
     inner = IMAGE_WRITERS[name]()
     average = MultiScaleInference(inner, [1.0, 0.5], flips=[0, -1])
     reference = MultiScaleInference(plain(inner), [1.0, 0.5], flips=[0, -1])
@@ -251,7 +251,7 @@ def squared(y, t):
     return y.sub_(t).square().mean()
 
 
-def test_losses_in_place_see_the_targets_and_change_nothing():
+def test_in_place_losses_get_the_targets_and_do_not_change_them():
     outputs = [torch.randn(1, 2, 8, 8), torch.randn(1, 2, 4, 4)]
     target = torch.randn(1, 2, 8, 8)
     before = [t.clone() for t in (*outputs, target)]
@@ -291,7 +291,7 @@ def test_a_backbone_leaves_the_image_alone():
     assert torch.equal(x, before)
 
 
-def test_metrics_see_the_output_that_a_loss_wrote_over():
+def test_metrics_get_the_output_that_a_loss_overwrote():
     pytest.importorskip("lightning")
     from torchmetrics import MeanSquaredError
 
@@ -306,7 +306,7 @@ def test_metrics_see_the_output_that_a_loss_wrote_over():
 
 
 class Stacks(nn.Module):
-    """A network of somebody else that writes to nothing it is given."""
+    """A network that does not write to its input."""
 
     def __init__(self):
         super().__init__()

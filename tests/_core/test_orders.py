@@ -1,4 +1,4 @@
-"""Lists of feature maps in the wrong order, or with a level missing, are refused with their sizes."""
+"""Lists of feature maps in the wrong order, or with a missing level, raise with their sizes."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ HALVES = r"must come finest first, each about half the size of the one before, g
         ),
     ],
 )
-def test_a_wrong_order_is_refused_with_the_sizes(call, sizes, message):
+def test_a_wrong_order_raises_with_the_sizes(call, sizes, message):
     with pytest.raises(ValueError, match=message):
         call(maps(*sizes))
 
@@ -93,13 +93,13 @@ def test_sizes_that_belong_together_are_taken(call, sizes):
     call(maps(*sizes))
 
 
-def test_weights_say_what_comes_first():
+def test_weights_determine_the_order():
     outputs = maps((8, 8), (32, 32))
     loss = DeepSupervisionLoss(nn.MSELoss(), weights=[1, 2])
     assert loss(outputs, torch.zeros(1, 2, 32, 32)).isfinite()
 
 
-def test_levels_of_other_channels_are_refused():
+def test_levels_of_other_channels_raise():
     with pytest.raises(
         ValueError, match=r"one batch size and number of channels, got .*1, 2, 4, 4"
     ):

@@ -1,4 +1,4 @@
-"""A copy of a network on tensors without memory: shapes of any size, and nothing happens."""
+"""Copies of networks on meta tensors return shapes without side effects."""
 
 import copy
 
@@ -63,13 +63,13 @@ def test_it_works_wherever_a_model_is_built(where: str):
         assert shape_at(model, 1, 3, 5, 7) == (1, 4, 3, 4)
 
 
-def test_what_counts_outside_does_not_see_it():
+def test_outer_counters_do_not_count_the_probe():
     with FlopCounterMode(display=False) as counter:
         shape_at(network(), 2, 3, 64, 64)
     assert counter.get_total_flops() == 0
 
 
-def test_a_network_that_needs_values_says_so():
+def test_a_network_that_needs_values_raises():
     class Valued(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x

@@ -31,7 +31,7 @@ def test_fx_traces_a_graph_for_all_sizes(case: Case):
 
 
 @EVERY
-def test_fx_sees_the_convolutions_and_norms(case: Case):
+def test_fx_records_the_convolutions_and_norms(case: Case):
     called = {node.target for node in symbolic_trace(build(case)).graph.nodes}
     layers = (torch.nn.modules.conv._ConvNd, torch.nn.modules.batchnorm._BatchNorm)
     for name, module in build(case).named_modules():

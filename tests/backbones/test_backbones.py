@@ -1,4 +1,4 @@
-"""Backbones: what they measure is what comes out, at any size, for every family of networks."""
+"""Backbones return feature maps as measured, at any size, for every family of networks."""
 
 import copy
 import importlib.util
@@ -34,7 +34,7 @@ def conv(channels_in, channels_out, stride=1):
 
 
 class Encoder(nn.Module):
-    """Three maps of strides 1, 2, 4, in any container and order."""
+    """Return three feature maps with strides 1, 2 and 4, in any container and order."""
 
     def __init__(self, give=list, order=(0, 1, 2)):
         super().__init__()
@@ -63,7 +63,7 @@ class Given(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_gives_the_maps_it_measured_and_feeds_every_part(name):
+def test_every_family_returns_the_measured_feature_maps_and_works_with_every_block(name):
     channels, strides = FAMILIES[name]
     backbone = Backbone(name).eval()
     assert (backbone.channels, backbone.strides) == (channels, strides)
@@ -118,7 +118,7 @@ def test_measuring_leaves_statistics_and_modes_as_they_were():
     ids=["list", "tuple", "dict"],
 )
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_maps_come_finest_first_from_any_container_in_any_order(give, order):
+def test_feature_maps_are_finest_first_from_any_container_in_any_order(give, order):
     backbone = Backbone(Encoder(give, order))
     assert (backbone.channels, backbone.strides) == ([4, 6, 8], [1, 2, 4])
     assert [tuple(y.shape) for y in backbone(torch.zeros(2, 3, 21, 14))] == [
@@ -130,7 +130,7 @@ def test_maps_come_finest_first_from_any_container_in_any_order(give, order):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70))
-def test_a_decoder_takes_maps_of_every_size(height, width):
+def test_a_decoder_accepts_feature_maps_of_every_size(height, width):
     torch.manual_seed(0)
     backbone = Backbone(Encoder())
     decoder = UNetDecoder(backbone, 2, block="single", norm=None)
@@ -143,7 +143,7 @@ def test_channels_last_is_found_and_turned():
     assert backbone(torch.zeros(1, 3, 9, 7))[0].shape == (1, 4, 9, 7)
 
 
-def test_one_map_and_a_broken_stride_are_handled_where_a_part_can_use_them():
+def test_one_feature_map_and_a_fractional_stride_work_where_a_block_supports_them():
     alone = Backbone(conv(3, 4, 2))
     assert (alone.channels, alone.strides) == ([4], [2])
     assert PyramidPooling(alone, 2, norm=None)(alone(torch.zeros(1, 3, 20, 20))[0]).shape[1] == 2
@@ -162,7 +162,7 @@ def test_strides_differ_per_axis_where_the_network_does():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
-def test_an_image_equal_in_all_channels_gives_what_it_gave_before(channels):
+def test_an_image_equal_in_all_channels_has_the_same_output_as_before(channels):
     network = Encoder().double()
     x = torch.randn(1, 1, 12, 9, dtype=torch.float64)
     plain = Backbone(network)(x.expand(-1, 3, -1, -1))
@@ -234,7 +234,7 @@ class Padded(nn.Module):
         return [nn.functional.pad(y, (0, -y.shape[3] % 7, 0, -y.shape[2] % 7))]
 
 
-def test_a_stride_is_measured_further_than_any_level_sees():
+def test_a_stride_is_measured_beyond_every_receptive_field():
     assert Backbone(Deep()).strides == [2, 4, 8, 16, 32, 64, 128]
     assert Backbone(Padded()).strides == [4]
     assert Backbone(Given(lambda y: [nn.functional.max_pool2d(y, 11)])).strides == [11]
@@ -348,7 +348,7 @@ def test_models_of_timm_come_by_name_and_as_modules():
     assert Backbone(timm.create_model("resnet10t")).channels == by_name.channels
 
 
-def test_an_inflated_network_gives_its_flat_maps_where_slices_are_equal():
+def test_an_inflated_network_returns_the_2d_feature_maps_where_slices_are_equal():
     network = torchvision.models.resnet18().eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -467,7 +467,7 @@ def test_every_message(build, message):
         build()
 
 
-def test_a_network_that_cannot_be_traced_is_refused():
+def test_a_network_that_cannot_be_traced_raises():
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()
@@ -483,7 +483,9 @@ def test_a_network_that_cannot_be_traced_is_refused():
 
 def test_without_timm_its_models_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"'resnet10t' is no model .*'neurenix_ms\[timm\]'"):
+    with pytest.raises(
+        ImportError, match=r"'resnet10t' is not a torchvision model.*'neurenix_ms\[timm\]'"
+    ):
         Backbone("resnet10t")
 
 

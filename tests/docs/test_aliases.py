@@ -1,4 +1,4 @@
-"""The reference shows what type aliases stand for."""
+"""The reference shows the definitions of type aliases."""
 
 import griffe
 import pytest

@@ -1,4 +1,4 @@
-"""Tables of the page that helps to choose follow the stored results and the code."""
+"""Tables of the page "How to choose" agree with the stored results and the code."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def row(table: str, name: str) -> list[str]:
     return next(cells for cells in rows if name in cells[0])
 
 
-def test_every_way_to_fuse_has_its_word():
+def test_every_fusion_method_is_described():
     named = {name for name in choosing.FUSIONS if " " not in name}
     assert named == set(METHODS) - {"avg"}  # another spelling of "mean"
     for name in choosing.FUSIONS:
@@ -47,7 +47,7 @@ def test_what_is_shown_is_what_was_stored(results: dict, tmp_path: Path):
     assert "1,234" in cells
 
 
-def test_ways_to_save_memory_are_compared_as_they_were_in_pairs(results: dict, tmp_path: Path):
+def test_memory_options_are_compared_with_paired_times(results: dict, tmp_path: Path):
     for case in results["benchmarks"]:
         if case["group"] == "memory/checkpointing" and case["params"]["variant"] != "plain":
             case["extra_info"]["time_ratio"] = 1.5
@@ -59,7 +59,7 @@ def test_ways_to_save_memory_are_compared_as_they_were_in_pairs(results: dict, t
         assert 0.5 < float(share.rstrip("x")) <= 1
 
 
-def test_everything_measured_has_its_word():
+def test_every_measured_method_is_described():
     for table in (choosing.fusions, choosing.poolings, choosing.memory):
         assert "|  |" not in table()
 
@@ -88,13 +88,13 @@ def test_separable_necks_cost_least():
     assert len(set(flops.values())) == len(flops)
 
 
-def test_costs_of_scales_are_those_of_their_cells():
+def test_costs_of_scales_are_proportional_to_pixels():
     quarter, eighth = row(choosing.scales(), "[1.0, 0.5]")[2:]
     assert (quarter, eighth) == ("1.25x", "1.12x")
 
 
 @pytest.mark.slow
-def test_a_level_doubles_what_a_pixel_sees():
+def test_a_level_doubles_the_receptive_field():
     table = choosing.levels([1, 1, 1])
     seen = [int(row(table, str(level))[1].split()[0]) for level in (1, 2, 3)]
     assert seen[1] >= 2 * seen[0]

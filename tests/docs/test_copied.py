@@ -1,4 +1,4 @@
-"""What a reader copies from a page is whole: no name comes from a block that is not shown."""
+"""Code blocks of pages use no names from hidden blocks."""
 
 import ast
 import builtins
@@ -17,7 +17,7 @@ RECIPES = ROOT / "docs" / "howto.md"
 
 
 def shown(page: Path) -> list[str]:
-    """Blocks that a reader sees."""
+    """Return the code of the visible blocks."""
     content = page.read_text("utf-8")
     blocks = (
         (block[0].splitlines()[0], textwrap.dedent(block[3]))
@@ -27,7 +27,7 @@ def shown(page: Path) -> list[str]:
 
 
 def bound(tree: ast.AST) -> set[str]:
-    """Names that code gives a meaning."""
+    """Return the names that code defines."""
     names: set[str] = set()
     for node in ast.walk(tree):
         match node:
@@ -47,7 +47,7 @@ def bound(tree: ast.AST) -> set[str]:
 
 
 def used(tree: ast.AST) -> set[str]:
-    """Names that code reads."""
+    """Return the names that code reads."""
     nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
     return {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
 

@@ -1,4 +1,4 @@
-"""Every page of the site runs from top to bottom, and everything public is on an API page."""
+"""The code of every page runs, and every public name is on an API page."""
 
 import importlib
 import pkgutil
@@ -18,7 +18,7 @@ ROOMS = ["neurenix_ms"] + [
 
 
 def run_page(page: Path) -> int:
-    """Run all blocks in one namespace, under the line numbers of the page; how many there were."""
+    """Run all blocks in one namespace, with the line numbers of the page, and return their number."""
     content = page.read_text(encoding="utf-8")
     namespace = {"__name__": "__main__"}
     blocks = list(PYTHON_BLOCK.finditer(content))

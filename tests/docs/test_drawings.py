@@ -1,4 +1,4 @@
-"""Data-flow drawings are valid, accessible, and keep their boxes apart."""
+"""Data-flow drawings are valid and accessible, and their boxes do not overlap."""
 
 from itertools import combinations
 from xml.etree import ElementTree
@@ -32,7 +32,7 @@ def numbers(shape: ElementTree.Element, *names: str) -> list[float]:
     return [float(shape.attrib[name]) for name in names]
 
 
-def test_a_drawing_is_named_for_those_who_cannot_see_it():
+def test_a_drawing_has_a_title_for_screen_readers():
     image = u_shape("Maps <of> a & b")
     assert image.attrib["role"] == "img"
     assert image.find(f"{SVG}title").text == "Maps <of> a & b"
@@ -77,6 +77,6 @@ def test_an_arrow_leads_from_one_box_to_the_next():
     assert "pool" in [text.text for text in image.iter(f"{SVG}text")]
 
 
-def test_an_arrow_to_nowhere_is_refused():
+def test_an_arrow_to_an_unknown_box_raises():
     with pytest.raises(ValueError, match=r"one of the boxes \['a'\], got 'b'"):
         flow([[Box("a")]], [("a", "b")], title="t")

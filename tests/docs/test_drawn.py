@@ -1,4 +1,4 @@
-"""Every public module has a drawing that is true, can be read, and crosses none of its boxes."""
+"""Every public module has a correct and readable drawing without crossings."""
 
 import importlib
 import re
@@ -47,7 +47,7 @@ def lines_of(image: ElementTree.Element) -> list[tuple[tuple[float, float], tupl
 
 
 def crosses(line: tuple, box: Box) -> bool:
-    """Whether a line goes through the inside of a box."""
+    """Return whether a line crosses the inside of a box."""
     (x0, y0), (x1, y1) = line
     left, top, right, bottom = (box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1)
     steps = (i / 200 for i in range(201))
@@ -74,7 +74,7 @@ def test_a_drawing_builds_the_module_that_it_is_of(name: str):
 
 
 @EVERY
-def test_a_drawing_is_named_and_says_what_its_shapes_are_of(name: str):
+def test_a_drawing_has_a_title_and_shapes(name: str):
     image = image_of(name)
     assert image.attrib["role"] == "img"
     assert image.attrib["aria-label"] == image.find(f"{SVG}title").text == SKETCHES[name].about
@@ -137,6 +137,6 @@ def test_a_row_leads_to_the_next():
     assert between([two, ends]) == [Arrow("a", "d"), Arrow("b", "e")]
 
 
-def test_an_arrow_to_nowhere_is_refused():
+def test_an_arrow_to_an_unknown_box_raises():
     with pytest.raises(ValueError, match=r"one of the boxes \['a'\], got 'b'"):
         chart([[Node("a", "a")]], [Arrow("a", "b")], title="t")

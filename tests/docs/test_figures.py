@@ -1,4 +1,4 @@
-"""What the benchmarks say of bytes and operations holds in every build: no more than the plain way."""
+"""Bytes and FLOPs published in the benchmarks hold in every build."""
 
 from functools import partial
 
@@ -55,7 +55,7 @@ def test_a_training_step_of_a_unet(dims):
     assert ours == theirs
 
 
-def test_checkpointing_keeps_less_than_that_of_whole_blocks_and_computes_less():
+def test_checkpointing_needs_less_memory_and_flops_than_that_of_whole_blocks():
     x = image(2, size=96)
     models = unets(2, plain.call_checkpointed, features=(8, 16, 32)).values()
     ours, blocks = (model.train() for model in models)
@@ -97,7 +97,7 @@ def test_a_pooling(name, dims):
     assert_no_more_than_the_plain_way(test_pooling.MAKERS[name](dims), x)
 
 
-def test_pyramid_pooling_convolves_half_as_much_and_never_makes_the_concatenated_map():
+def test_pyramid_pooling_halves_the_flops_and_never_builds_the_concatenated_tensor():
     ways, x = test_pooling.MAKERS["PyramidPooling"](2), image(2, channels=64, size=96)
     with torch.no_grad():
         flops, theirs = (count_flops(partial(ways[name], x)) for name in ("ours", "plain"))

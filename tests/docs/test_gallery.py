@@ -1,4 +1,4 @@
-"""Pictures of the landing page come from the tutorials that they lead to."""
+"""Figures of the landing page come from the linked tutorials."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_a_page_is_run_up_to_its_picture(tmp_path: Path):
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_page_without_a_picture_is_refused(tmp_path: Path):
+def test_a_page_without_a_figure_raises(tmp_path: Path):
     page = tmp_path / "page.md"
     page.write_text("```python\nx = 1\n```\n")
     with pytest.raises(ValueError, match="must draw a figure, got none in"):

@@ -1,4 +1,4 @@
-"""What the benchmarks of implicit models say of bytes and operations holds in every build."""
+"""Bytes and FLOPs published for implicit models hold in every build."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The troubleshooting page holds every error message that the package can raise."""
+"""The troubleshooting page lists every error message of the package."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ import pytest
 from docs_tools.messages import messages, page, text_of
 from docs_tools.source import PACKAGE, Source
 
-# raised to steer the package itself, or to say that a subclass has to do it
+# control flow inside the package, and methods that subclasses implement
 INSIDE = {"NotImplementedError", "_ReachedError"}
 # made elsewhere and raised here
 MADE_BY = {"self._other_calls"}
@@ -41,7 +41,7 @@ def test_every_raise_is_found(source: Source):
 def test_every_message_is_on_the_page(source: Source):
     text = page()
     assert [m for m in messages(source) if " ".join(m.text.split()) not in text] == []
-    assert not re.search(r"\n#### `…?`", text)  # a message that nothing is known of
+    assert not re.search(r"\n#### `…?`", text)  # a message without constant text
 
 
 def test_a_helper_belongs_to_the_public_names_that_call_it(source: Source):

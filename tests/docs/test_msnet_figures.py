@@ -1,4 +1,4 @@
-"""What MS-Net needs beside the published network written the plain way holds in every build."""
+"""Costs published for MS-Net relative to the plain implementation hold in every build."""
 
 from functools import partial
 
@@ -41,7 +41,7 @@ def test_a_forward_pass_keeps_little_more_than_the_plain_one(calls):
 
 
 @pytest.mark.slow
-def test_predicting_256_cells_per_axis_stays_below_a_gibibyte():
+def test_prediction_for_256_voxels_per_axis_needs_less_than_a_gibibyte():
     x = (torch.rand(1, 1, 256, 256, 256) < 0.5).float()
     used = peak_resident_bytes(partial(MSNet().predict, x))
     assert used is None or used < 2**30

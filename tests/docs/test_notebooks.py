@@ -1,4 +1,4 @@
-"""Every tutorial is a notebook, too."""
+"""Every tutorial is also a notebook."""
 
 import textwrap
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Benchmark results become tables and charts with the right numbers in the right places."""
+"""Tables and charts of benchmark results show the right numbers."""
 
 import json
 import re
@@ -49,14 +49,14 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-def test_a_table_says_where_it_was_measured(results: Path):
+def test_a_table_names_the_machine(results: Path):
     first = table(results, "pool/forward").splitlines()[0]
     assert (
         first == "Measured on: Some CPU, 2 cores, torch 2.15.0, 1 thread, oneDNN on, Python 3.11.7."
     )
 
 
-def test_a_row_is_compared_with_the_plain_way_of_the_same_size(results: Path):
+def test_a_row_is_compared_with_the_plain_variant_of_the_same_size(results: Path):
     head, rule, *rows = cells(table(results, "pool/forward"))
     peak, flops = "peak of live tensors", "conv and matmul FLOPs"
     assert head == ["size", "variant", "median time", peak, flops]

@@ -1,4 +1,4 @@
-"""What the benchmarks say of the forecast's memory and work holds in every build."""
+"""Memory and FLOPs published for forecasts hold in every build."""
 
 import torch
 
@@ -8,14 +8,14 @@ from neurenix_ms.meter import count_flops, peak_tensor_bytes
 from neurenix_ms.timestepping import HierarchicalTimeStepper
 
 
-def test_a_forecast_of_many_strides_takes_a_fraction_of_the_plain_way():
+def test_a_forecast_of_many_strides_costs_a_fraction_of_the_plain_implementation():
     model = test_timestepping.hierarchy().only([1, 2, 4, 8, 16, 32, 64, 128, 256])
     x0 = torch.randn(20, 2)
     ways = test_timestepping.rollouts(model, x0, 512)
     assert_equal(ways["ours"](), ways["plain"]())
     ours, theirs = (peak_tensor_bytes(ways[name]) for name in ("ours", "plain"))
     assert ours < theirs / 2
-    # the plain way goes on from the last coarse state to a stride beyond the end
+    # the plain implementation continues from the last coarse state to a stride beyond the end
     ours, theirs = (count_flops(ways[name]) for name in ("ours", "plain"))
     assert ours < 0.7 * theirs
 

@@ -1,4 +1,4 @@
-"""Exported to ONNX, in low precision, deterministic, on several processes: the same as plainly."""
+"""Modules in ONNX, in low precision, deterministic and on several processes equal the plain call."""
 
 import copy
 import os
@@ -26,7 +26,7 @@ def module_name(case: Case) -> str:
 
 
 def to_onnx(case: Case, model: torch.nn.Module, size: tuple[int, ...]):
-    """A function of the maps that runs the file in onnxruntime."""
+    """Return a function of the inputs that runs the exported file in onnxruntime."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     dims = [Dim(f"axis{k}", min=8, max=256) for k in range(case.spatial_dims)]
@@ -59,7 +59,7 @@ def equal_in_onnx(case: Case, sizes: list[tuple[int, ...]]) -> None:
 
 @pytest.mark.slow
 @PLANE
-def test_onnxruntime_gives_the_same_on_every_size(case: Case):
+def test_onnxruntime_equals_the_module_at_every_size(case: Case):
     equal_in_onnx(case, [(64, 48), (32, 40), *([] if case.is_list else [(19, 37)])])
 
 
@@ -76,7 +76,7 @@ def test_onnxruntime_gives_the_same_on_every_size(case: Case):
         "PyramidNetwork-3d",
     ],
 )
-def test_onnxruntime_gives_the_same_in_other_dimensions(name):
+def test_onnxruntime_equals_the_module_in_other_dimensions(name):
     case = next(case for case in CASES if case.name == name)
     sizes = [case.size(16), case.size(24)]
     if case.is_list:

@@ -1,4 +1,4 @@
-"""Open pages in headless Chromium, and evaluate scripts in them."""
+"""Pages in headless Chromium, and scripts evaluated in them."""
 
 import contextlib
 from collections.abc import Iterator

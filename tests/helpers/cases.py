@@ -1,4 +1,4 @@
-"""One case per public module: how to build it small, and what to feed it at a given size."""
+"""Cases of the contract: how to build every public module, and its inputs at a given size."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Case:
     halvings: list[int] | None = None  # of every feature map; by default 0, 1, 2, ...
 
     def inputs(self, size: Size, batch: int = 2, **options: Any) -> Any:
-        """A map of `size`, or a list of maps whose finest has `size`."""
+        """Return a feature map of `size`, or a list of feature maps whose finest has `size`."""
         maps = [
             torch.randn(batch, c, *(max(1, n // 2**i) for n in size), **options)
             for c, i in zip(self.channels, self.levels, strict=True)

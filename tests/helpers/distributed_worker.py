@@ -1,4 +1,4 @@
-"""What each of several processes does: steps of every module, compared with those of one process."""
+"""Worker process: steps of every module, compared with those of one process."""
 
 import os
 import sys
@@ -54,7 +54,7 @@ def whole(gradient: Tensor | None) -> Tensor | None:
 
 
 def by_parts(model: nn.Module) -> nn.Module:
-    """Parameters spread over the processes, those of every direct part in a group of their own."""
+    """Shard the parameters, each direct child in its own group."""
     return sharded(
         model, [part for part in model.children() if not isinstance(part, nn.ModuleList)]
     )
@@ -73,7 +73,7 @@ def by_blocks(model: nn.Module) -> nn.Module:
 
 
 def sharded(model: nn.Module, parts: Iterable[nn.Module]) -> nn.Module:
-    """Parameters spread over the processes, those of each part in a group of their own."""
+    """Shard the parameters, each part in its own group."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for part in parts:
         if any(True for _ in part.parameters()):
@@ -90,7 +90,7 @@ WRAPPERS = {
 
 
 def check(case: Case, wrap: str) -> str:
-    """What is wrong, or nothing."""
+    """Return a description of the first difference, or None."""
     model, maps = made(case)
     expected = gradients(model, maps, case)
     model, maps = made(case)

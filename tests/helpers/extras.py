@@ -9,5 +9,11 @@ EXTRAS = {
     "matplotlib",
     "timm",
     "tqdm",
+    "zarr",
+    "h5py",
+    "h5netcdf",
+    "xarray",
+    "tifffile",
+    "nibabel",
     "torchdiffeq",
 }

@@ -1,4 +1,4 @@
-"""Small implicit models of every kind, with no weight at its start value."""
+"""Small implicit models of every kind, with random values in every weight."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Networks put together at random, from layers that shift, shrink, widen and normalize maps."""
+"""Random networks of layers that shift, downsample, upsample and normalize feature maps."""
 
 import random
 
@@ -104,7 +104,7 @@ def _layers(
         elif kind == "norm" and norms:
             layers.append(_norm(draw, channels, dims))
         elif kind == "glass" and depth < 2:
-            # strides inside that the way up does not undo make the join differ from place to place
+            # strides that the decoder does not invert make the concatenation depend on the position
             inside, width = _layers(draw, channels, dims, norms, depth + 1, draw.random() < 0.1)
             pool = POOLS[draw.choice(["max", "avg"])][dims](2)
             up: nn.Module = nn.Upsample(scale_factor=2, mode=draw.choice(["nearest", LINEAR[dims]]))

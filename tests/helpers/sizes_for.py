@@ -1,4 +1,4 @@
-"""Strategies of hypothesis: numbers of axes and sizes, odd, even, unequal, down to one pixel."""
+"""Hypothesis strategies for numbers of axes and for sizes: odd, even, unequal, down to one pixel."""
 
 from hypothesis import settings
 from hypothesis import strategies as st

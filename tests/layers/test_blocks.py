@@ -49,7 +49,7 @@ def test_groups_are_those_of_the_convolution():
         ((3, 3, 3), r"kernel_size must be one edge or 2, got \[3, 3, 3\]"),
     ],
 )
-def test_kernels_that_do_not_keep_the_size_are_refused(edges, message: str):
+def test_kernels_that_do_not_keep_the_size_raise(edges, message: str):
     with pytest.raises(ValueError, match=message):
         ConvNormAct(1, 1, kernel_size=edges)
 

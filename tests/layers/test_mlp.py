@@ -1,4 +1,4 @@
-"""Dense bricks: closed forms, and the contract of every module for vectors instead of maps."""
+"""MLPs: closed forms, and the contract of every module for vectors."""
 
 import copy
 import pickle

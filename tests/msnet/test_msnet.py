@@ -71,7 +71,7 @@ def test_a_stage_is_written_as_published():
     assert all(isinstance(layer.act, nn.CELU) for layer in stage.layers)
 
 
-def test_a_volume_of_solid_only_gives_zero_where_the_output_is_masked_and_no_nan_elsewhere():
+def test_a_solid_volume_has_zero_output_where_masked_and_no_nan_elsewhere():
     x = torch.zeros(1, 1, 8, 8, 8)
     assert torch.equal(small(mask_output=True).predict(x), x)
     assert small().predict(x).isfinite().all()
@@ -124,7 +124,7 @@ def test_random_volumes_are_half_pores_and_can_be_repeated():
     assert 0.45 < volume[-1].mean() < 0.55
 
 
-def test_a_masked_loss_sees_its_cells_only():
+def test_a_masked_loss_depends_on_pixels_in_the_mask_only():
     target = torch.randn(2, 1, 8, 8)
     outputs = [torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 8, 8)]
     mask = torch.zeros(2, 1, 8, 8)
@@ -189,7 +189,7 @@ def test_a_masked_loss_sees_its_cells_only():
         ),
     ],
 )
-def test_bad_input_is_refused_by_what_it_is(make, words):
+def test_invalid_input_raises_a_specific_message(make, words):
     with pytest.raises(ValueError, match=words):
         make()
 

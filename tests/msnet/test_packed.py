@@ -1,4 +1,4 @@
-"""Stages run without gradients against the same stages in their plain form."""
+"""Packed stages without gradients equal the plain stages."""
 
 import pytest
 import torch
@@ -40,9 +40,7 @@ def assert_same(module: nn.Module, x: torch.Tensor) -> None:
     st.sampled_from([1, 3, 5]),
     st.integers(1, 2),
 )
-def test_a_packed_stage_says_what_the_plain_one_says(
-    shape, width, in_channels, kernel_size, out_channels
-):
+def test_a_packed_stage_equals_the_plain_one(shape, width, in_channels, kernel_size, out_channels):
     dims, size = shape
     options = {"kernel_size": kernel_size, "out_channels": out_channels, "spatial_dims": dims}
     assert_same(stage(width, in_channels, **options), torch.randn(2, in_channels, *size))
@@ -78,7 +76,7 @@ def test_memory_of_any_order_is_read_and_none_is_written():
         assert torch.equal(view, before)
 
 
-def test_a_large_mean_takes_nothing_from_the_small_differences():
+def test_a_large_mean_does_not_reduce_the_precision_of_small_differences():
     module, x = stage(num_layers=2), 1000 + torch.randn(1, 2, 8, 8, 16)
     with torch.no_grad():
         exact = plain(module.double(), x.double())
@@ -98,7 +96,7 @@ def test_a_network_is_as_exact_as_in_its_plain_form():
         assert error <= 3 * (reference - truth).abs().max() + 1e-6
 
 
-def test_samples_of_a_batch_have_norms_of_their_own():
+def test_samples_of_a_batch_are_normalized_separately():
     module, x = stage(), torch.randn(3, 2, 4, 4, 8) * torch.tensor([1.0, 5, 25]).view(3, 1, 1, 1, 1)
     with torch.no_grad():
         assert torch.equal(module(x)[1:2], module(x[1:2]))
@@ -151,7 +149,7 @@ def test_exported_and_traced_stages_hold_the_plain_form():
         assert torch.equal(torch.jit.trace(module, x)(x), plain(module, x))
 
 
-def test_hooks_of_all_modules_see_the_calls_inside_of_a_stage():
+def test_global_hooks_run_for_the_calls_inside_a_stage():
     module, seen = stage(), []
     handle = nn.modules.module.register_module_forward_hook(
         lambda called, *_: seen.append(type(called).__name__)
@@ -173,7 +171,7 @@ def test_a_forward_replaced_on_an_inner_layer_is_called():
         assert not can_pack(module, x)
 
 
-def test_vmap_and_functional_call_take_the_weights_they_are_given():
+def test_vmap_and_functional_call_use_the_given_weights():
     module, x = stage(), torch.randn(3, 1, 2, 4, 5, 8)
     other = {name: torch.randn_like(value) for name, value in module.state_dict().items()}
     with torch.no_grad():

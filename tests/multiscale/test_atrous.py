@@ -164,7 +164,7 @@ def test_the_image_branch_is_refused_by_name_or_runs_as_a_part():
         (lambda: AtrousPyramidPooling(3, 4, dropout=1), "dropout must be at least 0 and below 1"),
         (
             lambda: AtrousPyramidPooling(3, 4)(torch.zeros(1, 4, 8, 8)),
-            "the map must have 3 channels",
+            "must have 3 channels",
         ),
         (lambda: AtrousPyramidPooling(3, 4)(torch.zeros(1, 3, 1, 1)), "more than one pixel"),
     ],

@@ -31,7 +31,7 @@ def levels(size, channels=WIDTHS, up=False, dtype=torch.float64):
 
 
 def scrambled(neck: BidirectionalFusion) -> BidirectionalFusion:
-    """Parameters and statistics that hide nothing, and weights of both signs."""
+    """Set random parameters and statistics, and weights of both signs."""
     with torch.no_grad():
         for value in [*neck.parameters(), *neck.buffers()]:
             if value.is_floating_point():
@@ -43,7 +43,7 @@ def scrambled(neck: BidirectionalFusion) -> BidirectionalFusion:
 
 
 def enlarged(coarse: Tensor, like: Tensor) -> Tensor:
-    """Entry i is entry i // 2 of the coarser map, or its last one."""
+    """Upsample: entry i is entry i // 2 of the coarser feature map, or its last one."""
     for axis, n in enumerate(like.shape[2:], start=2):
         index = (torch.arange(n) // 2).clamp(max=coarse.shape[axis] - 1)
         coarse = coarse.index_select(axis, index)
@@ -267,10 +267,10 @@ def test_tiles_are_equal_to_the_whole(dims, size, tile, options):
             lambda: BidirectionalFusion([3, 3], 4, extra_levels=4)(
                 [x[:1].float() for x in levels((8, 8), [3, 3])]
             ),
-            "more than one pixel in the smallest map",
+            "more than one pixel in the smallest",
         ),
     ],
 )
-def test_bad_input_is_refused_by_what_it_is(make, words):
+def test_invalid_input_raises_a_specific_message(make, words):
     with pytest.raises(ValueError, match=words):
         make()

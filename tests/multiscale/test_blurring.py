@@ -83,6 +83,6 @@ def test_tiles_are_equal_to_the_whole(kernel_size: int):
         ({"padding_mode": "zeros"}, r"padding_mode must be one of \['reflect', .* got 'zeros'"),
     ],
 )
-def test_what_is_out_of_range_is_refused(options, message: str):
+def test_arguments_out_of_range_raise(options, message: str):
     with pytest.raises(ValueError, match=message):
         BlurPool(**options)

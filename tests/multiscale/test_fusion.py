@@ -1,4 +1,4 @@
-"""Fusions against their definition, torchvision and timm."""
+"""Fusion blocks against their definition, torchvision and timm."""
 
 import copy
 from collections import OrderedDict
@@ -54,7 +54,7 @@ def tutorial():
 
 
 class ResizeConcatenateConvolve(torch.nn.Module):
-    """The plain way."""
+    """The plain implementation."""
 
     def __init__(self, fuse):
         super().__init__()
@@ -67,7 +67,7 @@ class ResizeConcatenateConvolve(torch.nn.Module):
         return self.act(self.norm(F.conv2d(x, self.weight, self.bias)))
 
 
-def test_concat_needs_a_seventh_of_the_operations_and_half_of_the_memory_of_the_plain_way():
+def test_concat_needs_a_seventh_of_the_flops_and_half_of_the_memory_of_plain_torch():
     widths, features = tutorial()
     fuse = FeatureFusion(widths, 256)
     plain = ResizeConcatenateConvolve(fuse)
@@ -101,7 +101,7 @@ def test_equal_channels_need_no_parameters():
     assert not list(FeatureFusion([128] * 3, 128, "sum").parameters())
 
 
-def test_the_result_has_an_explicit_size_when_asked():
+def test_the_output_size_can_be_given():
     fuse = FeatureFusion([3, 4], 4, "sum", target=(5, 3))
     assert fuse(levels((9, 6), [3, 4], 2, torch.float32)).shape == (2, 4, 5, 3)
 
@@ -259,7 +259,7 @@ def plane(c, n=4, batch=1):
         (lambda: PyramidFusion([3, 5], 4)([plane(3), plane(3)]), "feature 1 must have 5 channels"),
     ],
 )
-def test_bad_input_is_refused_by_what_it_is(make, words):
+def test_invalid_input_raises_a_specific_message(make, words):
     with pytest.raises(ValueError, match=words):
         make()
 
@@ -300,7 +300,7 @@ def test_a_pyramid_of_a_dict_compiles_in_one_piece():
 
 
 @pytest.mark.parametrize("given", [torch.zeros(3, 3, 4, 4), 3, "maps", None, iter([])])
-def test_what_is_no_list_of_feature_maps_is_refused(given):
+def test_inputs_other_than_lists_of_feature_maps_raise(given):
     for model in (
         FeatureFusion([3, 5, 4], 4),
         PyramidFusion([3, 5, 4], 4),

@@ -65,14 +65,14 @@ def test_a_unet_keeps_any_size(shape, bilinear, block):
     assert [tuple(y.shape[2:]) for y in model.get_decoder_features()] == sizes[1::-1]
 
 
-def test_the_head_reads_the_last_decoded_map():
+def test_the_head_reads_the_last_decoder_feature_map():
     model = UNet(1, 2, [4, 8])
     y = model(torch.randn(2, 1, 9, 9))
     assert torch.equal(model.head(model.get_decoder_features()[-1]), y)
     assert [f.shape[1] for f in model.get_encoder_features()] == [4, 8, 8]
 
 
-def test_upsampled_maps_are_padded_at_the_end_and_follow_the_skip():
+def test_upsampled_feature_maps_are_padded_at_the_end_and_concatenated_after_the_skip():
     model = UNet(1, 1, [2], norm=None, act=None, block="single")
     with torch.no_grad():
         for p in model.parameters():
@@ -87,7 +87,7 @@ def test_upsampled_maps_are_padded_at_the_end_and_follow_the_skip():
     assert (y[:-1] == 4).all()  # two encoded channels, summed twice
 
 
-def test_a_unet_over_a_decoder_of_its_own_maps_is_the_unet():
+def test_a_unet_decoder_on_the_encoder_features_equals_the_unet():
     model = UNet(2, 1, [4, 8, 8]).eval()
     decoder = UNetDecoder([4, 8, 8, 8], 1).eval()
     levels, level = [], model.level
@@ -102,7 +102,7 @@ def test_a_unet_over_a_decoder_of_its_own_maps_is_the_unet():
 
 
 @given(maps(1, 9))
-def test_a_decoder_takes_maps_that_halve_up_or_down(shape):
+def test_a_decoder_accepts_sizes_halved_with_rounding_up_or_down(shape):
     dims, size = shape
     decoder = UNetDecoder([3, 4], 2, 2, spatial_dims=dims).eval()
     for half in (lambda n: max(1, n // 2), lambda n: -(-n // 2)):
@@ -176,7 +176,7 @@ def test_a_pyramid_keeps_any_size(shape):
     assert all(torch.equal(a, b) for a, b in zip(model.forward_features(x), features, strict=True))
 
 
-def test_the_finest_map_is_the_first_of_the_pyramid():
+def test_the_output_is_the_first_level_of_the_pyramid():
     every = PyramidNetwork(2, 3, 3, 4, return_pyramid=True).eval()
     finest = PyramidNetwork(2, 3, 3, 4).eval()
     state = every.state_dict()
@@ -186,7 +186,7 @@ def test_the_finest_map_is_the_first_of_the_pyramid():
 
 
 @pytest.mark.parametrize("size", [(16, 24), (64, 8)])
-def test_the_way_down_is_the_feature_pyramid_of_torchvision(size):
+def test_the_top_down_path_equals_the_feature_pyramid_of_torchvision(size):
     model = PyramidNetwork(3, 5, 4, 4, return_pyramid=True).eval()
     width = model.pyramid_channels
     theirs = FeaturePyramidNetwork(model.feature_channels, width)
@@ -433,14 +433,14 @@ class Valued(nn.Module):
         (Given(lambda x: [x]), "takes no image that was tried: it returned list"),
     ],
 )
-def test_channels_are_asked_for_where_they_cannot_be_measured(base, words):
+def test_channels_are_required_where_they_cannot_be_measured(base, words):
     with pytest.raises(ValueError, match=f"channels must be given with .*{words}"):
         MultiScaleModel([1, 0.5], base, "attention")
     model = MultiScaleModel([1, 0.5], base, "attention", channels=3)
     assert model.scores is not None
 
 
-def test_outputs_that_the_score_head_was_not_built_for_are_refused():
+def test_outputs_that_the_score_head_was_not_built_for_raise():
     model = MultiScaleModel([1, 0.5], network(), "attention", channels=5)
     with pytest.raises(ValueError, match=r"must give 5 channels, .* got 4 at scale 0"):
         model(torch.zeros(1, 3, 8, 8))
@@ -492,7 +492,7 @@ def test_lists_given_are_not_shared():
     assert UNet(1, 1).features is not UNet(1, 1).features
 
 
-def test_a_map_is_cropped_or_padded_at_its_end():
+def test_a_feature_map_is_cropped_or_padded_at_its_end():
     x = torch.arange(6.0).view(1, 1, 2, 3)
     assert fit(x, (2, 3)) is x
     assert torch.equal(fit(x, (1, 4)), torch.tensor([[[[0.0, 1, 2, 0]]]]))
@@ -556,7 +556,7 @@ def test_a_map_is_cropped_or_padded_at_its_end():
         ),
     ],
 )
-def test_bad_input_is_refused_by_what_it_is(make, words):
+def test_invalid_input_raises_a_specific_message(make, words):
     with pytest.raises(ValueError, match=words):
         make()
 
@@ -572,7 +572,7 @@ class Changing(nn.Module):
         return next(self.outputs)
 
 
-def test_base_models_whose_outputs_do_not_fit_are_refused():
+def test_base_models_whose_outputs_do_not_fit_raise():
     maps = [torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 3)]
     x = torch.zeros(1, 1, 8, 8)
     with pytest.raises(

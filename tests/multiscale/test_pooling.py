@@ -1,4 +1,4 @@
-"""Poolings against torch, the installed libraries and their own definition."""
+"""Pooling blocks against torch, the installed libraries and their definition."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def by_hand(x, k, how):
 
 
 @given(maps(1, 6), st.integers(1, 7), st.sampled_from(["avg", "max"]))
-def test_a_window_sees_its_real_pixels_only(shape, k, how):
+def test_a_window_excludes_padding(shape, k, how):
     dims, size = shape
     x = torch.randn(2, 2, *size, dtype=torch.float64) - 3  # below zero: padding must never win
     pool = MultiScalePooling([k], how, spatial_dims=dims)
@@ -43,7 +43,7 @@ def test_odd_windows_are_those_of_torch(shape, k):
         MultiScalePooling([k], "max", spatial_dims=dims)(x), MAX[dims](x, k, 1, k // 2)
     )
     average = MultiScalePooling([k], spatial_dims=dims)(x)
-    if dims < 3 or min(size) >= k:  # torch itself refuses smaller 3-D maps
+    if dims < 3 or min(size) >= k:  # torch itself raises for smaller 3-D feature maps
         torch.testing.assert_close(average, AVG[dims](x, k, 1, k // 2, count_include_pad=False))
 
 
@@ -104,7 +104,9 @@ def test_pyramid_pooling_keeps_the_size(shape):
 
 
 @given(maps(1, 9), st.sampled_from(["nearest", "bilinear", "area"]), st.booleans())
-def test_a_folded_convolution_is_that_of_the_concatenated_map(shape, mode, align_corners):
+def test_a_folded_convolution_equals_that_of_the_concatenated_feature_map(
+    shape, mode, align_corners
+):
     dims, size = shape
     resize = Resize(mode, dims, align_corners)
     fold = FoldedConvolution(3, 2, [1, 3, 4], 5, resize, dims, bias=True).double()
@@ -131,7 +133,7 @@ def test_gradients_of_a_folded_convolution_are_right(dims):
     assert torch.autograd.gradcheck(call, (*inputs, fold.weight, fold.bias))
 
 
-def test_large_maps_are_folded_and_small_ones_are_not(monkeypatch):
+def test_large_feature_maps_are_folded_and_small_ones_are_not(monkeypatch):
     pool = PyramidPooling(64, 64).eval()
     calls = []
     folded = pool.projection.conv.folded
@@ -200,6 +202,6 @@ def test_pyramid_pooling_is_the_psp_module_of_segmentation_models_pytorch():
         ),
     ],
 )
-def test_bad_input_is_refused_by_what_it_is(make, words):
+def test_invalid_input_raises_a_specific_message(make, words):
     with pytest.raises(ValueError, match=words):
         make()

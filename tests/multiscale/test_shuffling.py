@@ -72,7 +72,7 @@ def test_gradients_are_right():
         ("two", "factor must be .* got 'two'"),
     ],
 )
-def test_factors_that_do_not_fit_are_refused(module, factor, message: str):
+def test_factors_that_do_not_fit_raise(module, factor, message: str):
     with pytest.raises(ValueError, match=message):
         module(factor)
 
@@ -86,6 +86,6 @@ def test_factors_that_do_not_fit_are_refused(module, factor, message: str):
         ((1, 8, 3, 3), (6, 6, 6), r"original_size must be an int, 2 ints .* got \(6, 6, 6\)"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(shape, size, message: str):
+def test_inputs_that_do_not_fit_raise(shape, size, message: str):
     with pytest.raises(ValueError, match=message):
         PixelShuffle(2)(torch.zeros(shape), size)

@@ -66,7 +66,7 @@ def test_shapes_come_back_exactly(shape, scale):
     assert torch.equal(back[1], x)
 
 
-def test_sizes_to_go_back_to_can_be_given_in_three_ways():
+def test_inverse_sizes_can_be_given_in_three_ways():
     transform = MultiScaleTransform([0.5])
     x = torch.randn(1, 2, 3, 3)
     assert transform.inverse(x, 6).shape == (1, 2, 6, 6)
@@ -114,7 +114,7 @@ def test_every_axis_is_halved_and_never_lost(shape):
         assert y.shape[2:] == tuple(max(1, n >> level) for n in size)
 
 
-def test_levels_can_be_asked_for():
+def test_levels_can_be_selected():
     pyramid = PyramidDownsample(3)
     x = torch.randn(1, 1, 8, 8, requires_grad=True)
     with pytest.raises(RuntimeError, match="PyramidDownsample has no cached features"):
@@ -134,7 +134,7 @@ def test_levels_can_be_asked_for():
 
 
 @given(maps(1, 14), st.sampled_from([None, 0.7, 1.0, 2.0]), st.sampled_from([1, 3, 5, 7]))
-def test_a_laplacian_pyramid_gives_the_map_back(shape, sigma, kernel_size):
+def test_a_laplacian_pyramid_reconstructs_its_input(shape, sigma, kernel_size):
     dims, size = shape
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     pyramid = LaplacianPyramid(4, sigma, kernel_size, spatial_dims=dims)
@@ -243,6 +243,6 @@ def test_gradients_of_the_transforms_are_right(dims):
         ),
     ],
 )
-def test_bad_input_is_refused_by_what_it_is(make, words):
+def test_invalid_input_raises_a_specific_message(make, words):
     with pytest.raises(ValueError, match=words):
         make()

@@ -164,7 +164,7 @@ def test_tiles_are_equal_to_the_whole(wavelet: str):
         torch.testing.assert_close(tiled, whole)
 
 
-def test_periodic_wavelets_are_refused_in_tiles():
+def test_periodic_wavelets_raise_in_tiles():
     transform = WaveletTransform("cdf97", boundary="periodic")
     with pytest.raises(ValueError, match=r"must see a bounded part of the map .* WaveletTransform"):
         TiledModel(transform, tile_size=16)(torch.randn(1, 2, 45, 38))
@@ -193,7 +193,7 @@ LEVELS = [torch.zeros(1, 6, 5, 4), torch.zeros(1, 6, 3, 2), torch.zeros(1, 2, 3,
         (LEVELS, (9, 8, 7), r"original_size must be an int, 2 ints or .* got \(9, 8, 7\)"),
     ],
 )
-def test_levels_that_do_not_fit_are_refused(levels, size, message: str):
+def test_levels_that_do_not_fit_raise(levels, size, message: str):
     with pytest.raises(ValueError, match=message):
         InverseWaveletTransform(num_levels=2)(levels, size)
     with pytest.raises(ValueError, match=message):
@@ -210,6 +210,6 @@ def test_levels_that_do_not_fit_are_refused(levels, size, message: str):
         ({"spatial_dims": 4}, r"spatial_dims must be one of \[1, 2, 3\], got 4"),
     ],
 )
-def test_what_does_not_exist_is_refused(module, options, message: str):
+def test_unknown_options_raise(module, options, message: str):
     with pytest.raises(ValueError, match=message):
         module(**options)

@@ -1,4 +1,4 @@
-"""Channels and strides of the feature extractors of timm and torchvision, as these state them."""
+"""Measured channels and strides equal those stated by timm and torchvision."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_what_is_measured_is_what_timm_states(name: str):
     assert [y.shape[1] for y in maps] == backbone.channels
 
 
-def test_the_coarsest_level_of_a_feature_pyramid_sees_further_than_the_probe():
+def test_the_receptive_field_of_the_coarsest_level_may_exceed_the_probe():
     build = torchvision.models.detection.backbone_utils.resnet_fpn_backbone
     backbone = Backbone(build(backbone_name="resnet18", weights=None))
     assert backbone.strides == [4, 8, 16, 32, 64]
@@ -81,7 +81,7 @@ def test_options_go_to_timm_and_into_the_config():
     assert (shaped.in_channels, shaped.config["in_channels"]) == (5, 5)
 
 
-def test_a_fixed_size_is_named_with_the_way_out():
+def test_the_message_for_a_fixed_size_names_the_solution():
     with pytest.raises(
         ValueError, match=r"create_model\(\.\.\., img_size=, strict_img_size=False\)"
     ):

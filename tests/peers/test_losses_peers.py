@@ -1,4 +1,4 @@
-"""Values and gradients of the losses, equal to MONAI's."""
+"""Values and gradients of the losses equal MONAI's."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The neck of EfficientDet, equal where its sizes divide, and right where it fails."""
+"""BidirectionalFusion equals effdet where the sizes divide, and also works where effdet fails."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Networks of MONAI, smp, timm and torchvision in tiles: equal to the whole map, or refused by name."""
+"""Networks of MONAI, smp, timm and torchvision in tiles equal the whole image, or raise."""
 
 import copy
 import re
@@ -79,7 +79,7 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "torchvision vit_b_32": (lambda: torchvision.vit_b_32(weights=None), (1, 3, 224, 224)),
     "torchvision resnet18": (lambda: torchvision.resnet18(weights=None), COLOR),
 }
-# nothing in them sees the whole map
+# without layers that depend on the whole image
 TAKEN = {f"monai {name}" for name in list(MONAI)[:11]} | {"timm resnet18", "timm regnetx_002"}
 TAKEN |= {"smp Unet", "smp UnetPlusPlus", "smp Linknet", "torchvision fcn_resnet50"}
 TAKEN |= {"torchvision mobilenet_v2", "torchvision vgg11", "timm densenet121"}
@@ -104,7 +104,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_are_equal_or_refused_by_the_name_of_a_layer(name):
+def test_networks_are_equal_or_raise_with_the_name_of_a_layer(name):
     make, shape = NETWORKS[name]
     torch.manual_seed(0)
     model = make().double().eval()
@@ -154,7 +154,7 @@ def test_gradients_of_networks(name, whole):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_decoders_are_planned_or_refused_in_ten_seconds(name):
+def test_decoders_are_planned_or_raise_within_ten_seconds(name):
     torch.set_num_threads(1)
     model = decoder(name).eval()
     settle(decoder("Linknet").eval(), (1, 1, 64, 64), torch.empty(0), 32, (), None)  # imports

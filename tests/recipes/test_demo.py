@@ -1,4 +1,4 @@
-"""The demo on few small samples: from nothing to table and picture, and on after an interruption."""
+"""The demo on a few small samples: training, table, figure, and resuming."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class KilledError(Exception):
     """What a test raises in the middle of a training."""
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(
+def test_an_interrupted_training_resumes_to_the_same_weights(
     samples: list[dict[str, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def model() -> torch.nn.Module:
@@ -115,7 +115,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         ("--epochs", "0", "--epochs must be at least 1, got 0"),
     ],
 )
-def test_a_wrong_option_is_refused(
+def test_a_wrong_option_raises(
     option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
 ):
     with pytest.raises(SystemExit):
@@ -135,7 +135,7 @@ def test_a_prediction_is_right_on_the_end_faces(make, samples):
     x = network_inputs(pores, distance)
     with torch.no_grad():
         bent = model(x) - x[:, 2:3]
-        x[:, 2, 0], x[:, 2, -1] = -0.5, 0.5  # as if cell centers lay on the faces
+        x[:, 2, 0], x[:, 2, -1] = -0.5, 0.5  # as if the centers of the grid cells were on the faces
         on_faces = model(x)[:, :, [0, -1]]
     assert bent.abs().max() > 0
     torch.testing.assert_close(on_faces, x[:, 2:3, [0, -1]])
@@ -162,7 +162,7 @@ def test_mirrored_geometries_conduct_as_much(samples):
     torch.testing.assert_close(torch.cat(found), samples[5]["D_rel"].expand(4))
 
 
-def test_an_epoch_has_every_geometry_once_in_an_order_of_its_own():
+def test_an_epoch_has_every_geometry_once_in_its_own_order():
     sampler = EveryGeometryOnce(10, seed=1)
     first = list(sampler)
     assert sorted(i % 10 for i in first) == list(range(10))

@@ -1,4 +1,4 @@
-"""One loss curve on any number of processes, and one end for killed and whole runs."""
+"""The loss curve does not depend on the number of processes, or on interruptions."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def start(command: list[str], options: list[str], out: Path) -> subprocess.Popen
     return subprocess.Popen(full, env=environment, cwd=ROOT, start_new_session=True)
 
 
-def test_a_map_is_named_by_its_number():
+def test_a_sample_is_determined_by_its_index():
     noisy, clean = NoisyWaves(5, 16, seed=1)[3]
     assert noisy.shape == clean.shape == (1, 16, 16)
     assert torch.equal(noisy, NoisyWaves(9, 16, seed=1)[3][0])
@@ -76,7 +76,7 @@ def test_processes_share_the_batch_of_every_step(world_size):
         assert {len(share[step]) for share in shares} == {6 // world_size}
 
 
-def test_a_pass_has_every_map_once_and_its_own_order():
+def test_an_epoch_has_every_sample_once_in_its_own_order():
     stream = [i for batch in BatchesOfSteps(10, 4, 5) for i in batch]  # 20 of them: two passes
     assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
     assert stream[:10] != stream[10:]
@@ -99,7 +99,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     assert equal(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_the_checkpoint_of_another_run_is_refused(tmp_path):
+def test_the_checkpoint_of_another_run_raises(tmp_path):
     options = [*SMALL, "--steps", "1", "--checkpoint-every", "1", "--out", str(tmp_path)]
     main(options)
     words = r"the checkpoint in --out must be of a run with \{.*'seed': 1\}, got \{.*'seed': 0\}"
@@ -116,7 +116,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
         (["--size", "3"], "--size must be at least 4, got 3"),
     ],
 )
-def test_wrong_options_are_refused(wrong, message, capsys):
+def test_wrong_options_raise(wrong, message, capsys):
     with pytest.raises(SystemExit):
         main(wrong)
     assert message in capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_two_processes_have_the_loss_curve_of_one(command, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [[MODULE], TORCHRUN], ids=["one", "two"])
-def test_a_killed_run_ends_as_one_that_was_not(command, tmp_path):
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(command, tmp_path):
     options = [*SMALL, "--steps", "200", "--checkpoint-every", "7"]
     assert start(command, options, tmp_path / "whole").wait(300) == 0
     run = start(command, options, tmp_path / "killed")

@@ -1,4 +1,4 @@
-"""The recipes of the time-steppers: they run small, go on, and say what they found."""
+"""The recipes of time-stepping run on small data, resume and report."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def run(tmp_path, *more):
     return hierarchy.main(["--system", "cubic", "--iterations", "3", *folders, *more])
 
 
-def test_one_command_makes_table_and_picture_and_goes_on(small, tmp_path, monkeypatch):
+def test_one_command_writes_table_and_figure_and_resumes(small, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(hierarchy, "draw", lambda path, result: drawn.append(path.name))
     text = run(tmp_path, "--noise", "0", "0.01")
@@ -81,7 +81,7 @@ def test_a_diverging_stride_is_not_the_best():
         (["--noise", "-1"], r"--noise must be at least 0, got -1\.0"),
     ],
 )
-def test_bad_options_are_refused(options, message, capsys):
+def test_invalid_options_raise(options, message, capsys):
     with pytest.raises(SystemExit):
         hierarchy.main(options)
     assert message.replace("\\", "") in capsys.readouterr().err

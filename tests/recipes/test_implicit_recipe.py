@@ -1,4 +1,4 @@
-"""The implicit recipe, small: that it trains, resumes, prunes, compacts and reports."""
+"""The implicit recipe trains, resumes, prunes, compacts and reports on small data."""
 
 import json
 
@@ -77,9 +77,7 @@ def test_a_run_that_was_stopped_ends_where_an_uninterrupted_one_does(tmp_path):
 def test_nan_is_reported_before_anything_is_trained(which, name, tmp_path):
     values = [value.clone() for value in data()]
     values[which].view(-1)[2] = torch.nan
-    with pytest.raises(
-        ValueError, match=f"{name} must be finite, got 1 of .* the first of them nan"
-    ):
+    with pytest.raises(ValueError, match=f"{name} must be finite, got 1 of .* the first nan"):
         train(field(), *values, tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
 
@@ -131,7 +129,7 @@ def test_the_wave_case_writes_its_results_and_draws_them_anew(tmp_path, monkeypa
         ("--iterations must be a multiple of 50, got 7", ["--iterations", "7"]),
     ],
 )
-def test_options_out_of_range_are_refused(words, options, capsys):
+def test_options_out_of_range_raise(words, options, capsys):
     with pytest.raises(SystemExit):
         implicit.main(["wave", *options])
     assert words in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The recipe of MS-Net: its field, its loss, its samples, and that it runs, resumes and reports."""
+"""The recipe of MS-Net: model, loss, samples, running, resuming and reporting."""
 
 from pathlib import Path
 
@@ -120,7 +120,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_weights(samples, tmp_path, monkeypatch):
+def test_an_interrupted_training_resumes_to_the_same_weights(samples, tmp_path, monkeypatch):
     def model() -> ConductionMSNet:
         torch.manual_seed(3)
         return ConductionMSNet(2, num_scales=2)
@@ -196,7 +196,7 @@ def test_samples_that_did_not_converge_are_counted_and_printed(tmp_path, monkeyp
         ("--size", "8", "--size must be a multiple of 8 and at least 16, got 8"),
     ],
 )
-def test_a_wrong_option_is_refused(option, value, message, capsys):
+def test_a_wrong_option_raises(option, value, message, capsys):
     with pytest.raises(SystemExit):
         msnet.main([option, value])
     assert message in capsys.readouterr().err

@@ -14,7 +14,7 @@ from neurenix_ms.datasets.currents import LENGTH
 from neurenix_ms.recipes.fitting import EveryGeometryOnce
 from neurenix_ms.recipes.ocean import command as ocean
 from neurenix_ms.recipes.ocean.maps import _to_middle
-from neurenix_ms.recipes.ocean.models import PATCH, DriftUNet, Unrolled, carry, looked_up, stay
+from neurenix_ms.recipes.ocean.models import PATCH, DriftUNet, Unrolled, carry, interpolated, stay
 from neurenix_ms.recipes.ocean.report import error_table, intensity_table
 from neurenix_ms.recipes.ocean.scores import noise_of, scores
 from neurenix_ms.recipes.ocean.seas import SEAS, draw_seas
@@ -93,16 +93,16 @@ def test_unrolled_steps_are_single_steps_one_after_the_other():
     torch.testing.assert_close(Unrolled(model)(x), torch.cat([first, second], dim=1))
 
 
-def test_a_periodic_map_is_looked_up_between_its_cells():
+def test_a_periodic_field_is_interpolated_between_its_cells():
     n = 24
     axis = torch.arange(n) * 1.0
     cells = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))[None]
     x = blob(n, (3.0, 20.0), 6.0)
     for mode in ("bilinear", "bicubic"):
-        torch.testing.assert_close(looked_up(x, cells, mode), x, atol=1e-5, rtol=1e-4)
-        far = looked_up(x, cells - torch.tensor([5.0, 2 * n + 4]).view(1, 2, 1, 1), mode)
+        torch.testing.assert_close(interpolated(x, cells, mode), x, atol=1e-5, rtol=1e-4)
+        far = interpolated(x, cells - torch.tensor([5.0, 2 * n + 4]).view(1, 2, 1, 1), mode)
         torch.testing.assert_close(far, x.roll((5, 4), (2, 3)), atol=1e-4, rtol=1e-3)
-    between = looked_up(x, cells - 0.5, "bicubic")
+    between = interpolated(x, cells - 0.5, "bicubic")
     torch.testing.assert_close(between, blob(n, (3.5, 20.5), 6.0), atol=0.02, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""Tasks: what is logged and learnt, and that a resumed run is the uninterrupted one."""
+"""Tasks: logging, training, and resuming to the same result."""
 
 import functools
 import importlib
@@ -34,7 +34,7 @@ class Dicts(torch.utils.data.Dataset):
 
 
 class TwoScales(nn.Module):
-    """A fine and a coarse map of one input."""
+    """Return a fine and a coarse output."""
 
     def __init__(self, finest_first=True):
         super().__init__()
@@ -169,7 +169,7 @@ def test_one_cycle_ends_with_the_last_step(tmp_path):
     assert rates[-1] < 1e-6
 
 
-def test_a_schedule_of_ones_own_gets_the_number_of_steps(tmp_path):
+def test_a_custom_schedule_gets_the_number_of_steps(tmp_path):
     seen = []
 
     def schedule(optimizer, num_steps):
@@ -261,7 +261,7 @@ def test_segmentation_learns(tmp_path):
 
 @pytest.mark.parametrize("finest_first", [True, False])
 @pytest.mark.parametrize("as_list", [True, False])
-def test_multiscale_metrics_look_at_the_finest_map(tmp_path, finest_first, as_list):
+def test_multiscale_metrics_use_the_finest_output(tmp_path, finest_first, as_list):
     torch.manual_seed(0)
     x, y = torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8)
     model = TwoScales(finest_first)
@@ -316,7 +316,7 @@ def test_fitting_raises_no_warning_of_ours(tmp_path):
         ),
     ],
 )
-def test_wrong_arguments_are_refused(options, message):
+def test_wrong_arguments_raise(options, message):
     with pytest.raises(ValueError, match=message):
         RegressionTask(make_model(), **options)
 
@@ -330,18 +330,18 @@ def test_wrong_arguments_are_refused(options, message):
         (torch.zeros(2), "got a Tensor"),
     ],
 )
-def test_batches_without_a_target_are_refused(batch, message):
+def test_batches_without_a_target_raise(batch, message):
     with pytest.raises(ValueError, match=message):
         RegressionTask(make_model()).training_step(batch, 0)
 
 
-def test_a_schedule_without_an_end_is_refused(tmp_path):
+def test_a_schedule_without_an_end_raises(tmp_path):
     task = RegressionTask(make_model(), schedule="one_cycle")
     with pytest.raises(ValueError, match="Trainer with max_epochs or max_steps, got inf steps"):
         fit(task, make_pairs(), tmp_path, max_epochs=-1)
 
 
-def test_without_lightning_the_room_opens_but_the_tasks_name_the_extra(monkeypatch):
+def test_without_lightning_the_module_imports_and_the_tasks_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning", None)
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
     for name in ("task", "step"):

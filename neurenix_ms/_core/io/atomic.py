@@ -1,4 +1,4 @@
-"""Write files that appear under their names as a whole or not at all."""
+"""Atomic writing of files, which are replaced as a whole or not at all."""
 
 import os
 import uuid
@@ -10,13 +10,13 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name when the context is left without an error.
+    """Open a temporary file for writing that replaces the target when the context ends without error.
 
-    Until then it lies beside the target, as `.NAME.<random>.tmp`. What was under the name before is
-    kept if writing fails or the process is killed.
+    The temporary file is in the same folder, as `.NAME.<random>.tmp`. The previous content of the target
+    is kept if writing fails or the process is killed.
 
     Args:
-        path: The target; its folder must exist.
+        path: Path of the target; its folder must exist.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -31,6 +31,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file in one call; see `replacing`."""
+    """Write a file atomically in one call; see `replacing`."""
     with replacing(path) as file:
         file.write(content)

@@ -43,7 +43,7 @@ def shortest_piece(
     channels: int,
     like: Tensor,
 ) -> tuple[int, ...]:
-    """Return the smallest size of pieces of an input, for which parts run whole give crops."""
+    """Return the smallest piece of an input that the model takes, with crops for parts run whole."""
     if lengths.period == lengths.stride:
         return short
 

@@ -1,1 +1,1 @@
-"""Run a model tile by tile as its plan says."""
+"""Run a model tile by tile according to its plan."""

@@ -1,9 +1,9 @@
-"""Nothing in, a comparison of a multiscale and a single-scale network on porous media out.
+"""Compare a multiscale and a single-scale network on porous media.
 
-`python -m neurenix_ms.recipes.demo` makes porous geometries with solved conduction, trains a network
-composed of the library's blocks and a plain stack of convolutions of as many parameters on the same
-batches, and compares both, Archie's law and the linear field on geometries that none has seen. It
-writes `demo.png` and `table.md`. A run that was killed goes on where it was.
+`python -m neurenix_ms.recipes.demo` computes porous geometries with solved conduction, trains a network
+composed of the library's blocks and a plain stack of convolutions with as many parameters on the same
+batches, and compares both, Archie's law and the linear field on unseen geometries. It writes
+`demo.png` and `table.md`. An interrupted run resumes.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from neurenix_ms.recipes.fitting import forget_other_run
 from neurenix_ms.recipes.options import check_at_least
 
 MODELS = {"multiscale": multiscale, "single scale": single_scale}
-HELD_OUT = 6  # one of so many samples is kept for the comparison
+HELD_OUT = 6  # one of so many samples is held out for the comparison
 
 
 def main(argv: Sequence[str] | None = None) -> str:
@@ -88,19 +88,19 @@ def main(argv: Sequence[str] | None = None) -> str:
 
 
 def predict(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Output of `model` in evaluation mode, batch by batch."""
+    """Return the output of `model` in evaluation mode, computed batch by batch."""
     model.eval()
     with torch.no_grad():
         return torch.cat([model(batch) for batch in inputs.split(BATCH_SIZE)])
 
 
 def costs(model: nn.Module, samples: Sequence[dict[str, Tensor]], seconds: float) -> dict[str, str]:
-    """The rows of the table that say what a network costs.
+    """Return the rows of the table with the costs of a network.
 
     Args:
         model: The network.
         samples: The batch of a training step.
-        seconds: What its training took.
+        seconds: Wall time of its training.
     """
     inputs, targets = map(torch.stack, zip(*_mapped(samples), strict=True))
 
@@ -111,17 +111,17 @@ def costs(model: nn.Module, samples: Sequence[dict[str, Tensor]], seconds: float
     def step() -> None:
         conduction_loss(model(inputs), targets).backward()
 
-    model = copy.deepcopy(model).eval()  # a step leaves gradients, and batch norms count it
+    model = copy.deepcopy(model).eval()  # a step changes gradients and batch norm statistics
     model.zero_grad(set_to_none=True)
     operations, forward_bytes = count_flops(forward), peak_tensor_bytes(forward)
     model.train()
     step_bytes = peak_tensor_bytes(step)
     return {
         "parameters": f"{parameter_table(model)[-1][1]:,}",
-        "FLOPs of one map": f"{operations / 1e9:.3f} G",
-        "peak tensors, one map": f"{forward_bytes / 2**20:.1f} MiB",
-        f"peak tensors, training step of {len(inputs)}": f"{step_bytes / 2**20:.1f} MiB",
-        "training": f"{seconds:.0f} s",
+        "FLOPs, one image": f"{operations / 1e9:.3f} G",
+        "peak memory of tensors, one image": f"{forward_bytes / 2**20:.1f} MiB",
+        f"peak memory, training step with batch {len(inputs)}": f"{step_bytes / 2**20:.1f} MiB",
+        "training time": f"{seconds:.0f} s",
     }
 
 
@@ -133,7 +133,7 @@ def _mapped(samples: Sequence[dict[str, Tensor]]) -> list[tuple[Tensor, Tensor]]
 def _baselines(
     seen: Sequence[dict[str, Tensor]], held_out: dict[str, Tensor]
 ) -> dict[str, dict[str, str]]:
-    """Columns of the table for Archie's law, fitted to what was seen, and for the linear field."""
+    """Return the columns of Archie's law, fitted to the training samples, and of the linear field."""
     porosity = torch.stack([one["pores"].mean() for one in seen])
     conductance = torch.stack([one["D_rel"] for one in seen])
     unseen = held_out["pores"].flatten(1).mean(dim=1)
@@ -158,7 +158,7 @@ def _samples(options: argparse.Namespace) -> list[dict[str, Tensor]]:
 def _trained(
     options: argparse.Namespace, seen: Sequence[dict[str, Tensor]]
 ) -> tuple[dict[str, nn.Module], dict[str, float]]:
-    """Both networks after training, and their seconds; goes on from what `options.out` holds."""
+    """Train both networks, or resume from `options.out`; return them and their wall times."""
     models: dict[str, nn.Module] = {}
     seconds: dict[str, float] = {}
     for name, make in MODELS.items():
@@ -187,13 +187,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Train a multiscale and a single-scale network on porous media and compare.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--samples", type=int, default=600, help="geometries, held-out included")
-    parser.add_argument("--epochs", type=int, default=12, help="times every geometry is seen")
+    parser.add_argument("--samples", type=int, default=600, help="geometries, including held-out")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over all geometries")
     parser.add_argument("--size", type=int, default=64, help="cells along each axis")
     parser.add_argument("--seed", type=int, default=0, help="for geometries, weights and order")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="results, checkpoints")
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the samples")
-    parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
+    parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
     options = parser.parse_args(argv)
     check_at_least(parser, options, samples=4, size=16, epochs=1)
     return options

@@ -1,4 +1,4 @@
-"""The two networks of the demo: pores in, potential out, composed of scales or of one scale only."""
+"""The two networks of the demo, which predict the potential at several scales or at one."""
 
 from itertools import pairwise
 
@@ -15,14 +15,18 @@ CELLS_PER_UNIT = 10.0  # brings the distances in pores to the order of 1
 
 
 def linear_field(size: tuple[int, ...]) -> Tensor:
-    """Potential of a box without solid, rising along the first spatial axis: `(1, 1, *S)`."""
+    """Return the potential of a box without solid, rising along the first spatial axis.
+
+    Shape:
+        sizes S -> `(1, 1, *S)`
+    """
     num_cells = size[0]
     ramp = (torch.arange(num_cells) + 0.5) / num_cells - 0.5
     return ramp.view(1, 1, -1, *(1,) * (len(size) - 1)).expand(1, 1, *size)
 
 
 def network_inputs(pores: Tensor, distance: Tensor) -> Tensor:
-    """What both networks see: pore mask, distance to the solid, linear field.
+    """Return the input of both networks: pore mask, distance to the solid, linear field.
 
     Shape:
         twice `(B, 1, *S)` -> `(B, 3, *S)`
@@ -32,13 +36,13 @@ def network_inputs(pores: Tensor, distance: Tensor) -> Tensor:
 
 
 class Potential(nn.Module):
-    """The linear field plus what a network says about the deviation from it.
+    """Sum of the linear field and the deviation that a network predicts.
 
     The deviation is multiplied by a parabola that is 0 on the two end faces, so that the potential
-    is exactly -0.5 and 0.5 there whatever the network says.
+    is exactly -0.5 and 0.5 there, whatever the network returns.
 
     Args:
-        network: Three maps in, one map out.
+        network: Network from three channels to one.
 
     Shape:
         `(B, 3, *S)` from `network_inputs` -> `(B, 1, *S)`
@@ -54,17 +58,17 @@ class Potential(nn.Module):
 
 
 class MultiScaleNetwork(nn.Module):
-    """Features at several resolutions, the whole box in the coarsest, all weighed into one map.
+    """Network of features at several resolutions with global context, fused by attention.
 
-    `PyramidNetwork` encodes, `PyramidPooling` adds what the coarsest map looks like from afar,
-    `FeatureFusion` weighs the scales by what they contain, and a convolution with a head reads the
-    result.
+    `PyramidNetwork` encodes, `PyramidPooling` adds the context of the whole box to the coarsest
+    features, `FeatureFusion` fuses the scales with attention weights, and a convolution and a head
+    compute the output.
 
     Args:
         in_channels: Channels of the input.
-        base_channels: Width of the finest resolution; every coarser one doubles it.
+        base_channels: Channels of the finest resolution, doubled at every coarser one.
         num_levels: Number of resolutions.
-        width: Channels of the fused map and of the pooled one.
+        width: Channels of the fused and of the pooled features.
 
     Shape:
         `(B, in_channels, *S)` -> `(B, 1, *S)`
@@ -74,7 +78,7 @@ class MultiScaleNetwork(nn.Module):
         self, in_channels: int = 3, base_channels: int = 8, num_levels: int = 4, width: int = 16
     ) -> None:
         super().__init__()
-        # only what it encodes is used, so its own way down gets a single channel (134 values)
+        # only its encoder is used, so its top-down path gets a single channel (134 parameters)
         self.pyramid = PyramidNetwork(
             in_channels,
             1,
@@ -95,12 +99,12 @@ class MultiScaleNetwork(nn.Module):
 
 
 def multiscale() -> Potential:
-    """The potential from several scales."""
+    """Return the multiscale network for the potential."""
     return Potential(MultiScaleNetwork())
 
 
 def single_scale() -> Potential:
-    """The potential from a plain stack of convolutions at full resolution."""
+    """Return a plain stack of convolutions at full resolution for the potential."""
     width = SINGLE_SCALE_WIDTH
     widths = [3] + [width] * SINGLE_SCALE_LAYERS
     layers = [ConvNormAct(a, b) for a, b in pairwise(widths)]

@@ -1,4 +1,4 @@
-"""Predicted potentials in, scores, the table and the picture of the demo out."""
+"""Scores, table and figure of the demo."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ class ArchieLaw:
 
     @classmethod
     def fit(cls, porosity: Tensor, conductance: Tensor, *, with_scale: bool = True) -> "ArchieLaw":
-        """Least squares of the logarithms.
+        """Fit the law by least squares of the logarithms.
 
         Args:
-            porosity: Share of pores, between 0 and 1.
-            conductance: Relative to the empty box.
-            with_scale: False keeps the factor at 1.
+            porosity: Ratio of pores to all cells, between 0 and 1.
+            conductance: Conductance relative to the empty box.
+            with_scale: Whether to fit the factor, which is 1 otherwise.
 
         Examples:
             >>> porosity = torch.tensor([0.3, 0.5, 0.7])
@@ -50,7 +50,7 @@ class ArchieLaw:
 
 @dataclass(frozen=True)
 class Conductances:
-    """How far conductances are off: mean and median of |predicted - true| / true."""
+    """Relative errors of conductances: mean and median of |predicted - true| / true."""
 
     mean: float
     median: float
@@ -63,7 +63,7 @@ class Conductances:
 
 
 def r2(predicted: Tensor, true: Tensor, mask: Tensor) -> float:
-    """Share of the variance of `true` that is explained, over all cells where `mask` is 1."""
+    """Return the ratio of explained variance of `true`, over all cells where `mask` is 1."""
     inside = mask > 0
     true = true[inside]
     left = (predicted[inside] - true).square().sum()
@@ -71,7 +71,7 @@ def r2(predicted: Tensor, true: Tensor, mask: Tensor) -> float:
 
 
 def field_scores(predicted: Tensor, true: Tensor, pores: Tensor) -> dict[str, str]:
-    """The rows of the table that a predicted potential fills."""
+    """Return the rows of the table for a predicted potential."""
     linear = linear_field(tuple(true.shape[2:])).expand_as(true)
     conductance = effective_conductivity(true, pores)
     return {
@@ -84,7 +84,7 @@ def field_scores(predicted: Tensor, true: Tensor, pores: Tensor) -> dict[str, st
 
 
 def conductance_scores(predicted: Tensor, true: Tensor) -> dict[str, str]:
-    """The rows of the table that a predicted conductance fills."""
+    """Return the rows of the table for a predicted conductance."""
     off = Conductances.of(predicted, true)
     return {
         "error of D_rel, mean": f"{100 * off.mean:.1f} %",
@@ -93,10 +93,10 @@ def conductance_scores(predicted: Tensor, true: Tensor) -> dict[str, str]:
 
 
 def table(columns: Mapping[str, Mapping[str, str]]) -> str:
-    """Markdown that reads well as plain text too: a row per quantity, a column per method.
+    """Return a Markdown table, aligned as plain text too: a row per quantity, a column per method.
 
     Args:
-        columns: Rows of every method; what one of them lacks is left empty.
+        columns: Rows of every method; missing entries are left empty.
 
     Examples:
         >>> print(table({"ours": {"R²": "0.9", "FLOPs": "1 G"}, "law": {"R²": "0.5"}}))
@@ -119,13 +119,13 @@ def table(columns: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def pick(conductance: Tensor, count: int = 3) -> list[int]:
-    """Samples spread evenly over the order of conductance, without its extremes."""
+    """Return the numbers of samples evenly spaced in the order of conductance, without its extremes."""
     order = conductance.argsort().tolist()
     return [order[int((i + 0.5) * len(order) / count)] for i in range(count)]
 
 
 def draw(path: Path, pores: Tensor, potential: Tensor, predictions: Mapping[str, Tensor]) -> None:
-    """Geometry, true and predicted potential and the errors, a row per sample; flow to the right.
+    """Draw geometry, true and predicted potential and the errors, a row per sample, flow to the right.
 
     Args:
         path: PNG to write.

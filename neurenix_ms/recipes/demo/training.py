@@ -1,4 +1,4 @@
-"""Porous samples and a network in, the trained network and the seconds it took out; resumable."""
+"""Train the networks of the demo on porous samples, with resumption."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +19,9 @@ CONDUCTANCE_WEIGHT = 0.2
 
 
 class MirroredConduction(Dataset[tuple[Tensor, Tensor]]):
-    """Every geometry four times: as it is, mirrored along the flow, across it, and both.
+    """Dataset of every geometry in four variants: original, mirrored along the flow, across it, both.
 
-    Mirrored along the flow, the potential changes its sign.
+    The potential changes its sign if mirrored along the flow.
 
     Args:
         samples: Items of `PorousConduction`.
@@ -39,22 +39,22 @@ class MirroredConduction(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         mirror, which = divmod(index, len(self.samples))
         along, across = mirror % 2 == 1, mirror >= 2
-        axes = [axis for axis, wanted in ((1, along), (-1, across)) if wanted]
-        maps = (self.samples[which][key] for key in ("pores", "distance", "potential"))
-        pores, distance, potential = (x.flip(axes) for x in maps)
+        axes = [axis for axis, flipped in ((1, along), (-1, across)) if flipped]
+        fields = (self.samples[which][key] for key in ("pores", "distance", "potential"))
+        pores, distance, potential = (x.flip(axes) for x in fields)
         potential = -potential if along else potential
         return network_inputs(pores[None], distance[None])[0], torch.cat([potential, pores])
 
 
 def conduction_loss(potential: Tensor, target: Tensor) -> Tensor:
-    """Squared error of the potential in the pores, plus the relative error of the conductance.
+    """Compute the squared error of the potential in the pores plus the relative error of conductance.
 
-    The squared error is in units of the mean square of the deviation from the linear field. It says
-    little about narrow throats, of few cells and large steps, and those decide what a sample
-    conducts; so the conductance of the predicted potential is compared as well.
+    The squared error is in units of the mean square of the deviation from the linear field. It depends
+    little on narrow throats, which have few cells and large steps but determine the conductance of a
+    sample. So the conductance of the predicted potential is compared as well.
 
     Args:
-        potential: Prediction; what it is in solid does not matter.
+        potential: Prediction; its values in solid have no effect.
         target: True potential and pore mask.
 
     Shape:
@@ -76,17 +76,17 @@ def train(
     seed: int = 0,
     progress: bool = True,
 ) -> float:
-    """Train `network` in place, or go on from `folder/last.ckpt` if it is there; the seconds it took.
+    """Train `network` in place, or resume from `folder/last.ckpt`; return the wall time in seconds.
 
-    Both networks of the demo go through here with the same arguments. The seconds of a run that
-    was killed are counted up to its last whole epoch.
+    Both networks of the demo are trained with the same arguments. The time of an interrupted run is
+    counted up to its last complete epoch.
 
     Args:
-        network: Maps `(B, 3, *S)` to `(B, 1, *S)`.
+        network: Network from `(B, 3, *S)` to `(B, 1, *S)`.
         samples: Items of `PorousConduction`.
-        epochs: Times that every geometry is seen.
-        folder: Where `last.ckpt` is written after every epoch.
-        seed: What the order of the samples comes from.
+        epochs: Passes over all geometries.
+        folder: Folder in which `last.ckpt` is written after every epoch.
+        seed: Seed of the order of the samples.
         progress: Show a progress bar.
     """
     sampler = EveryGeometryOnce(len(samples), seed)

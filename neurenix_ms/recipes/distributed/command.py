@@ -1,10 +1,10 @@
-"""Nothing in, a U-Net trained on as many processes as you give it, and its loss curve, out.
+"""Train a U-Net on any number of processes, with the same loss curve for all of them.
 
-`python -m neurenix_ms.recipes.distributed --devices 2` trains a small U-Net to take noise off waves,
-and so does `torchrun --nproc-per-node 2 -m neurenix_ms.recipes.distributed`, on one machine or
-several. The batch of a step is named by the number of the step alone, and every process takes its
-share of it. So any number of processes has the same loss curve, and a run that was killed ends, when
-it is started again, with the weights it would have had.
+`python -m neurenix_ms.recipes.distributed --devices 2` trains a small U-Net to denoise waves, and so
+does `torchrun --nproc-per-node 2 -m neurenix_ms.recipes.distributed`, on one machine or several. The
+batch of a step depends on the number of the step alone, and every process takes its part of it. So
+the loss curve does not depend on the number of processes, and an interrupted run, once resumed, ends
+with the same weights as an uninterrupted one.
 """
 
 import argparse
@@ -34,12 +34,12 @@ NOISE = 0.5
 
 
 class NoisyWaves(Dataset[tuple[Tensor, Tensor]]):
-    """Maps of a few plane waves with noise, and without; each is made of its index when asked for.
+    """Dataset of images of a few plane waves with noise and without, each computed from its index.
 
     Args:
-        num_maps: Number of maps.
-        size: Cells along both axes.
-        seed: Non-negative number that all maps come from.
+        num_maps: Number of images.
+        size: Pixels along both axes.
+        seed: Seed of all images, not negative.
 
     Shape:
         An item is the input `(1, size, size)` and the target of the same shape.
@@ -64,19 +64,20 @@ class NoisyWaves(Dataset[tuple[Tensor, Tensor]]):
 
 
 class BatchesOfSteps(Sampler[list[int]]):
-    """The share of one process in the batch of every step, from any step on.
+    """Sampler of the images of one process in the batch of every step, starting from any step.
 
-    Maps come pass after pass, in an order that only seed and pass say. Step `s` has the maps from
-    `s * batch_size` on, whoever asks, and process `rank` of `world_size` every `world_size`-th of them.
+    The images are drawn pass by pass, in an order that depends on seed and pass only. Step `s` has the
+    images from `s * batch_size` on, for any number of processes; process `rank` of `world_size` takes
+    every `world_size`-th of them.
 
     Args:
-        num_maps: Maps in a pass.
-        batch_size: Maps of a step in all processes together.
+        num_maps: Images in a pass.
+        batch_size: Images of a step in all processes together.
         num_steps: Steps of the whole run.
         first: The step to start from.
         rank: Number of this process.
         world_size: Number of processes.
-        seed: Non-negative number that the order comes from.
+        seed: Seed of the order, not negative.
     """
 
     def __init__(
@@ -98,15 +99,17 @@ class BatchesOfSteps(Sampler[list[int]]):
         self.seed = seed
 
     def __len__(self) -> int:
-        return self.num_steps  # of the run: Lightning counts what was done before it was killed
+        return (
+            self.num_steps
+        )  # of the whole run, because Lightning counts the steps before resuming
 
     def __iter__(self) -> Iterator[list[int]]:
         orders: dict[int, list[int]] = {}
         for step in range(self.first, self.num_steps):
-            places = range(step * self.batch_size, (step + 1) * self.batch_size)
-            passes = {place // self.num_maps for place in places}
+            draws = range(step * self.batch_size, (step + 1) * self.batch_size)
+            passes = {draw // self.num_maps for draw in draws}
             orders = {n: orders.get(n) or self._order(n) for n in passes}
-            batch = [orders[place // self.num_maps][place % self.num_maps] for place in places]
+            batch = [orders[draw // self.num_maps][draw % self.num_maps] for draw in draws]
             yield batch[self.rank :: self.world_size]
 
     def _order(self, number: int) -> list[int]:
@@ -115,7 +118,7 @@ class BatchesOfSteps(Sampler[list[int]]):
 
 
 class Waves(LightningDataModule):
-    """The batches of a run; a checkpoint says at which step it goes on, and what run it is of."""
+    """Data module of a run, whose checkpoints hold the step to resume from and the run's options."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__()
@@ -140,13 +143,13 @@ class Waves(LightningDataModule):
         if state_dict["run"] != self.run:
             raise ValueError(
                 f"the checkpoint in --out must be of a run with {self.run}, got {state_dict['run']}; "
-                "give another --out, or --fresh"
+                "choose another --out, or --fresh"
             )
         self.first = state_dict["step"]
 
 
 class LossCurve(Callback):
-    """The loss of every step over the whole batch; it goes on where a killed run was."""
+    """Callback that records the loss of every step over the whole batch, with resumption."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -154,8 +157,8 @@ class LossCurve(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
-        share = outputs["loss"].detach().clone()
-        self.losses.append(float(trainer.strategy.reduce(share, reduce_op="mean")))
+        local = outputs["loss"].detach().clone()
+        self.losses.append(float(trainer.strategy.reduce(local, reduce_op="mean")))
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self.losses}
@@ -168,7 +171,7 @@ RUN = ("maps", "size", "batch_size", "steps", "precision", "seed")
 
 
 def main(argv: Sequence[str] | None = None, callbacks: Sequence[Callback] = ()) -> list[float]:
-    """Train, or go on with `last.ckpt` in `--out`; the loss of every step.
+    """Train, or resume from `last.ckpt` in `--out`, and return the loss of every step.
 
     Args:
         argv: Command line without the name of the program; by default that of the process.
@@ -182,7 +185,7 @@ def main(argv: Sequence[str] | None = None, callbacks: Sequence[Callback] = ()) 
     for part in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
     torch.manual_seed(options.seed)
-    # group norm, because batch norm takes the statistics of a share; the loss would follow it
+    # group norm, because batch norm would use statistics per process, which would change the loss
     model = UNet(1, 1, features=[8, 16], norm="group", remember=False)
     descent = partial(torch.optim.SGD, momentum=0.9)
     task = RegressionTask(model, optimizer=descent, learning_rate=0.1, schedule="one_cycle")
@@ -220,7 +223,7 @@ def _trainer(options: argparse.Namespace, callbacks: list[Callback]) -> Trainer:
         strategy="ddp" if num_processes > 1 else "auto",
         precision=options.precision,
         max_steps=options.steps,
-        use_distributed_sampler=False,  # the batches are shared out already
+        use_distributed_sampler=False,  # BatchesOfSteps distributes the batches already
         deterministic=True,
         callbacks=[*callbacks, checkpoint],
         logger=False,
@@ -235,21 +238,21 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Train a U-Net on several processes, with the loss curve of one.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--devices", type=int, default=1, help="processes; torchrun knows better")
-    parser.add_argument("--accelerator", default="auto", help="cpu, gpu or what Lightning finds")
-    parser.add_argument("--maps", type=int, default=512, help="maps in a pass")
-    parser.add_argument("--size", type=int, default=64, help="cells along each axis")
+    parser.add_argument("--devices", type=int, default=1, help="processes; torchrun overrides it")
+    parser.add_argument("--accelerator", default="auto", help="cpu, gpu or auto")
+    parser.add_argument("--maps", type=int, default=512, help="images in a pass")
+    parser.add_argument("--size", type=int, default=64, help="pixels along each axis")
     parser.add_argument(
-        "--batch-size", type=int, default=16, help="maps of a step, in all processes"
+        "--batch-size", type=int, default=16, help="images of a step, in all processes"
     )
     parser.add_argument("--steps", type=int, default=200, help="steps of the whole run")
     parser.add_argument(
         "--checkpoint-every", type=int, default=20, help="steps between checkpoints"
     )
     parser.add_argument("--precision", default="32-true", help="as in Lightning's Trainer")
-    parser.add_argument("--seed", type=int, default=0, help="for maps, weights and order")
+    parser.add_argument("--seed", type=int, default=0, help="for images, weights and order")
     parser.add_argument("--out", type=Path, default=Path("runs/distributed"), help="results")
-    parser.add_argument("--fresh", action="store_true", help="train anew, not from a checkpoint")
+    parser.add_argument("--fresh", action="store_true", help="ignore the checkpoint")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
     options.devices = int(os.environ.get("LOCAL_WORLD_SIZE", options.devices))

@@ -1,8 +1,8 @@
-"""A system in, a table and a picture of how well single, coupled and hybrid steppers forecast it out.
+"""Compare single, coupled and hybrid time-steppers on a dynamical system.
 
 `python -m neurenix_ms.recipes.hierarchy --system hopf` solves trajectories, trains a network per
-stride, selects the strides to couple, and scores everything against trajectories that none has seen.
-A run that was killed goes on where it was.
+stride, selects the strides to couple, and scores all forecasts on unseen trajectories. It writes a
+table and a figure. An interrupted run resumes.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from neurenix_ms.timestepping import (
 )
 
 NUM_SELECTING = 40  # validation trajectories by which strides are selected
-INTEGRATOR_STRIDE = 4  # a step of 0.04 by RK4 is exact to what the table shows
+INTEGRATOR_STRIDE = 4  # the error of an RK4 step of 0.04 is below the digits of the table
 
 
 def main(argv: Sequence[str] | None = None) -> str:
@@ -91,7 +91,7 @@ def trained(
     options: argparse.Namespace,
     name: str,
 ) -> tuple[HierarchicalTimeStepper, float]:
-    """A stepper per stride, and the seconds of the last go at training."""
+    """Train a stepper per stride; return the hierarchy and the wall time of the last run."""
     target = options.out / f"{name}.nx"
     seen, held_out = (
         noisy(data[part], noise, options.seed + i).float()
@@ -128,14 +128,14 @@ def scores(
     noise: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Mean squared errors over all steps against the truth, and their course over time."""
+    """Compute the mean squared errors of all forecasts, over all steps and as functions of time."""
     held_out = noisy(data["validation"], noise, seed + 1).float()
     truth = data["test"][:, 1:]
     x0 = data["test"][:, 0].float()
     selection = selected(model, held_out[:NUM_SELECTING])
     fine = IntegratorStepper(SYSTEMS[system].rhs, settings.dt, INTEGRATOR_STRIDE)
     coarsest = max(selection.hierarchy.step_sizes)
-    if coarsest <= INTEGRATOR_STRIDE:  # the integrator is to be the fine level
+    if coarsest <= INTEGRATOR_STRIDE:  # the integrator must be the finest level
         coarsest = 4 * INTEGRATOR_STRIDE
     hybrid = HierarchicalTimeStepper([fine, *model.only([coarsest]).steppers])
     ways = {str(size): model.only([size]) for size in STEP_SIZES}
@@ -156,7 +156,11 @@ def scores(
 
 
 def selected(model: HierarchicalTimeStepper, held_out: Tensor) -> Selection:
-    """The strides to couple: coarse ones are dropped over humps too, not only while it helps."""
+    """Select the strides to couple, from all sets without the coarsest ones.
+
+    Dropping a coarse stride may increase the error although dropping the next one decreases it, so all
+    sets are tried.
+    """
     sweep = select_strides(model, held_out, tolerance=math.inf).table
     finite = [(error, strides) for strides, error in sweep if math.isfinite(error)]
     selection = select_strides(model.only(min(finite)[1]), held_out)
@@ -171,14 +175,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--system", choices=list(SETTINGS), default="hyperbolic")
     parser.add_argument(
-        "--noise", type=float, nargs="+", default=[0.0], help="shares of the standard deviation"
+        "--noise", type=float, nargs="+", default=[0.0], help="in standard deviations of the states"
     )
-    parser.add_argument("--iterations", type=int, help="steps of Adam; by default the system's")
+    parser.add_argument("--iterations", type=int, help="steps of Adam; by default by system")
     parser.add_argument("--horizon", type=int, default=1, help="strides per training window")
     parser.add_argument("--seed", type=int, default=0, help="for weights, windows and noise")
     parser.add_argument("--out", type=Path, default=Path("runs/hierarchy"), help="results")
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of trajectories")
-    parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
+    parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
     options = parser.parse_args(argv)
     check_at_least(parser, options, iterations=1, horizon=1, noise=0)
     return options

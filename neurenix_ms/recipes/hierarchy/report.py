@@ -1,4 +1,4 @@
-"""Scores of steppers in, the table and the picture of the experiment out."""
+"""Table and figure of the errors of time-steppers."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ COLUMNS = ("finest alone", "best single", "coupled", "hybrid")
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row per system and noise, ours and, below it, what was published.
+    """Return a Markdown table: a row of our errors per system and noise, and the published ones below.
 
     Args:
-        results: What the experiment wrote, one per system and noise.
+        results: Results of the experiment, one per system and noise.
     """
     head = ["system", "noise", *COLUMNS, "strides coupled", "training"]
     lines = [head, [":---", "---:", *["---:"] * len(COLUMNS), ":---", "---:"]]
@@ -41,7 +41,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def shown(error: float) -> str:
-    """An error as the table has it.
+    """Format an error for the table.
 
     Examples:
         >>> shown(0.00123), shown(float("nan"))
@@ -60,11 +60,11 @@ def _published(result: dict[str, Any]) -> list[str]:
 
 
 def draw(path: Path, result: dict[str, Any]) -> None:
-    """Mean squared error against time: every stride, the coupled forecast and the hybrid one.
+    """Draw the mean squared error over time for every stride, the coupled and the hybrid forecast.
 
     Args:
         path: PNG to write.
-        result: What the experiment wrote for one system.
+        result: Result of the experiment for one system.
     """
     curves = result["curves"]
     single = sorted(int(name) for name in curves if name.isdigit())

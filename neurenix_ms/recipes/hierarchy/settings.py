@@ -1,4 +1,4 @@
-"""A system in, its published networks and errors, its training settings and its trajectories out."""
+"""Settings, published errors and trajectories of every dynamical system."""
 
 import os
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from neurenix_ms.datasets.dynamics import initial_states, simulate
 
 NUM_STEPS = 5120
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 2000, 100, 100
-ROWS_OF_TRAINING = 1537  # 512 places for a window of the largest stride; most of them early
+ROWS_OF_TRAINING = 1537  # 513 starts for a window of the largest stride
 STEP_SIZES = [2**i for i in range(11)]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the networks of a system are trained, and what was published.
+    """Training settings of a system, and its published errors.
 
     Args:
         dt: Time of a step.
         hidden: Widths of the networks, as published.
         num_iterations: Steps of Adam.
         batch_size: Windows of every stride per step.
-        published: Mean squared errors of the finest stride, the best single one, the coupled ones.
-        published_noisy: Those of the coupled ones at 1 % and 2 % noise.
+        published: Published mean squared errors of the finest, the best single and the coupled strides.
+        published_noisy: Those of the coupled strides at 1 % and 2 % noise.
     """
 
     dt: float
@@ -48,12 +48,12 @@ SETTINGS = {
 
 
 def trajectories(system: str, dt: float, folder: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Trajectories in double precision: "train", "validation" and "test"; solved once, then kept.
+    """Return the trajectories "train", "validation" and "test" in double precision, from a cache.
 
     Args:
         system: Name of the system.
         dt: Time of a step.
-        folder: Where they are kept.
+        folder: Folder of the cache.
     """
     parts = {
         "train": (NUM_TRAIN, ROWS_OF_TRAINING - 1),
@@ -72,7 +72,7 @@ def trajectories(system: str, dt: float, folder: str | os.PathLike[str]) -> dict
 
 
 def noisy(states: Tensor, noise: float, seed: int) -> Tensor:
-    """States with normal noise of a share of the standard deviation of every component."""
+    """Add normal noise to states, in units of the standard deviation of every component."""
     generator = torch.Generator().manual_seed(seed)
     scale = noise * states.flatten(0, 1).std(dim=0)
     return states + scale * torch.randn(states.shape, generator=generator, dtype=states.dtype)

@@ -1,4 +1,4 @@
-"""Options in, the results of one implicit experiment out, as plain numbers."""
+"""The experiments with implicit fields, each of which returns plain numbers."""
 
 import statistics
 import tempfile
@@ -40,8 +40,8 @@ SPREAD = 3.75  # coordinates from -3.75 to 3.75: the packet is narrow, and omega
 def wave(options: Namespace) -> Result:
     """Train on the traveling wave, then prune, compact and retrain in rounds, in three ways.
 
-    What is retrained is the compact model: the same function as the masked one, at less cost. The fewer
-    nodes are left, the more iterations it gets, as each costs less.
+    The compact model is retrained, because it is the same function as the masked one at a lower cost.
+    It gets more iterations the fewer nodes are left, as each costs less.
     """
     data = travelling_wave()
     t, x, u = data["t"][:, None], data["x"][:, None], data["u"][..., None]
@@ -73,8 +73,8 @@ def wave(options: Namespace) -> Result:
         ]
         kept = [dense]
         for share in SHARES:
-            left = len(nodes) * int((1 - share) * len(nodes[0]) + 1e-9)  # alike in all ways
-            small = compact(small)  # what is kept stays as it is
+            left = len(nodes) * int((1 - share) * len(nodes[0]) + 1e-9)  # the same in all ways
+            small = compact(small)  # a copy, so that the kept models are not modified
             prune_nodes(small, 1 - left / sum(widths), t, criterion, scope)
             small = compact(small)
             widths = list(map(len, prunable(small).shape.nodes))
@@ -97,13 +97,13 @@ def wave(options: Namespace) -> Result:
 
 
 def wave_field() -> MultiScaleNIF:
-    """The network of the traveling wave, with weights of all layers alike in size at first."""
+    """Return the network of the traveling wave, with initial weights of similar size in all layers."""
     return MultiScaleNIF(1, 1, shape_width=128, omega_0=4.0)
 
 
 @torch.no_grad()
 def _costs(model: Normalizer, dense: Normalizer, t: Tensor) -> Result:
-    """Parameters, bytes of the file, and how much faster than the dense model."""
+    """Return parameters, size of the file in bytes, and speed relative to the dense model."""
     x = torch.linspace(0, 1, 1000, dtype=t.dtype)[:, None]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.nx"
@@ -114,7 +114,7 @@ def _costs(model: Normalizer, dense: Normalizer, t: Tensor) -> Result:
 
 
 def _faster(slow: Callable[[], object], fast: Callable[[], object], pairs: int = 21) -> float:
-    """CPU time of one call by that of the other, the median of pairs."""
+    """Return the ratio of the CPU times of two calls, the median of pairs."""
     ratios = []
     for _ in range(pairs + 2):
         start = time.process_time()
@@ -142,7 +142,7 @@ def _shown(dense: Normalizer, small: Normalizer, data: dict[str, Tensor], one: R
 
 
 def waves(options: Namespace) -> Result:
-    """A NIF and an MLP of its size on Kuramoto-Sivashinsky waves of seen and unseen parameters."""
+    """Compare a NIF and an MLP of its size on Kuramoto-Sivashinsky waves, seen and unseen."""
     ring: Result = {"num_points": 64, "num_times": 41, "end_time": END_TIME, "length": LENGTH}
     seen_nu = torch.linspace(0.2, 0.28, 20).tolist()
     unseen_nu = [(a + b) / 2 for a, b in pairwise(seen_nu)]
@@ -183,7 +183,7 @@ def waves(options: Namespace) -> Result:
 
 
 class Pointwise(nn.Module):
-    """An MLP of parameters and coordinates together, called as an implicit field is.
+    """MLP of the concatenated parameters and coordinates, with the interface of an implicit field.
 
     Args:
         hidden: Widths of its layers.
@@ -199,20 +199,20 @@ class Pointwise(nn.Module):
         self.mlp = MLP(3, 1, hidden, act="silu")
 
     def forward_grid(self, p: Tensor, x: Tensor, *, chunk_size: int | None = None) -> Tensor:
-        """Every parameter with every point, `(T, N, 1)`."""
+        """Evaluate every parameter at every point, `(T, N, 1)`."""
         pairs = [p[:, None].expand(-1, len(x), -1), x.expand(len(p), -1, -1)]
         return self.mlp(torch.cat(pairs, -1))
 
 
 def _rows(waves: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Parameters (nu, t), mesh and values of all runs."""
+    """Return parameters (nu, t), mesh and values of all solutions."""
     nu, t = torch.meshgrid(waves["nu"], waves["t"], indexing="ij")
     p = torch.stack([nu.flatten(), t.flatten()], 1)
     return p.float(), waves["x"][:, None].float(), waves["u"].flatten(0, 1)[..., None].float()
 
 
 def turbulence(options: Namespace) -> Result:
-    """Error against compression of decaying vortices: implicit models of several sizes, and POD."""
+    """Compare the compression of decaying turbulence by implicit models of several sizes and POD."""
     flow = turbulence2d(5e-3, num_times=21, end_time=5.0, root=options.data)
     w = flow["vorticity"].float()
     t = flow["t"][:, None].float()

@@ -1,8 +1,8 @@
-"""A case in, its results, table and picture out: what implicit models and pruning are good for.
+"""Measure implicit fields and their pruning in three cases, with a table and a figure for each.
 
 `python -m neurenix_ms.recipes.implicit wave` trains a field on a traveling wave and prunes it; `waves`
 compares it with an MLP on Kuramoto-Sivashinsky waves of unseen parameters; `turbulence` compares it with
-POD. A run that was killed goes on where it was; results that are there are drawn anew.
+POD. An interrupted run resumes; existing results are only drawn again.
 """
 
 import argparse
@@ -57,16 +57,16 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("case", choices=list(CASES))
     parser.add_argument(
-        "--steps", type=int, help="steps of Adam, in hundreds; the case's own if not given"
+        "--steps", type=int, help="steps of Adam, a multiple of 100; by default by case"
     )
     parser.add_argument(
-        "--iterations", type=int, default=500, help="of L-BFGS for the dense wave, in fifties"
+        "--iterations", type=int, default=500, help="of L-BFGS, dense wave; a multiple of 50"
     )
     parser.add_argument("--seed", type=int, default=0, help="for weights and order")
     parser.add_argument("--out", type=Path, default=Path("runs/implicit"), help="results")
     parser.add_argument("--runs", type=Path, default=Path("runs/implicit"), help="checkpoints")
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the solved waves")
-    parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
+    parser.add_argument("--fresh", action="store_true", help="ignore checkpoints and results")
     options = parser.parse_args(argv)
     check_at_least(parser, options, steps=100)
     if options.iterations % 50:

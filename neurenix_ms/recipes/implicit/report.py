@@ -1,4 +1,4 @@
-"""Results of the implicit experiments in, their tables and pictures out."""
+"""Tables and figures of the experiments with implicit fields."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ STYLES = {
 
 
 def wave_table(result: Result) -> str:
-    """Markdown: what is left of the model at each sparsity, and what its compact form costs."""
+    """Return a Markdown table of errors at each sparsity and costs of the compact models."""
     head = [
         "nodes removed",
         *(f"error, {name}" for name in result["rounds"]),
@@ -40,7 +40,7 @@ def wave_table(result: Result) -> str:
 
 
 def draw_wave(path: Path, result: Result) -> None:
-    """The wave and its compact model at three times, and error against sparsity."""
+    """Draw the wave and its compact model at three times, and the error over the sparsity."""
     figure = Figure(figsize=(9.6, 3.8), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     shown = result["fields"]
@@ -77,7 +77,7 @@ def draw_wave(path: Path, result: Result) -> None:
 
 
 def waves_table(result: Result) -> str:
-    """Markdown: errors of both networks on seen and unseen parameters."""
+    """Return a Markdown table of the errors of both networks on seen and unseen parameters."""
     lines = [
         ["", "parameters", "error, seen", "error, unseen", "rms error, unseen", "published"],
         [":---", "---:", "---:", "---:", "---:", "---:"],
@@ -90,7 +90,7 @@ def waves_table(result: Result) -> str:
 
 
 def draw_waves(path: Path, result: Result) -> None:
-    """The waves of an unseen parameter over time and space: true, and both predictions."""
+    """Draw the waves of an unseen parameter over time and space: truth and both predictions."""
     shown = result["fields"]
     names = ["true", *result["models"]]
     figure = Figure(figsize=(9.6, 3.4), dpi=110, layout="constrained")
@@ -113,7 +113,7 @@ def draw_waves(path: Path, result: Result) -> None:
 
 
 def turbulence_table(result: Result) -> str:
-    """Markdown: error against compression for the implicit models and for POD."""
+    """Return a Markdown table of error and compression for the implicit models and POD."""
     lines = [["model", "numbers kept", "compression", "error"], [":---", "---:", "---:", "---:"]]
     for one in result["models"]:
         lines.append(
@@ -128,7 +128,7 @@ def turbulence_table(result: Result) -> str:
 
 
 def draw_turbulence(path: Path, result: Result) -> None:
-    """Vorticity, true, by an implicit model and by POD of as many numbers; error and compression."""
+    """Draw the vorticity (truth, implicit model, POD with as many numbers), and error by compression."""
     figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots(1, 4)
     shown = result["fields"]

@@ -1,4 +1,4 @@
-"""A field and its values on a grid in, the trained field and its error out; resumable."""
+"""Train an implicit field on a grid by Adam and L-BFGS, with resumption."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +20,7 @@ ITERATIONS_PER_EPOCH = 50  # of L-BFGS
 
 
 class OnGrid(nn.Module):
-    """A field as a function of parameters alone, on a mesh that stays.
+    """Field on a fixed mesh, as a function of parameters alone.
 
     Args:
         model: The field, called as `model.forward_grid(p, x)`.
@@ -41,12 +41,12 @@ class OnGrid(nn.Module):
 
 
 class Rows(Sampler[int]):
-    """So many random rows per epoch, all of them before any comes again, as seed and epoch say.
+    """Sampler of random rows, without repetition until all are drawn, given by seed and epoch.
 
     Args:
         num_rows: Number of rows.
-        num_drawn: Number that an epoch draws.
-        seed: Non-negative number that all epochs come from.
+        num_drawn: Number of rows per epoch.
+        seed: Seed of all epochs, not negative.
     """
 
     def __init__(self, num_rows: int, num_drawn: int, seed: int) -> None:
@@ -56,7 +56,7 @@ class Rows(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
+        """Set the epoch; Lightning calls it before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -85,27 +85,27 @@ def train(
 ) -> float:
     """Train a field in place, by Adam with a one-cycle schedule and then by L-BFGS on all data.
 
-    Adam finds the valley, L-BFGS its bottom. A run that was killed goes on from its last checkpoint in
-    `folder`. Scales of the field are those of `field.fit`, which comes first.
+    Adam comes close to a minimum, and L-BFGS converges to it. An interrupted run resumes from its last
+    checkpoint in `folder`. Call `field.fit` first, which computes the scales of the field.
 
     Args:
         field: The field in physical units.
         p: Parameters, `(T, P)`.
         x: The mesh, `(N, d)`.
         u: Field values, `(T, N, out)`.
-        folder: Where checkpoints are written.
-        steps: Steps of Adam, in hundreds; 0 for none.
+        folder: Folder of the checkpoints.
+        steps: Steps of Adam, a multiple of 100; 0 for none.
         batch_size: Rows of `p` per step.
         learning_rate: Peak of the schedule.
-        iterations: Iterations of L-BFGS, in fifties; 0 for none.
-        seed: Where the order of the rows comes from.
+        iterations: Iterations of L-BFGS, a multiple of 50; 0 for none.
+        seed: Seed of the order of the rows.
         progress: Show a progress bar.
 
     Returns:
         `relative_error` of the trained field.
 
     Raises:
-        ValueError: If the data hold NaN or infinite numbers, before anything is trained.
+        ValueError: If the data hold NaN or infinite numbers.
     """
     for name, value in (("p", p), ("x", x), ("u", u)):
         check_finite(name, value)
@@ -135,7 +135,7 @@ def train(
         )
         last = RegressionTask(
             on_grid,
-            # from 1 on: torch's L-BFGS learns nothing from steps that change a tiny loss
+            # scaled to 1 at the start, because torch's L-BFGS ignores small changes of a tiny loss
             lambda output, target: F.mse_loss(output, target) / before.clamp(min=1e-30),
             optimizer=optimizer,
             learning_rate=1.0,
@@ -147,6 +147,6 @@ def train(
 
 @torch.no_grad()
 def relative_error(field: nn.Module, p: Tensor, x: Tensor, u: Tensor) -> float:
-    """Norm of the error of a field on a grid in units of the norm of the field."""
+    """Return the norm of the error of a field on a grid, divided by the norm of the field."""
     grid: Tensor = field.forward_grid(p, x, chunk_size=100_000)  # type: ignore[operator]
     return ((grid - u).norm() / u.norm()).item()

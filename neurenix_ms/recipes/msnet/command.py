@@ -1,9 +1,9 @@
-"""Nothing in, an MSNet that predicts the conduction through unseen 3-D porous media out.
+"""Train an MSNet to predict conduction through 3-D porous media, and score it.
 
-`python -m neurenix_ms.recipes.msnet` makes porous geometries of six kinds with solved conduction,
+`python -m neurenix_ms.recipes.msnet` computes porous geometries of six kinds with solved conduction,
 trains an MSNet on boxes of 32 cells per axis, and scores it on unseen boxes of that size and of
-twice that size, beside a fitted Archie law, Bruggeman's law and the linear field. It writes
-`msnet.png` and `table.md`. A run that was killed goes on where it was.
+twice that size, together with a fitted Archie law, Bruggeman's law and the linear field. It writes
+`msnet.png` and `table.md`. An interrupted run resumes.
 """
 
 import argparse
@@ -63,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> str:
         "parameters": f"{parameter_table(model)[-1][1]:,}",
         f"FLOPs, {options.size}³": f"{_flops(model, options.size) / 1e9:.2f} G",
         "making all samples, CPU time": f"{data.seconds:.0f} s",
-        "training, on the clock": f"{wall:.0f} s",
+        "training, wall time": f"{wall:.0f} s",
         "training, CPU time": f"{cpu:.0f} s",
-        "samples left out, not converged": str(data.left_out),
+        "samples omitted, not converged": str(data.left_out),
     }
     text = table(columns)
     facts = (
@@ -81,14 +81,14 @@ def main(argv: Sequence[str] | None = None) -> str:
 
 
 def predict(model: ConductionMSNet, samples: dict[str, Tensor]) -> Tensor:
-    """The potential of stacked samples, one by one."""
+    """Predict the potential of stacked samples, one by one."""
     ones = zip(samples["pores"].split(1), samples["distance"].split(1), strict=True)
     pairs = [{"pores": pores, "distance": distance} for pores, distance in ones]
     return torch.cat([potential_of(_deviations(model, one)[-1], one["pores"]) for one in pairs])
 
 
 class Data:
-    """Samples of all kinds, and what making them took; what a killed run made counts as well.
+    """Samples of all kinds, and the CPU time of computing them, including that of interrupted runs.
 
     Args:
         options: The command line.
@@ -102,7 +102,7 @@ class Data:
         self.left_out: int = made.get("left_out", 0)
 
     def samples(self, count: int, size: int, seed: int) -> Samples:
-        """`count` samples, the kinds in turn."""
+        """Return `count` samples, alternating between the kinds."""
         each = [self._of_kind(*kind, -(-count // len(KINDS)), size, seed) for kind in KINDS]
         return [each[i % len(KINDS)][i // len(KINDS)] for i in range(count)]
 
@@ -116,7 +116,7 @@ class Data:
         left_out = [one for one in reports if "is omitted" in str(one.message)]
         for one in left_out:
             print(one.message)
-        if (took := time.process_time() - start) > 1 or left_out:  # less is reading them
+        if (took := time.process_time() - start) > 1 or left_out:  # less is the time of reading
             self.seconds += took
             self.left_out += len(left_out)
             note = {"seconds": self.seconds, "left_out": self.left_out}
@@ -125,7 +125,7 @@ class Data:
 
 
 def _trained(options: argparse.Namespace, seen: Samples) -> tuple[ConductionMSNet, float, float]:
-    """The network after training, its seconds on the clock and of the CPU."""
+    """Train the network, or resume; return it with its wall time and CPU time in seconds."""
     without = set(options.without)
     torch.manual_seed(options.seed)
     level = "level" not in without
@@ -146,7 +146,7 @@ def _trained(options: argparse.Namespace, seen: Samples) -> tuple[ConductionMSNe
 
 
 def _laws(seen: Samples) -> tuple[ArchieLaw, ArchieLaw]:
-    """Archie's law fitted to what was seen, and Bruggeman's exponent for grains."""
+    """Return Archie's law fitted to the training samples, and Bruggeman's law for grains."""
     porosity = torch.stack([one["pores"].mean() for one in seen])
     conductance = torch.stack([one["D_rel"] for one in seen])
     return ArchieLaw.fit(porosity, conductance), ArchieLaw(1.0, 1.5)
@@ -162,7 +162,7 @@ def _batch(sample: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _middle(samples: Samples) -> dict[str, Tensor]:
-    """The sample in the middle of the order of conductance."""
+    """Return the sample of median conductance."""
     return samples[pick(torch.stack([one["D_rel"] for one in samples]), 1)[0]]
 
 
@@ -181,15 +181,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=96, help="unseen ones of the same size")
     parser.add_argument("--larger", type=int, default=24, help="unseen ones of twice the size")
     parser.add_argument("--size", type=int, default=32, help="cells along each axis")
-    parser.add_argument("--epochs", type=int, default=8, help="times every geometry is seen")
-    parser.add_argument("--filters", type=int, default=4, help="width of the finest stage")
-    parser.add_argument("--growth", type=int, default=2, help="width of a stage / the next finer")
+    parser.add_argument("--epochs", type=int, default=8, help="passes over all geometries")
+    parser.add_argument("--filters", type=int, default=4, help="channels of the finest stage")
+    parser.add_argument("--growth", type=int, default=2, help="ratio of channels, coarser by finer")
     parser.add_argument("--scales", type=int, default=3, help="number of scales, 1 to 4")
-    parser.add_argument("--without", nargs="*", choices=PARTS, default=[], help="leave out")
+    parser.add_argument("--without", nargs="*", choices=PARTS, default=[], help="parts to omit")
     parser.add_argument("--seed", type=int, default=0, help="for geometries, weights and order")
     parser.add_argument("--out", type=Path, default=Path("runs/msnet"), help="results, checkpoint")
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the samples")
-    parser.add_argument("--fresh", action="store_true", help="train anew, not from a checkpoint")
+    parser.add_argument("--fresh", action="store_true", help="ignore the checkpoint")
     options = parser.parse_args(argv)
     check_at_least(parser, options, samples=2, held_out=2, larger=2, epochs=1)
     if not 1 <= options.scales <= 4:

@@ -1,4 +1,4 @@
-"""Pores in, potential out: an MSNet that predicts how far the potential is from the linear field."""
+"""MSNet for conduction, which predicts the deviation of the potential from the linear field."""
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ CELLS_PER_UNIT = 4.0  # brings distances, and deviations in drops per cell, to t
 
 
 def network_inputs(pores: Tensor, distance: Tensor) -> Tensor:
-    """What the network sees: pore mask, distance to the solid, and where the end faces are.
+    """Return the input of the network: pore mask, distance to the solid, and proximity to end faces.
 
-    The last is -1 at the first face and 1 at the last, and fades within some cells: what lies far
-    from both looks the same in boxes of all sizes.
+    The proximity is -1 at the first face and 1 at the last, and decays within some cells. So the input
+    far from both faces is the same in boxes of all sizes.
 
     Shape:
         twice `(B, 1, *S)` -> `(B, 3, *S)`
@@ -25,15 +25,15 @@ def network_inputs(pores: Tensor, distance: Tensor) -> Tensor:
 
 
 def levelled(potential: Tensor, pores: Tensor) -> Tensor:
-    """The potential with a constant added to every layer, so that all layers pass the same flux.
+    """Add a constant to the potential of every layer, so that the flux through all layers is the same.
 
-    What flows into a layer must flow out of it. Of all constants, these are the ones that bring
-    the potential closest to the solution, measured by the energy of the difference; they also take
-    the end faces, half a cell beyond the outermost layers, to -0.5 and 0.5.
+    Flux is conserved between layers. Of all constants, these bring the potential closest to the
+    solution, measured by the energy of the difference; with them the potential of the end faces, half
+    a cell beyond the outermost layers, is -0.5 and 0.5.
 
     Args:
-        potential: A guess; what it is in solid does not matter.
-        pores: 1 in pores, 0 in solid; without any path, the guess is returned as it is.
+        potential: Approximate potential; its values in solid have no effect.
+        pores: 1 in pores, 0 in solid. Without any path, the potential is returned unchanged.
 
     Shape:
         twice `(B, 1, *S)` -> `(B, 1, *S)`, 0 in solid
@@ -45,31 +45,31 @@ def levelled(potential: Tensor, pores: Tensor) -> Tensor:
     flux = torch.cat([first, inner, last], dim=2).flatten(3).sum(3)
     faces = torch.cat([2 * pores[:, :, :1], low * high, 2 * pores[:, :, -1:]], dim=2)
     faces = faces.flatten(3).sum(3)
-    ease = faces.clamp(min=1)
-    # the constants are 0 on both end faces: the steps between them add up to nothing
-    same = (flux / ease).sum(2, keepdim=True) / (1 / ease).sum(2, keepdim=True)
-    constants = ((same - flux) / ease).cumsum(2)[:, :, :-1]
+    faces_or_one = faces.clamp(min=1)
+    # the constants are 0 on both end faces, so the steps between layers sum to 0
+    same = (flux / faces_or_one).sum(2, keepdim=True) / (1 / faces_or_one).sum(2, keepdim=True)
+    constants = ((same - flux) / faces_or_one).cumsum(2)[:, :, :-1]
     conducts = faces.amin(2, keepdim=True) > 0
     constants = torch.where(conducts, constants, 0)
     return (potential + constants.view(*constants.shape, *[1] * (pores.ndim - 3))) * pores
 
 
 class ConductionMSNet(nn.Module):
-    """The deviation of the potential from the linear field, coarse to fine.
+    """MSNet that predicts the deviation of the potential from the linear field, coarse to fine.
 
-    It is given in drops of the potential over four cells of an empty box, not over the box: how far
-    a grain bends the field around it does not depend on how long the box is. The finest one is
-    levelled, so flux is neither lost nor made from layer to layer.
+    The unit of the deviation is the drop of the potential over four cells of an empty box, not over
+    the whole box, because the deviation around a grain does not depend on the length of the box. The
+    finest prediction is levelled, so that flux is conserved from layer to layer.
 
     Args:
-        num_filters: Width of the finest stage.
-        filter_growth: Factor of the width from a stage to the next coarser one.
+        num_filters: Channels of the finest stage.
+        filter_growth: Ratio of the channels of a stage to those of the next finer one.
         num_scales: Number of scales.
         level: Level the finest prediction.
 
     Shape:
         `(B, 3, *S)` from `network_inputs`, three axes that are multiples of `2**(num_scales - 1)`
-        -> list of `num_scales` maps `(B, 1, *S / 2**k)`, coarsest first
+        -> list of `num_scales` tensors `(B, 1, *S / 2**k)`, coarsest first
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class ConductionMSNet(nn.Module):
 
 
 def potential_of(deviation: Tensor, pores: Tensor) -> Tensor:
-    """The potential of a deviation from the linear field; 0 in solid.
+    """Return the potential for a deviation from the linear field, 0 in solid.
 
     Shape:
         twice `(B, 1, *S)` -> `(B, 1, *S)`
@@ -110,6 +110,6 @@ def potential_of(deviation: Tensor, pores: Tensor) -> Tensor:
 
 
 def deviation_of(potential: Tensor, pores: Tensor) -> Tensor:
-    """The inverse of `potential_of`."""
+    """Return the deviation of a potential from the linear field, the inverse of `potential_of`."""
     size = tuple(pores.shape[2:])
     return (potential - linear_field(size).to(pores)) * pores * size[0] / CELLS_PER_UNIT

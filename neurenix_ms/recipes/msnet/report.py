@@ -1,4 +1,4 @@
-"""Predictions of an MSNet for unseen geometries in, their scores and a picture out."""
+"""Scores and figure of an MSNet on unseen geometries."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +21,13 @@ Columns = dict[str, dict[str, str]]
 def scores(
     predicted: Tensor, held_out: dict[str, Tensor], law: ArchieLaw, bruggeman: ArchieLaw
 ) -> Columns:
-    """The rows of the table for unseen geometries of one size: ours, and three without a network.
+    """Return the rows of the table for unseen geometries of one size: MSNet and three baselines.
 
     Args:
-        predicted: Potential of the geometries.
-        held_out: Their samples, stacked.
-        law: Archie's law, fitted to what was seen.
-        bruggeman: The same with nothing fitted.
+        predicted: Predicted potential.
+        held_out: Samples, stacked.
+        law: Archie's law, fitted to the training samples.
+        bruggeman: Bruggeman's law, without fitted parameters.
     """
     pores, truth = held_out["pores"], held_out["potential"]
     size = pores.shape[2]
@@ -52,7 +52,7 @@ def scores(
 def draw(
     path: Path, samples: Sequence[dict[str, Tensor]], deviations: Sequence[Sequence[Tensor]]
 ) -> None:
-    """A slice through each sample: geometry, coarse-to-fine predictions, truth, error.
+    """Draw a slice through each sample: geometry, coarse-to-fine predictions, truth, error.
 
     Args:
         path: PNG to write.
@@ -82,7 +82,7 @@ def draw(
         row[0].set_ylabel(f"held-out geometry {i + 1}, {len(pores[0, 0])}³", fontsize=11)
         row[0].set_xlabel(f"porosity {float(pores.mean()):.2f}, flow \u2192", fontsize=11)
         for axis, deviation, share in zip(row[1:], outputs, shares, strict=False):
-            # a coarse value is a mean over solid too, and a drop is one of the finest cells
+            # a coarse value averages over solid, too, and its unit is that of the finest cells
             inside = deviation / share.clamp(min=1e-3) * len(share[0, 0]) / len(pores[0, 0])
             coarse = potential_of(inside, (share > 0).float())
             image = show(axis, coarse, share, cmap=viridis, vmin=-0.5, vmax=0.5)

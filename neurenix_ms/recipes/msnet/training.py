@@ -1,4 +1,4 @@
-"""Porous samples and an MSNet in, the trained MSNet and the seconds it took out; resumable."""
+"""Train an MSNet on porous samples, with resumption."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +26,12 @@ CONDUCTANCE_WEIGHT = 0.5
 
 
 class TurnedConduction(Dataset[tuple[Tensor, Tensor]]):
-    """Every geometry sixteen times: mirrored along the flow, mirrored and turned across it.
+    """Dataset of every geometry in sixteen variants, mirrored along all axes and transposed.
 
-    Mirrored along the flow, the potential changes its sign.
+    The potential changes its sign if mirrored along the flow. The axes across the flow are transposed.
 
     Args:
-        samples: Items of `PorousConduction` in 3-D, as high as they are wide.
+        samples: Items of `PorousConduction` in 3-D, with equal sizes across the flow.
 
     Shape:
         An item is the input `(3, *S)` and the target `(2, *S)`: potential and pore mask.
@@ -47,27 +47,27 @@ class TurnedConduction(Dataset[tuple[Tensor, Tensor]]):
         way, which = divmod(index, len(self.samples))
         turned, mirrors = divmod(way, 8)
         axes = [axis for axis in (1, 2, 3) if mirrors >> (axis - 1) & 1]
-        maps = (self.samples[which][key].flip(axes) for key in ("pores", "distance", "potential"))
-        pores, distance, potential = (x.transpose(2, 3) if turned else x for x in maps)
+        fields = (self.samples[which][key].flip(axes) for key in ("pores", "distance", "potential"))
+        pores, distance, potential = (x.transpose(2, 3) if turned else x for x in fields)
         potential = -potential if 1 in axes else potential
         return network_inputs(pores[None], distance[None])[0], torch.cat([potential, pores])
 
 
 class ConductionLoss(nn.Module):
-    """What is wrong with the deviations of all scales, with the flux, and with the conductance.
+    """Sum of the errors of the deviations at all scales, of the flux and of the conductance.
 
-    The field: `MultiScaleLoss` over the pores. The flux: the energy of the error, that is the
-    square of its differences between neighboring pore cells, in parts of the energy of the true
-    deviation; it is small only where the flux of the prediction goes where the true flux goes, in
-    narrow throats as well, of which the squared error of the field sees little. The conductance:
-    its relative error.
+    The error of the deviations is `MultiScaleLoss` over the pores. The error of the flux is the energy
+    of the difference, that is the sum of squared differences between neighboring pore cells, divided by
+    the energy of the true deviation. It is small only if the predicted flux follows the true flux, also
+    in narrow throats, which contribute little to the squared error of the field. The error of the
+    conductance is relative.
 
     Args:
-        flux: Weight of the flux.
-        conductance: Weight of the conductance.
+        flux: Weight of the error of the flux.
+        conductance: Weight of the error of the conductance.
 
     Shape:
-        list of deviations coarsest first, potential and pore mask `(B, 2, *S)` -> `()`
+        list of deviations, coarsest first, and potential and pore mask `(B, 2, *S)` -> `()`
     """
 
     def __init__(self, flux: float = FLUX_WEIGHT, conductance: float = CONDUCTANCE_WEIGHT) -> None:
@@ -88,7 +88,7 @@ class ConductionLoss(nn.Module):
 
 
 def energy(difference: Tensor, pores: Tensor) -> Tensor:
-    """Squared differences between neighboring pore cells, and to 0 on the two end faces.
+    """Sum the squared differences between neighboring pore cells, and to 0 on the two end faces.
 
     Shape:
         twice `(B, 1, *S)` -> `(B,)`
@@ -113,20 +113,20 @@ def train(
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[float, float]:
-    """Train `model` in place, or go on from `folder/last.ckpt` if it is there.
+    """Train `model` in place, or resume from `folder/last.ckpt` if it exists.
 
     Args:
         model: The network.
         samples: Items of `PorousConduction`, all of one size.
-        epochs: Times that every geometry is seen.
-        folder: Where `last.ckpt` is written after every epoch.
-        loss: What is minimized, by default `ConductionLoss()`.
-        mirrored: Show the samples mirrored and turned as well.
-        seed: What the order of the samples comes from.
+        epochs: Passes over all geometries.
+        folder: Folder in which `last.ckpt` is written after every epoch.
+        loss: Loss to minimize, by default `ConductionLoss()`.
+        mirrored: Train on mirrored and transposed samples as well.
+        seed: Seed of the order of the samples.
         progress: Show a progress bar.
 
     Returns:
-        Seconds on the wall and of the CPU.
+        Wall time and CPU time in seconds.
     """
     sampler = EveryGeometryOnce(len(samples), seed, NUM_MIRRORS if mirrored else 1)
     loader = DataLoader(TurnedConduction(samples), BATCH_SIZE, sampler=sampler)

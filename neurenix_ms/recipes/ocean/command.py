@@ -1,8 +1,8 @@
-"""Nothing in, how well U-Nets carry a density through a sea of eddies for three days out.
+"""Train U-Nets to predict drifting density for three days, and score them.
 
-`python -m neurenix_ms.recipes.ocean` makes particles that drift in four kinds of currents, trains U-Nets
-to predict their density six hours later, rolls each out for twelve steps on unseen samples, and writes
-tables, pictures and an animation. A run that was killed goes on where it was.
+`python -m neurenix_ms.recipes.ocean` simulates particles that drift in four kinds of currents, trains
+U-Nets to predict their density six hours later, rolls each out for twelve steps on unseen samples, and
+writes tables, figures and an animation. An interrupted run resumes.
 """
 
 import argparse
@@ -43,20 +43,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "source": {"sink": SINK, "time_reversed": True},
 }
 HELD_OUT_SEED = 1000  # added to that of the training samples
-MASS_WEIGHT = 0.02  # so that its gradient does not rule over that of the squared error
+MASS_WEIGHT = 0.02  # so that its gradient does not dominate that of the squared error
 Samples = list[dict[str, Tensor]]
 Step = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, and on what.
+    """Options of a network and its training data.
 
     Args:
-        data: One of `KINDS`, or "all" for as many samples in total, of all of them.
+        data: One of `KINDS`, or "all" for all of them with as many samples in total.
         block: "double" or "single".
-        conserve: Give every prediction the mass of its input.
-        mass: Weight of the mass in the loss.
+        conserve: Scale every prediction to the mass of its input.
+        mass: Weight of the mass error in the loss.
         residual: Predict the change.
     """
 
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> str:
 
 
 class Data:
-    """Samples of all kinds, and what making them took; what a killed run made counts as well.
+    """Samples of all kinds, and the CPU time of computing them, including that of interrupted runs.
 
     Args:
         options: The command line.
@@ -148,7 +148,7 @@ class Data:
         self.seconds: float = made.get("seconds", 0.0)
 
     def seen(self, name: str) -> Samples:
-        """Samples to train on, of one kind or of all."""
+        """Return the training samples of one kind or of all."""
         count, seed = self.options.samples, self.options.data_seed
         if name != "all":
             return self._of_kind(name, count, seed)
@@ -156,11 +156,11 @@ class Data:
         return [one for kind in KINDS for one in self._of_kind(kind, share, seed)][:count]
 
     def unseen(self, kind: str) -> Samples:
-        """Samples to test on."""
+        """Return the test samples of one kind."""
         return self._of_kind(kind, self.options.held_out, self.options.data_seed + HELD_OUT_SEED)
 
     def _of_kind(self, kind: str, count: int, seed: int) -> Samples:
-        start = time.process_time()  # particles are moved in this process
+        start = time.process_time()  # the simulation runs in this process
         options = self.options
         made = DriftDensity(
             options.data,
@@ -172,14 +172,14 @@ class Data:
             progress=not options.quiet,
             **KINDS[kind],
         )
-        if (took := time.process_time() - start) > 1:  # less is reading them
+        if (took := time.process_time() - start) > 1:  # less is the time of reading
             self.seconds += took
             write_atomically(self.note, json.dumps({"seconds": self.seconds}).encode())
         return [made[i] for i in range(count)]
 
 
 def stacked(samples: Samples) -> tuple[Tensor, Tensor]:
-    """Densities `(B, T + 1, N, N)` and velocities `(B, T, 2, N, N)` of samples, as networks see them."""
+    """Stack the network's densities `(B, T + 1, N, N)` and velocities `(B, T, 2, N, N)` of samples."""
     density, velocity = zip(*map(maps_of, samples), strict=True)
     return torch.stack(density), torch.stack(velocity)
 
@@ -192,7 +192,7 @@ def _tested(
     shown: dict[str, dict[str, Tensor]],
     name: str,
 ) -> dict[str, Any]:
-    """Scores of a way on all kinds; the maps of the first sample are left in `shown`."""
+    """Return the scores of a method on all kinds; store the first sample's prediction in `shown`."""
     run: dict[str, Any] = {}
     for kind, (density, velocity) in unseen.items():
         predicted = rollout(step, density[:, :1], velocity, velocity.shape[1], conserve)
@@ -205,7 +205,7 @@ def _tested(
 def _trained(
     name: str, case: Case, seed: int, data: Data, options: argparse.Namespace
 ) -> tuple[DriftUNet, float, float]:
-    """The network after training, its seconds on the clock and of the CPU."""
+    """Train the network, or resume; return it with its wall time and CPU time in seconds."""
     torch.manual_seed(seed)
     model = DriftUNet(
         case.block,
@@ -235,15 +235,15 @@ def _count(model: DriftUNet) -> int:
 
 
 def _noted(options: argparse.Namespace) -> dict[str, Any]:
-    """What a result depends on."""
-    left_out = ("out", "data", "fresh", "quiet")
-    return {name: value for name, value in vars(options).items() if name not in left_out}
+    """Return the options that a result depends on."""
+    without_effect = ("out", "data", "fresh", "quiet")
+    return {name: value for name, value in vars(options).items() if name not in without_effect}
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m neurenix_ms.recipes.ocean",
-        description="Train U-Nets to carry a density through a sea of eddies, and score them.",
+        description="Train U-Nets to predict a density in a sea of eddies, and score them.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--samples", type=int, default=48, help="samples to train on")
@@ -251,20 +251,20 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="cells along each axis")
     parser.add_argument("--steps", type=int, default=12, help="steps of six hours")
     parser.add_argument("--particles", type=int, default=10_000, help="particles of a sample")
-    parser.add_argument("--epochs", type=int, default=20, help="times every window is seen")
-    parser.add_argument("--unroll", type=int, default=1, help="steps trained through at once")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over all windows")
+    parser.add_argument("--unroll", type=int, default=1, help="steps per training window")
     parser.add_argument(
-        "--features", type=int, nargs="+", default=[8, 16, 32], help="widths, fine to coarse"
+        "--features", type=int, nargs="+", default=[8, 16, 32], help="channels, fine to coarse"
     )
     parser.add_argument(
-        "--seeds", type=int, default=2, help="trainings of each network that sees eddies only"
+        "--seeds", type=int, default=2, help="runs of each network trained on eddies only"
     )
-    parser.add_argument("--seeds-others", type=int, default=2, help="trainings of all other ones")
-    parser.add_argument("--seed", type=int, default=0, help="of the first, for weights and order")
+    parser.add_argument("--seeds-others", type=int, default=2, help="runs of all other networks")
+    parser.add_argument("--seed", type=int, default=0, help="of the first run: weights and order")
     parser.add_argument("--data-seed", type=int, default=0, help="for the samples")
     parser.add_argument("--out", type=Path, default=Path("runs/ocean"), help="results, checkpoints")
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the samples")
-    parser.add_argument("--fresh", action="store_true", help="train anew, not from checkpoints")
+    parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
     counts = ("samples", "held_out", "steps", "particles", "epochs", "unroll", "seeds")

@@ -1,4 +1,4 @@
-"""True and predicted densities in, their maps side by side and in motion out."""
+"""Figure and animation of true and predicted density maps."""
 
 import io
 import math
@@ -22,16 +22,16 @@ Predicted = dict[str, dict[str, Tensor]]
 LARGEST = {"eddies": 1.2, "sink": 6.0}  # of the colors, in densities at the release
 DRAWN = ["semi-Lagrangian, corrected", "double", "single", "double, mass kept", "double, seen all"]
 ANIMATED = ["semi-Lagrangian, corrected", "double", "double, seen all"]
-SLOW = 3  # times that the last frame stays longer
+SLOW = 3  # ratio of the duration of the last frame to that of the others
 
 
 def draw_maps(path: Path, truth: dict[str, Tensor], predicted: Predicted) -> None:
-    """The first unseen sample in eddies and with a sink, at four times: truth and networks.
+    """Draw the first unseen sample in eddies and with a sink, at four times: truth and predictions.
 
     Args:
         path: PNG to write.
         truth: Densities of every kind `(B, T + 1, N, N)`.
-        predicted: Densities of its first sample `(T, N, N)`, by kind and way.
+        predicted: Densities of its first sample `(T, N, N)`, by kind and method.
     """
     rows = _rows(truth, predicted, DRAWN)
     names = list(rows["eddies"])
@@ -52,7 +52,7 @@ def draw_maps(path: Path, truth: dict[str, Tensor], predicted: Predicted) -> Non
 
 
 def animate(path: Path, truth: dict[str, Tensor], predicted: Predicted) -> None:
-    """The first unseen sample in eddies (above) and with a sink (below), step by step.
+    """Animate the first unseen sample in eddies (above) and with a sink (below).
 
     Args:
         path: GIF to write.
@@ -86,7 +86,7 @@ def animate(path: Path, truth: dict[str, Tensor], predicted: Predicted) -> None:
 
 
 def _rows(truth: dict[str, Tensor], predicted: Predicted, names: Sequence[str]) -> Predicted:
-    """Maps of all times, the start included, moved so that the truth is in the middle."""
+    """Return the density maps of all times, including the start, rolled so that truth is centered."""
     rows: Predicted = {}
     for kind in LARGEST:
         first = truth[kind][0]
@@ -100,7 +100,7 @@ def _rows(truth: dict[str, Tensor], predicted: Predicted, names: Sequence[str]) 
 
 
 def _to_middle(profile: Tensor) -> int:
-    """Cells to move a periodic profile by, so that its mean direction is in the middle."""
+    """Return the number of cells by which to roll a periodic profile to center its mean direction."""
     n = len(profile)
     angle = 2 * math.pi * torch.arange(n) / n
     mean = math.atan2((profile * angle.sin()).sum().item(), (profile * angle.cos()).sum().item())

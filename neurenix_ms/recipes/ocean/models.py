@@ -1,4 +1,4 @@
-"""Density and currents in, the density six hours later out: U-Nets, and two ways without any."""
+"""Models that predict the density six hours later: U-Nets, persistence and advection."""
 
 import math
 
@@ -12,22 +12,22 @@ from neurenix_ms.datasets.currents import LENGTH, RELEASE
 from neurenix_ms.datasets.ocean import INTERVAL
 from neurenix_ms.layers.blocks import BlockKind
 
-PATCH = 1 / (math.pi * RELEASE**2)  # 1 / km2, density of the patch when it is let go
+PATCH = 1 / (math.pi * RELEASE**2)  # 1 / km2, density of the patch at its release
 FEATURES = (8, 16, 32)
 
 
 class DriftUNet(nn.Module):
-    """The next density of a density and two velocities, on the torus.
+    """U-Net that predicts the next density from a density and two velocities, on the torus.
 
-    Convolutions wrap around and upsampling is by transposed ones, so that a map moved around the torus
-    by a multiple of 8 cells gives the result moved as far. Nothing is normalized: a batch norm
-    would tell full maps from empty ones.
+    Padding is circular and upsampling is by transposed convolutions, so the network is equivariant to
+    shifts around the torus by multiples of 8 cells. It has no normalization, because batch statistics
+    would depend on the amount of density in the input.
 
     Args:
         block: "double" or "single", the convolutions of a block.
-        conserve: Give every prediction the mass of its input, in training as well.
-        residual: Predict the change; the density that is there is added.
-        features: Widths, fine to coarse.
+        conserve: Scale every prediction to the mass of its input, in training as well.
+        residual: Predict the change, to which the current density is added.
+        features: Channels, fine to coarse.
 
     Shape:
         `(B, 3, *S)`: density in units of `PATCH`, velocities in km/h -> `(B, 1, *S)`
@@ -61,7 +61,7 @@ class DriftUNet(nn.Module):
 
 
 class Unrolled(nn.Module):
-    """A surrogate over several steps at once: fed its own predictions, and trained through them.
+    """Surrogate rolled out over several steps on its own predictions, to train through all of them.
 
     Args:
         model: One step.
@@ -80,16 +80,16 @@ class Unrolled(nn.Module):
 
 
 def stay(x: Tensor) -> Tensor:
-    """Persistence: what is there stays there."""
+    """Return the current density as the prediction (persistence)."""
     return x[:, :1]
 
 
 def carry(x: Tensor, substeps: int = 6) -> Tensor:
-    """Semi-Lagrangian advection of a density: look up where it came from, and how it was squeezed.
+    """Advect a density by a semi-Lagrangian scheme with the compression of the flow.
 
-    Places are followed back for six hours by the midpoint rule, in velocities interpolated linearly; the
-    density there is interpolated by cubics, and grows by the determinant of the gradient of the places.
-    Densities that cubics take below 0 become 0.
+    Positions are traced back for six hours by the midpoint rule, with linearly interpolated velocities.
+    The density there is interpolated by cubics and multiplied by the determinant of the gradient of
+    the positions. Negative densities from cubic interpolation are set to 0.
 
     Shape:
         `(B, 3, N, N)`: density, velocities in km/h -> `(B, 1, N, N)`
@@ -100,21 +100,21 @@ def carry(x: Tensor, substeps: int = 6) -> Tensor:
     cells = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
     moved = torch.zeros_like(velocity)
     for _ in range(substeps):
-        middle = moved - h / 2 * looked_up(velocity, cells + moved, "bilinear")
-        moved = moved - h * looked_up(velocity, cells + middle, "bilinear")
+        middle = moved - h / 2 * interpolated(velocity, cells + moved, "bilinear")
+        moved = moved - h * interpolated(velocity, cells + middle, "bilinear")
     d1, d2 = ((moved.roll(-1, axis) - moved.roll(1, axis)) / 2 for axis in (2, 3))
     squeezed = (1 + d1[:, :1]) * (1 + d2[:, 1:]) - d1[:, 1:] * d2[:, :1]
-    return (looked_up(density, cells + moved, "bicubic") * squeezed).clamp(min=0)
+    return (interpolated(density, cells + moved, "bicubic") * squeezed).clamp(min=0)
 
 
-def looked_up(x: Tensor, places: Tensor, mode: str) -> Tensor:
-    """Values of a periodic map between its cells.
+def interpolated(x: Tensor, positions: Tensor, mode: str) -> Tensor:
+    """Interpolate a periodic field at positions between its cells.
 
     Shape:
-        `(B, C, N, N)` and places `(B, 2, N, N)`, counted in cells -> `(B, C, N, N)`
+        `(B, C, N, N)` and positions `(B, 2, N, N)`, in cells -> `(B, C, N, N)`
     """
     n, rim = x.shape[-1], 2
     padded = F.pad(x, [rim] * 4, mode="circular")
-    inside = places % n + rim
+    inside = positions % n + rim
     grid = 2 * inside / (n + 2 * rim - 1) - 1
     return F.grid_sample(padded, grid.flip(1).movedim(1, -1), mode, align_corners=True)

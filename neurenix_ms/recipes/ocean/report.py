@@ -1,4 +1,4 @@
-"""Scores of drifting densities in, tables and curves of error, mass and intensity out."""
+"""Tables and curves of error, mass and intensity of predicted densities."""
 
 import io
 import statistics
@@ -30,7 +30,7 @@ SEEN_OTHERS = [name for name in COLORS if "seen" in name]
 
 
 def error_table(result: Result) -> str:
-    """Markdown: error and mass of all ways on unseen eddies, and what they cost."""
+    """Return a Markdown table of error, mass and costs of all methods on unseen eddies."""
     at = _times(result)
     head = ["way", *(f"error, {_hour(step)}" for step in at), f"mass wrong by, {_hour(at[-1])}"]
     lines = [[*head, "parameters", "training"]]
@@ -45,7 +45,7 @@ def error_table(result: Result) -> str:
 
 
 def intensity_table(result: Result) -> str:
-    """Markdown: what was seen in training against what is asked, and how dense it gets."""
+    """Return a Markdown table of errors on all kinds of currents by training data, and of intensity."""
     _, early, *_, last = _times(result)
     head = ["way", *(f"{kind}: error, {_hour(early)}" for kind in result["kinds"])]
     asked = [("sink", "square"), ("sink", "peak"), ("eddies", "square")]
@@ -60,12 +60,12 @@ def intensity_table(result: Result) -> str:
 
 
 def _shown(result: Result) -> list[str]:
-    """Ways in the order of the colors, but for those trained on other currents."""
+    """Return the methods in the order of the colors, without those trained on other currents."""
     return [n for n in COLORS if n in result["ways"] and n not in SEEN_OTHERS]
 
 
 def _times(result: Result) -> list[int]:
-    """The first step, and those after a third, two thirds and all of the time."""
+    """Return the first step, and those after a third, two thirds and all of the time."""
     steps = result["options"]["steps"]
     return [1, *(max(1, round(steps * share)) for share in (1 / 3, 2 / 3, 1))]
 
@@ -75,7 +75,7 @@ def _hour(step: int) -> str:
 
 
 def _number(way: Result, kind: str, key: str, step: int, *, percent: bool = False) -> str:
-    """The mean over trainings, and how far they are from it at most."""
+    """Format the mean over training runs, and the largest difference from it."""
     values = [run[kind][key][step - 1] for run in way["runs"]]
     mean, scale, digits = statistics.mean(values), 100 if percent else 1, 1 if percent else 2
     text = f"{scale * mean:.{digits}f}"
@@ -97,11 +97,11 @@ def _joined(rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw_errors(path: Path, result: Result) -> None:
-    """Error and mass of every way on unseen eddies, over time.
+    """Draw error and mass of every method on unseen eddies over time.
 
     Args:
         path: PNG to write.
-        result: What the recipe stored.
+        result: Stored result of the recipe.
     """
     figure = Figure(figsize=(12, 4.6), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -120,11 +120,11 @@ def draw_errors(path: Path, result: Result) -> None:
 
 
 def draw_intensity(path: Path, result: Result) -> None:
-    """How peaked the true density becomes, and what of that is predicted by whom.
+    """Draw the mean square of the true density over time, and that of every prediction relative to it.
 
     Args:
         path: PNG to write.
-        result: What the recipe stored.
+        result: Stored result of the recipe.
     """
     figure = Figure(figsize=(12, 4.2), dpi=100, layout="constrained")
     true, *others = figure.subplots(1, 3)
@@ -152,7 +152,7 @@ def draw_intensity(path: Path, result: Result) -> None:
 
 
 def _curves(axis: Any, result: Result, name: str, kind: str, key: str, scale: float) -> None:
-    """The mean over trainings as a line, their range as a band."""
+    """Draw the mean over training runs as a line, and their range as a band."""
     runs = [[scale * y for y in run[kind][key]] for run in result["ways"][name]["runs"]]
     mean = [statistics.mean(values) for values in zip(*runs, strict=True)]
     style = "--" if name in ("nothing moves", "semi-Lagrangian, corrected") else "-"
@@ -171,7 +171,7 @@ def _hours(values: Sequence[float]) -> list[float]:
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a PNG that is there as a whole or not at all."""
+    """Write a PNG atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())

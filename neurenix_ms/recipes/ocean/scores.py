@@ -1,4 +1,4 @@
-"""Predicted and true densities in, what is wrong with them at every step out, as plain numbers."""
+"""Errors of predicted densities at every step, as plain numbers."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ CELLS = (-2, -1)
 
 
 def scores(predicted: Tensor, truth: Tensor) -> dict[str, list[float]]:
-    """Means over samples, one number per step.
+    """Compute means over samples, one number per step.
 
-    "error" is the root of the squared error in parts of the square of the truth, "scatter" its
-    standard deviation over samples; "rmse" the root mean square error in 1 / km2. "mass" is the mass
-    error, that of the truth being 1, and "mass off" its size. "peak" and "square" are the largest
-    density and the sum of squares in parts of those of the truth.
+    "error" is the norm of the error divided by that of the truth, "scatter" its standard deviation over
+    samples; "rmse" is the root mean square error in 1 / km2. "mass" is the error of the mass, which is
+    1 in the truth, and "mass off" its absolute value. "peak" and "square" are the largest density and
+    the sum of squares, divided by those of the truth.
 
     Shape:
         twice `(B, T, N, N)`, in units of `PATCH`
@@ -38,17 +38,17 @@ def scores(predicted: Tensor, truth: Tensor) -> dict[str, list[float]]:
 
 
 def noise_of(truth: Tensor, num_particles: int) -> dict[str, Any]:
-    """What is known of the truth itself: how peaked it is, and how far counting makes it uncertain.
+    """Compute intensity and counting noise of the true densities.
 
-    "peak" and "square" are the largest density and the sum of squares in parts of those at first.
+    "peak" and "square" are the largest density and the sum of squares, divided by the initial ones.
     "noise" is the error that a perfect forecast would have: counts of independent particles have a
     variance equal to their mean.
 
     Shape:
         `(B, T + 1, N, N)`, the start first
     """
-    share = truth / truth.sum(CELLS, keepdim=True)
-    noise = (num_particles * share.square().sum(CELLS)).rsqrt()
+    probability = truth / truth.sum(CELLS, keepdim=True)
+    noise = (num_particles * probability.square().sum(CELLS)).rsqrt()
     peak, square = truth.amax(CELLS), truth.square().sum(CELLS)
     return {
         "peak": _listed((peak / peak[:, :1]).mean(0)),

@@ -1,4 +1,4 @@
-"""A cache in, a picture of what drifting densities there are to choose from out."""
+"""Figure of the options of the dataset of drifting densities."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ LARGEST = 0.0153  # 1 / km2, of the colors: 1.2 times the patch
 def draw_seas(
     path: Path, root: Path, *, size: int = 100, steps: int = 12, num_particles: int = 6000
 ) -> None:
-    """One sample of each option: density, currents and land at the beginning, halfway and at the end.
+    """Draw one sample of each option: density, currents and land at the start, halfway and at the end.
 
     Args:
         path: PNG to write.
@@ -58,11 +58,11 @@ def draw_seas(
 
 def _show(axis: Any, sample: dict[str, Tensor], time: int, edges: "np.ndarray[Any, Any]") -> None:
     density = sample["density"][time]
-    seen = np.ma.masked_less_equal(density.T.numpy(), 0)
+    positive = np.ma.masked_less_equal(density.T.numpy(), 0)
     if "land" in sample:
         land = np.ma.masked_less(sample["land"].T.numpy(), 0.5)
         axis.pcolormesh(edges, edges, land, cmap=ListedColormap(["#b08d57"]))
-    axis.pcolormesh(edges, edges, seen, cmap="viridis_r", vmin=0, vmax=LARGEST)
+    axis.pcolormesh(edges, edges, positive, cmap="viridis_r", vmin=0, vmax=LARGEST)
     every = torch.linspace(0, len(density) - 1, NUM_ARROWS).round().long()
     middle = ((edges[1:] + edges[:-1]) / 2)[every.numpy()]
     u, v = (one[every][:, every].T.numpy() for one in sample["velocity"][time])

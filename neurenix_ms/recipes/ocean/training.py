@@ -1,4 +1,4 @@
-"""Drifting densities and a U-Net in, the trained U-Net and the seconds it took out; resumable."""
+"""Train a U-Net on drifting densities, with resumption."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ NUM_MIRRORS = 8
 
 
 def maps_of(sample: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Density and currents of a sample as the networks see them.
+    """Return density and currents of a sample in the units of the networks.
 
     The currents of a step are the mean of those at its beginning and its end.
 
@@ -30,9 +30,9 @@ def maps_of(sample: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class DriftWindows(Dataset[tuple[Tensor, Tensor]]):
-    """Every run of a few steps in every sample, mirrored and turned in eight ways.
+    """Dataset of all windows of a few steps in all samples, in eight mirrored and transposed variants.
 
-    Each of them is moved around the torus as well, by what only its number says.
+    Each of them is shifted around the torus, too, by an amount given by its number.
 
     Args:
         samples: Items of `DriftDensity`, all of one size and number of steps.
@@ -67,7 +67,7 @@ class DriftWindows(Dataset[tuple[Tensor, Tensor]]):
 
 
 def turned(density: Tensor, velocity: Tensor, way: int) -> tuple[Tensor, Tensor]:
-    """Maps mirrored along both axes and transposed, by the three bits of `way`, and what flows there.
+    """Mirror densities and velocities along both axes and transpose them, by the three bits of `way`.
 
     Shape:
         `(..., N, N)` and `(..., 2, N, N)` -> the same
@@ -84,10 +84,10 @@ def turned(density: Tensor, velocity: Tensor, way: int) -> tuple[Tensor, Tensor]
 
 
 class DriftLoss(nn.Module):
-    """Squared error in parts of the square of the truth, and what of the mass is wrong.
+    """Relative squared error of the density plus the weighted relative error of the mass.
 
     Args:
-        mass: Weight of the mass, in parts of the mass of the truth.
+        mass: Weight of the relative error of the mass.
 
     Shape:
         twice `(B, T, N, N)` -> `()`
@@ -116,20 +116,20 @@ def train(
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[float, float]:
-    """Train `model` in place, or go on from `folder/last.ckpt` if it is there.
+    """Train `model` in place, or resume from `folder/last.ckpt` if it exists.
 
     Args:
         model: The network.
         samples: Items of `DriftDensity`.
-        epochs: Times that every window is seen, each time in one of eight ways.
-        folder: Where `last.ckpt` is written after every epoch.
-        mass: Weight of the mass in the loss.
-        unroll: Steps that the network is fed its own predictions in training.
-        seed: What the order of the windows comes from.
+        epochs: Passes over all windows, each time in one of eight variants.
+        folder: Folder in which `last.ckpt` is written after every epoch.
+        mass: Weight of the mass error in the loss.
+        unroll: Number of steps for which the network is rolled out in training.
+        seed: Seed of the order of the windows.
         progress: Show a progress bar.
 
     Returns:
-        Seconds on the wall and of the CPU.
+        Wall time and CPU time in seconds.
     """
     windows = DriftWindows(samples, unroll)
     sampler = EveryGeometryOnce(windows.num_windows, seed, NUM_MIRRORS)

@@ -1,8 +1,8 @@
-"""Chaotic waves and a wake in, how well coupled steppers and recurrent networks go on with them out.
+"""Compare coupled steppers and recurrent networks on chaotic waves and a wake.
 
 `python -m neurenix_ms.recipes.sequences` solves both, trains every model on the first part of each
-sequence, and lets it generate that part from its beginning, and the part after it, which it has not
-seen. What is finished is kept, so a run that was killed goes on where it was.
+sequence, and lets it generate that part from its beginning, and the unseen part after it. Finished
+models are stored, so an interrupted run resumes.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from neurenix_ms.timestepping import (
     select_strides,
 )
 
-NUM_SEEN, NUM_LATER, NUM_TOLD = 250, 150, 20  # rows: trained on, kept back, and told at the start
+NUM_SEEN, NUM_LATER, NUM_TOLD = 250, 150, 20  # rows: for training, held out, initial history
 HIDDEN = 128
 Forecast = Callable[[Tensor, int], Tensor]
 
 
 def waves(folder: Path) -> Tensor:
-    """Kuramoto-Sivashinsky waves on a ring of circumference 22, after they became chaotic."""
+    """Return Kuramoto-Sivashinsky waves on a ring of circumference 22, once they are chaotic."""
     end = 50 + 0.5 * (NUM_SEEN + NUM_LATER)
     solved = kuramoto_sivashinsky(
         1.0, num_points=64, num_times=int(2 * end) + 1, end_time=end, length=22.0, root=folder
@@ -44,7 +44,7 @@ def waves(folder: Path) -> Tensor:
 
 
 def wake(folder: Path) -> Tensor:
-    """The first eight coefficients of the wake behind a cylinder."""
+    """Return the first eight POD coefficients of the wake behind a cylinder."""
     return pod(cylinder_wake(progress=True, root=folder)["u"], 8)[0]
 
 
@@ -52,7 +52,7 @@ SEQUENCES = {"Kuramoto-Sivashinsky": waves, "cylinder wake": wake}
 
 
 def steppers(x: Tensor, options: argparse.Namespace) -> Forecast:
-    """Coupled steppers, selected on the sequence itself."""
+    """Train coupled steppers, with strides selected on the sequence itself."""
     dims = x.shape[-1]
     model = fit_hierarchy(
         x,
@@ -70,7 +70,7 @@ def steppers(x: Tensor, options: argparse.Namespace) -> Forecast:
 
 
 def recurrent(make: Callable[[int, int], SequenceModel]) -> Callable[..., Forecast]:
-    """Training of a recurrent network as that of the steppers."""
+    """Return a function that trains a recurrent network as `steppers` trains the steppers."""
 
     def trained(x: Tensor, options: argparse.Namespace) -> Forecast:
         model = make(x.shape[-1], HIDDEN)
@@ -81,7 +81,7 @@ def recurrent(make: Callable[[int, int], SequenceModel]) -> Callable[..., Foreca
 
 
 def echo(x: Tensor, options: argparse.Namespace) -> Forecast:
-    """An echo state network, solved for."""
+    """Fit an echo state network."""
     return EchoStateNetwork(x.shape[-1], 1000, seed=options.seed).fit(x).forecast
 
 
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> str:
 
 @torch.no_grad()
 def scores(forecast: Forecast, x: Tensor) -> tuple[float, float, float]:
-    """Squared errors by the variance: of the part seen, of the next 20 rows, of all later rows."""
+    """Return squared errors by the variance: of the part seen, the next 20 rows and all later rows."""
     variance = x[:, :NUM_SEEN].var(dim=1).mean()
 
     def error(first: int, last: int) -> float:
@@ -144,7 +144,7 @@ def scores(forecast: Forecast, x: Tensor) -> tuple[float, float, float]:
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown: a row per sequence and model."""
+    """Return a Markdown table with a row per sequence and model."""
     lines = [
         "| sequence | model | seen, generated | next 20 rows | all later rows | training |",
         "| :--- | :--- | ---: | ---: | ---: | ---: |",
@@ -167,7 +167,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="for weights and windows")
     parser.add_argument("--out", type=Path, default=Path("runs/sequences"), help="results")
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the sequences")
-    parser.add_argument("--fresh", action="store_true", help="train anew")
+    parser.add_argument("--fresh", action="store_true", help="ignore stored results")
     options = parser.parse_args(argv)
     check_at_least(parser, options, iterations=1)
     return options

@@ -1,7 +1,8 @@
-"""A network and a map in, what tiles cost beside the whole map and beside blended windows out.
+"""Measure exact tiles in comparison with the whole input and with blended windows.
 
-`python -m neurenix_ms.recipes.tiles` writes a table and a picture under `runs/tiles` in a minute or
-two; `--large` adds volumes that do not fit, in a quarter of an hour. What is measured is kept.
+`python -m neurenix_ms.recipes.tiles` writes a table and a figure under `runs/tiles` in a minute or
+two; `--large` adds volumes that do not fit into memory, in a quarter of an hour. Finished measurements
+are stored and not repeated.
 """
 
 import argparse
@@ -30,11 +31,11 @@ MIB = 2**20
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what is not measured yet, then write table and picture."""
+    """Run the measurements that are missing, then write table and figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tiles"))
-    parser.add_argument("--steps", type=int, default=60, help="training of the network drawn")
-    parser.add_argument("--large", action="store_true", help="the volumes as well: 15 minutes")
+    parser.add_argument("--steps", type=int, default=60, help="training steps of the network drawn")
+    parser.add_argument("--large", action="store_true", help="add volumes, which take 15 minutes")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     store = options.out / "tiles.json"
@@ -59,13 +60,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def compare_maps(steps: int, picture: Path) -> dict[str, dict[str, float]]:
-    """Error, operations, CPU time and peak of four ways to run a U-Net on a map of 512 x 512."""
+    """Measure error, operations, CPU time and peak of four ways to run a U-Net on 512 x 512 pixels."""
     from monai.inferers import sliding_window_inference
 
     torch.manual_seed(0)
     model = trained(steps)
     clean = fields(1, SIZE)
-    x = seen(clean)
+    x = blurred(clean)
 
     def blended() -> Tensor:
         windows = sliding_window_inference(x, (TILE, TILE), 4, model, 0.5, mode="gaussian")
@@ -74,10 +75,10 @@ def compare_maps(steps: int, picture: Path) -> dict[str, dict[str, float]]:
 
     plain, deep = TiledModel(model, TILE, whole=()), TiledModel(model, TILE, whole=DEEP)
     ways: dict[str, Callable[[], Tensor]] = {
-        "the whole map": lambda: model(x),
+        "whole image": lambda: model(x),
         "windows blended (MONAI, overlap 0.5)": blended,
         "tiles": lambda: plain(x),
-        "tiles, deep part whole": lambda: deep(x),
+        "tiles, deep levels on the whole image": lambda: deep(x),
     }
     with torch.no_grad():
         whole = model(x)
@@ -96,48 +97,48 @@ def compare_maps(steps: int, picture: Path) -> dict[str, dict[str, float]]:
 
 
 def trained(steps: int) -> nn.Module:
-    """A U-Net that has learnt to sharpen smooth random fields."""
+    """Train a U-Net to sharpen smooth random fields."""
     model = UNet(1, 1, features=[16, 32, 64], remember=False)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(steps):
         clean = fields(4, TILE)
         optimizer.zero_grad()
-        F.mse_loss(model(seen(clean)), clean).backward()
+        F.mse_loss(model(blurred(clean)), clean).backward()
         optimizer.step()
     return model.eval()
 
 
 def fields(count: int, size: int) -> Tensor:
-    """Random fields with structure from 2 to 64 cells."""
+    """Return random fields with structure from 2 to 64 pixels."""
     scales = [torch.randn(count, 1, size // r, size // r) for r in (2, 8, 32)]
     return sum((F.interpolate(s, size, mode="bicubic") for s in scales), torch.zeros(()))
 
 
-def seen(clean: Tensor) -> Tensor:
-    """The field blurred, and a trend that a window does not know the end of."""
+def blurred(clean: Tensor) -> Tensor:
+    """Blur fields and add noise."""
     return F.avg_pool2d(clean, 9, 1, 4) + 0.1 * torch.randn_like(clean)
 
 
 def measure_volume(size: int) -> dict[str, float]:
-    """Operations and peak of a four-level U-Net on a volume, beside those of the whole volume."""
+    """Measure operations and peak of a four-level U-Net on a volume, in tiles and as a whole."""
     model = UNet(1, 1, [16, 32, 64, 128], spatial_dims=3, norm=None, remember=False).eval()
     tiled = TiledModel(model, 64, spatial_dims=3, whole=DEEP)
     x, out = torch.randn(1, 1, *(size,) * 3), torch.empty(1, 1, *(size,) * 3)
-    tiled(x[..., :80, :80, :80])  # not counted: the model is asked once
+    tiled(x[..., :80, :80, :80])  # makes the plan, which is not counted
     with torch.no_grad():
         small = torch.randn(1, 1, 64, 64, 64)
-        per_cell = count_flops(lambda: model(small)) / 64**3
+        per_voxel = count_flops(lambda: model(small)) / 64**3
         whole = peak_tensor_bytes(lambda: model(torch.empty(1, 1, *(96,) * 3))) * (size / 96) ** 3
     tiled(x, out)
     return {
-        "flops": count_flops(lambda: tiled(x, out)) / (per_cell * size**3),
+        "flops": count_flops(lambda: tiled(x, out)) / (per_voxel * size**3),
         "mib": peak_tensor_bytes(lambda: tiled(x, out)) / MIB,
         "whole_mib": whole / MIB,
     }
 
 
 def measure_five_levels(size: int = 128) -> dict[str, float]:
-    """The same for a network of five levels, of which all but the first run whole."""
+    """Measure the same for a network of five levels, of which all but the first run whole."""
     features = [8, 16, 32, 64, 128]
     model = UNet(1, 1, features, spatial_dims=3, norm=None, remember=False).eval()
     tiled = TiledModel(model, 64, spatial_dims=3, whole=("level.inner",))
@@ -152,7 +153,7 @@ def measure_five_levels(size: int = 128) -> dict[str, float]:
 
 
 def measure_prediction(size: int, tile: int) -> dict[str, float]:
-    """Resident memory and time of an MS-Net (4 scales, 2 filters) on a volume, the volume included."""
+    """Measure resident memory, including the volume, and wall time of an MS-Net on a volume."""
     model = MSNet(num_scales=4, num_filters=2).eval()
 
     def run() -> None:
@@ -164,7 +165,7 @@ def measure_prediction(size: int, tile: int) -> dict[str, float]:
 
 
 def measure_training(size: int, tile: int) -> dict[str, float]:
-    """The same for the gradients of a training step, all three coarse stages run whole."""
+    """Measure the same for the gradients of a training step, with all three coarse stages run whole."""
     model = MSNet(num_scales=4, num_filters=2)
     whole = tuple(f"stages.{k}" for k in range(3))
 
@@ -183,7 +184,7 @@ def measure_training(size: int, tile: int) -> dict[str, float]:
 
 
 def cpu_seconds(call: Callable[[], object], rounds: int = 5) -> float:
-    """Median CPU time of this process."""
+    """Return the median CPU time of a call in this process."""
     times = []
     for _ in range(rounds):
         start = time.process_time()
@@ -193,23 +194,24 @@ def cpu_seconds(call: Callable[[], object], rounds: int = 5) -> float:
 
 
 def as_table(found: dict[str, Any]) -> str:
-    """What was measured, in Markdown."""
+    """Return the measurements as Markdown tables."""
     lines = [
-        "| three-level U-Net, 512 x 512, tile 128 | error / std | GFLOP | CPU | peak tensors |",
+        "| three-level U-Net, 512 x 512, tile 128 | error / std | GFLOP | CPU time | peak memory |",
         "| :--- | ---: | ---: | ---: | ---: |",
     ]
     for name, row in found["maps"].items():
         cells = f"{row['gflop']:.1f} | {row['seconds']:.2f} s | {row['mib']:.0f} MiB"
         lines.append(f"| {name} | {row['error']:.1e} | {cells} |")
     volumes = {
-        "four levels, 128³ cells, two levels in tiles": found.get("volume 128"),
-        "four levels, 192³ cells, two levels in tiles": found.get("volume 192"),
-        "five levels, 128³ cells, one level in tiles": found.get("five levels"),
+        "four levels, 128³ voxels, two levels in tiles": found.get("volume 128"),
+        "four levels, 192³ voxels, two levels in tiles": found.get("volume 192"),
+        "five levels, 128³ voxels, one level in tiles": found.get("five levels"),
     }
     if any(volumes.values()):
         lines += [
             "",
-            "| U-Net in 3-D, tile 64, deep part whole | operations | peak tensors | of the whole |",
+            "| 3-D U-Net, tile 64, deep levels on the whole volume "
+            "| FLOPs, relative | peak memory | peak memory, untiled |",
             "| :--- | ---: | ---: | ---: |",
         ]
         for name, row in volumes.items():
@@ -217,8 +219,8 @@ def as_table(found: dict[str, Any]) -> str:
                 cells = f"{row['flops']:.2f} x | {row['mib']:.0f} MiB | {row['whole_mib']:.0f} MiB"
                 lines.append(f"| {name} | {cells} |")
     large = {
-        "MS-Net, prediction for 512³ cells": found.get("predict 512"),
-        "MS-Net, gradients for 256³ cells": found.get("train 256"),
+        "MS-Net, prediction for 512³ voxels": found.get("predict 512"),
+        "MS-Net, gradients for 256³ voxels": found.get("train 256"),
     }
     if any(large.values()):
         lines += ["", "| | resident, with the volume | time |", "| :--- | ---: | ---: |"]
@@ -229,7 +231,7 @@ def as_table(found: dict[str, Any]) -> str:
 
 
 def draw(path: Path, x: Tensor, whole: Tensor, others: list[Tensor]) -> None:
-    """The map, the result, and how far blended windows and tiles are from it."""
+    """Draw input, result, and the errors of blended windows and tiles."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -239,15 +241,17 @@ def draw(path: Path, x: Tensor, whole: Tensor, others: list[Tensor]) -> None:
     figure, grid = pyplot.subplots(2, 2, figsize=(9, 9), layout="constrained")
     axes = grid.flatten()
     for axis, image, title in zip(
-        axes, (x, whole), ("map, 512 x 512", "U-Net on the whole map"), strict=False
+        axes, (x, whole), ("input, 512 x 512", "U-Net on the whole image"), strict=False
     ):
         axis.imshow(image[0, 0], cmap="gray")
         axis.set_title(title, fontsize=13)
     colors = colormaps["magma"].with_extremes(bad="black")
-    for axis, result, title in zip(axes[2:], others, ("blended windows", "our tiles"), strict=True):
+    for axis, result, title in zip(
+        axes[2:], others, ("blended windows", "exact tiles"), strict=True
+    ):
         error = (result - whole)[0, 0].abs() / whole.std()
         axis.imshow(error, cmap=colors, norm=LogNorm(1e-6, 1))
-        axis.set_title(f"{title}: off by up to {error.max():.0e} std", fontsize=13)
+        axis.set_title(f"{title}: error up to {error.max():.0e} std", fontsize=13)
     for axis in axes:
         axis.set_axis_off()
     figure.colorbar(

@@ -31,7 +31,7 @@ def hierarchy(strides=STRIDES):
 
 
 def read_off(key):
-    """Strides and number of steps that the name of an array tells."""
+    """Read the strides and the number of steps from the name of an array."""
     _, strides, number = key.split("/")
     strides = strides.removeprefix("steps").removeprefix("step")
     return [int(s) for s in strides.split("-")], int(number[1:])
@@ -126,14 +126,14 @@ def changed(**entries):
         ({}, "load_hits needs a state dict for at least one stride, got none"),
         (changed(**{"increment.Linear_1.bias": None}), r"step size 1: missing: .*Linear_1\.bias"),
         (changed(**{"increment.Linear_1.weight": None}), r"missing: .*Linear_1\.weight"),
-        (changed(**{"norm.weight": np.zeros(1)}), r"step size 1: left over.*'norm\.weight'"),
+        (changed(**{"norm.weight": np.zeros(1)}), r"step size 1: unexpected.*'norm\.weight'"),
         (
             changed(**{"increment.Linear_1.bias": np.zeros(5)}),
             r"step size 1: layers\.1\.bias must have shape \(32,\), got \(5,\)",
         ),
     ],
 )
-def test_what_is_missing_left_over_or_misshapen_is_named(state_dicts, message):
+def test_missing_and_unexpected_names_and_shape_mismatches_are_listed(state_dicts, message):
     with pytest.raises(ValueError, match=message):
         load_hits(state_dicts)
 
@@ -154,17 +154,17 @@ def test_the_prefixes_of_tools_are_taken_off(prefix):
         ({"increment.Linear_999999999.weight": torch.zeros(1, 1)}, "missing: increment.Linear_"),
         (
             {"foreign": torch.zeros(1)},
-            r"step size 4: left over, .*'foreign' \(also looked for behind",
+            r"step size 4: unexpected, .*'foreign' \(also with the prefixes",
         ),
         ({3: torch.zeros(1)}, "step size 4: a state dict must have strings as names, got 3"),
     ],
 )
-def test_a_state_dict_of_nonsense_is_refused_soon(change, words):
+def test_an_invalid_state_dict_raises_quickly(change, words):
     with pytest.raises(ValueError, match=words):
         load_hits({4: {**states(4), **change}})
 
 
 @pytest.mark.parametrize("given", [[], {}, None, 3, {4: 5}, {"a": {}}, {0: {}}, {-1: {}}])
-def test_what_is_no_dict_of_state_dicts_is_refused(given):
+def test_inputs_other_than_dicts_of_state_dicts_raise(given):
     with pytest.raises(ValueError, match=r"state_dicts|load_hits needs|step size"):
         load_hits(given)

@@ -81,8 +81,8 @@ def test_the_default_network_has_1_894_156_parameters():
     assert sum(p.numel() for p in MSNet().parameters()) == 1_894_156
 
 
-def test_what_is_missing_left_over_or_misshapen_is_named(state):
-    with pytest.raises(ValueError, match=r"left over.*optimizer\.lr"):
+def test_missing_and_unexpected_names_and_shape_mismatches_are_listed(state):
+    with pytest.raises(ValueError, match=r"unexpected.*optimizer\.lr"):
         load_msnet({**state, "optimizer.lr": np.zeros(1)})
     short = dict(state)
     del short["models.1.body.block2.conv.bias"]
@@ -124,10 +124,10 @@ def test_the_prefixes_of_tools_are_taken_off(prefix, state):
         ({"models.0.head.conv.weight": "text"}, "must be a tensor or an array, got 'text'"),
         (
             {"foreign": torch.zeros(1)},
-            r"left over, .*'foreign' \(also looked for behind 'module\.'",
+            r"unexpected, .*'foreign' \(also with the prefixes 'module\.'",
         ),
     ],
 )
-def test_a_state_dict_of_nonsense_is_refused_soon(change, words, state):
+def test_an_invalid_state_dict_raises_quickly(change, words, state):
     with pytest.raises(ValueError, match=words):
         load_msnet({**state, **change})

@@ -142,8 +142,8 @@ def changed(**parts):
     [
         (changed(without=["pnet.hidden1.b"]), r"missing: 'parameter_net.hidden.1.bias'"),
         (changed(without=["pnet.last.w"]), "missing: pnet.last.w"),
-        (changed(with_={"pnet.extra.w": np.zeros(1)}), "left over, .*: 'pnet.extra.w'"),
-        (changed(with_={"snet.first.w": np.zeros(1)}), "left over, .*: 'snet.first.w'"),
+        (changed(with_={"pnet.extra.w": np.zeros(1)}), "unexpected, .*: 'pnet.extra.w'"),
+        (changed(with_={"snet.first.w": np.zeros(1)}), "unexpected, .*: 'snet.first.w'"),
         (
             changed(with_={"pnet.hidden0.w": np.zeros((3, 16))}),
             r"parameter_net.hidden.0.weight must have shape \(16, 16\), got \(16, 3\)",
@@ -165,7 +165,7 @@ def changed(**parts):
         ),
     ],
 )
-def test_what_is_missing_left_over_or_misshapen_is_named(entries, words):
+def test_missing_and_unexpected_names_and_shape_mismatches_are_listed(entries, words):
     with pytest.raises(ValueError, match=words):
         load_nif(*entries)
 
@@ -190,7 +190,7 @@ def test_the_prefixes_of_tools_are_taken_off(prefix):
         ({"input_dim": None}, "shape_net.input_dim must be an integer, got None"),
     ],
 )
-def test_settings_of_nonsense_are_refused_by_their_name(change, words):
+def test_invalid_settings_raise_with_their_name(change, words):
     plain = Reference("plain")
     config = {**plain.config, "shape_net": {**plain.config["shape_net"], **change}}
     with pytest.raises(ValueError, match=words):
@@ -208,6 +208,6 @@ def test_settings_of_nonsense_are_refused_by_their_name(change, words):
         (3, "config must be a Mapping or a string, got 3"),
     ],
 )
-def test_a_config_of_nonsense_is_refused(config, words):
+def test_an_invalid_config_raises(config, words):
     with pytest.raises(ValueError, match=words):
         load_nif(Reference("plain").weights, config)

@@ -1,0 +1,254 @@
+"""Open arrays on disk so that only the slices that are asked for are read."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import shown
+from neurenix_ms.datasets.readers import READERS, FileError, kind_of, open_raw, state_of
+
+
+@checked
+def open_array(
+    path: str | os.PathLike[str],
+    key: str | int | None = None,
+    *,
+    shape: Sequence[int] | None = None,
+    dtype: Any = None,
+    offset: int = 0,
+    fill: float | Literal["keep"] | None = None,
+) -> "DiskArray":
+    """Open an array in a file; nothing but the slices that are asked for is read.
+
+    Use it for images and volumes larger than the memory: the result goes into `TiledModel`, and into
+    datasets of crops. The ending of the file says how it is read: `.npy`, `.npz` (not compressed),
+    `.zarr` (v2 and v3), `.h5`, `.nc`, `.tif` (with the levels of a pyramid), `.nii`, a folder of TIFF
+    files, or plain numbers (`.raw`, `.bin`, `.dat`). No file can run code.
+
+    Args:
+        path: The file or folder.
+        key: Name of the array in a file of several; of a TIFF pyramid, the number of the level.
+        shape: Of a file of plain numbers.
+        dtype: Of a file of plain numbers; with a byte order, such as ">u2".
+        offset: Bytes in front of the numbers of such a file.
+        fill: What replaces missing values (NaN, and the fill value that the file names); "keep" leaves
+            them as they are. By default a slice with missing values raises an error.
+
+    Raises:
+        ValueError: If the file cannot be read, is incomplete or of another size, has no such key, or
+            does not hold numbers; when a slice is read, if it has missing values, or the file has
+            changed.
+        ImportError: If the reader of this kind of file is missing (the extra `io`).
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.arange(24, dtype="<u2").tofile(f"{folder}/scan.raw")
+        ...     scan = open_array(f"{folder}/scan.raw", shape=(2, 3, 4), dtype="<u2")
+        ...     scan.shape, scan[1, :, 0].tolist(), scan.images(3).shape
+        ((2, 3, 4), [12, 16, 20], (1, 1, 2, 3, 4))
+    """
+    return DiskArray(Path(path), key, (shape, dtype, offset), fill)
+
+
+class DiskArray:
+    """An array in a file, read slice by slice; see `open_array`, which makes it.
+
+    It slices by integers and slices, and has a `shape`, a `dtype` and `ndim`. Copies in other
+    processes, such as those of a `DataLoader`, open the file again.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        key: str | int | None,
+        layout: tuple[Sequence[int] | None, Any, int],
+        fill: float | Literal["keep"] | None,
+    ) -> None:
+        self.path = path
+        self.key = key
+        self.fill = fill
+        self._layout = layout
+        self._open()
+        self._order: tuple[int | None, ...] = tuple(range(len(self._source.array.shape)))
+
+    def _open(self) -> None:
+        if not self.path.exists():
+            raise ValueError(f"path must be a file or folder that exists, got {self.path}")
+        kind = kind_of(self.path)
+        if kind != "raw" and self._layout != (None, None, 0):
+            raise ValueError(
+                f"shape, dtype and offset are for files of plain numbers, got {self.path}"
+            )
+        self._state = state_of(self.path)
+        try:
+            if kind == "raw":
+                self._source = open_raw(self.path, *self._layout)
+            else:
+                self._source = READERS[kind](self.path, self.key)
+        except (ImportError, FileError):
+            raise
+        except Exception as error:  # of a reader, at a file that is cut off or of another kind
+            raise ValueError(
+                f"{self.path} must be a complete {kind} file, got an error of its reader: {error}"
+            ) from error
+        self.dtype = np.dtype(self._source.array.dtype)
+        if self.dtype.kind not in "biufc":
+            self.close()
+            raise ValueError(f"{self.path} must hold numbers or booleans, got type {self.dtype}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of every axis."""
+        lengths = self._source.array.shape
+        return tuple(1 if axis is None else int(lengths[axis]) for axis in self._order)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self._order)
+
+    @property
+    def axes(self) -> tuple[str | None, ...] | None:
+        """Names of the axes, where the file has them; None for those that `images` has added."""
+        names = self._source.axes
+        return names and tuple(None if axis is None else names[axis] for axis in self._order)
+
+    @property
+    def units(self) -> str | None:
+        """Unit of the values, where the file names it."""
+        return self._source.units
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """What else the file says: attributes, coordinates, voxel sizes."""
+        return self._source.attributes
+
+    def images(
+        self, spatial_dims: Literal[1, 2, 3], first: Literal["channels", "batch"] = "channels"
+    ) -> "DiskArray":
+        """Return the same array with the axes `(B, C, *S)` that networks take.
+
+        Args:
+            spatial_dims: Number of spatial axes, the last ones of the file.
+            first: What the axis in front of them holds, if there is one.
+
+        Raises:
+            ValueError: If the file has fewer axes, or more than two others.
+        """
+        dims = len(self._source.array.shape)
+        others = tuple(range(dims - spatial_dims))
+        if first not in ("channels", "batch"):
+            raise ValueError(f"first must be one of ['channels', 'batch'], got {shown(first)}")
+        if dims < spatial_dims or len(others) > 2:
+            raise ValueError(
+                f"{self.path} must have {spatial_dims} spatial axes and at most two others, got shape "
+                f"{tuple(self._source.array.shape)}"
+            )
+        fronts = {0: (None, None), 1: (None, 0) if first == "channels" else (0, None), 2: (0, 1)}
+        view = object.__new__(DiskArray)
+        view.__dict__ = {**self.__dict__}
+        view._order = (*fronts[len(others)], *range(len(others), dims))
+        return view
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        self._check_state()
+        index = self._whole(index)
+        slices = [at if isinstance(at, slice) else slice(at, at + 1) for at in index]
+        added = tuple(i for i, axis in enumerate(self._order) if axis is None)
+        wanted = tuple(at for i, at in enumerate(slices) if i not in added)
+        try:
+            piece = np.expand_dims(np.asarray(self._source.array[wanted]), added)
+        except Exception as error:  # of a reader, at a piece that is cut off or corrupted
+            raise ValueError(
+                f"{self.path} must be a complete file, got an error of its reader: {error}"
+            ) from error
+        piece = piece[tuple(at if i in added else slice(None) for i, at in enumerate(slices))]
+        piece = self._filled(piece, slices)
+        return piece[tuple(slice(None) if isinstance(at, slice) else 0 for at in index)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[...], dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def close(self) -> None:
+        """Close the file; slices cannot be read any more."""
+        self._source.close()
+
+    def __repr__(self) -> str:
+        names = f", axes={self.axes}" if self.axes else ""
+        units = f", units={self.units!r}" if self.units else ""
+        return (
+            f"DiskArray({str(self.path)!r}, shape={self.shape}, dtype={self.dtype}{names}{units})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in vars(self).items() if name not in ("_source", "dtype")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._check_state()
+        self._open()
+
+    def _check_state(self) -> None:
+        if state_of(self.path) != self._state:
+            raise ValueError(
+                f"{self.path} must not change while it is open, got another size or time"
+            )
+
+    def _whole(self, index: Any) -> tuple[int | slice, ...]:
+        """Return one integer or slice per axis."""
+        given = index if isinstance(index, tuple) else (index,)
+        if sum(at is Ellipsis for at in given) > 1 or len(given) > self.ndim + (Ellipsis in given):
+            raise IndexError(f"an index must have at most {self.ndim} entries, got {shown(index)}")
+        if Ellipsis in given:
+            at = given.index(Ellipsis)
+            rest = (slice(None),) * (self.ndim + 1 - len(given))
+            given = (*given[:at], *rest, *given[at + 1 :])
+        given = (*given, *(slice(None),) * (self.ndim - len(given)))
+        return tuple(
+            self._along(axis, at, length)
+            for axis, (at, length) in enumerate(zip(given, self.shape, strict=True))
+        )
+
+    def _along(self, axis: int, at: Any, length: int) -> int | slice:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(length)
+            if step < 1:
+                raise IndexError(f"slices must have steps of 1 or more, got {at}")
+            return slice(start, max(start, stop), step)
+        if isinstance(at, int | np.integer) and not isinstance(at, bool):
+            if not -length <= at < length:
+                raise IndexError(f"index {at} is out of range for axis {axis} of length {length}")
+            return int(at) % length
+        raise IndexError(f"an array on disk takes integers and slices, got {shown(at)}")
+
+    def _filled(self, piece: np.ndarray, slices: Sequence[slice]) -> np.ndarray:
+        if self.fill == "keep":
+            return piece
+        missing = self._missing(piece)
+        if missing is None or not missing.any():
+            return piece
+        if self.fill is not None:
+            return np.where(missing, np.asarray(self.fill, piece.dtype), piece)
+        first = np.argwhere(missing)[0].tolist()
+        place = tuple(at.start + (at.step or 1) * n for at, n in zip(slices, first, strict=True))
+        raise ValueError(
+            f"{self.path} must have a value everywhere, got {int(missing.sum())} missing values of "
+            f"{piece.size} in this slice, the first at {place}; pass fill= a number, or 'keep'"
+        )
+
+    def _missing(self, piece: np.ndarray) -> np.ndarray | None:
+        missing = np.isnan(piece) if piece.dtype.kind in "fc" else None
+        if self._source.missing is not None:
+            marked = piece == self._source.missing
+            missing = marked if missing is None else missing | marked
+        return missing

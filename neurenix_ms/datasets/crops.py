@@ -1,0 +1,243 @@
+"""Random crops of images and volumes that may be larger than the memory, and windows of series."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integer, check_integers, check_number
+
+MOST_DRAWS = 10_000  # of a center, before a crop is given up
+Item = Tensor | tuple[Tensor, Tensor]
+
+
+class RandomCrops(Dataset[Item]):
+    """Draw crops of one size from arrays of any size, in memory or on disk.
+
+    Use it to train on images and volumes that do not fit the memory: only the crops are read. Item `i`
+    of an epoch depends on `seed`, the epoch and `i` alone, so a resumed run and any number of workers
+    see the same crops. Call `set_epoch` before every epoch, or all epochs see the same ones.
+
+    Args:
+        inputs: Arrays `(C, *S)`, one or a list; tensors, NumPy arrays, or what `open_array` returns.
+        targets: As many arrays, `(C, *S)` with numbers or `(*S)` with classes.
+        size: Edge of the crops, or one per axis.
+        num_samples: Crops of an epoch.
+        class_weights: How often a crop has a pixel of each class in its center, relative to how often
+            the class occurs; classes that are not named count 0. Needs targets of classes.
+        mask: As many arrays `(*S)`; centers lie where they are not 0.
+        transform: Applied to every crop, or to crop and target.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If arrays do not fit each other or are smaller than `size`; for an item, if no center
+            with a weight was found in 10,000 draws.
+        IndexError: If there is no such item.
+
+    Examples:
+        >>> image, labels = torch.rand(3, 200, 150), torch.zeros(200, 150, dtype=torch.long)
+        >>> crops = RandomCrops(image, labels, size=64, num_samples=10)
+        >>> crop, label = crops[0]
+        >>> crop.shape, label.shape
+        (torch.Size([3, 64, 64]), torch.Size([64, 64]))
+    """
+
+    @checked
+    def __init__(
+        self,
+        inputs: Any,
+        targets: Any = None,
+        *,
+        size: int | Sequence[int],
+        num_samples: int,
+        class_weights: Mapping[int, float] | None = None,
+        mask: Any = None,
+        transform: Callable[..., Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.inputs = _listed(inputs)
+        self.targets = None if targets is None else _listed(targets)
+        self.mask = None if mask is None else _listed(mask)
+        self.size = _edges(size, len(self.inputs[0].shape) - 1)
+        self.num_samples = check_integer("num_samples", num_samples, 1)
+        self.class_weights = class_weights
+        self.transform = transform
+        self.seed = check_integer("seed", seed, 0)
+        self.epoch = 0
+        self._check()
+        places = [
+            np.prod([n - k + 1 for n, k in zip(_spatial(x), self.size, strict=True)], dtype=float)
+            for x in self.inputs
+        ]
+        self._shares = np.array(places) / np.sum(places)
+
+    def _check(self) -> None:
+        dims = len(self.size)
+        for number, x in enumerate(self.inputs):
+            if len(x.shape) != dims + 1:
+                raise ValueError(
+                    f"inputs must be arrays (C, *S) with {dims} spatial axes, got shape {tuple(x.shape)}"
+                )
+            if any(n < k for n, k in zip(_spatial(x), self.size, strict=True)):
+                raise ValueError(
+                    f"inputs must be at least {tuple(self.size)} long, got {_spatial(x)}"
+                )
+            for name, others in (("targets", self.targets), ("mask", self.mask)):
+                if others is None:
+                    continue
+                if len(others) != len(self.inputs):
+                    raise ValueError(
+                        f"{name} must be {len(self.inputs)} arrays as inputs are, got {len(others)}"
+                    )
+                if tuple(others[number].shape[-dims:]) != _spatial(x):
+                    raise ValueError(
+                        f"{name} must have the spatial size {_spatial(x)} of inputs, got "
+                        f"{tuple(others[number].shape)}"
+                    )
+        if self.class_weights is not None:
+            if self.targets is None or any(len(y.shape) != dims for y in self.targets):
+                raise ValueError(
+                    "class_weights needs targets of classes with shape (*S), got others"
+                )
+            weights = {
+                int(k): check_number("class_weights", w, minimum=0)
+                for k, w in self.class_weights.items()
+            }
+            if not any(weights.values()):
+                raise ValueError(f"class_weights must hold a weight above 0, got {weights}")
+            self.class_weights = weights
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other crops in this epoch."""
+        self.epoch = check_integer("epoch", epoch, 0)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> Item:
+        if not 0 <= index < self.num_samples:
+            raise IndexError(f"index must be below {self.num_samples}, got {index}")
+        random = np.random.default_rng((self.seed, self.epoch, index))
+        number, corner = self._drawn(random)
+        at = tuple(slice(c, c + k) for c, k in zip(corner, self.size, strict=True))
+        crop = _tensor(self.inputs[number][(slice(None), *at)])
+        if self.targets is None:
+            return crop if self.transform is None else self.transform(crop)
+        y = self.targets[number]
+        target = _tensor(y[(slice(None),) * (len(y.shape) - len(at)) + at])
+        return (crop, target) if self.transform is None else self.transform(crop, target)
+
+    def _drawn(self, random: np.random.Generator) -> tuple[int, tuple[int, ...]]:
+        """Return the number of an array and the first corner of a crop of it."""
+        most = max(self.class_weights.values()) if self.class_weights else 1.0
+        for _ in range(MOST_DRAWS):
+            number = int(random.choice(len(self.inputs), p=self._shares))
+            free = [
+                n - k + 1 for n, k in zip(_spatial(self.inputs[number]), self.size, strict=True)
+            ]
+            corner = tuple(int(random.integers(n)) for n in free)
+            center = tuple(c + k // 2 for c, k in zip(corner, self.size, strict=True))
+            if random.random() * most < self._weight(number, center):
+                return number, corner
+        raise ValueError(
+            f"mask and class_weights must leave centers to draw, got none in {MOST_DRAWS} draws"
+        )
+
+    def _weight(self, number: int, center: tuple[int, ...]) -> float:
+        if self.mask is not None and not self.mask[number][center]:
+            return 0.0
+        if self.class_weights is None or self.targets is None:
+            return 1.0
+        return self.class_weights.get(int(self.targets[number][center]), 0.0)
+
+
+class Windows(Dataset[Item]):
+    """Cut series into windows, for models that forecast.
+
+    Use it to train on long series one history at a time: only the windows are read. All series may
+    have other lengths.
+
+    Args:
+        series: Arrays `(T, *)`, one or a list; tensors, NumPy arrays, or what `open_array` returns.
+        length: Steps of a window.
+        horizon: Steps after the window that are its target; 0 for windows without a target.
+        step: Steps between the starts of windows.
+
+    Shape:
+        item -> `(length, *)`, or with a horizon `(length, *)` and `(horizon, *)`
+
+    Raises:
+        ValueError: If an argument is below its minimum, or no series is long enough.
+        IndexError: If there is no such item.
+
+    Examples:
+        >>> windows = Windows(torch.arange(10.0), length=4, horizon=2, step=2)
+        >>> len(windows), windows[1]
+        (3, (tensor([2., 3., 4., 5.]), tensor([6., 7.])))
+    """
+
+    @checked
+    def __init__(self, series: Any, length: int, *, horizon: int = 0, step: int = 1) -> None:
+        self.series = _listed(series)
+        self.length = check_integer("length", length, 1)
+        self.horizon = check_integer("horizon", horizon, 0)
+        self.step = check_integer("step", step, 1)
+        whole = self.length + self.horizon
+        counts = [max(0, (int(x.shape[0]) - whole) // self.step + 1) for x in self.series]
+        if not any(counts):
+            lengths = [int(x.shape[0]) for x in self.series]
+            raise ValueError(f"a series must have {whole} steps or more, got {lengths}")
+        self._ends = np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Item:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be below {len(self)}, got {index}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        before = 0 if number == 0 else int(self._ends[number - 1])
+        start = (index - before) * self.step
+        stop = start + self.length
+        window = _tensor(self.series[number][start:stop])
+        if self.horizon == 0:
+            return window
+        return window, _tensor(self.series[number][stop : stop + self.horizon])
+
+
+def _listed(arrays: Any) -> list[Any]:
+    """Return one array, or several, as a list."""
+    listed = list(arrays) if isinstance(arrays, list | tuple) else [arrays]
+    if not listed:
+        raise ValueError("arrays must be one or more, got an empty list")
+    for array in listed:
+        if not hasattr(array, "shape") or not hasattr(array, "__getitem__"):
+            raise ValueError(
+                f"arrays must be tensors, NumPy arrays or from open_array, got {type(array).__name__}"
+            )
+    return listed
+
+
+def _edges(size: Any, dims: int) -> list[int]:
+    if isinstance(size, int):
+        size = [size] * dims
+    return check_integers("size", size, 1, length=dims)
+
+
+def _spatial(x: Any) -> tuple[int, ...]:
+    return tuple(int(n) for n in x.shape[1:])
+
+
+def _tensor(piece: Any) -> Tensor:
+    """Return a copy as a tensor: numbers as float32, integers and booleans as they are."""
+    if isinstance(piece, Tensor):
+        return piece.clone()
+    piece = np.asarray(piece)
+    dtype = piece.dtype.newbyteorder("=")
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        dtype = np.dtype("int64")  # torch has no arithmetic for wider unsigned integers
+    return torch.from_numpy(np.array(piece, dtype, order="C"))

@@ -1,0 +1,136 @@
+"""Random crops are pieces of their arrays, the same for a seed, an epoch and a number."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from neurenix_ms.datasets import RandomCrops, Windows, open_array
+
+
+def arrays(*size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image whose values are its positions, and their parities as classes."""
+    x = torch.arange(float(np.prod(size))).reshape(1, *size)
+    return x, x[0].long() % 2
+
+
+@pytest.mark.parametrize(("size", "crop"), [((50,), 7), ((20, 31), [5, 8]), ((9, 10, 11), 4)])
+def test_a_crop_is_a_piece_of_its_array_and_its_target(size, crop):
+    x, y = arrays(*size)
+    edges = [crop] * len(size) if isinstance(crop, int) else crop
+    crops = RandomCrops(x, y, size=crop, num_samples=20)
+    corners = set()
+    for piece, target in crops:
+        corner = np.unravel_index(int(piece.flatten()[0]), size)
+        at = tuple(slice(c, c + k) for c, k in zip(corner, edges, strict=True))
+        assert torch.equal(piece, x[(slice(None), *at)])
+        assert torch.equal(target, y[at])
+        corners.add(corner)
+    assert len(corners) > 10
+
+
+def test_a_crop_depends_on_seed_epoch_and_number_only():
+    x, _ = arrays(40, 40)
+    first, second = (RandomCrops(x, size=8, num_samples=6, seed=3) for _ in range(2))
+    second[5]
+    assert all(torch.equal(first[i], second[i]) for i in (4, 0, 2))
+    second.set_epoch(1)
+    assert not all(torch.equal(first[i], second[i]) for i in range(6))
+    other = RandomCrops(x, size=8, num_samples=6, seed=4)
+    assert not all(torch.equal(first[i], other[i]) for i in range(6))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_give_the_same_crops(context, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((1, 30, 40), "float32"))
+    crops = RandomCrops(open_array(tmp_path / "x.npy"), size=8, num_samples=6)
+    loader = DataLoader(crops, batch_size=2, num_workers=2, multiprocessing_context=context)
+    assert torch.equal(torch.cat(list(loader)), torch.stack([crops[i] for i in range(6)]))
+
+
+def test_every_place_is_drawn_alike():
+    x = torch.arange(5.0)[None]
+    crops = RandomCrops(x, size=2, num_samples=4000)
+    counts = torch.bincount(torch.stack([c[0, 0] for c in crops]).long(), minlength=4)
+    assert counts.min() > 900
+    assert counts.max() < 1100
+
+
+def test_arrays_are_drawn_by_the_number_of_their_crops():
+    inputs = [torch.zeros(1, 11), torch.ones(1, 31)]
+    crops = RandomCrops(inputs, size=2, num_samples=4000)
+    assert abs(float(torch.stack([c[0, 0] for c in crops]).mean()) - 0.75) < 0.03
+
+
+def test_class_weights_set_how_often_a_class_is_in_the_center():
+    labels = torch.zeros(100, 100, dtype=torch.long)
+    labels[:10] = 1  # a tenth of the pixels
+    labels[10:20] = 2
+    x = torch.zeros(1, 100, 100)
+    crops = RandomCrops(x, labels, size=1, num_samples=3000, class_weights={0: 1, 1: 8})
+    drawn = torch.bincount(torch.stack([y[0, 0] for _, y in crops]), minlength=3) / 3000
+    assert abs(float(drawn[1]) - 0.5) < 0.03  # 0.1 * 8 of 0.1 * 8 + 0.8 * 1
+    assert drawn[2] == 0
+
+
+def test_centers_lie_in_the_mask():
+    mask = np.zeros((30, 30), bool)
+    mask[12:15, 20] = True
+    x, _ = arrays(30, 30)
+    for piece in RandomCrops(x, size=5, mask=mask, num_samples=10):
+        row, column = divmod(int(piece[0, 2, 2]), 30)
+        assert mask[row, column]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 50}, r"inputs must be at least \(50, 50\) long, got \(40, 40\)"),
+        ({"size": [8]}, "size must have 2 entries|size"),
+        ({"targets": torch.zeros(39, 40)}, r"targets must have the spatial size \(40, 40\)"),
+        ({"targets": [torch.zeros(40, 40)] * 2}, "targets must be 1 arrays as inputs are, got 2"),
+        ({"class_weights": {1: 2.0}}, "class_weights needs targets of classes"),
+        ({"targets": torch.zeros(40, 40), "class_weights": {1: 0.0}}, "a weight above 0"),
+        ({"inputs": []}, "arrays must be one or more, got an empty list"),
+        ({"inputs": [1.0]}, "or from open_array, got float"),
+        (
+            {"inputs": [torch.zeros(1, 40, 40), torch.zeros(40, 40)]},
+            "with 2 spatial axes, got shape",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, message):
+    options = {"inputs": torch.zeros(1, 40, 40), "size": 8, "num_samples": 1, **options}
+    with pytest.raises(ValueError, match=message):
+        RandomCrops(options.pop("inputs"), **options)
+
+
+def test_a_mask_that_leaves_nothing_is_named_when_a_crop_is_drawn(monkeypatch):
+    monkeypatch.setattr("neurenix_ms.datasets.crops.MOST_DRAWS", 50)
+    crops = RandomCrops(torch.zeros(1, 9), size=3, num_samples=1, mask=torch.zeros(9))
+    with pytest.raises(ValueError, match="must leave centers to draw, got none in 50 draws"):
+        crops[0]
+    with pytest.raises(IndexError, match="index must be below 1, got 1"):
+        crops[1]
+
+
+@pytest.mark.parametrize(("step", "horizon"), [(1, 0), (2, 3), (5, 1)])
+def test_windows_are_all_pieces_of_their_series(step, horizon):
+    series = [torch.randn(23, 2), torch.randn(3, 2), torch.randn(11, 2)]
+    windows = Windows(series, 4, horizon=horizon, step=step)
+    expected = [
+        x[start : start + 4 + horizon]
+        for x in series
+        for start in range(0, len(x) - 3 - horizon, step)
+    ]
+    assert len(windows) == len(expected)
+    for item, piece in zip(windows, expected, strict=True):
+        whole = torch.cat(item) if horizon else item
+        assert torch.equal(whole, piece)
+
+
+def test_series_that_are_too_short_are_refused():
+    with pytest.raises(ValueError, match=r"must have 6 steps or more, got \[5, 2\]"):
+        Windows([torch.zeros(5), torch.zeros(2)], 4, horizon=2)
+    with pytest.raises(IndexError, match="index must be below 2, got 2"):
+        Windows(torch.zeros(5), 4)[2]
