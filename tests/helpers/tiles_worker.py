@@ -284,7 +284,9 @@ def chunks_of_two_ranks(mesh: DeviceMesh) -> None:
     model, x = small_net(nn.Conv1d, nn.InstanceNorm1d), noise(1, 1, 42)
     tiled = TiledModel(model, 10, mesh=mesh)
     error = raised(lambda: tiled(x, Chunked(np.zeros((1, 2, 40)), (1, 2, 15))))
-    assert "every chunk of out must be written by one rank alone, got chunks (1, 2, 15)" in str(error)
+    assert "every chunk of out must be written by one rank alone, got chunks (1, 2, 15)" in str(
+        error
+    )
     assert "create it with chunks of (1, 2, 10)" in str(error)
     out = Chunked(np.zeros((1, 2, 40)), (1, 2, 10))
     tiled(x, out)
@@ -379,9 +381,9 @@ def calls_that_differ_by_rank(mesh: DeviceMesh) -> None:
         "same training mode, got other values": lambda: TiledModel(
             copy.deepcopy(model).train(rank == 0), 8, mesh=mesh
         )(x),
-        "same class of model, got 'Sequential' on rank 0 and 'Conv1d' on rank 1": lambda: TiledModel(
-            model if rank == 0 else model[0], 8, mesh=mesh
-        )(x),
+        "same class of model, got 'Sequential' on rank 0 and 'Conv1d' on rank 1": lambda: (
+            TiledModel(model if rank == 0 else model[0], 8, mesh=mesh)(x)
+        ),
         "same values of x, got": lambda: TiledModel(model, 8, mesh=mesh)(x + rank),
         "same shape of x, got (1, 1, 31) on rank 0 and (1, 1, 30)": lambda: TiledModel(
             model, 8, mesh=mesh
@@ -418,7 +420,9 @@ def losses_that_differ_by_rank(mesh: DeviceMesh) -> None:
     assert "the same on all ranks, got [['mean'], ['sum']" in str(error), error
     labels = torch.arange(32)[None] // (32 // mesh.size())  # one class per rank
     weights = torch.tensor([1.0, 5.0], dtype=torch.float64)
-    error = raised(lambda: steps(labels.clamp(max=1), functools.partial(F.cross_entropy, weight=weights)))
+    error = raised(
+        lambda: steps(labels.clamp(max=1), functools.partial(F.cross_entropy, weight=weights))
+    )
     assert "loss must be a mean of a local term" in str(error), error
 
 
@@ -426,9 +430,13 @@ def losses_that_differ_by_rank(mesh: DeviceMesh) -> None:
 def models_that_communicate_themselves(mesh: DeviceMesh) -> None:
     model = small_net(nn.Conv1d, nn.BatchNorm1d)
     refused = {
-        "must not be wrapped in DistributedDataParallel": DistributedDataParallel(copy.deepcopy(model)),
+        "must not be wrapped in DistributedDataParallel": DistributedDataParallel(
+            copy.deepcopy(model)
+        ),
         "must have whole parameters, got Sequential": None,
-        "must have ordinary batch norm": nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)),
+        "must have ordinary batch norm": nn.SyncBatchNorm.convert_sync_batchnorm(
+            copy.deepcopy(model)
+        ),
     }
     for text, wrapped in refused.items():
         wrapped = fully_shard(copy.deepcopy(model), mesh=mesh) if wrapped is None else wrapped
