@@ -64,6 +64,9 @@ def accumulate_gradients(
         whole: Names of submodules that run on their whole feature map of lower resolution; "auto"
             takes the shallowest that need no more memory than one tile.
         reduction: Whether the loss is a "mean" or a "sum"; detected by default.
+        mesh: A one-dimensional device mesh whose ranks share the tiles, as in `TiledModel`. Every rank
+            calls with the same model, input and target, and gets the loss and the gradients of the
+            whole input: do not average them again.
 
     Returns:
         The loss over the whole input, detached from the graph.
@@ -71,7 +74,9 @@ def accumulate_gradients(
     Raises:
         ValueError: If the loss is neither a mean nor a sum over positions (class weights or
             `ignore_index` under a mean, a normalization by the target), a shape does not fit, or the
-            model cannot run in tiles.
+            model cannot run in tiles. With a mesh, also if the ranks have different models, inputs,
+            targets or losses; then no rank has changed its gradients.
+        RankError: If another rank failed with an error that cannot be pickled.
 
     Source: tiles as in Pinckaers et al. 2022, "Streaming convolutional neural networks"; the passes
     for statistics are new here: each mean and variance is a variable of the loss, and its adjoint

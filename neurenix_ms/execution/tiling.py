@@ -70,7 +70,13 @@ class TiledModel(Described, nn.Module):
             receptive fields are measured (at least 256 MiB for these). With None, a part run whole
             may take as much as one tile. Results of the model and of the parts are not included.
         reduce: "argmax" returns the index of the largest channel instead of all channels.
-        progress: Show a progress bar (needs tqdm).
+        progress: Show a progress bar (needs tqdm), on the first rank of a mesh.
+        mesh: A one-dimensional device mesh whose ranks share the tiles. Every rank calls with the same
+            model and input, and gets the same result: the merged statistics are those of the whole
+            input. A result in memory is sent to all ranks; into an array on disk, every rank writes
+            its own tiles. `tile_size="auto"` then needs no limit and makes one tile per rank. If a
+            rank fails, all ranks raise its error. With None, this process runs all tiles, also where
+            torch.distributed is initialized.
 
     Shape:
         `(B, C, *S)` -> that of the model; with `reduce`, without its channels
@@ -78,7 +84,9 @@ class TiledModel(Described, nn.Module):
     Raises:
         ValueError: If an argument is out of range; if a layer depends on the whole input, is not
             shift-equivariant by the stride or is random (the message names it); or if x or out has
-            another shape.
+            another shape. With a mesh, also if the ranks have different models or inputs, or would
+            write to the same chunk of out.
+        RankError: If another rank failed with an error that cannot be pickled.
         ImportError: If a progress bar is requested and tqdm is missing.
 
     Source: halo and exactness as in Pinckaers et al. 2022, "Streaming convolutional neural networks";

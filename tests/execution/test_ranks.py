@@ -2,20 +2,13 @@
 
 import json
 import multiprocessing
-import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import tiles_worker
-import torch
 import torch.multiprocessing as processes
 from tiles_worker import CASES, MANY
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-
-from neurenix_ms.execution import TiledModel
 
 
 def run(size: int, folder: Path, names: list[str]) -> list[dict[str, str]]:
@@ -43,3 +36,15 @@ def four_ranks(tmp_path_factory) -> list[dict[str, str]]:
 @pytest.mark.parametrize("name", [*CASES, *MANY])
 def test_four_ranks(four_ranks, name):
     assert [report[name] for report in four_ranks] == [""] * 4
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_others(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=tiles_worker.die, args=(r, 2, str(tmp_path))) for r in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, -signal.SIGKILL]
+    assert (tmp_path / "rank0").read_text() == "RuntimeError, gradients and buffers unchanged"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -34,6 +36,7 @@ EXACT = 1e-10
 CASES: dict[str, Callable[[DeviceMesh], None]] = {}
 MANY: dict[str, Callable[[DeviceMesh], None]] = {}
 Loss = Callable[[Any, Any], Tensor]
+Tiled1d = functools.partial(TiledModel, spatial_dims=1)
 
 
 def case(function: Callable[[DeviceMesh], None]) -> Callable[[DeviceMesh], None]:
@@ -124,6 +127,7 @@ def check_equal(
     **options: Any,
 ) -> None:
     """Compare result, loss, gradient and buffers with those of the plain model."""
+    model.zero_grad()
     plain = copy.deepcopy(model)
     wanted = plain(x.clone())
     if target is None:
@@ -282,9 +286,9 @@ class Chunked:
 @case
 def chunks_of_two_ranks(mesh: DeviceMesh) -> None:
     model, x = small_net(nn.Conv1d, nn.InstanceNorm1d), noise(1, 1, 42)
-    tiled = TiledModel(model, 10, mesh=mesh)
-    error = raised(lambda: tiled(x, Chunked(np.zeros((1, 2, 40)), (1, 2, 15))))
-    assert "every chunk of out must be written by one rank alone, got chunks (1, 2, 15)" in str(
+    tiled = Tiled1d(model, 10, mesh=mesh)
+    error = raised(lambda: tiled(x, Chunked(np.zeros((1, 2, 40)), (1, 2, 7))))
+    assert "every chunk of out must be written by one rank alone, got chunks (1, 2, 7)" in str(
         error
     )
     assert "create it with chunks of (1, 2, 10)" in str(error)
@@ -341,7 +345,7 @@ def an_error_of_one_rank_is_raised_on_all(mesh: DeviceMesh) -> None:
     local = Failing(x, LocalError("disk", 7) if last else None)
     steps = functools.partial(accumulate_gradients, model, tile_size=8, mesh=mesh)
     calls: list[tuple[type[Exception], str, Callable[[], Any]]] = [
-        (OSError, "the disk of", lambda: TiledModel(model, 8, mesh=mesh)(broken)),
+        (OSError, "the disk of", lambda: Tiled1d(model, 8, mesh=mesh)(broken)),
         (OSError, "the disk of", lambda: steps(broken, target, F.mse_loss)),
         (ZeroDivisionError, "the loss of", lambda: steps(x, target, loss)),
         (OSError, "the disk of", lambda: steps(x, Failing(target, broken.error), F.mse_loss)),
@@ -355,13 +359,8 @@ def an_error_of_one_rank_is_raised_on_all(mesh: DeviceMesh) -> None:
         for name, value in model.state_dict().items():
             assert torch.equal(value, before[name]), name
         assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
-    try:
-        TiledModel(model, 8, mesh=mesh)(local)
-    except LocalError:
-        assert last
-    except RankError as error:
-        assert not last
-        assert "LocalError: disk is broken at 7" in str(error)
+    with pytest.raises(LocalError if last else RankError, match="disk is broken at 7"):
+        Tiled1d(model, 8, mesh=mesh)(local)
     check_equal(mesh, small_net(nn.Conv1d, nn.BatchNorm1d), x, 8)  # the group works
 
 
@@ -375,23 +374,23 @@ def calls_that_differ_by_rank(mesh: DeviceMesh) -> None:
         with torch.no_grad():
             other[3].bias += 1e-3
     expected: dict[str, Callable[[], Any]] = {
-        "same values of parameters and buffers, got other values on rank 1": lambda: TiledModel(
+        "same values of parameters and buffers, got other values on rank 1": lambda: Tiled1d(
             other, 8, mesh=mesh
         )(x),
-        "same training mode, got other values": lambda: TiledModel(
+        "same training mode, got other values": lambda: Tiled1d(
             copy.deepcopy(model).train(rank == 0), 8, mesh=mesh
         )(x),
-        "same class of model, got 'Sequential' on rank 0 and 'Conv1d' on rank 1": lambda: (
-            TiledModel(model if rank == 0 else model[0], 8, mesh=mesh)(x)
-        ),
-        "same values of x, got": lambda: TiledModel(model, 8, mesh=mesh)(x + rank),
-        "same shape of x, got (1, 1, 31) on rank 0 and (1, 1, 30)": lambda: TiledModel(
+        "same class of model, got 'Sequential' on rank 0 and 'Conv1d' on rank 1": lambda: Tiled1d(
+            model if rank == 0 else model[0], 8, mesh=mesh
+        )(x),
+        "same values of x, got": lambda: Tiled1d(model, 8, mesh=mesh)(x + rank),
+        "same shape of x, got (1, 1, 31) on rank 0 and (1, 1, 30)": lambda: Tiled1d(
             model, 8, mesh=mesh
         )(x if rank == 0 else x[..., 1:]),
-        "same tile_size and parts run whole, got ((8,), ()) on rank 0": lambda: TiledModel(
+        "same tile_size and parts run whole, got ((8,), ()) on rank 0": lambda: Tiled1d(
             model, 8 if rank == 0 else 9, whole=(), mesh=mesh
         )(x),
-        "same reduce, got None on rank 0 and 'argmax' on rank 1": lambda: TiledModel(
+        "same reduce, got None on rank 0 and 'argmax' on rank 1": lambda: Tiled1d(
             model, 8, reduce=None if rank == 0 else "argmax", mesh=mesh
         )(x),
         "same values of target": lambda: accumulate_gradients(
@@ -400,9 +399,9 @@ def calls_that_differ_by_rank(mesh: DeviceMesh) -> None:
         "same requires_grad of parameters": lambda: accumulate_gradients(
             copy.deepcopy(model).requires_grad_(rank == 0), x, target, F.mse_loss, 8, mesh=mesh
         ),
-        "expected (B, C) and 1 spatial axes": lambda: TiledModel(
-            model, 8, spatial_dims=1, mesh=mesh
-        )(x if rank == 0 else x[None]),
+        "expected (B, C) and 1 spatial axes": lambda: Tiled1d(model, 8, mesh=mesh)(
+            x if rank == 0 else x[None]
+        ),
     }
     for text, call in expected.items():
         error = raised(call)
@@ -420,9 +419,8 @@ def losses_that_differ_by_rank(mesh: DeviceMesh) -> None:
     assert "the same on all ranks, got [['mean'], ['sum']" in str(error), error
     labels = torch.arange(32)[None] // (32 // mesh.size())  # one class per rank
     weights = torch.tensor([1.0, 5.0], dtype=torch.float64)
-    error = raised(
-        lambda: steps(labels.clamp(max=1), functools.partial(F.cross_entropy, weight=weights))
-    )
+    weighted = functools.partial(F.cross_entropy, weight=weights)
+    error = raised(lambda: steps(labels.clamp(max=1), weighted))
     assert "loss must be a mean of a local term" in str(error), error
 
 
@@ -433,7 +431,7 @@ def models_that_communicate_themselves(mesh: DeviceMesh) -> None:
         "must not be wrapped in DistributedDataParallel": DistributedDataParallel(
             copy.deepcopy(model)
         ),
-        "must have whole parameters, got Sequential": None,
+        "must have whole parameters, got FSDPSequential": None,
         "must have ordinary batch norm": nn.SyncBatchNorm.convert_sync_batchnorm(
             copy.deepcopy(model)
         ),
@@ -466,12 +464,8 @@ def meshes_that_do_not_serve(mesh: DeviceMesh) -> None:
     if mesh.get_local_rank() == 0:
         TiledModel(model, 8, spatial_dims=1, mesh=half)(torch.randn(1, 1, 20))
     else:
-        try:
+        with pytest.raises(ValueError, match="must contain the process that calls, got rank"):
             TiledModel(model, 8, mesh=half)
-        except ValueError as error:
-            assert "mesh must contain the process that calls, got rank" in str(error)
-        else:
-            raise AssertionError("no error")
 
 
 @case
@@ -512,3 +506,29 @@ def steps_of_training(mesh: DeviceMesh) -> None:
     for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
         assert (a - b).abs().max() < 1e-9
     assert same_bits(list(model.state_dict().values()))
+
+
+def die(rank: int, size: int, folder: str) -> None:
+    """Read an input that kills the last rank; the first one writes what became of it."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size)
+    mesh = init_device_mesh("cpu", (size,))
+    model, x = small_net(nn.Conv1d, nn.BatchNorm1d), noise(1, 1, 31)
+    before = copy.deepcopy(model.state_dict())
+
+    class Deadly(Failing):
+        def __getitem__(self, index: Any) -> Tensor:
+            if rank == size - 1 and index[2].start:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    try:
+        accumulate_gradients(model, Deadly(x, None), noise(1, 2, 29), F.mse_loss, 8, mesh=mesh)
+    except RuntimeError:
+        same = all(torch.equal(a, before[name]) for name, a in model.state_dict().items())
+        same = same and all(p.grad is None for p in model.parameters())
+        told = f"RuntimeError, gradients and buffers {'un' if same else ''}changed"
+        Path(folder, f"rank{rank}").write_text(told)
+    os._exit(0)

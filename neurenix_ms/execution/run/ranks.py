@@ -35,7 +35,15 @@ class Checksum(int):
 
 
 class RankError(RuntimeError):
-    """An error of another rank that cannot be pickled; its type and its message are in the text."""
+    """An error of another rank whose own type is not available here.
+
+    With a mesh, an error of one rank is raised on all ranks as its own type. Only an error that cannot
+    be pickled is raised on the other ranks as a `RankError`, with its type and message as text.
+
+    Examples:
+        >>> str(RankError("LocalError: disk is broken"))
+        'LocalError: disk is broken'
+    """
 
 
 class Ranks(Protocol):
@@ -210,13 +218,7 @@ class MeshRanks:
                 piece = array[index]
                 if 0 in piece.shape:
                     continue
-                # bytes: exact for every dtype, and every backend sends them
-                if isinstance(piece, Tensor):
-                    sent = piece.detach().contiguous()
-                    raw = sent.reshape(-1).view(torch.uint8)
-                else:
-                    sent = np.ascontiguousarray(piece)
-                    raw = torch.from_numpy(sent.reshape(-1).view(np.uint8))
+                sent, raw = _bytes_of(piece)
                 self._broadcast(raw, rank)
                 if rank != self.rank:
                     array[index] = sent
@@ -353,6 +355,15 @@ def sums_of(tensors: Sequence[Tensor]) -> list[float]:
         wave = torch.linspace(1, 2, t.numel(), dtype=t.dtype, device=t.device)
         sums.append(torch.stack([t.abs().sum(), wave @ t.reshape(-1)]))
     return torch.stack(sums).ravel().tolist() if sums else []
+
+
+def _bytes_of(piece: Any) -> tuple[Any, Tensor]:
+    """A contiguous copy, and its memory: bytes are exact for every dtype and every backend."""
+    if isinstance(piece, Tensor):
+        own = piece.detach().contiguous()
+        return own, own.reshape(-1).view(torch.uint8)
+    array = np.ascontiguousarray(piece)
+    return array, torch.from_numpy(array.reshape(-1).view(np.uint8))
 
 
 def _alike(one: Any, other: Any) -> bool:
