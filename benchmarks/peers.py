@@ -263,6 +263,34 @@ def monai_unshuffle() -> Any:
     return lambda x: utils.pixelunshuffle(x, spatial_dims=x.ndim - 2, scale_factor=2)
 
 
+def torchvision_convnext(channels: int) -> nn.Module:
+    """torchvision's block of ConvNeXt."""
+    return library("torchvision.models.convnext").CNBlock(channels, 1.0, 0.0)
+
+
+def torchvision_inverted(channels: int) -> nn.Module:
+    """torchvision's block of MobileNetV2."""
+    block = library("torchvision.models.mobilenetv2").InvertedResidual
+    return block(channels, channels, stride=1, expand_ratio=6)
+
+
+class MonaiGate(nn.Module):
+    """MONAI's attention gate, with one tensor in both of its places, and the concatenation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        nets = library("monai.networks.nets.attentionunet")
+        self.gate = nets.AttentionBlock(2, channels // 2, channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.gate(g=x, x=x), x], dim=1)
+
+
+def monai_gate(channels: int) -> nn.Module:
+    """MONAI's attention gate."""
+    return MonaiGate(channels)
+
+
 class AsList(nn.Module):
     """The feature maps of a network that returns a dict, as a list."""
 

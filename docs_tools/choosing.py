@@ -15,6 +15,7 @@ from neurenix_ms import (
     BidirectionalFusion,
     MultiScaleModel,
     PyramidFusion,
+    SpectralMixing,
     UNet,
 )
 from neurenix_ms.bench.results import COLUMNS, Row, read
@@ -38,6 +39,7 @@ POOLINGS = {
     "PyramidPooling": "the class of a pixel depends on the whole image; has parameters, cannot be tiled",
     "PyramidPooling, views": "as above, returns the pooled features for a convolution of your own",
     "AtrousPyramidPooling": "the class of a pixel depends on its surroundings at several distances",
+    "SpectralMixing": "a periodic field needs global context, with the same weights at every resolution",
     "SpatialPyramidPooling": "you need a vector of fixed length from images of any size",
 }
 NECKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -103,9 +105,10 @@ def poolings(path: str | Path = RESULTS) -> str:
     fields = ("time", "flops", "params", "tensor_peak_bytes")
     cases = _cases(path, "pooling/forward", "block", dims=2)
     measured = {name: _cells(case, fields) for name, case in cases.items()}
-    pool = AtrousPyramidPooling(64, 64)
+    blocks = (AtrousPyramidPooling(64, 64), SpectralMixing(64, 64))
     shape = next(iter(cases.values())).value("shape")
-    measured["AtrousPyramidPooling"] = ["-", *_counted(pool, torch.zeros(shape, device="meta"))]
+    for block in blocks:
+        measured[type(block).__name__] = ["-", *_counted(block, torch.zeros(shape, device="meta"))]
     heads = ["time", "FLOPs", "parameters", "peak"]
     return _measured_on(cases) + _rows("block", POOLINGS, heads, measured)
 

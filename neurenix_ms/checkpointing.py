@@ -149,7 +149,7 @@ def checkpointed(module: nn.Module, *inputs: Tensor, foreign: bool = False) -> T
     if compiling:  # a compiled graph contains one update of the statistics, also with recomputation
         return checkpoint(run, *inputs, use_reentrant=False)
 
-    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), statistics_kept(module)
 
     return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)

@@ -176,7 +176,7 @@ class _LiveStorages(TorchDispatchMode):
     """Keeps the bytes of all storages born since it was entered, and their maximum."""
 
     def __init__(self, of_shapes: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.of_shapes = of_shapes
         self.live = 0
         self.peak = 0

@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from cases import CASES, Case, as_list, build, scalar
+from cases import CASES, Case, as_list, build, scalar, to_compile
 from torch._dynamo.utils import counters
 from torch.export import Dim, export
 
@@ -16,9 +16,7 @@ import neurenix_ms as nms
 from neurenix_ms._core.config import Configured, is_plain
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-PLANE = pytest.mark.parametrize(
-    "case", [c for c in CASES if c.spatial_dims == 2], ids=lambda case: case.name
-)
+PLANE = pytest.mark.parametrize("case", to_compile([2]), ids=lambda case: case.name)
 
 
 def equal(a, b) -> bool:

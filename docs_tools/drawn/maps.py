@@ -160,6 +160,18 @@ SKETCHES = {
         "The bins of several grids are concatenated to one vector",
         {"x": "torch.rand(2, 8, 24, 20)"},
     ),
+    "SpectralMixing": Sketch(
+        "SpectralMixing(8, 4, modes=5)",
+        [
+            [data("x")],
+            [step("lowest Fourier modes;\na matrix per mode; back", "model.fourier"),
+             step("1x1 convolution", "model.point")],
+            [step("add, activation")],
+            [data("y")],
+        ],
+        "The lowest Fourier modes are mixed, and a convolution of one pixel is added",
+        {"x": "torch.rand(2, 8, 24, 20)"},
+    ),
     "FeatureFusion": Sketch(
         "FeatureFusion([8, 16], 4)",
         [

@@ -24,6 +24,7 @@ from neurenix_ms._core.checks import (
     check_text,
     shown,
 )
+from neurenix_ms._core.tracing import is_jit_tracing
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -67,7 +68,7 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        tracing = torch.compiler.is_compiling() or is_jit_tracing()
         if tracing and not is_constructor:
             return function(*args, **kwargs)
         signature, kinds = _described(function)

@@ -15,6 +15,8 @@ from torch.nn.grad import conv3d_weight
 from torch.nn.modules.utils import _triple as triple
 from torch.overrides import handle_torch_function, has_torch_function
 
+from neurenix_ms._core.tracing import is_jit_tracing
+
 UNFOLDED = 20_480  # largest channels x depth x height that torch unfolds
 # below one of these numbers the overhead of the calls exceeds the gain
 FEW_VOXELS = 2**9
@@ -49,7 +51,7 @@ class Conv3d(nn.Conv3d):
         register_flops()  # also in `__setstate__`, for modules that are copied or unpickled
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         register_flops()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ def conv3d(
 
 def is_unfolded(x: Tensor, weight: Tensor) -> bool:
     """Return whether torch would unfold this volume, and is slower than oneDNN on it."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or is_jit_tracing():
         return False  # a traced model must work for inputs of any size
     return bool(
         x.ndim == weight.ndim == 5

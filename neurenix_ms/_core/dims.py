@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.checks import check_integer, check_tensor, shown
 from neurenix_ms._core.convolution import Conv3d, conv3d
-from neurenix_ms._core.tracing import one_call, one_module
+from neurenix_ms._core.tracing import is_jit_tracing, one_call, one_module
 
 SpatialDims = Literal[1, 2, 3]
 
@@ -106,7 +106,7 @@ def check_rank(x: Tensor, spatial_dims: int) -> None:
 @one_call
 def check_channels(x: Tensor, channels: int, what: str = "the input") -> None:
     """Raise unless `x` has `channels` channels."""
-    if not torch.jit.is_tracing() and x.shape[1] != channels:
+    if not is_jit_tracing() and x.shape[1] != channels:
         raise ValueError(f"{what} must have {channels} channels, got shape {tuple(x.shape)}")
 
 

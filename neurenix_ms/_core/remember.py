@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from neurenix_ms._core.tracing import placeholder_in
+from neurenix_ms._core.tracing import is_jit_tracing, placeholder_in
 
 
 class Remembers:
@@ -22,7 +22,7 @@ class Remembers:
             self._memory = None
 
     def _remember(self, **results: Any) -> None:
-        tracing = torch.jit.is_tracing() or placeholder_in(list(results.values())) is not None
+        tracing = is_jit_tracing() or placeholder_in(list(results.values())) is not None
         if not torch.compiler.is_exporting() and not tracing:
             self._memory = results
 

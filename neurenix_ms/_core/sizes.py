@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neurenix_ms._core.checks import check_number
-from neurenix_ms._core.tracing import is_known, one_call
+from neurenix_ms._core.tracing import is_jit_tracing, is_known, one_call
 
 Size = tuple[int, ...]
 Target = str | int | Sequence[int]
@@ -26,7 +26,7 @@ def scaled(size: Sequence[int], scale: float | Sequence[float]) -> Size:
     """Return every axis times `scale` (one number, or one per axis), rounded down, at least 1."""
     scales = [scale] * len(size) if isinstance(scale, (int, float)) else scale
     if (
-        torch.jit.is_tracing()
+        is_jit_tracing()
     ):  # sizes are tensors here, and Python's arithmetic would turn them into constants
         return tuple(
             torch.as_tensor(n).double().mul(factor).floor().long().clamp(min=1)  # type: ignore[misc]
@@ -53,6 +53,12 @@ def twice(size: Sequence[int]) -> Size:
     return tuple(2 * n for n in size)
 
 
+@one_call
+def multiplied(size: Sequence[int], factors: Sequence[int]) -> Size:
+    """Return every axis times its factor."""
+    return tuple(n * factor for n, factor in zip(size, factors, strict=True))
+
+
 def check_scale(scale: float, name: str = "scale") -> float:
     """Return `scale`, or raise if it is not a finite positive number."""
     return check_number(name, scale, above=0)
@@ -68,13 +74,25 @@ def check_scales(scales: Sequence[float]) -> list[float]:
 @one_call
 def check_halvings(size: Sequence[int], num_halvings: int) -> None:
     """Raise unless every axis can be halved `num_halvings` times."""
-    if torch.jit.is_tracing():
+    if is_jit_tracing():
         return
     smallest = 2**num_halvings
     if any(n < smallest for n in size):
         raise ValueError(
             f"every spatial size must be at least {smallest} to be halved {num_halvings} times, "
             f"got {tuple(size)}"
+        )
+
+
+@one_call
+def check_reducible(size: Sequence[int], factors: Sequence[int]) -> None:
+    """Raise unless every axis has at least as many pixels as the strides multiply to."""
+    if is_jit_tracing():
+        return
+    if any(n < factor for n, factor in zip(size, factors, strict=True)):
+        raise ValueError(
+            f"every spatial size must be at least the product of its strides, {tuple(factors)}, got "
+            f"{tuple(size)}"
         )
 
 
@@ -114,7 +132,7 @@ def target_size(sizes: Sequence[Size], target: Target) -> Size:
 
 def equal(a: Sequence[int], b: Sequence[int]) -> bool:
     """Return whether two sizes are equal; while tracing, whether they are equal for every input."""
-    if torch.jit.is_tracing():
+    if is_jit_tracing():
         return False
     if torch.compiler.is_compiling():
         return all(is_known(m == n) for m, n in zip(a, b, strict=True))

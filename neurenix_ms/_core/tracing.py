@@ -75,7 +75,12 @@ def entries(values: Sequence[Tensor], count: int) -> Sequence[Tensor]:
 
 def sizes_are_open() -> bool:
     """Return whether the call is traced or compiled, so that sizes may differ in later calls."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or is_jit_tracing()
+
+
+def is_jit_tracing() -> bool:
+    """Return whether `torch.jit.trace` records the calls."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def is_known(condition: Any) -> bool:

@@ -50,7 +50,7 @@ class Extractor(nn.Module):
         return {**self.__dict__, "_codes": codes, "_forwards": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._codes = {
             mode: (source, _found(names)) for mode, (source, names) in self._codes.items()
         }

@@ -34,7 +34,7 @@ def _watch(network: nn.Module) -> Iterator[Outputs]:
     handles = []
     for path, module in network.named_modules():
 
-        def note(_: nn.Module, given: tuple, out: Any, path: str = path) -> None:
+        def note(_: nn.Module, given: tuple[Any, ...], out: Any, path: str = path) -> None:
             seen.pop(path, None)  # so that the order is that in which modules return
             seen[path] = out if isinstance(out, Tensor) else None
             entered[path] = given[0] if given and isinstance(given[0], Tensor) else None

@@ -36,10 +36,10 @@ class System:
         tensor([[ 0.5000, -1.0000]])
     """
 
-    derivative: Callable[..., tuple]
+    derivative: Callable[..., tuple[Tensor, ...]]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    flow: Callable[..., tuple] | None = None
+    flow: Callable[..., tuple[Tensor, ...]] | None = None
     polar: bool = False
     settles: bool = False
 
@@ -48,20 +48,20 @@ class System:
         return torch.stack(self.derivative(*x.unbind(-1)), dim=-1)
 
 
-def _rotated(x, y, t):
+def _rotated(x: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, ...]:
     return x * torch.cos(t) + y * torch.sin(t), y * torch.cos(t) - x * torch.sin(t)
 
 
-def _cubic(x, y):
+def _cubic(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     return -0.1 * x**3 + 2 * y**3, -2 * x**3 - 0.1 * y**3
 
 
-def _hopf(mu, x, y):
+def _hopf(mu: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     square = x * x + y * y
     return 0 * mu, mu * x + y - x * square, mu * y - x - y * square
 
 
-def _lorenz(x, y, z):
+def _lorenz(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
     return 10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z
 
 

@@ -27,7 +27,7 @@ INTERVAL = 6.0  # hours between maps
 SUBSTEPS = 12  # of the integrator, between maps
 
 
-class DriftDensity(Dataset):
+class DriftDensity(Dataset[dict[str, Tensor]]):
     """Density maps, every 6 hours, of particles released in a patch of a sea with eddies.
 
     The currents are a sum of random waves of a stream function, so they are exact everywhere and

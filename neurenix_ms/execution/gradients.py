@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from neurenix_ms._core.arguments import UNCHECKED, checked
 from neurenix_ms._core.inplace import call_intact
-from neurenix_ms.checkpointing import statistics_kept
+from neurenix_ms._core.recomputation import statistics_kept
 from neurenix_ms.execution.compiled import plain_module, uncompiled
 from neurenix_ms.execution.plan.grid import Tile
 from neurenix_ms.execution.plan.sites import Site

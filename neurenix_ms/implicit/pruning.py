@@ -1,6 +1,6 @@
 """Prune nodes of implicit models, in one step or in rounds with retraining."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -151,7 +151,7 @@ class PruningSchedule:
                 f"start and end must be 0 <= start <= end < 1, got {self.start} and {self.end}"
             )
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[float]:
         steps = max(1, self.rounds - 1)
         span = self.end - self.start
         shares = [self.start + span * i / steps for i in range(self.rounds)]

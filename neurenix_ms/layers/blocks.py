@@ -45,7 +45,7 @@ class ConvSpec:
     dropout: float = 0.0
 
     def layer(self, in_channels: int, out_channels: int, groups: int = 1) -> "ConvNormAct":
-        """The convolution with its norm and activation."""
+        """Return the convolution with its norm and activation."""
         return ConvNormAct(
             in_channels,
             out_channels,
@@ -59,12 +59,12 @@ class ConvSpec:
         )
 
     def point(self) -> "ConvSpec":
-        """The same with kernels of one pixel and no activation."""
+        """Return the same with kernels of one pixel and no activation."""
         return replace(self, kernel_size=1, act=None, padding_mode="zeros")
 
 
 def edges_of(kernel_size: Edge, spatial_dims: int) -> tuple[int, ...]:
-    """The odd edge of a kernel along every axis."""
+    """Return the odd edge of a kernel along every axis."""
     if isinstance(kernel_size, int):
         kernel_size = [kernel_size] * spatial_dims
     if len(kernel_size) != spatial_dims:
@@ -116,7 +116,7 @@ class ConvNormAct(nn.Module):
         return self.finish(self.conv(x))
 
     def finish(self, y: Tensor) -> Tensor:
-        """What follows the convolution, and is cheap enough to be done again in backward."""
+        """Return what follows the convolution, and is cheap enough to be done again in backward."""
         modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
         norm, act = modules["norm"], modules["act"]
         if not is_recorded():
@@ -125,7 +125,7 @@ class ConvNormAct(nn.Module):
 
 
 def joined(maps: tuple[Tensor, ...]) -> Tensor:
-    """The channels of all maps in one, each map padded with zeros to the size of the first."""
+    """Return the channels of all maps in one, each map padded with zeros to the size of the first."""
     return maps[0] if len(maps) == 1 else recomputed(_concatenated, *maps)
 
 
@@ -195,16 +195,24 @@ class ConvBlock(nn.Module):
     def _convolved(self, maps: tuple[Tensor, ...]) -> Tensor:
         y = joined(maps)
         for layer in cast(list[ConvNormAct], list(self.layers)):
-            if torch.compiler.is_compiling() or is_observed(layer):
+            if in_one_call(layer):
                 y = layer(y)
-            else:  # in two steps: the frames of a call would hold its input through norm and act
+            else:
                 y = layer.conv(y)
                 y = layer.finish(y)
         return y
 
 
+def in_one_call(layer: ConvNormAct) -> bool:
+    """Return whether a layer is called as a module, and not its convolution and what follows one by one.
+
+    In two steps, no frame of a call holds the input through norm and activation.
+    """
+    return torch.compiler.is_compiling() or is_observed(layer)
+
+
 def shortcut(in_channels: int, out_channels: int, spec: ConvSpec) -> nn.Module:
-    """The identity; where the channels differ, a 1x1 convolution with a norm."""
+    """Return the identity; where the channels differ, a 1x1 convolution with a norm."""
     if in_channels == out_channels:
         return nn.Identity()
     return replace(spec.point(), conv_bias=False).layer(in_channels, out_channels)

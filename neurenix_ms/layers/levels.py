@@ -1,65 +1,63 @@
 """Nested levels of an encoder-decoder network."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from neurenix_ms._core.dims import POOLS, TRANSPOSED_CONVOLUTIONS, SpatialDims
+from neurenix_ms._core.dims import POOLS, SpatialDims
 from neurenix_ms._core.recomputation import Kept
-from neurenix_ms._core.sizes import spatial, twice
+from neurenix_ms._core.sizes import fit, multiplied, spatial
 from neurenix_ms.checkpointing import checkpointed, kept, recomputed
 from neurenix_ms.layers.resize import Resize
 
 
 class Double(nn.Module):
-    """Linear upsampling by exactly two on every axis.
+    """Upsampling by a whole factor on every axis, by default two.
 
     Shape:
-        `(B, C, *S)` -> `(B, C, *2S)`
+        `(B, C, *S)` -> `(B, C, *S * factor)`
     """
 
-    def __init__(self, spatial_dims: SpatialDims, align_corners: bool) -> None:
+    def __init__(
+        self,
+        spatial_dims: SpatialDims,
+        align_corners: bool,
+        mode: str = "linear",
+        factors: Sequence[int] = (),
+    ) -> None:
         super().__init__()
-        self.resize = Resize("linear", spatial_dims, align_corners)
+        self.resize = Resize(mode, spatial_dims, align_corners)
+        self.factors = tuple(factors) or (2,) * spatial_dims
 
     def forward(self, x: Tensor) -> Tensor:
-        return recomputed(self._doubled, x)
+        return recomputed(self._enlarged, x)
 
-    def _doubled(self, x: Tensor) -> Tensor:
-        return self.resize(x, twice(spatial(x)))
+    def _enlarged(self, x: Tensor) -> Tensor:
+        return self.resize(x, multiplied(spatial(x), self.factors))
 
 
 class Up(nn.Module):
-    """Upsample a coarse feature map by two, concatenate the skip connection, and apply a block.
+    """Upsample a coarse feature map, merge it with the skip connection, and apply a block.
+
+    Args:
+        up: Upsamples the coarse feature map.
+        block: Called with the skip and the upsampled feature map, or with what `skip` returns.
+        skip: Merges the two; None leaves it to the block, which concatenates.
 
     Shape:
         skip `(B, C, *S)` and coarse `(B, D, *S / 2)` -> `(B, C_out, *S)`
     """
 
-    def __init__(
-        self,
-        skip_channels: int,
-        deep_channels: int,
-        out_channels: int,
-        block: Callable[..., nn.Module],
-        *,
-        spatial_dims: SpatialDims,
-        bilinear: bool,
-        align_corners: bool,
-    ) -> None:
+    def __init__(self, up: nn.Module, block: nn.Module, skip: nn.Module | None = None) -> None:
         super().__init__()
-        self.up: nn.Module
-        if bilinear:
-            joined = skip_channels + deep_channels
-            self.up = Double(spatial_dims, align_corners)
-            self.block = block(joined, out_channels, joined // 2)
-        else:
-            transposed = TRANSPOSED_CONVOLUTIONS[spatial_dims]
-            self.up = transposed(deep_channels, skip_channels, 2, stride=2)
-            self.block = block(2 * skip_channels, out_channels)
+        self.up = up
+        self.block = block
+        self.skip = skip
 
     def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
-        return self.block(skip, self.up(deep))
+        if self.skip is None:
+            return self.block(skip, self.up(deep))
+        return self.block(self.skip(skip, fit(self.up(deep), spatial(skip))))
 
 
 class Level(nn.Module):
@@ -68,6 +66,16 @@ class Level(nn.Module):
     A level encodes its input, runs the inner level at half the size, and decodes the two results. The
     input and the output of a level have its own resolution: pooling before the inner level and
     upsampling after it belong to the outer level.
+
+    Args:
+        encode: The block of this resolution, called with the input.
+        inner: The coarser levels.
+        decode: Called with the encoded feature map and that of the inner level; None ends here.
+        spatial_dims: Number of spatial axes.
+        pool: Brings the encoded feature map to the resolution of `inner`; by default max pooling by
+            two.
+        pool_is_cheap: Pool again in backward, while checkpointing is enabled, instead of keeping
+            what was pooled.
 
     Shape:
         `(B, C_in, *S)` -> `(B, C_out, *S)`
@@ -80,18 +88,23 @@ class Level(nn.Module):
         decode: nn.Module | None = None,
         *,
         spatial_dims: SpatialDims,
+        pool: nn.Module | None = None,
+        pool_is_cheap: bool = True,
     ) -> None:
         super().__init__()
         self.encode = encode
         self.inner = inner
-        self.pool: nn.Module | None = None if inner is None else POOLS["max"][spatial_dims](2)
+        self.pool = pool
+        if inner is not None and pool is None:
+            self.pool = POOLS["max"][spatial_dims](2)
+        self.pool_is_cheap = pool_is_cheap
         self.decode = decode
 
     def forward(self, x: Tensor, trace: "Trace | None" = None) -> Tensor:
         skip = checkpointed(self.encode, x)
         maps = [skip]
         if self.inner is not None and self.pool is not None:
-            half = recomputed(self.pool, skip)
+            half = recomputed(self.pool, skip) if self.pool_is_cheap else self.pool(skip)
             maps.append(self.inner(half) if trace is None else self.inner(half, trace))
         out = skip if self.decode is None else checkpointed(self.decode, *maps)
         if trace is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.dims import CONVOLUTIONS, CONVOLVE, INSTANCE_NORMS
 from neurenix_ms._core.hooks import is_observed
+from neurenix_ms._core.tracing import is_jit_tracing
 from neurenix_ms.layers.blocks import ConvNormAct
 from neurenix_ms.layers.naming import ACTIVATIONS
 
@@ -26,7 +27,7 @@ PLAIN_NORMS = (*INSTANCE_NORMS.values(), nn.Identity)
 
 def can_pack(layers: nn.Sequential, tail: nn.Module, x: Tensor) -> bool:
     """Return whether `packed` computes `tail(layers(x))`, and nothing observes the calls inside."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_jit_tracing():
         return False
     # tensor subclasses, fx proxies and vmap interpret the calls and need the plain ones
     if type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x):

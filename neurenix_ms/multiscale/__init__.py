@@ -15,6 +15,7 @@ from neurenix_ms.multiscale.pooling import (
 from neurenix_ms.multiscale.pyramid_network import PyramidFusion, PyramidNetwork
 from neurenix_ms.multiscale.pyramids import GaussianPyramid, LaplacianPyramid
 from neurenix_ms.multiscale.shuffling import PixelShuffle, PixelUnshuffle
+from neurenix_ms.multiscale.spectral import SpectralMixing
 from neurenix_ms.multiscale.transforms import MultiScaleTransform, PyramidDownsample, Rescale
 from neurenix_ms.multiscale.unet import UNet
 from neurenix_ms.multiscale.wavelets import InverseWaveletTransform, WaveletTransform
@@ -40,6 +41,7 @@ __all__ = [
     "Rescale",
     "ScaleFusion",
     "SpatialPyramidPooling",
+    "SpectralMixing",
     "UNet",
     "UNetDecoder",
     "WaveletTransform",

@@ -393,4 +393,4 @@ class BidirectionalFusion(Configured, nn.Module):
             pool: nn.Module = POOLS["max"][self.spatial_dims](3, 2, 1)
             return pool
         conv = CONVOLUTIONS[self.spatial_dims]
-        return conv(self.out_channels, self.out_channels, 3, stride=2, padding=1)  # type: ignore[no-any-return]
+        return conv(self.out_channels, self.out_channels, 3, stride=2, padding=1)

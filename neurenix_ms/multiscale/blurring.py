@@ -35,6 +35,8 @@ def outer(weight: float, table: Any) -> Any:
 class Blur(nn.Module):
     """Smooth with the same weights along every axis, and keep every `stride`-th pixel.
 
+    Of unequal strides, an axis of stride 1 is left as it is.
+
     Shape:
         `(B, C, *S)` -> `(B, C, *ceil(S / stride))`
     """
@@ -42,7 +44,7 @@ class Blur(nn.Module):
     def __init__(
         self,
         weights: Sequence[float],
-        stride: int,
+        stride: int | Sequence[int],
         spatial_dims: SpatialDims,
         padding_mode: BlurPadding = "reflect",
     ) -> None:
@@ -51,7 +53,8 @@ class Blur(nn.Module):
         self.table: Any = self.weights
         for _ in range(1, spatial_dims):
             self.table = [outer(weight, self.table) for weight in self.weights]
-        self.stride = stride
+        self.strides = (stride,) * spatial_dims if isinstance(stride, int) else tuple(stride)
+        self.is_even = len(set(self.strides)) == 1
         self.spatial_dims = spatial_dims
         self.padding_mode = padding_mode
         self.before = (len(self.weights) - 1) // 2
@@ -60,10 +63,11 @@ class Blur(nn.Module):
     @one_module
     def forward(self, x: Tensor) -> Tensor:
         few = self.spatial_dims < 3 or len(self.weights) <= FEW_WEIGHTS
-        if few and min(spatial(x)) > self.after:
+        if few and self.is_even and min(spatial(x)) > self.after:
             return self._convolved(x)
-        for axis in range(2, 2 + self.spatial_dims):
-            x = self._blurred(x, axis)
+        for axis, stride in enumerate(self.strides, start=2):
+            if self.is_even or stride > 1:
+                x = self._blurred(x, axis, stride)
         return x
 
     def _convolved(self, x: Tensor) -> Tensor:
@@ -71,10 +75,9 @@ class Blur(nn.Module):
         dims, channels = self.spatial_dims, x.shape[1]
         kernel = x.new_tensor(self.table).expand(channels, 1, *[-1] * dims)
         padded = F.pad(x, [self.before, self.after] * dims, self.padding_mode)
-        return CONVOLVE[dims](padded, kernel, stride=self.stride, groups=channels)
+        return CONVOLVE[dims](padded, kernel, stride=self.strides, groups=channels)
 
-    def _blurred(self, x: Tensor, axis: int) -> Tensor:
-        stride = self.stride
+    def _blurred(self, x: Tensor, axis: int, stride: int) -> Tensor:
         kept = (x.shape[axis] + stride - 1) // stride
         more = (len(self.weights) - 1) // stride
         # samples grouped by their phase, so that every shift of the kernel is a contiguous slice

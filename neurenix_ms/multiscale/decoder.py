@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -11,11 +11,11 @@ from neurenix_ms._core.checks import check_integers, check_made
 from neurenix_ms._core.config import Configured
 from neurenix_ms._core.deprecation import RenamedAttribute, renamed_arguments
 from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, check_positive, choose
-from neurenix_ms._core.orders import check_halving
+from neurenix_ms._core.orders import check_descending, check_halving
 from neurenix_ms._core.tracing import entries
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import checkpointed, recomputes
-from neurenix_ms.layers.blocks import BlockKind, ConvBlock, ConvSpec
+from neurenix_ms.layers.blocks import ConvSpec, Edge
 from neurenix_ms.layers.levels import Up
 from neurenix_ms.layers.naming import Act, Norm
 from neurenix_ms.multiscale.features import (
@@ -24,6 +24,15 @@ from neurenix_ms.multiscale.features import (
     as_list,
     channels_of,
     check_features,
+)
+from neurenix_ms.multiscale.slots import (
+    Block,
+    Edges,
+    Skip,
+    Slots,
+    Upsampling,
+    kernels_of,
+    slots_of_levels,
 )
 
 FinalActivation = (
@@ -67,36 +76,47 @@ class Head(nn.Module):
         return self.act(y if residual is None else y + residual)
 
 
-def make_ups(
-    skips: Sequence[int],
-    bottom: int,
-    blocks: Callable[..., ConvBlock],
-    spatial_dims: SpatialDims,
-    bilinear: bool,
-    align_corners: bool,
-) -> list[Up]:
-    """The steps up, coarse to fine.
+def make_ups(levels: Sequence[Slots], widths: Sequence[int], align_corners: bool) -> list[Up]:
+    """Return the steps up, coarse to fine, from the widths of all levels, finest first.
 
-    Linear upsampling leaves the channels as they are, so each step already goes down to the width of
-    the next finer skip; a transposed convolution changes them itself.
+    Upsampling without weights leaves the channels as they are, so each step already goes down to the
+    width of the next finer skip; one with weights changes them itself.
     """
+    *skips, deep = widths
     ups: list[Up] = []
-    deep = bottom
     for depth in reversed(range(len(skips))):
-        out = skips[max(depth - 1, 0)] if bilinear else skips[depth]
-        ups.append(
-            Up(
-                skips[depth],
-                deep,
-                out,
-                blocks,
-                spatial_dims=spatial_dims,
-                bilinear=bilinear,
-                align_corners=align_corners,
-            )
-        )
+        level, skip = levels[depth], skips[depth]
+        out = skips[max(depth - 1, 0)] if level.keeps_channels else skip
+        up, channels = level.make_up(deep, skip, align_corners)
+        merge, joined = level.make_skip(skip, channels)
+        middle = None
+        if level.keeps_channels:
+            middle = skip if level.skip == "sum" else joined // 2
+        ups.append(Up(up, level.make_block(joined, out, middle), merge))
         deep = out
     return ups
+
+
+def widths_of(levels: Sequence[Slots], skips: Sequence[int]) -> list[int]:
+    """Return the channels of every decoded feature map, finest first."""
+    kept = [level.keeps_channels for level in levels[: len(skips)]]
+    return [skips[max(d - 1, 0)] if kept[d] else skips[d] for d in range(len(skips))]
+
+
+class DeepHeads(nn.ModuleList):
+    """Heads of the coarser decoded feature maps, finest first.
+
+    Shape:
+        list of `(B, C_i, *S_i)` -> list of `(B, C_out, *S_i)`
+    """
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        return [head(y) for head, y in zip(self, maps, strict=True)]
+
+
+def up_named(up: Any, bilinear: bool) -> Any:
+    """Return the upsampling that `bilinear` stands for, where none is named."""
+    return ("linear" if bilinear else "transposed") if up is None else up
 
 
 class UNetDecoder(Configured, nn.Module):
@@ -111,21 +131,36 @@ class UNetDecoder(Configured, nn.Module):
         out_channels: Channels of the output.
         num_scales: Number of maps; if given, it must equal that of `encoder_channels`.
         spatial_dims: Number of spatial axes.
-        bilinear: Upsample linearly; False takes transposed convolutions.
+        bilinear: `up` by its former name: True is "linear", False "transposed".
         align_corners: Grid of the linear upsampling.
-        block: "double", "single" or "residual".
+        block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
+            `callable(in_channels, out_channels) -> Module`, which keeps the size.
+        up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
+            which multiplies the size by `stride`; None follows `bilinear`.
+        skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
+            with the skip and the upsampled feature map, both of the size of the skip.
+        depth: Number of blocks per level.
+        stride: Pixels of a feature map per pixel of the next coarser one.
         conv_bias: Bias of the convolutions; None is only where no norm follows.
-        kernel_size: Odd edge of the kernels in pixels.
-        norm: As in UNet.
-        act: As in UNet.
+        kernel_size: Odd edge of the kernels in pixels; None takes 7 for "convnext" and 3 for others.
+        norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
+        act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
         padding_mode: As in `nn.Conv2d`.
-        dropout: Share of channels dropped after every block.
-        final_activation: As in UNet.
+        dropout: Ratio of the channels dropped after every block.
+        final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
+            or a module class.
+        deep_supervision: In training, return the outputs of all levels, finest first.
+
+    `block`, `up`, `skip`, `depth`, `stride` and `kernel_size` may be lists with an entry per level,
+    finest first: one per encoder feature map for `block`, `depth` and `kernel_size` (that of the last
+    is not used), one less for the others. An entry of `stride` or `kernel_size` may have a number per
+    axis.
 
     Shape:
         list of `(B, encoder_channels[i], *S_i)`, or a dict of them, finest first ->
         `(B, out_channels, *S_0)`; each map about half the size of the one before (upsampled by
-        two, then padded or cropped at the end)
+        two, then padded or cropped at the end); with `deep_supervision`, in training, a list of such
+        outputs for all feature maps but the last
 
     Raises:
         ValueError: If there are fewer than two maps, `num_scales` differs, the strides of a backbone
@@ -156,19 +191,24 @@ class UNetDecoder(Configured, nn.Module):
         spatial_dims: SpatialDims = 2,
         bilinear: bool = True,
         align_corners: bool = False,
-        block: BlockKind = "double",
+        block: Block | Sequence[Block] = "double",
+        up: Upsampling | Sequence[Upsampling] | None = None,
+        skip: Skip | Sequence[Skip] = "concat",
+        depth: int | Sequence[int] = 1,
+        stride: int | Sequence[Edge] = 2,
         conv_bias: bool | None = True,
-        kernel_size: int = 3,
+        kernel_size: Edges | None = None,
         norm: Norm = "batch",
         act: Act = "relu",
         padding_mode: str = "zeros",
         dropout: float = 0.0,
         final_activation: FinalActivation = None,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         widths = check_integers("encoder_channels", channels_of(encoder_channels), minimum=1)
         check_positive(out_channels=out_channels)
-        if isinstance(encoder_channels, Backbone):
+        if isinstance(encoder_channels, Backbone) and stride == 2:
             encoder_channels.check_doubling()
         if len(widths) < 2:
             raise ValueError(f"encoder_channels must name at least two maps, got {widths}")
@@ -179,20 +219,40 @@ class UNetDecoder(Configured, nn.Module):
         self.encoder_channels = widths
         self.num_scales = len(widths)
 
-        spec = ConvSpec(spatial_dims, kernel_size, norm, act, conv_bias, padding_mode, dropout)
-        blocks = partial(ConvBlock, block=block, spec=spec)
-        *skips, bottom = widths
-        self.ups = nn.ModuleList(
-            make_ups(skips, bottom, blocks, spatial_dims, bilinear, align_corners)
-        )
-        self.head = Head(skips[0], out_channels, spatial_dims, final_activation)
+        self.up = up_named(up, bilinear)
+        spec = ConvSpec(
+            spatial_dims, norm=norm, act=act, conv_bias=conv_bias, padding_mode=padding_mode,
+            dropout=dropout,
+        )  # fmt: skip
+        levels = slots_of_levels(
+            len(widths) - 1, spec, kernel_size,
+            block=block, up=self.up, skip=skip, depth=depth, stride=stride,
+        )  # fmt: skip
+        self.bilinear = self.up == "linear"
+        self.kernel_size = kernels_of(levels) if kernel_size is None else kernel_size
+        self.ups = nn.ModuleList(make_ups(levels, widths, align_corners))
+        outputs = widths_of(levels, widths[:-1])
+        self.head = Head(outputs[0], out_channels, spatial_dims, final_activation)
+        self.deep_heads: DeepHeads | None = None
+        if deep_supervision:
+            self.deep_heads = DeepHeads(
+                Head(n, out_channels, spatial_dims, final_activation) for n in outputs[1:]
+            )
 
     @recomputes
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: Features) -> Tensor | list[Tensor]:
         features = as_list(features)
         check_features(features, self.encoder_channels, self.spatial_dims)
-        check_halving(features, "features")
+        if self.stride == 2:
+            check_halving(features, "features")
+        else:
+            check_descending(features, "features")
         *skips, y = entries(features, self.num_scales)
+        decoded: list[Tensor] = []
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             y = checkpointed(up, skip, y)
+            if self.deep_heads is not None and self.training:
+                decoded.insert(0, y)
+        if decoded and self.deep_heads is not None:
+            return [self.head(y), *self.deep_heads(decoded[1:])]
         return self.head(y)

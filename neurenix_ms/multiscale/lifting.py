@@ -1,4 +1,4 @@
-"""Lifting steps of wavelets: one axis split into a low and a high band, and merged again."""
+"""Wavelet lifting, which splits an axis into a low and a high band and merges them again."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neurenix_ms._core.hooks import is_watched
 from neurenix_ms._core.sizes import fit, spatial
-from neurenix_ms._core.tracing import is_known, sizes_are_open
+from neurenix_ms._core.tracing import is_jit_tracing, is_known, sizes_are_open
 
 WaveletName = Literal["haar", "cdf53", "cdf97", "db2", "db3", "db4"]
 Boundary = Literal["symmetric", "periodic"]
@@ -94,7 +94,7 @@ def split(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
 
 
 def merge(bands: Sequence[Tensor], size: Sequence[int], wavelet: Wavelet, periodic: bool) -> Tensor:
-    """Return the feature map of `size` that has these bands; `split` undone.
+    """Return the feature map of `size` with these bands, the inverse of `split`.
 
     Entries of a high band beyond `floor(n / 2)` are not read.
     """
@@ -145,7 +145,7 @@ def _lifted(
     periodic: bool,
     fresh: list[bool],
 ) -> list[Tensor]:
-    """The bands after all steps; those that are `fresh` may be written over."""
+    """Return the bands after all steps; bands that are `fresh` may be written over."""
     for target, taps in steps:
         source = bands[1 - target]
         for offset, weight in taps.items():
@@ -179,7 +179,7 @@ def _add_shifted(
 
 
 def _pieces(source: Tensor, offset: int, length: int, axis: int, periodic: bool) -> list[Tensor]:
-    """Views of the entries `offset`, `offset + 1`, ..., cut where the ends of the band are."""
+    """Return the entries `offset`, `offset + 1`, ... as views, periodic or repeated beyond the ends."""
     n = source.shape[axis]
     before, after = max(0, -offset), max(0, offset + length - n)
     middle = source.narrow(axis, before + offset, length - before - after)
@@ -196,7 +196,7 @@ def _pieces(source: Tensor, offset: int, length: int, axis: int, periodic: bool)
 
 
 def _gathered(source: Tensor, offset: int, length: int, axis: int, periodic: bool) -> Tensor:
-    """The same entries by their index: for open sizes, and so that no tensor has ends alone."""
+    """Return the same entries by index, for dynamic sizes and bands shorter than the shift."""
     n = source.shape[axis]
     index = torch.arange(length, device=source.device) + offset
     if periodic:
@@ -217,9 +217,9 @@ def _fitted(x: Tensor, length: int, axis: int) -> Tensor:
 
 
 def _is_one(n: int) -> bool:
-    return not torch.jit.is_tracing() and is_known(n == 1)
+    return not is_jit_tracing() and is_known(n == 1)
 
 
 def _is_overwritten(fresh: Tensor) -> bool:
-    """Whether a tensor that nothing else reads is written over; a graph does better without."""
+    """Return whether a temporary tensor may be written over; recorded graphs avoid it."""
     return not (sizes_are_open() or (fresh.requires_grad and torch.is_grad_enabled()))

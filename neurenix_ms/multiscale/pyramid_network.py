@@ -2,10 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import overload
 
-import torch
 from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
@@ -21,13 +19,13 @@ from neurenix_ms._core.dims import (
 from neurenix_ms._core.orders import check_descending
 from neurenix_ms._core.recomputation import tensor_of
 from neurenix_ms._core.remember import Remembers
-from neurenix_ms._core.sizes import check_halvings, fit, spatial
-from neurenix_ms._core.tracing import entries, one_call
+from neurenix_ms._core.sizes import check_halvings, check_reducible, spatial
+from neurenix_ms._core.tracing import entries
 from neurenix_ms.checkpointing import recomputes
-from neurenix_ms.layers.blocks import BlockKind, ConvBlock, ConvSpec
-from neurenix_ms.layers.levels import Level, Trace
+from neurenix_ms.layers.blocks import ConvSpec, Edge
+from neurenix_ms.layers.levels import Trace
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable
-from neurenix_ms.layers.resize import Resize, doubled
+from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.features import (
     Channels,
     Features,
@@ -35,6 +33,18 @@ from neurenix_ms.multiscale.features import (
     channels_of,
     check_features,
     check_widths,
+)
+from neurenix_ms.multiscale.merging import merge_of
+from neurenix_ms.multiscale.slots import (
+    Block,
+    Down,
+    Edges,
+    Skip,
+    Upsampling,
+    kernels_of,
+    nested,
+    products_of,
+    slots_of_levels,
 )
 
 
@@ -52,17 +62,33 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         spatial_dims: Number of spatial axes.
         pyramid_channels: Width of the way down; by default max(out_channels, base_channels).
         return_pyramid: Give the maps of all levels, finest first, instead of the finest.
-        block: "double", "single" or "residual" convolution block.
-        kernel_size: Odd edge of the kernels of the blocks in pixels.
-        norm: As in UNet.
-        act: As in UNet.
+        block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
+            `callable(in_channels, out_channels) -> Module`, which keeps the size.
+        down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", or `callable(channels) -> Module`,
+            which divides the size by `stride`, and may change the channels.
+        up: "nearest", "linear", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
+            which multiplies the size by `stride`.
+        skip: "sum", "concat", "attention", or `callable(skip_channels, up_channels) -> Module`, called
+            with a feature map of `pyramid_channels` and the upsampled one; if it returns other
+            channels, a 1x1 convolution follows.
+        depth: Number of blocks per level.
+        stride: Pixels of a level per pixel of the next coarser one.
+        kernel_size: Odd edge of the kernels in pixels; None takes 7 for "convnext" and 3 for others.
+        norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
+        act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
         conv_bias: Bias of the blocks' convolutions; None is only where no norm follows.
         padding_mode: As in `nn.Conv2d`.
+        deep_supervision: In training, return the outputs of all levels, finest first.
         remember: Keep the features of the last forward for `get_features`; False saves memory.
+
+    `block`, `down`, `up`, `skip`, `depth`, `stride` and `kernel_size` may be lists with an entry per
+    level, finest first: `num_levels` for `block`, `depth` and `kernel_size`, one less for the others.
+    An entry of `stride` or `kernel_size` may have a number per axis.
 
     Shape:
         `(B, in_channels, *S)` -> `(B, out_channels, *S)`, or the list of
-        `(B, out_channels, *floor(S / 2**i))`; every S at least `2**(num_levels - 1)`
+        `(B, out_channels, *floor(S / 2**i))`; every S at least the product of the strides,
+        `2**(num_levels - 1)`
 
     Raises:
         ValueError: If an argument is out of range or unknown, a map is too small, or has other
@@ -93,12 +119,18 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         spatial_dims: SpatialDims = 2,
         pyramid_channels: int | None = None,
         return_pyramid: bool = False,
-        block: BlockKind = "double",
-        kernel_size: int = 3,
+        block: Block | Sequence[Block] = "double",
+        down: Down | Sequence[Down] = "max",
+        up: Upsampling | Sequence[Upsampling] = "nearest",
+        skip: Skip | Sequence[Skip] = "sum",
+        depth: int | Sequence[int] = 1,
+        stride: int | Sequence[Edge] = 2,
+        kernel_size: Edges | None = None,
         norm: Norm = "batch",
         act: Act = "relu",
         conv_bias: bool | None = None,
         padding_mode: str = "zeros",
+        deep_supervision: bool = False,
         remember: bool = True,
     ) -> None:
         super().__init__()
@@ -114,17 +146,20 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         self.feature_channels = [base_channels * 2**i for i in range(num_levels)]
 
         conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
-        spec = ConvSpec(spatial_dims, kernel_size, norm, act, conv_bias, padding_mode)
-        blocks = partial(ConvBlock, block=block, spec=spec)
-        level: Level | None = None
-        for depth in reversed(range(num_levels)):
-            above = self.feature_channels[depth - 1] if depth else in_channels
-            here = self.feature_channels[depth]
-            merge = Merge(conv(here, width, 1))
-            level = Level(blocks(above, here), level, merge, spatial_dims=spatial_dims)
-        assert level is not None
-        self.level = level
-        num_outputs = num_levels if return_pyramid else 1
+        spec = ConvSpec(spatial_dims, 3, norm, act, conv_bias, padding_mode)
+        levels = slots_of_levels(
+            num_levels - 1, spec, kernel_size,
+            block=block, down=down, up=up, skip=skip, depth=depth, stride=stride,
+        )  # fmt: skip
+        self.kernel_size = kernels_of(levels) if kernel_size is None else kernel_size
+        self.reductions = products_of(levels[:-1], spatial_dims)
+        channels = self.feature_channels
+        merges = (
+            merge_of(None if n == channels[-1] else slots, n, width, spatial_dims)
+            for slots, n in zip(reversed(levels), reversed(channels), strict=True)
+        )
+        self.level = nested(levels, in_channels, channels, merges)
+        num_outputs = num_levels if return_pyramid or deep_supervision else 1
         self.outputs = nn.ModuleList(
             conv(width, out_channels, 3, padding=1) for _ in range(num_outputs)
         )
@@ -133,12 +168,12 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         self.clear_features()
         self._check(x)
-        keeps = self.remember or self.return_pyramid
-        trace = Trace(decoded=self.return_pyramid) if keeps else None
+        several = self.return_pyramid or (self.deep_supervision and self.training)
+        trace = Trace(decoded=several) if self.remember or several else None
         finest = self.level(x, trace)
         if trace is not None and self.remember:
             self._remember(features=trace.encoded)
-        if trace is None or not self.return_pyramid:
+        if trace is None or not several:
             return self.outputs[0](finest)
         levels = map(tensor_of, reversed(trace.decoded))
         return [out(y) for out, y in zip(self.outputs, levels, strict=True)]
@@ -156,37 +191,11 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
     def _check(self, x: Tensor) -> None:
         check_rank(x, self.spatial_dims)
         check_channels(x, self.in_channels)
-        check_halvings(spatial(x), self.num_levels - 1)
-        check_normalizable(self.norm, self.training, x, self.num_levels - 1)
-
-
-class Merge(nn.Module):
-    """The way down one step: the features through a 1x1 convolution, plus the coarser map doubled.
-
-    Shape:
-        `(B, C, *S)` and `(B, P, *S / 2)` -> `(B, P, *S)`
-    """
-
-    def __init__(self, lateral: nn.Module) -> None:
-        super().__init__()
-        self.lateral = lateral
-
-    def forward(self, features: Tensor, coarse: Tensor | None = None) -> Tensor:
-        y = self.lateral(features)
-        # added into the upsampled feature map, which nothing else reads
-        return y if coarse is None else repeated(coarse, spatial(y)).add_(y)
-
-
-@one_call
-def repeated(coarse: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Every entry twice along every axis; a last odd entry takes the last coarse one once more."""
-    if not torch.compiler.is_compiling():
-        return fit(doubled(coarse), size, mode="replicate")
-    # the gradient of replicate padding cannot be compiled (its layout is not the one announced)
-    for axis in range(2, coarse.ndim):
-        last = coarse.narrow(axis, coarse.shape[axis] - 1, 1)
-        coarse = torch.cat([coarse, last], dim=axis)
-    return fit(doubled(coarse), size)
+        if self.stride == 2:
+            check_halvings(spatial(x), self.num_levels - 1)
+            check_normalizable(self.norm, self.training, x, self.num_levels - 1)
+        else:
+            check_reducible(spatial(x), self.reductions)
 
 
 class PyramidFusion(Configured, nn.Module):

@@ -1,4 +1,4 @@
-"""Move pixels into channels and back."""
+"""Pixel unshuffle and shuffle in one, two and three dimensions."""
 
 from collections.abc import Sequence
 from math import prod
@@ -90,12 +90,11 @@ class PixelShuffle(Configured, nn.Module):
 
     def forward(self, x: Tensor, original_size: int | Sequence[int] | None = None) -> Tensor:
         check_rank(x, self.spatial_dims)
-        size = None if original_size is None else as_size(original_size, self.spatial_dims)
-        return shuffled(x, self.factors, size)
+        return shuffled(x, self.factors, original_size)
 
 
 def factors_of(factor: int | Sequence[int], spatial_dims: int) -> Size:
-    """One factor for every axis."""
+    """Return one factor per axis."""
     factors = (factor,) * spatial_dims if isinstance(factor, int) else tuple(factor)
     if len(factors) != spatial_dims:
         raise ValueError(f"factor must be one number or {spatial_dims}, got {list(factors)}")
@@ -104,7 +103,7 @@ def factors_of(factor: int | Sequence[int], spatial_dims: int) -> Size:
 
 @one_call
 def unshuffled(x: Tensor, factors: Size) -> Tensor:
-    """Every block of pixels in the channels of one pixel."""
+    """Move every block of pixels into the channels of one pixel."""
     counts = [(n + f - 1) // f for n, f in zip(spatial(x), factors, strict=True)]
     x = fit(x, tuple(n * f for n, f in zip(counts, factors, strict=True)))
     blocks = [part for pair in zip(counts, factors, strict=True) for part in pair]
@@ -115,9 +114,10 @@ def unshuffled(x: Tensor, factors: Size) -> Tensor:
 
 
 @one_call
-def shuffled(x: Tensor, factors: Size, size: Size | None) -> Tensor:
-    """The channels of every pixel in a block of pixels."""
+def shuffled(x: Tensor, factors: Size, original_size: int | Sequence[int] | None) -> Tensor:
+    """Move the channels of every pixel into a block of pixels."""
     axes, counts = len(factors), x.shape[2:]
+    size = None if original_size is None else as_size(original_size, axes)
     check_shuffled(x, factors, size)
     parts = x.reshape(x.shape[0], x.shape[1] // prod(factors), *factors, *counts)
     order = [axis for k in range(axes) for axis in (2 + axes + k, 2 + k)]

@@ -1,7 +1,6 @@
 """U-Nets: encode to ever coarser maps, decode with the encoded maps of every resolution beside."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -15,12 +14,31 @@ from neurenix_ms._core.dims import (
 )
 from neurenix_ms._core.recomputation import tensor_of
 from neurenix_ms._core.remember import Remembers
-from neurenix_ms._core.sizes import check_halvings, spatial
+from neurenix_ms._core.sizes import check_halvings, check_reducible, spatial
 from neurenix_ms.checkpointing import recomputes
-from neurenix_ms.layers.blocks import BlockKind, ConvBlock, ConvSpec
-from neurenix_ms.layers.levels import Level, Trace
+from neurenix_ms.layers.blocks import ConvSpec, Edge
+from neurenix_ms.layers.levels import Trace
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable
-from neurenix_ms.multiscale.decoder import FinalActivation, Head, make_ups
+from neurenix_ms.multiscale.decoder import (
+    DeepHeads,
+    FinalActivation,
+    Head,
+    make_ups,
+    up_named,
+    widths_of,
+)
+from neurenix_ms.multiscale.slots import (
+    Block,
+    Down,
+    Edges,
+    Skip,
+    Slots,
+    Upsampling,
+    kernels_of,
+    nested,
+    products_of,
+    slots_of_levels,
+)
 
 
 class UNet(Configured, Remembers, nn.Module):
@@ -34,25 +52,42 @@ class UNet(Configured, Remembers, nn.Module):
         out_channels: Channels of the output.
         features: Widths of the skips, fine to coarse; the bottleneck is one level deeper.
         spatial_dims: Number of spatial axes.
-        bilinear: Upsample linearly; False takes transposed convolutions.
+        bilinear: `up` by its former name: True is "linear", False "transposed".
         align_corners: Grid of the linear upsampling; True only to load weights made with it, because
             such a network cannot be cut into tiles exactly.
-        block: "double", "single" or "residual" convolution block.
+        block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
+            `callable(in_channels, out_channels) -> Module`, which keeps the size.
+        down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", or `callable(channels) -> Module`,
+            which divides the size by `stride`, and may change the channels.
+        up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
+            which multiplies the size by `stride`; None follows `bilinear`.
+        skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
+            with the skip and the upsampled feature map, both of the size of the skip.
+        depth: Number of blocks per level, before and after the coarser ones.
+        stride: Pixels of a level per pixel of the next coarser one.
         conv_bias: Bias of the convolutions; None is only where no norm follows.
-        bottleneck_channels: Width of the bottleneck; by default that of the last skip if `bilinear`,
-            else twice that.
-        kernel_size: Odd edge of the kernels in pixels.
+        bottleneck_channels: Width of the bottleneck; by default that of the last skip if upsampling has
+            no weights, else twice that.
+        kernel_size: Odd edge of the kernels in pixels; None takes 7 for "convnext" and 3 for others.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
         act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
         padding_mode: As in `nn.Conv2d`.
-        dropout: Share of channels dropped after every block.
+        dropout: Ratio of the channels dropped after every block.
         final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
             or a module class.
         residual_channel: Input channel that is added to the output before the final activation.
+        deep_supervision: In training, return the outputs of all levels, finest first.
         remember: Keep the maps of the last forward for the getters; False saves memory.
 
+    `block`, `down`, `up`, `skip`, `depth`, `stride` and `kernel_size` may be lists with an entry per
+    level, finest first: `len(features) + 1` for `block`, `depth` and `kernel_size`, the bottleneck
+    last, and `len(features)` for the others. An entry of `stride` or `kernel_size` may have a number
+    per axis, as for volumes with thick slices.
+
     Shape:
-        `(B, in_channels, *S)` -> `(B, out_channels, *S)`, every S at least `2**len(features)`
+        `(B, in_channels, *S)` -> `(B, out_channels, *S)`, every S at least the product of the strides,
+        `2**len(features)`; with `deep_supervision`, in training, a list of such outputs for all levels
+        but the bottleneck
 
     Raises:
         ValueError: If an argument is out of range or unknown, a map is too small, or has other
@@ -82,51 +117,72 @@ class UNet(Configured, Remembers, nn.Module):
         spatial_dims: SpatialDims = 2,
         bilinear: bool = True,
         align_corners: bool = False,
-        block: BlockKind = "double",
+        block: Block | Sequence[Block] = "double",
+        down: Down | Sequence[Down] = "max",
+        up: Upsampling | Sequence[Upsampling] | None = None,
+        skip: Skip | Sequence[Skip] = "concat",
+        depth: int | Sequence[int] = 1,
+        stride: int | Sequence[Edge] = 2,
         conv_bias: bool | None = True,
         bottleneck_channels: int | None = None,
-        kernel_size: int = 3,
+        kernel_size: Edges | None = None,
         norm: Norm = "batch",
         act: Act = "relu",
         padding_mode: str = "zeros",
         dropout: float = 0.0,
         final_activation: FinalActivation = None,
         residual_channel: int | None = None,
+        deep_supervision: bool = False,
         remember: bool = True,
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, out_channels=out_channels)
         widths = check_level_widths(features)
         check_residual(residual_channel, in_channels, out_channels)
-        bottom = widths[-1] * (1 if bilinear else 2)
-        if bottleneck_channels is not None:
-            check_positive(bottleneck_channels=bottleneck_channels)
-            bottom = bottleneck_channels
+        if deep_supervision and residual_channel is not None:
+            raise ValueError(
+                "deep_supervision needs residual_channel None, which only the finest output has, got "
+                f"{residual_channel}"
+            )
+        self.up = up_named(up, bilinear)
+        spec = ConvSpec(
+            spatial_dims, norm=norm, act=act, conv_bias=conv_bias, padding_mode=padding_mode,
+            dropout=dropout,
+        )  # fmt: skip
+        levels = slots_of_levels(
+            len(widths), spec, kernel_size,
+            block=block, down=down, up=self.up, skip=skip, depth=depth, stride=stride,
+        )  # fmt: skip
+        if bottleneck_channels is None:
+            bottleneck_channels = widths[-1] * (1 if levels[-2].keeps_channels else 2)
+        check_positive(bottleneck_channels=bottleneck_channels)
         self.features = widths
-        self.bottleneck_channels = bottom
-
-        spec = ConvSpec(spatial_dims, kernel_size, norm, act, conv_bias, padding_mode, dropout)
-        blocks = partial(ConvBlock, block=block, spec=spec)
-        nest = partial(Level, spatial_dims=spatial_dims)
-        level = nest(blocks(widths[-1], bottom))
-        for up, depth in zip(
-            make_ups(widths, bottom, blocks, spatial_dims, bilinear, align_corners),
-            reversed(range(len(widths))),
-            strict=True,
-        ):
-            above = widths[depth - 1] if depth else in_channels
-            level = nest(blocks(above, widths[depth]), level, up)
-        self.level = level
-        self.head = Head(widths[0], out_channels, spatial_dims, final_activation)
+        self.bottleneck_channels = bottleneck_channels
+        self.bilinear = self.up == "linear"
+        self.kernel_size = kernels_of(levels) if kernel_size is None else kernel_size
+        self.reductions = products_of(levels[:-1], spatial_dims)
+        channels = [*widths, bottleneck_channels]
+        decoders = _decoders(levels, channels, align_corners)
+        self.level = nested(levels, in_channels, channels, decoders)
+        outputs = widths_of(levels, widths)
+        self.head = Head(outputs[0], out_channels, spatial_dims, final_activation)
+        self.deep_heads: DeepHeads | None = None
+        if deep_supervision:
+            self.deep_heads = DeepHeads(
+                Head(n, out_channels, spatial_dims, final_activation) for n in outputs[1:]
+            )
 
     @recomputes
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         self.clear_features()
         self._check(x)
-        trace = Trace() if self.remember else None
+        heads = self.deep_heads if self.training else None
+        trace = Trace() if self.remember or heads is not None else None
         y = self.level(x, trace)
-        if trace is not None:
+        if trace is not None and self.remember:
             self._remember(encoder=trace.encoded, decoder=trace.decoded[1:])
+        if trace is not None and heads is not None:
+            return [self.head(y), *heads([tensor_of(y) for y in trace.decoded[-2:0:-1]])]
         k = self.residual_channel
         return self.head(y, None if k is None else x[:, k : k + 1])
 
@@ -150,8 +206,19 @@ class UNet(Configured, Remembers, nn.Module):
     def _check(self, x: Tensor) -> None:
         check_rank(x, self.spatial_dims)
         check_channels(x, self.in_channels)
-        check_halvings(spatial(x), len(self.features))
-        check_normalizable(self.norm, self.training, x, len(self.features))
+        if self.stride == 2:
+            check_halvings(spatial(x), len(self.features))
+            check_normalizable(self.norm, self.training, x, len(self.features))
+        else:
+            check_reducible(spatial(x), self.reductions)
+
+
+def _decoders(
+    levels: Sequence[Slots], widths: Sequence[int], align_corners: bool
+) -> Iterator[nn.Module | None]:
+    """Return what every level decodes with, the bottleneck, which does not, first."""
+    yield None  # before the others are made, so that a seed gives the weights that it always gave
+    yield from make_ups(levels, widths, align_corners)
 
 
 def check_level_widths(features: Sequence[int]) -> list[int]:

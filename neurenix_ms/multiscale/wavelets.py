@@ -10,7 +10,7 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import SpatialDims, check_positive, check_rank
 from neurenix_ms._core.sizes import Size, fit, spatial, twice
-from neurenix_ms._core.tracing import entries, one_call, one_module, sizes_are_open
+from neurenix_ms._core.tracing import entries, one_call, sizes_are_open
 from neurenix_ms.multiscale.lifting import WAVELETS, Boundary, WaveletName, merge, split
 from neurenix_ms.multiscale.transforms import as_size
 
@@ -67,14 +67,9 @@ class WaveletTransform(Configured, nn.Module):
         super().__init__()
         check_positive(num_levels=num_levels)
 
-    @one_module
     def forward(self, x: Tensor) -> list[Tensor]:
         check_rank(x, self.spatial_dims)
-        levels = []
-        for _ in range(self.num_levels):
-            x, *details = split(x, WAVELETS[self.wavelet], self.boundary == "periodic")
-            levels.append(torch.cat([fit(band, spatial(x)) for band in details], dim=1))
-        return [*levels, x]
+        return transformed(x, self.wavelet, self.num_levels, self.boundary)
 
     def inverse(
         self, levels: Sequence[Tensor], original_size: int | Sequence[int] | None = None
@@ -147,6 +142,18 @@ class InverseWaveletTransform(Configured, nn.Module):
 
 
 @one_call
+def transformed(
+    x: Tensor, wavelet: WaveletName, num_levels: int, boundary: Boundary
+) -> list[Tensor]:
+    """Return the details of every level, finest first, and the approximation."""
+    levels = []
+    for _ in range(num_levels):
+        x, *details = split(x, WAVELETS[wavelet], boundary == "periodic")
+        levels.append(torch.cat([fit(band, spatial(x)) for band in details], dim=1))
+    return [*levels, x]
+
+
+@one_call
 def restored(
     levels: Sequence[Tensor],
     wavelet: WaveletName,
@@ -155,7 +162,7 @@ def restored(
     spatial_dims: SpatialDims,
     original_size: int | Sequence[int] | None,
 ) -> Tensor:
-    """The feature map that has these details, finest first, and this approximation."""
+    """Return the feature map with these details, finest first, and this approximation."""
     check_levels(levels, num_levels, spatial_dims)
     *all_details, x = levels
     sizes = [spatial(details) for details in all_details]
@@ -168,7 +175,7 @@ def restored(
 
 
 def check_levels(levels: Sequence[Tensor], num_levels: int, spatial_dims: int) -> None:
-    """Raise unless these are the details of so many levels, finest first, and an approximation."""
+    """Raise unless `levels` are the details of all levels, finest first, and an approximation."""
     if len(levels) != num_levels + 1:
         raise ValueError(
             f"expected the details of {num_levels} level(s) and an approximation, got "
@@ -201,5 +208,5 @@ def check_details_of(size: Size, details: Size) -> None:
 
 
 def halves(size: Sequence[int]) -> Size:
-    """Half of every axis, rounded up."""
+    """Return half of every axis, rounded up."""
     return tuple((n + 1) // 2 for n in size)

@@ -53,7 +53,7 @@ class TrainingRun:
         self.optimizer = torch.optim.Adam(
             parameters, lr=settings["learning_rate"], fused=self.fused
         )
-        self.scheduler = {
+        self.scheduler = {  # type: ignore[no-untyped-call]
             "cosine": lambda: CosineAnnealingLR(self.optimizer, settings["num_iterations"]),
             "plateau": lambda: ReduceLROnPlateau(self.optimizer, factor=0.5, patience=5),
             None: lambda: None,

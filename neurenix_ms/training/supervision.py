@@ -79,7 +79,7 @@ def _at_size(target: Tensor, output: Tensor) -> Tensor:
 
 
 def _axes(x: Tensor) -> Literal[1, 2, 3]:
-    return choose({3: 1, 4: 2, 5: 3}, x.ndim, "rank of an output")  # type: ignore[return-value]
+    return choose({3: 1, 4: 2, 5: 3}, x.ndim, "rank of an output")
 
 
 def _nearest(classes: Tensor, size: Sequence[int]) -> Tensor:

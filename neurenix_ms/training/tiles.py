@@ -44,12 +44,10 @@ class _WithGradients(torch.autograd.Function):
     """Value with given gradients by the parameters."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, value: Tensor, found: list[Tensor | None], *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, value: Tensor, found: list[Tensor | None], *parameters: Tensor) -> Tensor:
         ctx.found = found
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(None if g is None else g * scale for g in ctx.found)

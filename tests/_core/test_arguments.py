@@ -163,6 +163,7 @@ MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
     nms.MultiScalePooling: {},
     nms.PyramidPooling: {"in_channels": 8, "out_channels": 2},
     nms.AtrousPyramidPooling: {"in_channels": 3, "out_channels": 2},
+    nms.SpectralMixing: {"in_channels": 3, "out_channels": 2, "modes": 2},
     nms.SpatialPyramidPooling: {},
     nms.MultiScaleTransform: {},
     nms.Rescale: {},

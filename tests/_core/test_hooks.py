@@ -56,7 +56,8 @@ def test_every_submodule_with_parameters_is_called_or_its_parameters_are_used_by
     case: Case,
 ):
     """What `fully_shard` of a submodule and hooks on it rely on."""
-    model = build(case).eval()
+    model = build(case)
+    model.train(getattr(model, "deep_supervision", False))  # whose heads are of training alone
     called: set[nn.Module] = set()
     handles = [m.register_forward_hook(lambda m, *_: called.add(m)) for m in model.modules()]
     with torch.no_grad():

@@ -124,6 +124,8 @@ def test_a_config_that_does_not_fit_is_refused_before_memory_is_given(config, tm
         ("GaussianPyramid", {"kernel_size": 10**8 + 1, "sigma": None}),
         ("GaussianPyramid", {"kernel_size": 2**61 + 1}),
         ("AtrousPyramidPooling", {"in_channels": 1, "out_channels": 1, "dilations": [1] * 100_000}),
+        ("SpectralMixing", {"in_channels": 1, "out_channels": 1, "modes": 10**5}),
+        ("SpectralMixing", {"in_channels": 1, "out_channels": 1, "modes": 10**18}),
         ("SpatialPyramidPooling", {"num_levels": 10**9}),
         ("SpatialPyramidPooling", {"bins": [1] * 100_000}),
         ("MultiScalePooling", {"pool_sizes": [5] * 100_000}),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +67,44 @@ def _cases(d: int) -> list[Case]:
             3, 2, [4, 8], block="single", norm=None, act="silu", final_activation="softmax", **k
         ),
         "UNet-instance": lambda: nms.UNet(3, 1, [4, 8], norm="instance", **k),
+        "UNet-convnext": lambda: nms.UNet(
+            3,
+            1,
+            [4, 8],
+            block="convnext",
+            down="blur",
+            up="shuffle",
+            skip="attention",
+            norm="group",
+            deep_supervision=True,
+            kernel_size=3,
+            **k,
+        ),
+        "UNet-wavelet": lambda: nms.UNet(
+            3,
+            1,
+            [4, 4],
+            block=["preactivation", "inverted", "single"],
+            norm="group",
+            down=["wavelet", "unshuffle"],
+            up=["wavelet", "nearest"],
+            skip=["sum", "concat"],
+            **k,
+        ),
+        "PyramidNetwork-slots": lambda: nms.PyramidNetwork(
+            3,
+            2,
+            3,
+            4,
+            block="preactivation",
+            down="conv",
+            up=["linear", "transposed"],
+            skip=["attention", "concat"],
+            depth=[2, 1, 1],
+            deep_supervision=True,
+            norm="group",
+            **k,
+        ),
         "PyramidNetwork": lambda: nms.PyramidNetwork(3, 2, 3, 4, **k),
         "PyramidNetwork-all": lambda: nms.PyramidNetwork(3, 2, 3, 4, return_pyramid=True, **k),
         "MultiScaleModel": lambda: nms.MultiScaleModel([1, 0.5, 0.25], conv(3, 4, d), **k),
@@ -83,6 +122,10 @@ def _cases(d: int) -> list[Case]:
         "AtrousPyramidPooling": lambda: nms.AtrousPyramidPooling(3, 4, [2, 17], **k),
         "AtrousPyramidPooling-separable": lambda: nms.AtrousPyramidPooling(
             3, 4, [[3, 2, 1][:d]], separable=True, image_pooling=False, norm="group", **k
+        ),
+        "SpectralMixing": lambda: nms.SpectralMixing(3, 4, 3, **k),
+        "SpectralMixing-bare": lambda: nms.SpectralMixing(
+            3, 2, [4, 2, 3][:d], pointwise=False, act=None, **k
         ),
         "SpatialPyramidPooling": lambda: nms.SpatialPyramidPooling(**k),
         "SpatialPyramidPooling-avg": lambda: nms.SpatialPyramidPooling(3, "avg", **k),
@@ -145,7 +188,18 @@ def _cases(d: int) -> list[Case]:
     ]
 
 
+# whose graphs take long to compile
+SLOW = ("UNet-convnext", "UNet-wavelet", "PyramidNetwork-slots")
 CASES = [case for d in (1, 2, 3) for case in _cases(d)]
+
+
+def to_compile(dims: Sequence[int]) -> list[Any]:
+    """The cases with so many axes, those with large graphs marked as slow."""
+    return [
+        pytest.param(case, marks=[pytest.mark.slow] if case.name.startswith(SLOW) else [])
+        for case in CASES
+        if case.spatial_dims in dims
+    ]
 
 
 def build(case: Case) -> nn.Module:

@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.checkpointing import statistics_kept
+from neurenix_ms._core.recomputation import statistics_kept
 from neurenix_ms.execution.plan.footprint import Plan, make_plan
 from neurenix_ms.execution.plan.grid import Grid
 from neurenix_ms.execution.plan.layer_errors import LayerError, SizeError

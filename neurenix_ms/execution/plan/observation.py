@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
-from neurenix_ms.checkpointing import enable_gradient_checkpointing, statistics_kept
+from neurenix_ms._core.recomputation import statistics_kept
+from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.execution.plan.layer_errors import (
     ADVICE,
     LayerError,

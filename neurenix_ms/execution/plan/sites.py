@@ -74,11 +74,11 @@ class Interception(TorchFunctionMode):
         self._originals = {name: part.__dict__.get("forward") for name, part in self.parts.items()}
         for name, part in self.parts.items():
             part.__dict__["forward"] = self._replacement(name, part.forward)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for name, part in self.parts.items():
             del part.__dict__["forward"]
             if self._originals[name] is not None:

@@ -89,8 +89,9 @@ def check_kind(name: str, x: Any, dtype: torch.dtype) -> None:
             "pass real and imaginary part as channels"
         )
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        count = int(np.ma.getmaskarray(x).sum())
         raise ValueError(
-            f"{name} must have a value everywhere, got an array with {np.ma.count_masked(x)} masked "
+            f"{name} must have a value everywhere, got an array with {count} masked "
             "values; fill them first (x.filled(0)), and pass the mask as a channel if it is needed"
         )
 

@@ -1,0 +1,123 @@
+"""Residual blocks: pre-activation, ConvNeXt and inverted bottleneck."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurenix_ms.checkpointing import recomputed
+from neurenix_ms.layers.blocks import ChannelDropout, ConvSpec, in_one_call, joined
+from neurenix_ms.layers.naming import make_act, make_norm
+
+EXPANSION = {"convnext": 4, "inverted": 6}
+LAYER_SCALE = 1e-6  # of a new ConvNeXt block
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalization over the channels of every pixel.
+
+    Shape:
+        `(B, C, *S)` -> the same
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, 1e-6)
+        return y.movedim(-1, 1)
+
+
+class PreActivationBlock(nn.Module):
+    """Norm, activation, convolution, twice, and the input added.
+
+    Shape:
+        feature maps `(B, C_i, *S)`, their channels together `C_in` -> `(B, C_out, *S)`
+
+    Source: He et al. 2016, "Identity mappings in deep residual networks", figure 1 (b).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, spec: ConvSpec) -> None:
+        super().__init__()
+        widths = (in_channels, out_channels)
+        self.norms = nn.ModuleList(make_norm(spec.norm, n, spec.spatial_dims) for n in widths)
+        self.acts = nn.ModuleList(make_act(spec.act) for _ in widths)
+        self.convs = nn.ModuleList(spec.layer(n, out_channels).conv for n in widths)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = spec.point().layer(in_channels, out_channels).conv
+        self.dropout = ChannelDropout(spec.dropout)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        x = joined(maps)
+        y = x
+        for norm, act, conv in zip(self.norms, self.acts, self.convs, strict=True):
+            y = conv(recomputed(act, recomputed(norm, y)))
+        return self.dropout(recomputed(torch.add, y, self.shortcut(x)))
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, layer norm, and two dense layers per pixel, scaled, and the input added.
+
+    The norm is a layer norm over channels and the activation GELU, whatever `norm` and `act` other
+    blocks have. Where the channels differ, a 1x1 convolution comes first.
+
+    Shape:
+        feature maps `(B, C_i, *S)`, their channels together `C_in` -> `(B, C_out, *S)`
+
+    Source: Liu et al. 2022, "A ConvNet for the 2020s", figure 4 and section 2.6.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, spec: ConvSpec) -> None:
+        super().__init__()
+        dims, wide = spec.spatial_dims, EXPANSION["convnext"] * out_channels
+        plain = ConvSpec(dims, spec.kernel_size, None, None, True, spec.padding_mode)
+        self.project: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.project = plain.point().layer(in_channels, out_channels).conv
+        self.depthwise = plain.layer(out_channels, out_channels, groups=out_channels).conv
+        self.norm = ChannelNorm(out_channels)
+        self.expand = plain.point().layer(out_channels, wide).conv
+        self.act = nn.GELU()
+        self.reduce = plain.point().layer(wide, out_channels).conv
+        self.scale = nn.Parameter(torch.full((out_channels, *[1] * dims), LAYER_SCALE))
+        self.dropout = ChannelDropout(spec.dropout)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        x = self.project(joined(maps))
+        # in one expression: no name holds a feature map of four times the channels
+        y = self.reduce(recomputed(self.act, self.expand(recomputed(self.norm, self.depthwise(x)))))
+        return self.dropout(x + self.scale * y)
+
+
+class InvertedBlock(nn.Module):
+    """A 1x1 convolution to more channels, a depthwise one, a 1x1 one back, and the input added.
+
+    The sum is only where the channels are equal.
+
+    Shape:
+        feature maps `(B, C_i, *S)`, their channels together `C_in` -> `(B, C_out, *S)`
+
+    Source: Sandler et al. 2018, "MobileNetV2", table 1, with an expansion of 6.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, spec: ConvSpec) -> None:
+        super().__init__()
+        wide = EXPANSION["inverted"] * in_channels
+        one = ConvSpec(spec.spatial_dims, 1, spec.norm, spec.act, spec.conv_bias)
+        self.expand = one.layer(in_channels, wide)
+        self.depthwise = spec.layer(wide, wide, groups=wide)
+        self.reduce = spec.point().layer(wide, out_channels)
+        self.is_residual = in_channels == out_channels
+        self.dropout = ChannelDropout(spec.dropout)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        x = y = joined(maps)
+        for layer in (self.expand, self.depthwise, self.reduce):
+            if in_one_call(layer):
+                y = layer(y)
+            else:
+                y = layer.conv(y)
+                y = layer.finish(y)
+        return self.dropout(recomputed(torch.add, y, x) if self.is_residual else y)
