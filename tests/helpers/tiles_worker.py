@@ -508,6 +508,51 @@ def steps_of_training(mesh: DeviceMesh) -> None:
     assert same_bits(list(model.state_dict().values()))
 
 
+@slow_case
+def a_task_under_ddp(mesh: DeviceMesh) -> None:
+    """Groups of two ranks share an input; gradients are averaged over the groups."""
+    from lightning.pytorch import Trainer
+
+    from neurenix_ms.training import RegressionTask
+
+    num_groups = mesh.size() // 2
+    model = small_net(nn.Conv1d, nn.InstanceNorm1d)
+    plain = copy.deepcopy(model)
+    x, target = noise(num_groups, 1, 31), noise(num_groups, 2, 29)
+    descent = torch.optim.SGD(plain.parameters(), 0.05)
+    for _ in range(3):
+        descent.zero_grad()
+        F.mse_loss(plain(x), target).backward()
+        descent.step()
+    sgd = torch.optim.SGD
+    task = RegressionTask(model, optimizer=sgd, learning_rate=0.05, tile_size=8, domain_size=2)
+    group = slice(mesh.get_local_rank() // 2, mesh.get_local_rank() // 2 + 1)
+    os.environ |= {"LOCAL_RANK": str(mesh.get_local_rank()), "NODE_RANK": "0"}
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=mesh.size(),
+        strategy="ddp",
+        max_epochs=3,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    pairs = torch.utils.data.TensorDataset(x[group], target[group])
+    data = torch.utils.data.DataLoader(pairs)
+    trainer.fit(task, data)
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert (a - b).abs().max() < EXACT
+    assert same_bits(list(model.parameters()))
+    trainer.validate(task, data, verbose=False)
+    value = trainer.callback_metrics["val_loss"]
+    assert abs(value - F.mse_loss(plain(x), target)) < 1e-6
+    wrong = RegressionTask(model, tile_size=8, domain_size=mesh.size() + 1)
+    error = raised(lambda: wrong.training_step((x, target), 0))
+    assert f"got {mesh.size() + 1} and {mesh.size()} processes" in str(error)
+
+
 def die(rank: int, size: int, folder: str) -> None:
     """Read an input that kills the last rank; the first one writes what became of it."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
