@@ -27,7 +27,7 @@ def _table(package: griffe.Object | griffe.Alias, page: str) -> Iterator[str]:
     text = (PAGES / f"{page}.md").read_text("utf-8")
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     yield f"## [{title[1] if title else page}]({page}.md)\n"
-    yield "| | |\n|---|---|"
+    yield "| name | summary |\n|---|---|"
     for path in ENTRY.findall(text):
         found = package[path.partition(".")[2]]
         summary = found.docstring.value.split("\n\n")[0] if found.docstring else ""

@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -84,7 +85,7 @@ def peak_tensor_bytes(call: Callable[[], object], *, of_shapes: bool = False) ->
         >>> peak_tensor_bytes(lambda: x.exp().exp().exp())
         2048
     """
-    with _LiveStorages(of_shapes) as live:
+    with LiveStorages(of_shapes) as live:
         call()
     return live.peak
 
@@ -172,7 +173,7 @@ def _status_bytes(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-class _LiveStorages(TorchDispatchMode):
+class LiveStorages(TorchDispatchMode):
     """Keeps the bytes of all storages born since it was entered, and their maximum."""
 
     def __init__(self, of_shapes: bool) -> None:
@@ -202,7 +203,7 @@ class _LiveStorages(TorchDispatchMode):
         if func is torch.ops.aten._lazy_clone.default:
             self._share(*_storages((args, result)))
         elif self.sharing:
-            self._separate((args, kwargs))
+            self._separate(_written(func, args, kwargs) if self.of_shapes else (args, kwargs))
         self.peak = max(self.peak, self.live)
         return result
 
@@ -230,7 +231,8 @@ class _LiveStorages(TorchDispatchMode):
             if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
                 continue
             storage = tensor.untyped_storage()
-            shares = torch._C._is_cow_tensor(tensor)  # type: ignore[attr-defined]
+            # tensors without memory do not tell; of those, only what was written to is in the tree
+            shares = not self.of_shapes and torch._C._is_cow_tensor(tensor)  # type: ignore[attr-defined]
             written = storage._cdata in self.sharing and not shares
             if written and self._leave(storage._cdata):
                 self._set(storage._cdata, storage.nbytes())
@@ -251,6 +253,16 @@ class _LiveStorages(TorchDispatchMode):
     def _set(self, address: int, size: int) -> None:
         self.live += size - self.counted[address]
         self.counted[address] = size
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that an operator writes to, by its schema."""
+    if not isinstance(func, OpOverload):
+        return [args, kwargs]
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    aliases = {a.name: a.alias_info for a in func._schema.arguments if a.alias_info is not None}
+    return [value for name, value in given.items() if name in aliases and aliases[name].is_write]
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:

@@ -84,6 +84,46 @@ SKETCHES = {
          ("nearest pixel,\nat every size", "loss at every level"),
          ("loss at every level", "weighted mean"), ("weighted mean", "loss")],
     ),
+    "SpectralLoss": Sketch(
+        "SpectralLoss()",
+        [
+            [data("prediction", "x"), data("target", "t")],
+            [step("energy of\nevery band", "model.energies(x)", name="first"),
+             step("energy of\nevery band", "model.energies(t)", name="second")],
+            [step("logarithm of the ratio, mean")],
+            [data("loss", "y")],
+        ],
+        "The energies of prediction and target are compared band by band of wavenumbers",
+        {"x": "torch.rand(2, 1, 24, 20)", "t": "torch.rand(2, 1, 24, 20)"},
+        call="model(x, t)",
+    ),
+    "MultiScaleStructuralSimilarity": Sketch(
+        "MultiScaleStructuralSimilarity(weights=[0.5, 0.5])",
+        [
+            [data("prediction", "x"), data("target", "t")],
+            [step("means, contrasts and patterns\nof windows, compared", name="fine")],
+            [step("halve both", name="halve")],
+            [step("means, contrasts and patterns\nof windows, compared", name="coarse")],
+            [step("product of powers", "model.similarity(x, t)", name="product")],
+            [data("loss", "y")],
+        ],
+        "Windows of prediction and target are compared at several scales",
+        {"x": "torch.rand(2, 1, 24, 20)", "t": "torch.rand(2, 1, 24, 20)"},
+        call="model(x, t)",
+    ),
+    "LaplacianPyramidLoss": Sketch(
+        "LaplacianPyramidLoss(num_levels=3)",
+        [
+            [data("prediction", "x"), data("target", "t")],
+            [step("difference", "x - t")],
+            [step("Laplacian pyramid", "model.pyramid")],
+            [step("mean of absolute values, add", "torch.stack(model.per_level(x, t))")],
+            [data("loss", "y")],
+        ],
+        "The Laplacian pyramid of the difference, averaged level by level",
+        {"x": "torch.rand(2, 1, 24, 20)", "t": "torch.rand(2, 1, 24, 20)"},
+        call="model(x, t)",
+    ),
     "DiceLoss": Sketch(
         "DiceLoss()",
         [

@@ -1,8 +1,16 @@
-"""A test of whether hooks observe or replace the call of a module."""
+"""Tests of whether faster paths may be taken: calls that are observed, tensors that are subclasses."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as global_hooks
+
+DENSE = (Tensor, nn.Parameter)
+_estimating: ContextVar[bool] = ContextVar("memory_is_estimated", default=False)
 
 
 def is_observed(*modules: nn.Module) -> bool:
@@ -24,6 +32,27 @@ def is_observed(*modules: nn.Module) -> bool:
         or "forward" in m.__dict__
         for m in modules
     )
+
+
+def is_dense(x: Tensor) -> bool:
+    """Return whether a tensor holds its values itself, and is no subclass that interprets calls.
+
+    Tensors without memory are none, unless they stand for real ones while memory is estimated: then
+    the faster paths are to be taken that the real ones take.
+    """
+    if type(x) in DENSE:
+        return True
+    return not torch.compiler.is_compiling() and _estimating.get() and isinstance(x, FakeTensor)
+
+
+@contextmanager
+def estimating_memory() -> Iterator[None]:
+    """Let tensors without memory take the paths that real ones take, while the context is entered."""
+    token = _estimating.set(True)
+    try:
+        yield
+    finally:
+        _estimating.reset(token)
 
 
 def is_watched() -> bool:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Proxy
 
+from neurenix_ms._core.hooks import is_dense
 from neurenix_ms._core.tracing import sizes_are_open
 
 Result = TypeVar("Result")
@@ -56,7 +57,7 @@ def _clone(x: Any) -> Any:
 
 
 def _can_share(x: Tensor) -> bool:
-    if type(x) not in (Tensor, nn.Parameter) or x.layout is not torch.strided:
+    if not is_dense(x) or x.layout is not torch.strided:
         return False
     # a lazy clone loses the conjugate bit, does not support quantized or nested tensors, and is slow
     # in function transforms

@@ -50,10 +50,7 @@ class MLP(Configured, nn.Module):
         check_positive(in_features=in_features, out_features=out_features)
         if any(width < 1 for width in hidden):
             raise ValueError(f"every hidden width must be at least 1, got {list(hidden)}")
-        self.in_features = in_features
-        self.out_features = out_features
         self.hidden = list(hidden)
-        self.act = act
         widths = [in_features, *hidden, out_features]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         activation: Any = make_act(act)

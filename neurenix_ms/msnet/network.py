@@ -152,19 +152,6 @@ class MSNet(Configured, nn.Module):
             num_layers=num_layers,
         )
         choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
-        self.num_scales = num_scales
-        self.num_features = num_features
-        self.num_filters = num_filters
-        self.summary = summary
-        self.spatial_dims = spatial_dims
-        self.out_channels = out_channels
-        self.filter_growth = filter_growth
-        self.num_layers = num_layers
-        self.kernel_size = kernel_size
-        self.norm = norm
-        self.act = act
-        self.padding_mode = padding_mode
-        self.mask_output = mask_output
         self.stages = nn.ModuleList(
             Stage(
                 num_features + (out_channels if k else 0),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms._core.dims import CONVOLUTIONS, CONVOLVE, INSTANCE_NORMS
-from neurenix_ms._core.hooks import is_observed
+from neurenix_ms._core.hooks import is_dense, is_observed
 from neurenix_ms._core.tracing import is_jit_tracing
 from neurenix_ms.layers.blocks import ConvNormAct
 from neurenix_ms.layers.naming import ACTIVATIONS
@@ -30,7 +30,7 @@ def can_pack(layers: nn.Sequential, tail: nn.Module, x: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_jit_tracing():
         return False
     # tensor subclasses, fx proxies and vmap interpret the calls and need the plain ones
-    if type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if not is_dense(x) or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return False
     if torch.overrides._get_current_function_mode() is not None:  # such as a run in tiles
         return False
@@ -53,7 +53,7 @@ def packed(layers: nn.Sequential, tail: nn.Module, x: Tensor) -> Tensor:
 
 
 def _dense(weight: Tensor) -> bool:
-    return type(weight) in (Tensor, nn.Parameter) and weight.dtype == torch.float32
+    return is_dense(weight) and weight.dtype == torch.float32
 
 
 def _plain(layer: nn.Module) -> bool:

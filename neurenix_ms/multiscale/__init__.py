@@ -12,6 +12,7 @@ from neurenix_ms.multiscale.pooling import (
     PyramidPooling,
     SpatialPyramidPooling,
 )
+from neurenix_ms.multiscale.pyramid_loss import LaplacianPyramidLoss
 from neurenix_ms.multiscale.pyramid_network import PyramidFusion, PyramidNetwork
 from neurenix_ms.multiscale.pyramids import GaussianPyramid, LaplacianPyramid
 from neurenix_ms.multiscale.shuffling import PixelShuffle, PixelUnshuffle
@@ -29,6 +30,7 @@ __all__ = [
     "GaussianPyramid",
     "InverseWaveletTransform",
     "LaplacianPyramid",
+    "LaplacianPyramidLoss",
     "MultiScaleModel",
     "MultiScalePooling",
     "MultiScaleTransform",

@@ -86,14 +86,7 @@ class AttentionFusion(Configured, nn.Module):
             raise ValueError(
                 f"attention must be one of ['channel', 'spatial', 'both'], got {attention!r}"
             )
-        self.out_channels = out_channels
-        self.spatial_dims = spatial_dims
-        self.attention = attention
-        self.reduction = reduction
-        self.min_hidden = min_hidden
         self.target = check_target(target, spatial_dims)
-        self.mode = mode
-        self.align_corners = align_corners
         conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
         resize = Resize(mode, spatial_dims, align_corners)
         self.project = Projections(

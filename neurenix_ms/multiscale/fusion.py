@@ -170,16 +170,7 @@ class FeatureFusion(Configured, nn.Module):
         if fusion_method not in METHODS:
             raise ValueError(f"fusion_method must be one of {list(METHODS)}, got {fusion_method!r}")
         self.in_channels = check_widths(in_channels, out_channels)
-        self.out_channels = out_channels
-        self.fusion_method = fusion_method
-        self.spatial_dims = spatial_dims
         self.target = check_target(target, spatial_dims)
-        self.mode = mode
-        self.align_corners = align_corners
-        self.norm = norm
-        self.act = act
-        self.attention = attention
-        self.reduction = reduction
         resize = Resize(mode, spatial_dims, align_corners)
         if fusion_method == "concat":
             conv = SlicedConvolution(
@@ -265,16 +256,6 @@ class ScaleFusion(Configured, nn.Module):
     ) -> None:
         super().__init__()
         self.scales = check_scales(scales)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.fusion_method = fusion_method
-        self.spatial_dims = spatial_dims
-        self.mode = mode
-        self.align_corners = align_corners
-        self.norm = norm
-        self.act = act
-        self.attention = attention
-        self.reduction = reduction
         self.fuse = FeatureFusion(
             [in_channels] * len(self.scales),
             out_channels,

@@ -96,13 +96,6 @@ class MultiScaleModel(Configured, nn.Module):
         if fusion_method not in METHODS:
             raise ValueError(f"fusion_method must be one of {list(METHODS)}, got {fusion_method!r}")
         self._scales = check_scales(scales)
-        self.fusion_method = fusion_method
-        self.spatial_dims = spatial_dims
-        self.channels = channels
-        self.share_weights = share_weights
-        self.mode = mode
-        self.align_corners = align_corners
-        self.antialias = antialias
         self.target = check_target(target, spatial_dims)
         self.shrink = MultiScaleTransform(
             [1.0],

@@ -121,8 +121,6 @@ class MultiScalePooling(Configured, nn.Module):
     ) -> None:
         super().__init__()
         self.pool_sizes = check_integers("pool_sizes", pool_sizes, 1, min_length=1)
-        self.pool_type = pool_type
-        self.spatial_dims = spatial_dims
         choose(choose(POOLS, pool_type, "pool_type"), spatial_dims, "spatial_dims")
         self.pools = nn.ModuleList(
             nn.Identity() if k == 1 else SamePool(k, pool_type, spatial_dims)
@@ -198,17 +196,7 @@ class PyramidPooling(Configured, nn.Module):
             in_channels = in_channels.channels[-1]
         check_positive(in_channels=in_channels, out_channels=out_channels)
         self.in_channels = in_channels
-        self.out_channels = out_channels
         self.bins = check_integers("bins", bins, 1, min_length=1)
-        self.spatial_dims = spatial_dims
-        self.pool_type = pool_type
-        self.branch_channels = branch_channels
-        self.project = project
-        self.norm = norm
-        self.act = act
-        self.mode = mode
-        self.align_corners = align_corners
-        self.dropout = dropout
         width = branch_channels
         if width is None:
             width = in_channels // len(self.bins) if project else out_channels
@@ -297,8 +285,6 @@ class SpatialPyramidPooling(Configured, nn.Module):
         if not self.bins or min(self.bins) < 1:
             raise ValueError(f"every grid needs one bin or more, got bins {self.bins}")
         self.num_levels = len(self.bins)
-        self.pool_type = pool_type
-        self.spatial_dims = spatial_dims
         self.grids = nn.ModuleList(AdaptivePool(n, pool_type, spatial_dims) for n in self.bins)
 
     def output_length(self, channels: int) -> int:

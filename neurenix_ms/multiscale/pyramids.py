@@ -79,10 +79,6 @@ class GaussianPyramid(Configured, nn.Module):
         super().__init__()
         check_positive(num_levels=num_levels)
         choose(LINEAR_MODES, spatial_dims, "spatial_dims")
-        self.num_levels = num_levels
-        self.sigma = sigma
-        self.kernel_size = kernel_size
-        self.spatial_dims = spatial_dims
         self.halve = Blur(gaussian_weights(sigma, kernel_size), 2, spatial_dims)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -134,10 +130,6 @@ class LaplacianPyramid(Configured, nn.Module):
         spatial_dims: SpatialDims = 2,
     ) -> None:
         super().__init__()
-        self.num_levels = num_levels
-        self.sigma = sigma
-        self.kernel_size = kernel_size
-        self.spatial_dims = spatial_dims
         self.gaussian = GaussianPyramid(num_levels, sigma, kernel_size, spatial_dims=spatial_dims)
         self.resize = Resize("linear", spatial_dims)
 

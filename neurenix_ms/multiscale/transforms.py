@@ -65,10 +65,6 @@ class MultiScaleTransform(Configured, nn.Module):
     ) -> None:
         super().__init__()
         self.scales = check_scales(scales)
-        self.mode = mode
-        self.spatial_dims = spatial_dims
-        self.align_corners = align_corners
-        self.antialias = antialias
         self.resize = Resize(mode, spatial_dims, align_corners, antialias)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -146,11 +142,6 @@ class Rescale(Configured, Remembers, nn.Module):
             )
         for factor in self.factors:
             check_scale(factor, "scale_factor")
-        self.scale_factor = scale_factor
-        self.mode = mode
-        self.spatial_dims = spatial_dims
-        self.align_corners = align_corners
-        self.antialias = antialias
         self.resize = Resize(mode, spatial_dims, align_corners, antialias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -216,11 +207,6 @@ class PyramidDownsample(Configured, Remembers, nn.Module):
     ) -> None:
         super().__init__()
         check_positive(num_levels=num_levels)
-        self.num_levels = num_levels
-        self.mode = mode
-        self.spatial_dims = spatial_dims
-        self.align_corners = align_corners
-        self.antialias = antialias
         self.resize = Resize(mode, spatial_dims, align_corners, antialias)
 
     def forward(self, x: Tensor) -> list[Tensor]:

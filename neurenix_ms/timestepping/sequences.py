@@ -45,8 +45,6 @@ class SequenceModel(Configured, nn.Module):
         super().__init__()
         check_positive(num_features=num_features, hidden_size=hidden_size)
         self.readout: nn.Linear
-        self.num_features = num_features
-        self.hidden_size = hidden_size
 
     def start(self, x: Tensor) -> Any:
         """Return the initial memory for the sequences `x`."""

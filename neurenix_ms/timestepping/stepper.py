@@ -46,7 +46,6 @@ class TimeStepper(Configured, nn.Module):
         super().__init__()
         check_positive(step_size=step_size)
         self.network = network
-        self.step_size = step_size
 
     def forward(self, x: Tensor) -> Tensor:
         change = call_intact(self.network, x)

@@ -6,6 +6,8 @@ from neurenix_ms._core.deprecation import renamed_classes
 from neurenix_ms.conservation import MassConservationLoss
 from neurenix_ms.training.inference import MultiScaleInference
 from neurenix_ms.training.losses import MultiScaleLoss
+from neurenix_ms.training.similarity import MultiScaleStructuralSimilarity
+from neurenix_ms.training.spectral_loss import SpectralLoss
 from neurenix_ms.training.supervision import DeepSupervisionLoss, DiceLoss
 
 if TYPE_CHECKING:
@@ -18,9 +20,11 @@ __all__ = [
     "MassConservationLoss",
     "MultiScaleInference",
     "MultiScaleLoss",
+    "MultiScaleStructuralSimilarity",
     "MultiScaleTask",
     "RegressionTask",
     "SegmentationTask",
+    "SpectralLoss",
 ]
 
 

@@ -11,12 +11,22 @@ ROUNDING = 1e-3  # of interpolated masks and low precision
 Sums = tuple[Tensor, Tensor, Tensor]
 
 
-def region_sums(logits: Tensor, target: Tensor) -> Sums:
+def region_sums(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    squared: bool = False,
+    multi_label: bool = False,
+    ignore_index: int | None = None,
+) -> Sums:
     """Sum probabilities, true regions, and their product over all pixels, per sample and class.
 
     Args:
         logits: `(B, C, *S)`; a sigmoid is applied to a single channel, a softmax to several.
         target: Classes `(B, *S)`, or probabilities `(B, C, *S)`.
+        squared: Sum the squares of probabilities and true regions.
+        multi_label: Apply a sigmoid to every channel; the target has a value per channel.
+        ignore_index: Value of classes at the pixels that do not count.
 
     Returns:
         Product, probabilities and true regions, each `(B, C)`.
@@ -27,15 +37,43 @@ def region_sums(logits: Tensor, target: Tensor) -> Sums:
     """
     _check_shape(logits, target)
     num_classes = logits.shape[1]
-    if target.shape == logits.shape or num_classes == 1:
+    by_channel = target.shape == logits.shape
+    if multi_label and num_classes > 1 and not by_channel:
+        raise ValueError(
+            f"multi_label needs a target with a value per channel, {tuple(logits.shape)}, "
+            f"got {tuple(target.shape)}"
+        )
+    counted: Tensor | None = None
+    if ignore_index is not None:
+        counted, target = _without(target, ignore_index, num_classes)
+    if by_channel or num_classes == 1:
         _check_probabilities(target)
         truth = target.reshape(logits.shape).to(logits.dtype)
     else:
         _check_classes(target, num_classes)
         truth = _one_hot(target, logits)
-    predicted = logits.sigmoid() if num_classes == 1 else logits.softmax(dim=1)
+    separate = multi_label or num_classes == 1
+    predicted = logits.sigmoid() if separate else logits.softmax(dim=1)
+    if counted is not None:
+        mask = counted.reshape(len(logits), 1, *logits.shape[2:]).to(logits.dtype)
+        predicted, truth = predicted * mask, truth * mask
     pixels = tuple(range(2, logits.ndim))
-    return (predicted * truth).sum(pixels), predicted.sum(pixels), truth.sum(pixels)
+    both = (predicted * truth).sum(pixels)
+    if squared:
+        predicted, truth = predicted.square(), truth.square()
+    return both, predicted.sum(pixels), truth.sum(pixels)
+
+
+def _without(target: Tensor, ignore_index: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return which pixels count, and the target with class 0 at the others."""
+    one_channel = num_classes == 1 or target.ndim < 3 or target.shape[1] != num_classes
+    if target.is_floating_point() or not one_channel:
+        raise ValueError(
+            f"ignore_index needs a target of classes, one integer per pixel, got {target.dtype} "
+            f"{tuple(target.shape)}"
+        )
+    counted = target != ignore_index
+    return counted, target * counted
 
 
 def _one_hot(classes: Tensor, logits: Tensor) -> Tensor:

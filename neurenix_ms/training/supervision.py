@@ -102,18 +102,28 @@ class DiceLoss(Described, nn.Module):
         include_background: Include class 0 (of several).
         batch: Compute the overlap over the whole batch instead of sample by sample, which is more
             stable if classes are missing in most samples.
+        jaccard: Divide by the union of the regions instead of the sum of their sizes.
+        squared: Take the squares of probabilities in the denominator.
+        weight: Weight of every class that is included, at least 0; the mean is taken after it.
+        multi_label: Apply a sigmoid to every channel, for classes that overlap; the target has a value
+            per channel.
+        ignore_index: Class of pixels that do not count.
+        reduction: "mean", "sum", or "none" for the loss of every sample and class.
 
     Shape:
-        logits `(B, C, *S)` and classes `(B, *S)`, or probabilities `(B, C, *S)` -> a scalar. A sigmoid
-        is applied to a single channel, a softmax to several.
+        logits `(B, C, *S)` and classes `(B, *S)`, or probabilities `(B, C, *S)` -> a scalar, or with
+        reduction "none" `(B, C)`, with `batch` `(C,)`. A sigmoid is applied to a single channel, a
+        softmax to several.
 
     Raises:
-        ValueError: If `smooth` is negative, no class is left, the target has another shape, a class is
-            not in [0, C), or a probability is outside [0, 1] (as in masks of 0 and 255). Values are not
-            checked in a compiled or traced call.
+        ValueError: If `smooth` or a weight is negative, their number is not that of the classes, no
+            class is left, the target has another shape, a class is not in [0, C), or a probability is
+            outside [0, 1] (as in masks of 0 and 255). Values are not checked in a compiled or traced
+            call.
 
-    Source: Milletari et al. 2016, "V-Net", section 3, with the sum of squares in the denominator
-    replaced by the sum (Drozdzal et al. 2016).
+    Source: Milletari et al. 2016, "V-Net", section 3 (`squared=True`); the sum in place of the sum of
+    squares Drozdzal et al. 2016. Deviation: with `smooth=0` a class that is neither present nor
+    predicted has loss 0 too.
 
     Examples:
         >>> classes = torch.tensor([[0, 1, 1, 2]])
@@ -122,16 +132,37 @@ class DiceLoss(Described, nn.Module):
         tensor(0.)
     """
 
+    weight: Tensor | None
+
     @checked
     def __init__(
-        self, smooth: float = 1.0, *, include_background: bool = True, batch: bool = False
+        self,
+        smooth: float = 1.0,
+        *,
+        include_background: bool = True,
+        batch: bool = False,
+        jaccard: bool = False,
+        squared: bool = False,
+        weight: Sequence[float] | None = None,
+        multi_label: bool = False,
+        ignore_index: int | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__()
         if not smooth >= 0:
             raise ValueError(f"smooth must be 0 or more, got {smooth}")
+        if weight is not None and min(weight, default=-1.0) < 0:
+            raise ValueError(f"weight must hold numbers of at least 0, got {list(weight)}")
         self.smooth = smooth
         self.include_background = include_background
         self.batch = batch
+        self.jaccard = jaccard
+        self.squared = squared
+        self.multi_label = multi_label
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        table = None if weight is None else torch.tensor(list(weight), dtype=torch.float32)
+        self.register_buffer("weight", table, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         num_classes = logits.shape[1]
@@ -139,9 +170,34 @@ class DiceLoss(Described, nn.Module):
             raise ValueError(
                 f"include_background=False needs two classes or more, got {num_classes}"
             )
-        logits = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
         first = 0 if self.include_background else 1
-        sums = (one[:, first:] for one in region_sums(logits, target))
+        if self.weight is not None and len(self.weight) != num_classes - first:
+            raise ValueError(
+                f"weight must have one number for each of the {num_classes - first} classes, "
+                f"got {len(self.weight)}"
+            )
+        logits = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+        found = region_sums(
+            logits,
+            target,
+            squared=self.squared,
+            multi_label=self.multi_label,
+            ignore_index=self.ignore_index,
+        )
+        sums = (one[:, first:] for one in found)
         both, predicted, true = (one.sum(0) for one in sums) if self.batch else sums
-        dice = (2 * both + self.smooth) / (predicted + true + self.smooth)
-        return 1 - dice.mean()
+        loss = 1 - self._overlap(both, predicted, true)
+        if self.weight is not None:
+            loss = loss * self.weight.to(loss.dtype)
+        if self.reduction == "none":
+            return loss
+        return loss.sum() if self.reduction == "sum" else loss.mean()
+
+    def _overlap(self, both: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        if self.jaccard:
+            predicted, true = 2 * predicted - both, 2 * true - both
+        above, below = 2 * both + self.smooth, predicted + true + self.smooth
+        if self.smooth > 0:
+            return above / below
+        nothing = below <= 0
+        return torch.where(nothing, 1.0, above / torch.where(nothing, 1.0, below))

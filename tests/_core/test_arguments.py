@@ -24,14 +24,17 @@ from neurenix_ms.conservation import (
 )
 from neurenix_ms.layers import mlp
 from neurenix_ms.msnet import MSNet, coarsen, random_volume, scale_masks
+from neurenix_ms.multiscale import LaplacianPyramidLoss
 from neurenix_ms.training import (
     DeepSupervisionLoss,
     DiceLoss,
     MultiScaleInference,
     MultiScaleLoss,
+    MultiScaleStructuralSimilarity,
     MultiScaleTask,
     RegressionTask,
     SegmentationTask,
+    SpectralLoss,
 )
 
 
@@ -197,6 +200,9 @@ MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
     MultiScaleLoss: {},
     DeepSupervisionLoss: {"loss": nn.MSELoss()},
     DiceLoss: {},
+    SpectralLoss: {},
+    MultiScaleStructuralSimilarity: {},
+    LaplacianPyramidLoss: {},
     MassConservationLoss: {},
     MultiScaleInference: {"model": nn.Identity()},
     RegressionTask: {"model": nn.Linear(1, 1)},
@@ -382,7 +388,10 @@ def test_a_call_with_a_wrong_signature_is_a_type_error_of_python():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: nms.UNet(1, 1, kernel_size=(3, 3)), "kernel_size must be an integer, got (3, 3)"),
+        (
+            lambda: nms.UNet(1, 1, kernel_size=(3, 3)),
+            "kernel_size must be one value or a list of 5, one per level, got (3, 3)",
+        ),
         (lambda: nms.UNet(1, 1, 64), "features must be a sequence of integers, got 64"),
         (
             lambda: nms.UNet(1, 1, norm=("instance", {"affine": True})),

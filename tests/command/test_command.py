@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +176,66 @@ def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ValueError, match=r"git must be installed to compare commits, got .*No such"
     ):
         measured_at("HEAD", ["benchmarks"], tmp_path)
+
+
+def test_networks_are_measured_by_name(capsys):
+    names = [
+        "UNet(3, features=[4, 8], out_channels=2)",
+        "torch.nn.Conv2d(3, 4, 3)",
+        "UNet(1, 1, [4])",
+    ]
+    names += [
+        "Nothing",
+        "math.pi",
+        "torch.nn.nothing",
+        "nothing.at.all",
+        "torch.nn.Conv2d(x, 4, 3)",
+    ]
+    names += ["torch.ones(1)", "builtins.list"]
+    shapes = ["--shapes", "1x3x16x16", "2x3x8x8", "--threads", "1", "--device", "cpu"]
+    assert main(["bench", "models", *names, *shapes]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0].startswith("forward on cpu, torch ")
+    conv = [line for line in lines if line.startswith("torch.nn.Conv2d(3, 4, 3) 1x3x16x16")]
+    assert re.fullmatch(r".* 112 42.3 K .* 3.06 KiB 3.06 KiB 6.50 KiB", conv[0])
+    assert len([line for line in lines if re.match("UNet.* (1x3x16x16|2x3x8x8) ", line)]) == 2
+    assert any(line.startswith("Not in the FLOPs: UNet(3, ") for line in lines)
+    for words in (
+        "UNet(1, 1, [4]) at 2x3x8x8: ValueError: model must run on tensors of this shape",
+        "Nothing at 1x3x16x16: ValueError: a network must be a public name of neurenix_ms or a dotted",
+        "math.pi at 1x3x16x16: ValueError: a network must be a module or make one, got math.pi of",
+        "builtins.list at 1x3x16x16: ValueError: a network must be a module or make one, got <class",
+        "torch.nn.nothing at 1x3x16x16: ValueError: torch.nn must have what is asked for, got",
+        "nothing.at.all at 1x3x16x16: ModuleNotFoundError: No module named 'nothing'",
+        "torch.nn.Conv2d(x, 4, 3) at 1x3x16x16: ValueError: a network must be a name, or a call of",
+    ):
+        assert any(line.startswith(words) for line in lines), words
+
+
+def test_memory_of_networks_is_predicted_without_running_them(capsys):
+    shapes = ["--shapes", "1x1x512x512x512"]
+    assert (
+        main(["bench", "models", "UNet", *shapes, "--predict", "--train", "--device", "cpu"]) == 0
+    )
+    shown = capsys.readouterr().out
+    assert shown.startswith("training step on cpu")
+    assert re.search(r"UNet +1x1x512x512x512 +[\d,]+ +- +- +- +\d+ GiB +\d+ GiB", shown)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "xpu:9"], "device must be one of this machine, got 'xpu:9'"),
+        (["--device", "abacus"], "device must be a device of torch, got 'abacus'"),
+        (["--threads", "0"], "threads must be at least 1, got 0"),
+    ],
+)
+def test_an_option_without_a_meaning_is_named(options: list[str], words: str, capsys):
+    assert main(["bench", "models", "UNet", *options]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_shape_is_numbers_between_crosses(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "models", "UNet", "--shapes", "1x3x-4"])
+    assert "must be a shape such as 1x3x64x64, got '1x3x-4'" in capsys.readouterr().err

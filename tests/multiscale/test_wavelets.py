@@ -166,7 +166,9 @@ def test_tiles_are_equal_to_the_whole(wavelet: str):
 
 def test_periodic_wavelets_raise_in_tiles():
     transform = WaveletTransform("cdf97", boundary="periodic")
-    with pytest.raises(ValueError, match=r"must see a bounded part of the map .* WaveletTransform"):
+    with pytest.raises(
+        ValueError, match=r"must have a bounded receptive field .* WaveletTransform"
+    ):
         TiledModel(transform, tile_size=16)(torch.randn(1, 2, 45, 38))
 
 

@@ -98,6 +98,28 @@ def test_classes_of_any_integer_are_taken(dtype):
         )
 
 
+def test_without_smoothing_nothing_is_not_a_number():
+    classes = torch.zeros(2, 6, dtype=torch.long)
+    logits = (300.0 * F.one_hot(classes, 3).movedim(-1, 1)).requires_grad_()
+    for options in ({}, {"jaccard": True}, {"squared": True}, {"batch": True}):
+        value = DiceLoss(0.0, **options)(logits, classes)
+        assert value.item() == pytest.approx(0, abs=1e-6)
+        (slope,) = torch.autograd.grad(value, logits)
+        assert slope.isfinite().all()
+    none = DiceLoss(0.0, ignore_index=0)(logits, classes)
+    assert none.isfinite()
+
+
+def test_ignored_pixels_have_no_say():
+    logits = torch.randn(2, 3, 5, 4, requires_grad=True)
+    classes = torch.randint(3, (2, 5, 4))
+    classes[:, 2:] = -1
+    value = DiceLoss(ignore_index=-1)(logits, classes)
+    torch.testing.assert_close(value, DiceLoss()(logits[:, :, :2], classes[:, :2]))
+    (slope,) = torch.autograd.grad(value, logits)
+    assert slope[:, :, 2:].count_nonzero() == 0
+
+
 def test_masks_that_are_rounded_past_one_are_taken():
     logits = torch.randn(1, 1, 4)
     mask = torch.tensor([[[0.0, 1.0, 1.0 + 1e-6, -1e-6]]])
@@ -194,6 +216,24 @@ def test_it_compiles():
             "expected 2 outputs, got 1",
         ),
         (lambda: DiceLoss(-1.0), "smooth must be 0 or more, got -1.0"),
+        (lambda: DiceLoss(weight=[1, -1]), r"numbers of at least 0, got \[1.0, -1.0\]"),
+        (lambda: DiceLoss(weight=[]), r"numbers of at least 0, got \[\]"),
+        (
+            lambda: DiceLoss(weight=[1.0])(
+                torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=torch.long)
+            ),
+            "one number for each of the 2 classes, got 1",
+        ),
+        (
+            lambda: DiceLoss(multi_label=True)(
+                torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=torch.long)
+            ),
+            r"a value per channel, \(1, 2, 3\), got \(1, 3\)",
+        ),
+        (
+            lambda: DiceLoss(ignore_index=0)(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)),
+            "ignore_index needs a target of classes, one integer per pixel, got torch.float32",
+        ),
         (
             lambda: DiceLoss(include_background=False)(
                 torch.zeros(1, 1, 3), torch.zeros(1, 3, dtype=torch.long)

@@ -325,7 +325,9 @@ def test_wrong_arguments_raise(options, message):
 
 def test_a_domain_needs_its_processes():
     task = RegressionTask(make_model(), tile_size=8, domain_size=2)
-    with pytest.raises(ValueError, match="must divide the number of processes, got 2 and 1 process"):
+    with pytest.raises(
+        ValueError, match="must divide the number of processes, got 2 and 1 process"
+    ):
         task.training_step((torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)), 0)
 
 

@@ -1,0 +1,129 @@
+"""Memory predicted from shapes is that which is measured."""
+
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case, build
+from torch import nn
+
+from neurenix_ms import UNet, enable_gradient_checkpointing
+from neurenix_ms.backbones import Backbone
+from neurenix_ms.bench import predict_memory
+from neurenix_ms.bench.comparing import loss_of
+from neurenix_ms.execution import TiledModel
+from neurenix_ms.meter import peak_tensor_bytes
+
+QUICK = {
+    "UNet-2d",
+    "MultiScaleModel-2d",
+    "MSNet-2d",
+    "FeatureFusion-2d",
+    "MSNet-3d",
+}
+EVERY = [
+    case if case.name in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES
+]
+
+
+def measured(model: nn.Module, x: Any, train: bool, checkpointing: bool = False) -> int:
+    def forward() -> None:
+        with torch.no_grad():
+            model(x)
+
+    def step() -> None:
+        with enable_gradient_checkpointing(checkpointing):
+            loss = loss_of(model(x))
+        loss.backward()
+        model.zero_grad()
+
+    return peak_tensor_bytes(step if train else forward)
+
+
+@pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+def test_the_prediction_is_what_is_measured(case: Case):
+    model, x = build(case).eval(), case.inputs(case.size(21))
+    shape = [tuple(y.shape) for y in x] if isinstance(x, list) else tuple(x.shape)
+    found = predict_memory(model, shape)
+    assert found.peak == pytest.approx(measured(model, x, train=False), rel=0.02)
+    assert found.inputs == sum(y.nbytes for y in (x if isinstance(x, list) else [x]))
+    assert found.parameters == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    assert found.total == found.peak + found.inputs + found.parameters
+    if list(model.parameters()):
+        model.train()
+        for on in (False, True):
+            peak = predict_memory(model, shape, train=True, checkpointing=on).peak
+            assert peak == pytest.approx(measured(model, x, True, on), rel=0.02)
+        assert model.training
+        assert all(p.grad is None for p in model.parameters())
+
+
+def test_other_networks_and_dtypes_are_predicted():
+    import torchvision
+
+    for model in (torchvision.models.resnet18(), Backbone(torchvision.models.resnet18())):
+        model.eval()
+        x = torch.randn(1, 3, 64, 64)
+        assert predict_memory(model, x.shape).peak == pytest.approx(
+            measured(model, x, False), rel=0.02
+        )
+    double = nn.Conv2d(3, 4, 3).double()
+    assert predict_memory(double, (1, 3, 8, 8)).inputs == 3 * 64 * 8
+    assert predict_memory(nn.ReLU(), (4,), dtype="bfloat16").peak == 8
+
+
+def test_a_shape_that_the_network_refuses_is_refused_in_its_words():
+    with pytest.raises(
+        ValueError,
+        match=r"model must run on tensors of this shape without .*, got .*Error: .*channels",
+    ):
+        predict_memory(UNet(3, 1, [4]), (1, 2, 8, 8))
+
+
+class DependsOnValues(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "options", "words"),
+    [
+        (
+            DependsOnValues(),
+            (3,),
+            {},
+            "model must run on tensors of this shape without their values",
+        ),
+        (nn.ReLU(), (3, -1), {}, r"shape\[1\] must be at least 1, got -1"),
+        (nn.ReLU(), (), {}, "shape must have at least 1 entry"),
+        (nn.ReLU(), (3,), {"checkpointing": True}, "checkpointing must come with train=True"),
+        (
+            nn.Conv2d(1, 1, 3, padding=1),
+            (1, 1, 8, 8),
+            {"tile_size": 4, "train": True},
+            "tiles must be of one input and without gradients, got",
+        ),
+        (nn.ReLU(), (3,), {"dtype": "float31"}, "dtype must be a dtype of torch, got 'float31'"),
+    ],
+)
+def test_a_wrong_argument_is_named(model: nn.Module, shape, options: dict[str, Any], words: str):
+    with pytest.raises(ValueError, match=words):
+        predict_memory(model, shape, **options)
+
+
+@pytest.mark.parametrize("norm", [None, pytest.param("instance", marks=pytest.mark.slow)])
+def test_tiles_are_predicted(norm: str | None):
+    model = UNet(1, 2, [4, 8], norm=norm, remember=False, spatial_dims=1).eval()
+    tiled, x = TiledModel(model, 64, spatial_dims=1), torch.randn(1, 1, 500)
+    tiled(x)
+    peak = peak_tensor_bytes(lambda: tiled(x))
+    assert predict_memory(model, x.shape, tile_size=64).peak == pytest.approx(peak, rel=0.02)
+    assert predict_memory(tiled, x.shape).peak == pytest.approx(peak, rel=0.02)
+    assert peak < predict_memory(model, x.shape).peak
+    whole = predict_memory(model, (1, 1, 40), tile_size=64).peak
+    assert whole == pytest.approx(measured(model, torch.randn(1, 1, 40), False), rel=0.02)
+
+
+def test_what_does_not_fit_is_predicted_all_the_same():
+    model = UNet(1, 1, [4, 8], spatial_dims=3)
+    assert predict_memory(model, (1, 1, 2048, 2048, 2048), train=True).peak > 2**40
