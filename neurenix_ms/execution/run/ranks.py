@@ -41,8 +41,8 @@ class RankError(RuntimeError):
     be pickled is raised on the other ranks as a `RankError`, with its type and message as text.
 
     Examples:
-        >>> str(RankError("LocalError: disk is broken"))
-        'LocalError: disk is broken'
+        >>> str(RankError("another rank failed with LocalError: disk is broken"))
+        'another rank failed with LocalError: disk is broken'
     """
 
 
@@ -398,4 +398,4 @@ def _unpickled(data: bytes | None, told: str) -> BaseException:
             error = pickle.loads(data)
             if isinstance(error, Exception):
                 return error
-    return RankError(told)
+    return RankError(f"another rank failed with {told}")
