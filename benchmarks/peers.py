@@ -23,9 +23,11 @@ from neurenix_ms import (
     AtrousPyramidPooling,
     AttentionFusion,
     BidirectionalFusion,
+    DeepLabHead,
     PyramidFusion,
     PyramidPooling,
     UNet,
+    UPerHead,
 )
 from neurenix_ms.backbones import Backbone
 
@@ -311,6 +313,67 @@ def timm_features(name: str) -> tuple[Backbone, nn.Module]:
     """Return our backbone around timm's network, and timm's network itself."""
     network = library("timm").create_model(name, features_only=True).eval()
     return Backbone(network).eval(), network
+
+
+class SmpDecoder(nn.Module):
+    """A decoder of segmentation_models_pytorch and its head over a list that starts at its level."""
+
+    def __init__(self, decoder: nn.Module, head: nn.Module, skipped: int) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.head = head
+        self.skipped = skipped
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return self.head(self.decoder([features[0]] * self.skipped + list(features)))
+
+
+def smp_upernet(ours: UPerHead) -> nn.Module:
+    """UPerNet's decoder, in evaluation; without the norms in front that Xiao et al. do not have."""
+    upernet = library("segmentation_models_pytorch.decoders.upernet.decoder")
+    width = ours.hidden_channels
+    decoder = upernet.UPerNetDecoder([1, 1, *ours.in_channels], len(ours.in_channels) + 1, width)
+    decoder.feature_norms = nn.ModuleList(nn.Identity() for _ in ours.in_channels)
+    for block, branch in zip(decoder.psp.blocks, ours.context.branches, strict=True):
+        conv, norm = block[1][0], block[1][1]
+        own = branch[1]
+        conv.weight.data.copy_(own.conv.weight)
+        if own.conv.bias is None:
+            norm.load_state_dict(own.norm.state_dict())
+        else:  # a norm that adds the bias
+            norm.eps = 0.0
+            norm.bias.data.copy_(own.conv.bias)
+    projection = ours.context.projection
+    _copy_layer(decoder.psp.out_conv, projection.conv.weight, projection.norm)
+    lateral = zip(decoder.fpn_lateral_blocks, reversed(ours.laterals), strict=True)
+    for theirs, own in lateral:
+        _copy_layer(theirs.conv_norm_relu, own.conv.weight, own.norm)
+    for theirs, own in zip(decoder.fpn_conv_blocks, reversed(ours.smooth), strict=True):
+        _copy_layer(theirs, own.conv.weight, own.norm)
+    _copy_layer(decoder.fusion_block, ours.fuse.weight, ours.fuse_norm)
+    head = nn.Conv2d(width, ours.out_channels, 1)
+    head.load_state_dict(ours.head.conv.state_dict())
+    return SmpDecoder(decoder, head, 2).eval()
+
+
+def _copy_layer(theirs: Any, weight: Tensor, norm: nn.Module) -> None:
+    theirs[0].weight.data.copy_(weight)
+    theirs[1].load_state_dict(norm.state_dict())
+
+
+def smp_deeplab(ours: DeepLabHead) -> nn.Module:
+    """DeepLabV3+'s decoder; ours with aligned corners, over strides 4 and 16."""
+    deeplab = library("segmentation_models_pytorch.decoders.deeplabv3.decoder")
+    fine, coarse = ours.in_channels
+    decoder = deeplab.DeepLabV3PlusDecoder(
+        [1, 1, fine, 1, coarse], 4, ours.hidden_channels, ours.dilations, 16, True, 0.0
+    )
+    parts = nn.ModuleList([decoder.aspp, decoder.block1, decoder.block2])
+    mine = nn.ModuleList([ours.context, ours.refine, ours.fine, ours.join])
+    with_weights_of(mine, parts)
+    head = nn.Conv2d(ours.hidden_channels, ours.out_channels, 1)
+    head.load_state_dict(ours.head.conv.state_dict())
+    return SmpDecoder(decoder, head, 2).eval()
 
 
 def smp_unet() -> nn.Module:

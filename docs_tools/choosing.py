@@ -13,10 +13,13 @@ from docs_tools.source import ROOT
 from neurenix_ms import (
     AtrousPyramidPooling,
     BidirectionalFusion,
+    DeepLabHead,
     MultiScaleModel,
     PyramidFusion,
     SpectralMixing,
     UNet,
+    UNetDecoder,
+    UPerHead,
 )
 from neurenix_ms.bench.results import COLUMNS, Row, read
 from neurenix_ms.execution import footprint
@@ -56,6 +59,12 @@ NECKS: dict[str, tuple[str, dict[str, Any]]] = {
         "full convolutions are faster: few channels, or slow depthwise convolutions on the GPU",
         {"paths": "panet", "weighting": None, "separable": False, "downsample": "conv"},
     ),
+}
+DECODERS = {
+    "UNetDecoder": "detail matters, and there are enough data for its parameters: the usual choice",
+    "UPerHead": "every level of the backbone holds something for the output, as in transformers",
+    "DeepLabHead": "the backbone keeps its resolution; few parameters, sharp borders",
+    "PyramidFusion": "a light decoder, or one output per level",
 }
 MEMORY = {
     "plain": "memory suffices",
@@ -122,6 +131,20 @@ def necks() -> str:
         build = PyramidFusion if name == "PyramidFusion" else BidirectionalFusion
         words[name], measured[name] = when, _counted(build(widths, 64, **options), features)
     return _rows("neck", words, COUNTED, measured)
+
+
+def decoders() -> str:
+    """Decoders over four levels: when to take which, and what it costs, counted now."""
+    widths = [64, 128, 256, 512]
+    features = [torch.zeros(1, n, 64 >> k, 64 >> k, device="meta") for k, n in enumerate(widths)]
+    blocks: list[nn.Module] = [
+        UNetDecoder(widths, 1),
+        UPerHead(widths, 1, hidden_channels=64),
+        DeepLabHead(widths, 1, hidden_channels=64),
+        PyramidFusion(widths, 64),
+    ]
+    measured = {type(block).__name__: _counted(block, features) for block in blocks}
+    return _rows("decoder", DECODERS, COUNTED, measured)
 
 
 def memory(path: str | Path = RESULTS) -> str:

@@ -11,6 +11,7 @@ from neurenix_ms.multiscale import (
     AttentionFusion,
     BidirectionalFusion,
     BlurPool,
+    DeepLabHead,
     FeatureFusion,
     GaussianPyramid,
     InverseWaveletTransform,
@@ -30,6 +31,7 @@ from neurenix_ms.multiscale import (
     SpectralMixing,
     UNet,
     UNetDecoder,
+    UPerHead,
     WaveletTransform,
 )
 
@@ -97,6 +99,7 @@ __all__ = [
     "Backbone",
     "BidirectionalFusion",
     "BlurPool",
+    "DeepLabHead",
     "FeatureFusion",
     "GaussianPyramid",
     "HierarchicalTimeStepper",
@@ -119,6 +122,7 @@ __all__ = [
     "TiledModel",
     "UNet",
     "UNetDecoder",
+    "UPerHead",
     "WaveletTransform",
     "enable_gradient_checkpointing",
     "load",

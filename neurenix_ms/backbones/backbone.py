@@ -7,9 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Configured
 from neurenix_ms._core.deprecation import RenamedAttribute, renamed_arguments
-from neurenix_ms._core.dims import check_channels, check_rank
+from neurenix_ms._core.dims import check_channels, check_positive, check_rank
 from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.backbones.extracting import (
     EncoderOf,
@@ -86,6 +87,7 @@ class Backbone(Configured, nn.Module):
     normalise = RenamedAttribute("normalize")
 
     @renamed_arguments(normalise="normalize")
+    @checked
     def __init__(
         self,
         network: str | nn.Module,
@@ -102,6 +104,8 @@ class Backbone(Configured, nn.Module):
                 f"options need a network given by name, got {sorted(options)} and a "
                 f"{type(network).__name__}"
             )
+        if in_channels is not None:
+            check_positive(in_channels=in_channels)
         self.name = network if isinstance(network, str) else None
         self.options = options
         if isinstance(network, str):

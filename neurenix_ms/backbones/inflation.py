@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.convolution import Conv3d
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -42,6 +43,7 @@ def with_channels(network: nn.Module, channels: int, own_channels: int) -> nn.Mo
     return network
 
 
+@checked
 def inflate(module: nn.Module) -> nn.Module:
     """Convert a 2-D network into a 3-D network with inflated weights.
 

@@ -13,6 +13,7 @@ from neurenix_ms.bench.costs import costs
 from neurenix_ms.bench.forms import Form, check_device
 from neurenix_ms.bench.results import BENCH_FORMAT
 from neurenix_ms.bench.timing import Timed, timed_together
+from neurenix_ms.execution.compiled import plain_module
 
 Way = Callable[..., Any]
 
@@ -107,7 +108,8 @@ class Comparison:
         }
         found = []
         for name, way in plain.items():
-            below = None if final[name] is way else self._call(way, inputs)
+            plain_way = plain_module(way) if isinstance(way, nn.Module) else way
+            below = None if final[name] is plain_way else self._call(plain_way, inputs)
             figures = self._costs(calls[name], inputs, timed.get(name), way, below)
             ratio = timed[name].ratio if timed else None
             ratios = {} if ratio is None else {"time_ratio": ratio}

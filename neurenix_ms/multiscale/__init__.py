@@ -6,6 +6,7 @@ from neurenix_ms.multiscale.bidirectional import BidirectionalFusion
 from neurenix_ms.multiscale.blurring import BlurPool
 from neurenix_ms.multiscale.decoder import UNetDecoder
 from neurenix_ms.multiscale.fusion import FeatureFusion, ScaleFusion
+from neurenix_ms.multiscale.heads import DeepLabHead, UPerHead
 from neurenix_ms.multiscale.models import MultiScaleModel
 from neurenix_ms.multiscale.pooling import (
     MultiScalePooling,
@@ -26,6 +27,7 @@ __all__ = [
     "AttentionFusion",
     "BidirectionalFusion",
     "BlurPool",
+    "DeepLabHead",
     "FeatureFusion",
     "GaussianPyramid",
     "InverseWaveletTransform",
@@ -46,5 +48,6 @@ __all__ = [
     "SpectralMixing",
     "UNet",
     "UNetDecoder",
+    "UPerHead",
     "WaveletTransform",
 ]

@@ -78,8 +78,14 @@ class DilatedConvolution(nn.Module):
         for axis, d in enumerate(reach, start=2):
             if d == 0:
                 weight = weight.narrow(axis, 1, 1)
+        if self.point is not None:
+            if any(reach):
+                y: Tensor = self.conv(x)
+                return y
+            # torch would convolve a depthwise kernel of one pixel channel by channel
+            return x * weight.view(1, -1, *(1,) * len(reach))
         dilation = [max(1, d) for d in reach]
-        y: Tensor = self.convolve(
+        y = self.convolve(
             x, weight, self.conv.bias, 1, tuple(reach), tuple(dilation), self.conv.groups
         )
         return y
@@ -128,7 +134,7 @@ class ImageBranch(Branch):
 
 
 class JoinedProjection(nn.Module):
-    """Concatenate feature maps and convolve them with a 1x1 kernel, one after the other.
+    """Concatenate feature maps and convolve them, one after the other.
 
     Every feature map meets its slice of the weight as soon as it is given, and one of a single pixel is
     added to all pixels, so no concatenated or enlarged tensor is made.
@@ -138,11 +144,18 @@ class JoinedProjection(nn.Module):
     """
 
     def __init__(
-        self, widths: Sequence[int], out_channels: int, *, bias: bool, spatial_dims: SpatialDims
+        self,
+        widths: Sequence[int],
+        out_channels: int,
+        *,
+        bias: bool,
+        spatial_dims: SpatialDims,
+        kernel_size: int = 1,
     ) -> None:
         super().__init__()
         self.widths = list(widths)
-        conv = CONVOLUTIONS[spatial_dims](sum(widths), out_channels, 1, bias=bias)
+        self.padding = kernel_size // 2
+        conv = CONVOLUTIONS[spatial_dims](sum(widths), out_channels, kernel_size, bias=bias)
         self.weight, self.bias = conv.weight, conv.bias
         self.convolve = CONVOLVE[spatial_dims]
 
@@ -151,9 +164,9 @@ class JoinedProjection(nn.Module):
         start = sum(self.widths[:index])
         weight = self.weight.narrow(1, start, self.widths[index])
         if total is None:
-            y: Tensor = self.convolve(x, weight, self.bias)
+            y: Tensor = self.convolve(x, weight, self.bias, padding=self.padding)
             return y
-        return total.add_(self.convolve(x, weight))
+        return total.add_(self.convolve(x, weight, padding=self.padding))
 
 
 class AtrousPyramidPooling(Configured, nn.Module):

@@ -217,6 +217,16 @@ def test_the_command_line_chooses_forms(suite):
     suite(body, *options, "--bench-channels-last", "--bench-device=cpu").assert_outcomes(passed=1)
 
 
+def test_a_compiled_way_has_the_operations_of_the_plain_one_and_no_peak(suite):
+    body = """
+    compiled = torch.compile(conv, backend="eager")
+    found = measure.compare({"a": conv, "b": compiled}, x)
+    assert found[0]["flops"] == found[1]["flops"] > 0
+    assert [one["tensor_peak_bytes"] is None for one in found] == [False, True]
+    """
+    suite(body).assert_outcomes(passed=1)
+
+
 def test_one_call_is_a_case(suite, pytester: pytest.Pytester):
     body = "measure(lambda: conv(x), 2, model=conv, x=x, rounds=2, against=lambda: same(x))"
     suite(body, "--benchmark-json=run.json", disabled=False).assert_outcomes(passed=1)

@@ -88,6 +88,12 @@ def test_separable_necks_cost_least():
     assert len(set(flops.values())) == len(flops)
 
 
+def test_every_decoder_is_counted():
+    cells = {name: row(choosing.decoders(), name)[2:] for name in choosing.DECODERS}
+    assert len(cells) == 4
+    assert all("-" not in counted for counted in cells.values())
+
+
 def test_costs_of_scales_are_proportional_to_pixels():
     quarter, eighth = row(choosing.scales(), "[1.0, 0.5]")[2:]
     assert (quarter, eighth) == ("1.25x", "1.12x")

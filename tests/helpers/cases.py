@@ -167,6 +167,16 @@ def _cases(d: int) -> list[Case]:
             ),
             [3, 5],
         ),
+        "UPerHead": (
+            lambda: nms.UPerHead([3, 5, 4], 2, hidden_channels=4, bins=[1, 2], **k),
+            [3, 5, 4],
+        ),
+        "DeepLabHead": (
+            lambda: nms.DeepLabHead(
+                [3, 5], 2, hidden_channels=4, fine_channels=3, dilations=[2, 3], **k
+            ),
+            [3, 5],
+        ),
         "UNetDecoder": (lambda: nms.UNetDecoder([3, 5, 4], 2, **k), [3, 5, 4]),
     }
     details = 2 * (2**d - 1)

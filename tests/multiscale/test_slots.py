@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export import Dim, export
+from torch.fx import symbolic_trace
 from torchvision.models.convnext import CNBlock
 from torchvision.models.mobilenetv2 import InvertedResidual
 
@@ -313,3 +315,25 @@ def test_a_size_too_small_for_the_strides_is_refused():
     model = UNet(1, 1, [4, 4], stride=[[1, 2], 3])
     with pytest.raises(ValueError, match=r"product of its strides, \(3, 6\), got \(9, 5\)"):
         model(torch.randn(1, 1, 9, 5))
+
+
+@pytest.mark.slow
+def test_what_a_user_brings_is_compiled_exported_and_run_in_tiles():
+    options = {
+        "block": block,
+        "down": lambda n: nn.AvgPool2d(2),
+        "up": lambda n: nn.Upsample(scale_factor=2),
+        "skip": lambda a, b: Product(),
+    }
+    model = UNet(1, 1, [4, 4], **options).eval()
+    x, other = torch.randn(1, 1, 37, 26), torch.randn(1, 1, 60, 51)
+    with torch.no_grad():
+        expected = model(other)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        compiled(x)
+        torch.testing.assert_close(compiled(other), expected)
+        axes = {2: Dim("height", min=8, max=256), 3: Dim("width", min=8, max=256)}
+        program = export(model, (x,), dynamic_shapes=(axes,)).module()
+        torch.testing.assert_close(program(other), expected)
+        torch.testing.assert_close(symbolic_trace(model)(other), expected)
+        torch.testing.assert_close(TiledModel(model, tile_size=24)(other), expected)
