@@ -416,7 +416,7 @@ MESSAGES = [
     ({"tile_size": (8, 8, 8)}, r"each of 2 axes, got \(8, 8, 8\)"),
     (
         {"tile_size": "auto"},
-        r"'auto' together with memory_limit, got 'auto' and memory_limit None",
+        r"'auto' together with memory_limit or mesh, got 'auto' and memory_limit None",
     ),
     ({"tile_size": "big"}, r"got 'big'"),
     ({"tile_size": 8, "memory_limit": 0}, r"memory_limit must be at least 1 byte, got 0"),
