@@ -81,14 +81,15 @@ class ConvNeXtBlock(nn.Module):
         self.expand = plain.point().layer(out_channels, wide).conv
         self.act = nn.GELU()
         self.reduce = plain.point().layer(wide, out_channels).conv
-        self.scale = nn.Parameter(torch.full((out_channels, *[1] * dims), LAYER_SCALE))
+        self.scale = nn.Parameter(torch.full((out_channels,), LAYER_SCALE))
+        self.per_channel = (-1, *[1] * dims)
         self.dropout = ChannelDropout(spec.dropout)
 
     def forward(self, *maps: Tensor) -> Tensor:
         x = self.project(joined(maps))
         # in one expression: no name holds a feature map of four times the channels
         y = self.reduce(recomputed(self.act, self.expand(recomputed(self.norm, self.depthwise(x)))))
-        return self.dropout(x + self.scale * y)
+        return self.dropout(x + self.scale.view(self.per_channel) * y)
 
 
 class InvertedBlock(nn.Module):
