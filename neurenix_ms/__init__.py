@@ -73,6 +73,9 @@ if TYPE_CHECKING:
         multiscale as multiscale,
     )
     from neurenix_ms import (
+        prediction as prediction,
+    )
+    from neurenix_ms import (
         recipes as recipes,
     )
     from neurenix_ms import (
@@ -143,6 +146,7 @@ _SUBMODULES = {
     "meter",
     "msnet",
     "multiscale",
+    "prediction",
     "recipes",
     "timestepping",
     "training",

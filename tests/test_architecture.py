@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "neurenix_ms"
 FLOORS = [
     ["command"],
     ["__init__", "compat", "recipes"],
-    ["weights", "bench"],
+    ["weights", "bench", "prediction"],
     ["multiscale", "msnet", "timestepping", "implicit"],
     ["datasets", "training", "files"],
     ["execution", "backbones", "conservation"],

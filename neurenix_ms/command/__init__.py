@@ -2,14 +2,16 @@
 
 A file has a function `add_arguments(parser)` and a function `run(options)` that returns what is to be
 written, or None; the first line of its docstring is its help. A folder holds subcommands of its own.
-Files import what they need inside `run`, so that the help appears at once. A `ValueError`, `OSError` or
-`ImportError` ends the command with its message.
+Files import what they need inside `run`, so that the help appears at once. A `ValueError`, `OSError`,
+`ImportError` or `RuntimeError` ends the command with the first line of its message; `--debug` shows
+where it was raised.
 """
 
 import argparse
 import importlib
 import pkgutil
 import sys
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -21,13 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Command line without the name of the program; by default that of the process.
 
     Returns:
-        The exit status: 0, or 1 where a message has been written to the standard error.
+        The exit status: 0, 1 where a message has been written to the standard error, or 130 after an
+        interruption.
     """
     options = _parser().parse_args(argv)
     try:
         text = options.run(options)
-    except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"{options.program}: {error}\n")
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{options.program}: interrupted\n")
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if options.debug:
+            traceback.print_exc()
+        first = (str(error) or type(error).__name__).partition("\n")[0]
+        sys.stderr.write(f"{options.program}: {first}\n")
         return 1
     if text:
         sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
@@ -36,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="neurenix-ms", description="Multiscale networks: measure them, and more."
+        prog="neurenix-ms", description="Multiscale networks: run and measure them."
     )
     _add_subcommands(parser, sys.modules[__name__])
     return parser
@@ -55,4 +64,7 @@ def _add_subcommands(parser: argparse.ArgumentParser, package: ModuleType) -> No
             _add_subcommands(inner, module)
         else:
             module.add_arguments(inner)
+            inner.add_argument(
+                "--debug", action="store_true", help="show the traceback of an error"
+            )
             inner.set_defaults(run=module.run, program=inner.prog)

@@ -9,7 +9,7 @@ import numpy as np
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import shown
-from neurenix_ms.datasets.readers import READERS, FileError, kind_of, open_raw, state_of
+from neurenix_ms.datasets.readers import READERS, FileError, kind_of, open_raw, state_of, unmap
 
 
 @checked
@@ -176,6 +176,11 @@ class DiskArray:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def release(self) -> None:
+        """Give back the memory that slices of a mapped file occupy; the system does so by itself, but
+        only when memory is short."""
+        unmap(self._source.array)
 
     def close(self) -> None:
         """Close the file; slices cannot be read any more."""

@@ -1,6 +1,7 @@
 """Readers of array files: each returns an object that slices, and what the file says about it."""
 
 import math
+import mmap
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -310,3 +311,10 @@ def state_of(path: Path) -> tuple[int, int] | None:
         return None
     found = os.stat(path)
     return found.st_mtime_ns, found.st_size
+
+
+def unmap(array: Any) -> None:
+    """Give back the memory that a file mapped into memory occupies; what is written stays."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)

@@ -206,7 +206,7 @@ class Adjoints:
         """Compute the loss of every core of the output and propagate its gradient back."""
         total: Tensor | None = None
         with torch.enable_grad():
-            for tile, cores, structure in self.passes.outputs():
+            for _, tile, cores, structure in self.passes.outputs():
                 wanted = self._target_of(target, tile, cores)
                 shares = [self._share(tile, i, core) for i, core in enumerate(cores)]
                 if not all(core.numel() for core in cores):

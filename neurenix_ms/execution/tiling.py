@@ -1,6 +1,6 @@
 """Exact tiled inference for any module."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_unflatten
 
 from neurenix_ms._core.arguments import UNCHECKED, checked
+from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import Described
 from neurenix_ms._core.dims import SpatialDims, check_positive
 from neurenix_ms.execution.compiled import plain_module, uncompiled
@@ -133,38 +134,73 @@ class TiledModel(Described, nn.Module):
             settle_early(plain, in_channels, spatial_dims, whole, memory_limit)
 
     @torch.no_grad()
-    def forward(self, x: Any, out: Any = None) -> Any:
+    def forward(
+        self,
+        x: Any,
+        out: Any = None,
+        *,
+        skip: Container[int] = (),
+        on_tile: Callable[[int, int], None] = lambda number, total: None,
+    ) -> Any:
         """Return the model's result for `x`, written into `out` if it is given.
 
         Args:
             x: A tensor, or an array that can be sliced (NumPy, memory-mapped, dask, zarr).
             out: A tensor or array of the result's shape, or the model's structure of them, which
-                shares no memory with x.
+                shares no memory with x; or a function that makes it from the shapes and the dtypes of
+                all results, called when the first tile has run.
+            skip: Numbers of tiles that are in `out` already, from an earlier call with the same model,
+                x and arguments. Passes for statistics and for parts run whole are not shortened. Not
+                available with a mesh.
+            on_tile: Called with the number of a tile and the number of all tiles when the tile is in
+                `out`.
         """
         model = plain_module(self.model)
         ranks = ranks_of(self.mesh)
         with ranks.agreeing(), uncompiled():
             check_plain_parallelism(model)
+            if ranks.size > 1 and (_makes_arrays(out) or skip != ()):
+                raise ValueError(
+                    "with a mesh, out must be arrays or None and skip must be left out, got "
+                    f"{shown(out)} and {shown(skip)}"
+                )
             shape, like = check_rank_of(x, self.spatial_dims, model)
             choices = self.tile_size, self.whole, self.memory_limit
             setting = settle(model, shape, like, *choices, ranks.size)
             check_same_calls(ranks, model, x, setting, reduce=self.reduce)
             if setting is None:
-                return self._in_one(model, x, like, out, ranks)
-            return self._in_tiles(model, x, like, out, setting, ranks)
+                return self._in_one(model, x, like, out, ranks, skip, on_tile)
+            return self._in_tiles(model, x, like, out, setting, ranks, skip, on_tile)
 
-    def _in_one(self, model: nn.Module, x: Any, like: Tensor, out: Any, ranks: Ranks) -> Any:
+    def _in_one(
+        self,
+        model: nn.Module,
+        x: Any,
+        like: Tensor,
+        out: Any,
+        ranks: Ranks,
+        skip: Container[int] = (),
+        on_tile: Callable[[int, int], None] = lambda number, total: None,
+    ) -> Any:
+        if out is not None and 0 in skip:
+            return out
         result = in_one_piece(model, x, like, ranks)
         if out is None:
-            return tree_map(REDUCES[self.reduce], result)
+            result = tree_map(REDUCES[self.reduce], result)
+            on_tile(0, 1)
+            return result
         pieces = tree_leaves(result)
         reduced = [REDUCES[self.reduce](y) for y in pieces]
-        leaves = check_outputs(out, [tuple(y.shape) for y in reduced])
+        shapes = [tuple(y.shape) for y in reduced]
+        if _makes_arrays(out):
+            out = out(shapes, [y.dtype for y in reduced])
+        leaves = check_outputs(out, shapes)
         for leaf, y in zip(leaves, pieces, strict=True):
             self._check_room(leaf, y)
         for leaf, y in zip(leaves, reduced, strict=True):
             if ranks.rank == 0 or not is_shared(leaf):
                 write(leaf, (slice(None),), y)
+        on_tile(0, 1)
         return out
 
     def _check_room(self, out: Any, y: Tensor) -> None:
@@ -175,23 +211,42 @@ class TiledModel(Described, nn.Module):
             check_writable(out, torch.int64, y.shape[1] - 1)
 
     def _in_tiles(
-        self, model: nn.Module, x: Any, like: Tensor, out: Any, setting: Setting, ranks: Ranks
+        self,
+        model: nn.Module,
+        x: Any,
+        like: Tensor,
+        out: Any,
+        setting: Setting,
+        ranks: Ranks,
+        skip: Container[int] = (),
+        on_tile: Callable[[int, int], None] = lambda number, total: None,
     ) -> Any:
+        tiles = len(setting.grid)
+        waiting = [number for number in range(tiles) if number not in skip]
+        if out is None and len(waiting) < tiles:
+            raise ValueError("out must hold the tiles that skip names, got None")
+        if not waiting:
+            return out
         shapes = [self._shape(place, x.shape) for place in setting.plan.outputs]
-        leaves = None if out is None else check_outputs(out, shapes)
+        make = out if _makes_arrays(out) else None
+        leaves = None if out is None or make else check_outputs(out, shapes)
         check_apart(x, leaves or [])
         structure: TreeSpec | None = None
-        shown = self.progress and ranks.rank == 0
-        total = -(-len(setting.grid) // ranks.size) * (1 + setting.num_sites())
-        with progress_bar(shown, type(model).__name__, total) as step:
+        visible = self.progress and ranks.rank == 0
+        total = -(-len(waiting) // ranks.size) + -(-tiles // ranks.size) * setting.num_sites()
+        with progress_bar(visible, type(model).__name__, total) as step:
             passes = setting.passes(model, x, like, step, ranks)
             pieces = [self._pieces(passes, place) for place in setting.plan.outputs]
             for leaf, own in zip(leaves or [], pieces, strict=False):
                 check_chunks(leaf, own)
             with passes.running():
                 values = find_values(passes)
-                for tile, cores, layout in passes.outputs():
+                for number, tile, cores, layout in passes.outputs(skip):
                     if structure is None and out is not None:
+                        if make:
+                            out = make(shapes, self._dtypes(cores))
+                            leaves = check_outputs(out, shapes)
+                            check_apart(x, leaves)
                         for leaf, core in zip(leaves or [], cores, strict=True):
                             self._check_room(leaf, core)
                     structure = layout
@@ -202,6 +257,8 @@ class TiledModel(Described, nn.Module):
                         if core.numel():
                             write(leaf, self._reduced(index), REDUCES[self.reduce](core))
                     del cores, core
+                    if any(stop > start for start, stop in tile.core):
+                        on_tile(number, tiles)
                 for leaf, own in zip(leaves or [], pieces, strict=True):
                     if not is_shared(leaf):
                         ranks.complete(leaf, own)
@@ -213,11 +270,13 @@ class TiledModel(Described, nn.Module):
         """Return what every rank writes of a result."""
         return [[self._reduced(index) for index in own] for own in passes.pieces(place.lines)]
 
+    def _dtypes(self, cores: list[Tensor]) -> list[torch.dtype]:
+        return [core.dtype if self.reduce is None else torch.int64 for core in cores]
+
     def _room(self, cores: list[Tensor], shapes: list[tuple[int, ...]], x: Any) -> list[Tensor]:
         """Allocate tensors for the whole results on the device of x."""
         device = x.device if isinstance(x, Tensor) else "cpu"
-        dtypes = (core.dtype if self.reduce is None else torch.int64 for core in cores)
-        pairs = zip(shapes, dtypes, strict=True)
+        pairs = zip(shapes, self._dtypes(cores), strict=True)
         return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in pairs]
 
     def _shape(self, place: Place, shape: Sequence[int]) -> tuple[int, ...]:
@@ -229,3 +288,8 @@ class TiledModel(Described, nn.Module):
 
     def _reduced(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
         return index if self.reduce is None else (index[0], *index[2:])
+
+
+def _makes_arrays(out: Any) -> bool:
+    """Return whether `out` is a function that makes the arrays rather than arrays."""
+    return callable(out) and not hasattr(out, "shape")

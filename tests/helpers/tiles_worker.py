@@ -261,10 +261,12 @@ def results_on_disk(mesh: DeviceMesh) -> None:
     out = np.memmap(path, "int16", "r+", shape=(1, 15, 12))
     TiledModel(model, 5, reduce="argmax", mesh=mesh)(here, out)
     assert np.array_equal(out, wanted.argmax(1).numpy())
+    tensor = torch.full((1, 2, 15, 12), torch.nan)
+    error = raised(lambda: TiledModel(model, 5, mesh=mesh)(x, tensor, skip={0}))
+    assert "with a mesh, out must be arrays or None and skip must be left out" in str(error)
     inside = np.full((1, 2, 15, 12), np.nan)
     TiledModel(model, 5, mesh=mesh)(x, inside)  # memory of its own: gathered
     assert np.abs(inside - wanted.numpy()).max() < EXACT
-    tensor = torch.full((1, 2, 15, 12), torch.nan)
     TiledModel(model, 5, mesh=mesh)(x, tensor)
     assert (tensor - wanted).abs().max() < 1e-6
     out[:] = -1

@@ -5,7 +5,7 @@ and only the core of the site's input is used. Passes differ in what they do wit
 moments, assemble the input of a part run whole, write the result, or propagate a gradient back.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -120,16 +120,20 @@ class Passes:
                 raise self._other_calls(number)
             self.progress()
 
-    def outputs(self) -> Iterator[tuple[Tile, list[Tensor], Any]]:
-        """Yield every tile, and the cores of all outputs with their structure."""
-        for tile in self.tiles(self.plan.output_halo()):
+    def outputs(self, skip: Container[int] = ()) -> Iterator[tuple[int, Tile, list[Tensor], Any]]:
+        """Yield number and tile, and the cores of all outputs with their structure."""
+        halo = self.plan.output_halo()
+        first = sum(map(len, self.ranks.shares(list(self.grid.tiles(halo)))[: self.ranks.rank]))
+        for number, tile in enumerate(self.tiles(halo), first):
+            if number in skip:
+                continue
             leaves, structure = tree_flatten(self._run(tile, None))
             if len(leaves) != len(self.plan.outputs):
                 raise self._other_calls(len(self.plan.sites))
             places = zip(leaves, self.plan.outputs, strict=True)
             cores = [y[tile.core_of_tile(place.lines)] for y, place in places]
             del leaves, places
-            yield tile, cores, structure
+            yield number, tile, cores, structure
             del cores
             self.progress()
         self.buffers.moved()

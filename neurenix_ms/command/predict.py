@@ -1,0 +1,143 @@
+"""Predict an array on disk from another by a model in a file, tile by tile; a killed run resumes."""
+
+import argparse
+from argparse import ArgumentTypeError
+
+UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `neurenix-ms predict`."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a file of neurenix_ms.save")
+    add("source", metavar="IN", help=".npy, .npz, .zarr, .h5, .nc, .tif, .nii, .raw, TIFF folder")
+    add("target", metavar="OUT", help="ends in .npy, .zarr, .h5, .nc, .tif or .raw")
+    add("--key", help="name of the array in a file of several; level of a TIFF pyramid")
+    add("--shape", type=lengths, metavar="N,N,...", help="shape of a file of plain numbers")
+    add("--dtype", help="type of a file of plain numbers, with its byte order, such as '>u2'")
+    add("--offset", type=int, default=0, metavar="BYTES", help="length of its header")
+    add("--fill", type=filling, metavar="NUMBER", help="what replaces missing values, or 'keep'")
+    add("--spatial-dims", type=int, choices=(1, 2, 3), help="by default those of the model")
+    add(
+        "--first",
+        choices=("channels", "batch"),
+        default="channels",
+        help="what the axis in front of the spatial ones holds",
+    )
+    add(
+        "--tile",
+        type=tile,
+        default="auto",
+        metavar="N|N,N,...|auto",
+        help="edge length of a tile; auto takes the largest that fits --memory",
+    )
+    add(
+        "--memory",
+        type=num_bytes,
+        default=4 * 10**9,
+        metavar="SIZE",
+        help="what the tensors of a tile may take, such as 500MB or 4GB (default); the process "
+        "and its convolutions take more",
+    )
+    add(
+        "--whole",
+        type=names,
+        default="auto",
+        metavar="NAME,...",
+        help="layers of the model that run once, on their whole feature map",
+    )
+    add("--reduce", choices=("argmax",), help="write the index of the largest channel")
+    add("--out-dtype", metavar="DTYPE", help="by default that of the model; of indices uint8")
+    add("--device", default="cpu", help="where the model runs, such as cuda:0")
+    add("--threads", type=int, metavar="N", help="threads of the processor")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace OUT, and drop an interrupted run of another model, input or options",
+    )
+    add("--quiet", action="store_true", help="show no progress bar")
+
+
+def run(options: argparse.Namespace) -> str:
+    """Where the result is."""
+    from importlib.util import find_spec
+
+    import torch
+
+    from neurenix_ms.prediction import predict_file
+
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    key = options.key
+    made = predict_file(
+        options.model,
+        options.source,
+        options.target,
+        key=int(key) if key is not None and key.isdecimal() and is_tiff(options.source) else key,
+        shape=options.shape,
+        dtype=options.dtype,
+        offset=options.offset,
+        fill=options.fill,
+        spatial_dims=options.spatial_dims,
+        first=options.first,
+        tile_size=options.tile,
+        memory_limit=options.memory,
+        whole=options.whole,
+        reduce=options.reduce,
+        out_dtype=options.out_dtype,
+        device=options.device,
+        overwrite=options.overwrite,
+        progress=not options.quiet and find_spec("tqdm") is not None,
+    )
+    resumed = f", {made.num_resumed} of them by an earlier run" if made.num_resumed else ""
+    return f"{made.path}: shape {made.shape}, {made.dtype}, {made.num_tiles} tiles{resumed}"
+
+
+def is_tiff(path: str) -> bool:
+    """Return whether the key of a file is a number."""
+    return path.lower().endswith((".tif", ".tiff", ".btf"))
+
+
+def lengths(text: str) -> list[int]:
+    """Return integers separated by commas."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ArgumentTypeError(f"must be integers separated by commas, got {text!r}") from None
+
+
+def names(text: str) -> str | list[str]:
+    """Return "auto", or names separated by commas."""
+    return text if text == "auto" else text.split(",")
+
+
+def tile(text: str) -> str | int | list[int]:
+    """Return "auto", or one length, or one per axis."""
+    if text == "auto":
+        return text
+    found = lengths(text)
+    return found[0] if len(found) == 1 else found
+
+
+def filling(text: str) -> str | float:
+    """Return "keep" or a number."""
+    if text == "keep":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"must be a number or 'keep', got {text!r}") from None
+
+
+def num_bytes(text: str) -> int:
+    """Return a number of bytes, given with or without a unit."""
+    number = text.rstrip("BbGgIiKkMm")
+    unit = text[len(number) :].lower()
+    try:
+        return int(float(number) * UNITS[unit])
+    except (KeyError, ValueError):
+        raise ArgumentTypeError(
+            f"must be a number of bytes such as 500MB or 4GB, got {text!r}"
+        ) from None

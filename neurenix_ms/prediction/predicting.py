@@ -1,0 +1,323 @@
+"""Predict an array on disk from another by a model in a file."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from neurenix_ms._core.arguments import checked
+from neurenix_ms.datasets.arrays import DiskArray, open_array
+from neurenix_ms.datasets.readers import unmap
+from neurenix_ms.execution import TiledModel
+from neurenix_ms.execution.run.arrays import FEWER_BITS
+from neurenix_ms.files import load
+from neurenix_ms.prediction.journal import Journal
+from neurenix_ms.prediction.results import Results
+
+MEMORY = 4 * 10**9  # bytes for a tile, if nothing else is asked for
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The outcome of a prediction from files to a file.
+
+    `predict_file` returns it; use it to see where the result is and what an earlier run contributed.
+
+    Args:
+        path: Where the result is.
+        shape: Its shape.
+        dtype: Its dtype.
+        num_tiles: Number of tiles.
+        num_resumed: Number of these that an earlier, interrupted run had finished.
+
+    Examples:
+        >>> Prediction(Path("labels.npy"), (1, 64, 64), "uint8", 4, 1).num_tiles
+        4
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+    num_tiles: int
+    num_resumed: int
+
+
+@checked
+def predict_file(
+    model: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    key: str | int | None = None,
+    shape: Sequence[int] | None = None,
+    dtype: Any = None,
+    offset: int = 0,
+    fill: float | Literal["keep"] | None = None,
+    spatial_dims: Literal[1, 2, 3] | None = None,
+    first: Literal["channels", "batch"] = "channels",
+    tile_size: int | Sequence[int] | Literal["auto"] = "auto",
+    memory_limit: int = MEMORY,
+    whole: Literal["auto"] | Sequence[str] = "auto",
+    reduce: Literal["argmax"] | None = None,
+    out_dtype: Any = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Prediction:
+    """Predict an array on disk from another, tile by tile, by a model in a file.
+
+    Use it for images and volumes of any size, and where a run may be interrupted: the same call
+    resumes, runs no finished tile again, and its result has the bytes of a run without interruption.
+    It is equal to the result for the whole input up to rounding, as that of `TiledModel`. The target
+    appears when it is complete; until then the tiles are in the hidden folder `.NAME.part` beside it.
+    This is `neurenix-ms predict` on the command line.
+
+    Args:
+        model: A file of `neurenix_ms.save`.
+        source: The input; see `open_array`.
+        target: Where the result goes; its ending says the format, as for `create_array`.
+        key: Name of the array in a file of several.
+        shape: Of a source of plain numbers.
+        dtype: Of a source of plain numbers.
+        offset: Bytes in front of the numbers of such a source.
+        fill: What replaces missing values; "keep" leaves them as they are.
+        spatial_dims: Number of spatial axes; that of the model by default.
+        first: What the axis in front of the spatial axes holds, if there is one.
+        tile_size: As in `TiledModel`.
+        memory_limit: Bytes for the tensors of a tile, as in `TiledModel`; what the process itself and
+            its convolutions take comes on top.
+        whole: Names of submodules that run once, on their whole feature map, as in `TiledModel`.
+        reduce: "argmax" writes the index of the largest channel instead of all channels.
+        out_dtype: Type of the result; by default that of the model, with `reduce` uint8.
+        device: Where the model runs.
+        overwrite: Replace what is at `target`, and drop an interrupted run with another model, input
+            or options.
+        progress: Show a progress bar (needs tqdm).
+
+    Raises:
+        ValueError: If a file cannot be read, has another shape than the model takes or missing values;
+            if something is at `target`; if an interrupted run had another model, input or options
+            (the message says what differs); or if another process writes the same target.
+        OSError: If the disk is full or the folder is read-only. Finished tiles stay.
+
+    Examples:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from neurenix_ms import UNet, save
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(UNet(1, 3, features=[4, 8]), f"{folder}/model.nx")
+        ...     np.save(f"{folder}/image.npy", np.zeros((70, 50), "uint8"))
+        ...     made = predict_file(
+        ...         f"{folder}/model.nx",
+        ...         f"{folder}/image.npy",
+        ...         f"{folder}/labels.npy",
+        ...         tile_size=32,
+        ...         reduce="argmax",
+        ...     )
+        >>> made.shape, made.dtype, made.num_tiles
+        ((1, 70, 50), 'uint8', 6)
+    """
+    results = Results(Path(target))
+    network = load(model, map_location=device).eval()
+    array = open_array(source, key, shape=shape, dtype=dtype, offset=offset, fill=fill)
+    images = array.images(_dims(network, spatial_dims), first)
+    _check_channels(network, images)
+    facts = {
+        "model": digest(Path(model)),
+        "input": [
+            str(Path(source).resolve()),
+            *state(Path(source)),
+            images.shape,
+            str(images.dtype),
+        ],
+        "options": [
+            key,
+            offset,
+            str(fill),
+            first,
+            tile_size,
+            memory_limit,
+            whole,
+            reduce,
+            str(out_dtype),
+        ],
+        "run": [device, torch.get_num_threads(), torch.__version__],
+    }
+    tiled = TiledModel(
+        network,
+        tile_size,
+        spatial_dims=images.ndim - 2,  # type: ignore[arg-type]
+        memory_limit=memory_limit,
+        whole=whole,
+        reduce=reduce,
+        progress=progress,
+    )
+    with results.alone():
+        journal = _resumed(results, facts, overwrite)
+        run = _Run(results, journal, facts, "uint8" if reduce and out_dtype is None else out_dtype)
+        try:
+            made = run.predict(tiled, images)
+        except BaseException:
+            run.end()
+            raise
+        results.finish(_axes(images, reduce))
+    array.close()
+    return made
+
+
+class _Run:
+    """A prediction that is under way.
+
+    Args:
+        results: Its files.
+        journal: That of an interrupted run, if there is one.
+        facts: What is predicted, for a new journal.
+        dtype: Type of the result; None for that of the model.
+    """
+
+    def __init__(
+        self, results: Results, journal: Journal | None, facts: Mapping[str, Any], dtype: Any
+    ) -> None:
+        self.results = results
+        self.journal = journal
+        self.facts = facts
+        self.dtype = dtype
+        self.array: Any = None
+        self.num_resumed = len(journal.finished) if journal else 0
+
+    def predict(self, tiled: TiledModel, images: DiskArray) -> Prediction:
+        """Run the tiles that are not finished."""
+        done = frozenset(self.journal.finished) if self.journal else frozenset()
+        if self.journal and not self.results.growing.exists():  # all tiles were finished
+            return self._prediction()
+        if self.journal:
+            self.array = self.results.open(self.journal.facts["shape"], self.journal.facts["dtype"])
+
+        def on_tile(number: int, total: int) -> None:
+            assert self.journal is not None
+            self.journal.add(number, self._save)
+            unmap(self.array)
+            images.release()
+
+        tiled(
+            images, self._create if self.array is None else self.array, skip=done, on_tile=on_tile
+        )
+        assert self.journal is not None
+        self.journal.save(self._save)
+        return self._prediction()
+
+    def end(self) -> None:
+        """Keep what is finished after an error; remove everything where nothing is."""
+        if self.journal is not None:
+            with contextlib.suppress(OSError):
+                self.journal.save(self._save)
+        if self.journal is None or not self.journal.finished:
+            self.results.remove()
+
+    def _create(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype]) -> Any:
+        if len(shapes) != 1:
+            raise ValueError(f"the model must return one tensor, got {len(shapes)}")
+        dtype = str(array_dtype(dtypes[0]) if self.dtype is None else np.dtype(self.dtype))
+        self.array = self.results.create(shapes[0], dtype)
+        facts = {**self.facts, "shape": shapes[0], "dtype": dtype}
+        self.journal = Journal.start(self.results.journal, facts)
+        return self.array
+
+    def _save(self) -> None:
+        self.results.save(self.array)
+
+    def _prediction(self) -> Prediction:
+        assert self.journal is not None
+        shape, dtype = self.journal.facts["shape"], self.journal.facts["dtype"]
+        return Prediction(
+            self.results.target,
+            tuple(shape),
+            dtype,
+            len(self.journal.finished),
+            self.num_resumed,
+        )
+
+
+def _resumed(results: Results, facts: Mapping[str, Any], overwrite: bool) -> Journal | None:
+    """Return the journal of an interrupted run; None if everything is to be made anew."""
+    journal = Journal.read(results.journal)
+    if journal is not None and (different := journal.differences(facts)):
+        if not overwrite:
+            raise ValueError(
+                f"an interrupted run for {results.target} must have the same model, input and options, "
+                f"got {'; '.join(different)}; pass overwrite (--overwrite) to drop it"
+            )
+        journal = None
+    unplaced = results.growing.exists() or results.complete.exists()
+    if results.target.exists() and not overwrite and (unplaced or journal is None):
+        if journal is None:
+            results.remove()
+        raise ValueError(
+            f"target must be free, got {results.target}, which exists; pass overwrite (--overwrite) "
+            "to replace it"
+        )
+    if journal is not None and (unplaced or results.target.exists()):
+        return journal
+    results.clear()
+    return None
+
+
+def array_dtype(dtype: torch.dtype) -> np.dtype:
+    """Return the type in which NumPy holds values of a dtype."""
+    return torch.empty(0, dtype=FEWER_BITS.get(dtype, dtype)).numpy().dtype
+
+
+def digest(path: Path) -> str:
+    """Return a checksum of a file, or of all files in a folder."""
+    total = hashlib.sha256()
+    for file in _files(path):
+        with open(file, "rb") as opened:
+            total.update(hashlib.file_digest(opened, "sha256").digest())
+    return total.hexdigest()[:32]
+
+
+def state(path: Path) -> tuple[int, int]:
+    """Return the size of a file, or of all files in a folder, and the time of the last change."""
+    found = [file.stat() for file in _files(path)]
+    return sum(one.st_size for one in found), max((one.st_mtime_ns for one in found), default=0)
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _dims(network: nn.Module, asked: Any) -> Any:
+    own = getattr(network, "spatial_dims", None)
+    if asked is None and own is None:
+        raise ValueError(
+            f"spatial_dims must be given for a {type(network).__name__}, which does not say it"
+        )
+    return own if asked is None else asked
+
+
+def _axes(images: DiskArray, reduce: str | None) -> list[str] | None:
+    """Return the names of the result's axes, where the input has names."""
+    if images.axes is None:
+        return None
+    front = [name or other for name, other in zip(images.axes, ("batch", "channel"), strict=False)]
+    return [*front[: 1 if reduce else 2], *(str(name) for name in images.axes[2:])]
+
+
+def _check_channels(network: nn.Module, images: DiskArray) -> None:
+    """Raise a message that is clearer than that of a convolution."""
+    wanted = getattr(network, "in_channels", None)
+    if isinstance(wanted, int) and images.shape[1] != wanted:
+        raise ValueError(
+            f"{images.path} must have {wanted} channels for this {type(network).__name__}, got shape "
+            f"{images.shape} as (batch, channels, ...); first='batch' (--first batch) takes the first "
+            "axis for the batch"
+        )

@@ -1,0 +1,150 @@
+"""Keep the result of a prediction beside its place until it is complete, then move it there."""
+
+import contextlib
+import itertools
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from neurenix_ms.datasets.readers import kind_of, unmap
+from neurenix_ms.datasets.writers import create_array, default_chunks
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover, Windows has none
+    fcntl = None  # type: ignore[assignment]
+
+AS_WRITTEN = {
+    "npy": ".npy",
+    "raw": ".raw",
+}  # kinds that are written tile by tile; others at the end
+
+
+class Results:
+    """The files of a prediction that is not complete, in a hidden folder beside its place.
+
+    `growing` takes the tiles. `complete` appears when all tiles are in it and it has the format of the
+    target; it is then moved to its place by one rename.
+
+    Args:
+        target: Where the result goes.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.kind = kind_of(target)
+        self.folder = target.with_name(f".{target.name}.part")
+        self.growing = self.folder / f"growing{AS_WRITTEN.get(self.kind, '.npy')}"
+        self.journal = self.folder / "journal"
+        self.complete = self.folder / f"complete-{target.name}"
+        self._making = self.folder / f"making-{target.name}"
+        self._old = self.folder / "old"
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Make the folder, and keep other processes from it; the lock ends with the process.
+
+        Raises:
+            ValueError: If the target has no folder, or another process is writing it.
+        """
+        if not self.target.parent.is_dir():
+            raise ValueError(f"target must be in a folder that exists, got {self.target}")
+        self.folder.mkdir(exist_ok=True)
+        with open(self.folder / "lock", "w") as file:
+            _lock(file, self.target)
+            yield
+
+    def clear(self) -> None:
+        """Remove what an earlier run has left."""
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                _remove(path)
+
+    def create(self, shape: Sequence[int], dtype: Any) -> np.memmap:
+        """Create the file that takes the tiles, with room on the disk for all of them."""
+        array = create_array(self.growing, shape, dtype, overwrite=True)
+        with open(self.growing, "r+b") as file:
+            reserve(file.fileno(), os.fstat(file.fileno()).st_size)
+        return array
+
+    def open(self, shape: Sequence[int], dtype: Any) -> np.memmap:
+        """Open the file that takes the tiles again."""
+        if self.growing.suffix == ".npy":
+            return np.lib.format.open_memmap(self.growing, "r+")
+        return np.memmap(self.growing, dtype, "r+", shape=tuple(shape))
+
+    def save(self, array: np.memmap) -> None:
+        """Bring what is written to the disk, and give back its memory."""
+        array.flush()
+        unmap(array)
+
+    def finish(self, axes: Sequence[str] | None) -> None:
+        """Give the result the format of the target, and move it to its place."""
+        if self.growing.exists():
+            if self.kind in AS_WRITTEN:
+                os.replace(self.growing, self.complete)
+            else:
+                self._convert(axes)
+                _remove(self.complete)
+                os.replace(self._making, self.complete)
+                self.growing.unlink()
+        if self.complete.exists():
+            if self.target.is_dir():  # a rename replaces files only
+                _remove(self._old)
+                os.replace(self.target, self._old)
+            os.replace(self.complete, self.target)
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _convert(self, axes: Sequence[str] | None) -> None:
+        """Copy the result chunk by chunk into a file of the target's format."""
+        source = np.lib.format.open_memmap(self.growing, "r")
+        _remove(self._making)
+        written = create_array(self._making, source.shape, source.dtype, axes=axes)
+        try:
+            for index in blocks(source.shape):
+                written[index] = source[index]
+                unmap(source)
+            getattr(written, "flush", lambda: None)()
+        finally:
+            getattr(written, "close", lambda: None)()
+
+
+def blocks(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """Yield the index of every chunk of an array."""
+    ranges = [
+        [slice(at, min(at + edge, n)) for at in range(0, n, edge)]
+        for n, edge in zip(shape, default_chunks(shape), strict=True)
+    ]
+    return itertools.product(*ranges)
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Take room on the disk, since writing to a mapped file on a full disk would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lock(file: IO[str], target: Path) -> None:
+    if fcntl is None:  # pragma: no cover
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"one process at a time must write {target}, got another that is writing it; wait for it"
+        ) from error

@@ -1,0 +1,425 @@
+"""Predictions from files to files, which resume after they are killed."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import neurenix_ms as nms
+from neurenix_ms.datasets import create_array, open_array
+from neurenix_ms.execution.run.passes import Passes
+from neurenix_ms.prediction import predict_file, predicting, results
+
+SHAPE = (1, 1, 45, 35)
+ENDINGS = ["npy", "raw", "zarr", "h5", "nc", "tif"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model, an image, and the current folder."""
+    monkeypatch.chdir(tmp_path)
+    nms.save(nms.BlurPool(1), "model.nx")  # for which a plan is found at once
+    np.save("image.npy", np.random.default_rng(0).integers(0, 255, (90, 70), "uint8"))
+    return tmp_path
+
+
+def unet() -> None:
+    """Replace the model by one that knows its channels and axes."""
+    nms.save(nms.UNet(1, 3, features=[4], norm=None), "model.nx")
+
+
+def predict(target: str = "out.npy", **more: Any) -> Any:
+    options = {"tile_size": 16, "spatial_dims": 2, **more}
+    return predict_file("model.nx", "image.npy", target, **options)
+
+
+def whole() -> np.ndarray:
+    """What the model gives for the whole image in memory."""
+    x = torch.from_numpy(np.load("image.npy"))[None, None].float()
+    with torch.no_grad():
+        return nms.load("model.nx").eval()(x).numpy()
+
+
+def left() -> list[str]:
+    return sorted(os.listdir())
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_format_holds_what_the_model_gives(folder: Path, ending: str):
+    made = predict(f"out.{ending}")
+    raw = {"shape": made.shape, "dtype": made.dtype} if ending == "raw" else {}
+    assert (made.shape, made.dtype, made.num_tiles) == (SHAPE, "float32", 30)
+    written = np.asarray(open_array(f"out.{ending}", **raw))
+    np.testing.assert_allclose(written.reshape(made.shape), whole(), atol=2e-5)
+    assert left() == ["image.npy", "model.nx", f"out.{ending}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [({}, "uint8"), ({"out_dtype": "int32"}, "int32"), ({"tile_size": 500}, "uint8")],
+)
+def test_labels_are_small_integers(folder: Path, options: dict[str, Any], dtype: str):
+    unet()
+    predict("labels.npy", reduce="argmax", **options)
+    labels = np.load("labels.npy")
+    assert labels.dtype == dtype
+    assert (labels == whole().argmax(1)).mean() > 0.999
+
+
+def test_axes_keep_their_names(folder: Path):
+    image = create_array("image.nc", (2, 40, 30), axes=("time", "lat", "lon"), units="m")
+    image[:] = 1
+    image.close()
+    unet()
+    predict_file("model.nx", "image.nc", "out.nc", first="batch", tile_size=16, reduce="argmax")
+    assert open_array("out.nc").axes == ("time", "lat", "lon")
+    predict_file("model.nx", "image.nc", "out.zarr", first="batch", tile_size=16)
+    assert open_array("out.zarr").axes == ("time", "channel", "lat", "lon")
+
+
+class Stop(BaseException):
+    """Ends a run at a chosen tile."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, runs: int, error: BaseException) -> list[Any]:
+    """Raise after so many tiles; the list grows with every tile that runs."""
+    ran: list[Any] = []
+    plain = Passes._run
+
+    def counted(self: Passes, tile: Any, target: int | None) -> Any:
+        if target is None:
+            if len(ran) == runs:
+                raise error
+            ran.append(tile)
+        return plain(self, tile, target)
+
+    monkeypatch.setattr(Passes, "_run", counted)
+    return ran
+
+
+@pytest.mark.parametrize("ending", ["npy", "zarr", "raw"])
+def test_a_resumed_run_runs_the_missing_tiles_only(folder: Path, ending: str, monkeypatch):
+    predict("once.npy")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 11, Stop())
+        with pytest.raises(Stop):
+            predict(f"out.{ending}")
+    assert not Path(f"out.{ending}").exists()
+    ran = stop_after(monkeypatch, 1000, Stop())
+    made = predict(f"out.{ending}")
+    assert (made.num_tiles, made.num_resumed, len(ran)) == (30, 11, 19)
+    raw = {"shape": made.shape, "dtype": made.dtype} if ending == "raw" else {}
+    assert np.array_equal(open_array(f"out.{ending}", **raw), np.load("once.npy"))
+    assert left() == ["image.npy", "model.nx", "once.npy", f"out.{ending}"]
+
+
+def _slow_run(seconds: float) -> None:
+    """Predict in a process of its own, with tiles that take so long."""
+    plain = Passes._run
+
+    def slow(self: Passes, tile: Any, target: int | None) -> Any:
+        time.sleep(seconds)
+        return plain(self, tile, target)
+
+    Passes._run = slow  # type: ignore[method-assign]
+    predict("out.zarr")
+
+
+def killed_at_random(count: int) -> int:
+    """Kill runs of one prediction at random moments, finish it; return the number of kills."""
+    start = multiprocessing.get_context("fork")
+    moments, kills = random.Random(count), 0
+    for _ in range(count):
+        process = start.Process(target=_slow_run, args=(0.003,))
+        process.start()
+        process.join(moments.uniform(0.05, 0.35))
+        if process.is_alive():
+            os.kill(process.pid or 0, signal.SIGKILL)
+            kills += 1
+        process.join()
+        if Path("out.zarr").exists():
+            break
+    if not Path("out.zarr").exists():
+        predict("out.zarr")
+    return kills
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_runs_killed_at_random_moments_end_with_equal_bytes(folder: Path, count: int):
+    kills, rounds = 0, 0
+    predict("once.zarr")
+    wanted = np.asarray(open_array("once.zarr"))
+    while kills < count:
+        kills += killed_at_random(count - kills)
+        rounds += 1
+        assert np.array_equal(np.asarray(open_array("out.zarr")), wanted)
+        files = [p.relative_to("once.zarr") for p in Path("once.zarr").rglob("*") if p.is_file()]
+        assert len(files) > 1
+        for file in files:
+            assert (Path("out.zarr") / file).read_bytes() == (Path("once.zarr") / file).read_bytes()
+        assert left() == ["image.npy", "model.nx", "once.zarr", "out.zarr"]
+        results._remove(Path("out.zarr"))
+
+
+def test_a_run_that_ended_before_its_folder_was_removed_is_complete(folder: Path, monkeypatch):
+    for step in ("replace", "rmtree"):
+        with monkeypatch.context() as patch:
+            if step == "replace":
+                real, calls = os.replace, []
+
+                def replace(source: Any, target: Any, real=real, calls=calls) -> None:
+                    if Path(target).name == "out.npy":
+                        raise Stop
+                    calls.append(target)
+                    real(source, target)
+
+                patch.setattr(os, "replace", replace)
+            else:
+                patch.setattr(results.Results, "remove", lambda self: (_ for _ in ()).throw(Stop()))
+            with pytest.raises(Stop):
+                predict()
+        assert ".out.npy.part" in left()
+        ran = stop_after(monkeypatch, 0, AssertionError("no tile is run again"))
+        made = predict()
+        assert (made.num_tiles, made.num_resumed, ran) == (30, 30, [])
+        assert left() == ["image.npy", "model.nx", "out.npy"]
+        monkeypatch.undo()
+        monkeypatch.chdir(folder)
+        os.remove("out.npy")
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, Stop())
+        with pytest.raises(Stop):
+            predict(**more)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("model", "got model '"),
+        ("input", r"got input \["),
+        ("options", "got options .*16.* before and .*24.* now; pass overwrite"),
+        ("run", "got run .*, 1, .* before and .*, 2, .* now"),
+    ],
+)
+def test_a_run_with_something_else_is_refused(folder: Path, change: str, words: str, monkeypatch):
+    interrupted(monkeypatch)
+    options: dict[str, Any] = {}
+    if change == "model":
+        nms.save(nms.BlurPool(1, 5), "model.nx")
+    elif change == "input":
+        np.save("image.npy", np.zeros((90, 70), "uint8"))
+        os.utime("image.npy", ns=(1, 1))
+    elif change == "options":
+        options = {"tile_size": 24}
+    else:
+        torch.set_num_threads(2)
+    with pytest.raises(ValueError, match=f"same model, input and options, {words}"):
+        predict(**options)
+    made = predict(overwrite=True, **options)
+    assert made.num_resumed == 0
+    np.testing.assert_allclose(np.load("out.npy"), whole(), atol=2e-5)
+
+
+def test_what_is_at_the_target_stays_unless_overwritten(folder: Path, monkeypatch):
+    for target in ("out.npy", "out.zarr"):
+        create_array(target, (2, 2))[:] = 1
+        with pytest.raises(ValueError, match=f"target must be free, got {target}, which exists"):
+            predict(target)
+        assert np.asarray(open_array(target)).tolist() == [[1, 1], [1, 1]]
+        assert f".{target}.part" not in left()
+        interrupted(monkeypatch, target=target, overwrite=True)
+        assert np.asarray(open_array(target)).tolist() == [[1, 1], [1, 1]]
+        with pytest.raises(ValueError, match="target must be free"):
+            predict(target)
+        assert predict(target, overwrite=True).num_resumed == 5
+        assert open_array(target).shape == SHAPE
+    assert left() == ["image.npy", "model.nx", "out.npy", "out.zarr"]
+
+
+def test_half_a_journal_is_not_trusted(folder: Path, monkeypatch):
+    interrupted(monkeypatch)
+    journal = Path(".out.npy.part/journal")
+    facts, *tiles = journal.read_text().splitlines()
+    assert json.loads(facts)["shape"] == list(SHAPE)
+    assert sorted(int(n) for line in tiles for n in line.split()) == [0, 1, 2, 3, 4]
+    journal.write_text(f"{facts}\n0 1\n2")  # a line without its end
+    assert predict().num_resumed == 2
+    interrupted(monkeypatch, target="out2.npy")
+    Path(".out2.npy.part/journal").write_text("{")
+    assert predict("out2.npy").num_resumed == 0
+
+
+def test_one_process_at_a_time_writes_a_target(folder: Path):
+    with (
+        results.Results(Path("out.npy")).alone(),
+        pytest.raises(ValueError, match=r"one process at a time must write out.npy, got another"),
+    ):
+        predict()
+    assert predict().num_tiles == 30
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(folder: Path, monkeypatch):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        ran = stop_after(patch, 1000, Stop())
+        with pytest.raises(OSError, match="No space left"):
+            predict()
+    assert len(ran) == 1  # which tells the shape of the result
+    assert left() == ["image.npy", "model.nx"]
+
+
+def test_a_disk_that_is_full_at_the_end_loses_no_tile(folder: Path, monkeypatch):
+    class Full:
+        def __setitem__(self, *_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            results,
+            "create_array",
+            lambda path, *a, **k: (
+                create_array(path, *a, **k) if path.name.startswith("growing") else Full()
+            ),
+        )
+        with pytest.raises(OSError, match="No space left"):
+            predict("out.zarr")
+    assert left() == [".out.zarr.part", "image.npy", "model.nx"]
+    assert predict("out.zarr").num_resumed == 30
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(folder: Path, monkeypatch):
+    def forbidden(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", forbidden)
+        with pytest.raises(PermissionError, match=r"Permission denied: '.out.npy.part'"):
+            predict()
+    with pytest.raises(ValueError, match="target must be in a folder that exists, got none/out"):
+        predict("none/out.npy")
+    assert left() == ["image.npy", "model.nx"]
+
+
+def test_an_input_that_changes_while_it_is_read_is_an_error(folder: Path, monkeypatch):
+    plain = Passes._run
+    count = 0
+
+    def changing(self: Passes, tile: Any, target: int | None) -> Any:
+        nonlocal count
+        count += 1
+        if count == 9:
+            os.utime("image.npy", ns=(count, count))
+        return plain(self, tile, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Passes, "_run", changing)
+        with pytest.raises(ValueError, match=r"image.npy must not change while it is open"):
+            predict()
+    assert not Path("out.npy").exists()
+
+
+def test_missing_values_are_counted_and_filled(folder: Path):
+    image = np.ones((90, 70), "float32")
+    image[20, 30:33] = np.nan
+    np.save("image.npy", image)
+    with pytest.raises(
+        ValueError, match=r"got 3 missing values of .*, the first at \(0, 0, 20, 30\)"
+    ):
+        predict(tile_size=500)
+    assert left() == ["image.npy", "model.nx"]
+    predict(fill=1.0)
+    np.save("image.npy", np.ones((90, 70), "float32"))
+    np.testing.assert_allclose(np.load("out.npy"), whole(), atol=1e-5)
+
+
+def test_channels_and_axes_that_do_not_fit_are_named(folder: Path):
+    unet()
+    np.save("image.npy", np.zeros((3, 90, 70), "uint8"))
+    with pytest.raises(
+        ValueError, match=r"must have 1 channels for this UNet, got shape \(1, 3, 90"
+    ):
+        predict()
+    assert predict(first="batch").shape == (3, 3, 90, 70)
+    np.save("image.npy", np.zeros((90, 70), "uint8"))
+    with pytest.raises(ValueError, match="must have 3 spatial axes and at most two others"):
+        predict("other.npy", spatial_dims=3)
+    with pytest.raises(ValueError, match="out must have a floating point type"):
+        predict("other.npy", out_dtype="uint8")
+    assert left() == ["image.npy", "model.nx", "out.npy"]
+
+
+def test_a_model_of_several_results_is_refused(folder: Path):
+    nms.save(nms.GaussianPyramid(2), "model.nx")
+    with pytest.raises(ValueError, match="the model must return one tensor, got 2"):
+        predict(tile_size=32)
+    assert left() == ["image.npy", "model.nx"]
+
+
+def test_a_model_that_cannot_run_in_tiles_names_the_layer_for_whole(folder: Path):
+    nms.save(nms.AtrousPyramidPooling(1, 2), "model.nx")
+    with pytest.raises(ValueError, match=r"got 'branches.4' \(ImageBranch\)"):
+        predict()
+    with pytest.raises(ValueError, match="nothing"):
+        predict(whole=["nothing"])
+
+
+def test_a_model_without_a_number_of_axes_asks_for_it(folder: Path, monkeypatch):
+    monkeypatch.setattr(predicting, "load", lambda *a, **k: torch.nn.Identity())
+    with pytest.raises(
+        ValueError, match="spatial_dims must be given for a Identity, which does not"
+    ):
+        predict(spatial_dims=None)
+    assert predict().shape == (1, 1, 90, 70)
+
+
+def test_a_digest_is_that_of_all_files(tmp_path: Path):
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    before = predicting.digest(tmp_path)
+    assert predicting.state(tmp_path)[0] == 2
+    (tmp_path / "b").write_text("3")
+    assert predicting.digest(tmp_path) != before
+
+
+HUGE = """
+import os, resource, sys, torch
+import neurenix_ms as nms
+from neurenix_ms.prediction import predict_file
+os.chdir(sys.argv[1])
+torch.set_num_threads(1)
+nms.save(nms.BlurPool(1, spatial_dims=3), "model.nx")
+predict_file("model.nx", "volume.raw", "out.npy", shape=[1024, 2048, 2048], dtype="uint8",
+             out_dtype="float16", memory_limit=2 * 10**8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_a_volume_of_4_gib_takes_less_than_2_gib(tmp_path: Path):
+    with open(tmp_path / "volume.raw", "wb") as file:
+        file.truncate(2**32)  # sparse: it takes no room on the disk
+    run = [sys.executable, "-c", HUGE, str(tmp_path)]
+    ran = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert int(ran.stdout.split()[-1]) < 2 * 2**20  # KiB
+    made = np.load(tmp_path / "out.npy", mmap_mode="r")
+    assert made.shape == (1, 1, 512, 1024, 1024)
+    assert not made[0, 0, ::100].any()
+    shutil.rmtree(tmp_path)
