@@ -21,6 +21,7 @@ from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.execution.compiled import plain_module, uncompiled
 from neurenix_ms.execution.plan.footprint import like_parameters
+from neurenix_ms.execution.run.ranks import OneProcess
 from neurenix_ms.execution.run.setting import settle
 from neurenix_ms.meter import peak_tensor_bytes
 
@@ -173,9 +174,9 @@ def _in_tiles(
     def run() -> None:
         with torch.no_grad(), uncompiled():
             if setting is None:
-                tiled._in_one(copied, x, empty, None)
+                tiled._in_one(copied, x, empty, None, OneProcess())
             else:
-                tiled._in_tiles(copied, x, empty, None, setting)
+                tiled._in_tiles(copied, x, empty, None, setting, OneProcess())
 
     return run
 

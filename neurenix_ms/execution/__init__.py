@@ -2,6 +2,7 @@
 
 from neurenix_ms.execution.gradients import accumulate_gradients
 from neurenix_ms.execution.plan.footprint import Footprint, footprint
+from neurenix_ms.execution.run.ranks import RankError
 from neurenix_ms.execution.tiling import TiledModel
 
-__all__ = ["Footprint", "TiledModel", "accumulate_gradients", "footprint"]
+__all__ = ["Footprint", "RankError", "TiledModel", "accumulate_gradients", "footprint"]

@@ -1,10 +1,12 @@
 """Exact gradients of a loss over the whole input, accumulated tile by tile."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from neurenix_ms._core.arguments import UNCHECKED, checked
@@ -15,13 +17,15 @@ from neurenix_ms.execution.plan.grid import Tile
 from neurenix_ms.execution.plan.sites import Site
 from neurenix_ms.execution.plan.statistics import Normalization
 from neurenix_ms.execution.run.arrays import check_array, read, read_target
-from neurenix_ms.execution.run.passes import Passes, Values, find_values, whole_shape
+from neurenix_ms.execution.run.passes import Buffers, Passes, Values, find_values, whole_shape
+from neurenix_ms.execution.run.ranks import Ranks, checksum, ranks_of, sample_of
 from neurenix_ms.execution.run.reduction import Reduction
 from neurenix_ms.execution.run.setting import (
     TileSize,
     Whole,
     check_choices,
     check_rank_of,
+    check_same_calls,
     settle,
 )
 
@@ -36,6 +40,7 @@ def accumulate_gradients(
     *,
     whole: Annotated[Whole, UNCHECKED] = (),
     reduction: Literal["mean", "sum"] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Tensor:
     """Add the gradient of `loss(model(x), target)` to every parameter's `.grad`, tile by tile.
 
@@ -59,6 +64,9 @@ def accumulate_gradients(
         whole: Names of submodules that run on their whole feature map of lower resolution; "auto"
             takes the shallowest that need no more memory than one tile.
         reduction: Whether the loss is a "mean" or a "sum"; detected by default.
+        mesh: A one-dimensional device mesh whose ranks share the tiles, as in `TiledModel`. Every rank
+            calls with the same model, input and target, and gets the loss and the gradients of the
+            whole input: do not average them again.
 
     Returns:
         The loss over the whole input, detached from the graph.
@@ -66,7 +74,9 @@ def accumulate_gradients(
     Raises:
         ValueError: If the loss is neither a mean nor a sum over positions (class weights or
             `ignore_index` under a mean, a normalization by the target), a shape does not fit, or the
-            model cannot run in tiles.
+            model cannot run in tiles. With a mesh, also if the ranks have different models, inputs,
+            targets or losses; then no rank has changed its gradients.
+        RankError: If another rank failed with an error that cannot be pickled.
 
     Source: tiles as in Pinckaers et al. 2022, "Streaming convolutional neural networks"; the passes
     for statistics are new here: each mean and variance is a variable of the loss, and its adjoint
@@ -82,20 +92,50 @@ def accumulate_gradients(
         True
     """
     model = plain_module(model)
-    shape, like = check_rank_of(x, None, model)
-    whole = check_choices(model, tile_size, whole, len(shape) - 2, None)
-    for leaf in tree_leaves(target):
-        if hasattr(leaf, "shape"):
+    ranks = ranks_of(mesh)
+    with ranks.agreeing(), uncompiled():
+        shape, like = check_rank_of(x, None, model)
+        whole = check_choices(model, tile_size, whole, len(shape) - 2, None, mesh)
+        targets = [leaf for leaf in tree_leaves(target) if hasattr(leaf, "shape")]
+        for leaf in targets:
             check_array("target", leaf, like.dtype)
-    with uncompiled():
-        setting = settle(model, shape, like, tile_size, whole, None)
+        setting = settle(model, shape, like, tile_size, whole, None, ranks.size)
+        samples = [sample_of(leaf) for leaf in targets] if ranks.size > 1 else []
+        facts = {"values of target": checksum(samples), "reduction": reduction}
+        check_same_calls(ranks, model, x, setting, **facts)
         if setting is None:
-            output = call_intact(model, read(x, (slice(None),), like))
-            value = loss(output, _all_of(target, like))
-            value.backward()
-            return value.detach()
-        passes = setting.passes(model, x, like, lambda: None)
+            return _of_one_piece(model, x, target, loss, like, ranks)
+        passes = setting.passes(model, x, like, lambda: None, ranks)
         return _accumulated(passes, target, loss, reduction)
+
+
+def _of_one_piece(
+    model: nn.Module,
+    x: Any,
+    target: Any,
+    loss: Callable[[Any, Any], Tensor],
+    like: Tensor,
+    ranks: Ranks,
+) -> Tensor:
+    """Run the plain step; every rank runs it, and that of rank 0 counts."""
+
+    def step() -> Tensor:
+        value = loss(call_intact(model, read(x, (slice(None),), like)), _all_of(target, like))
+        value.backward()
+        return value.detach()
+
+    if ranks.size == 1:
+        return step()
+    buffers = list(model.buffers())
+    parameters = _parameters(model, loss)
+    with Buffers(model, {}).kept(), _summed_gradients(ranks, parameters):
+        (value,) = ranks.same([step()])
+        for buffer, first in zip(buffers, ranks.same(buffers), strict=True):
+            buffer.copy_(first)
+        if ranks.rank:
+            for p in parameters:
+                p.grad = None
+    return value
 
 
 def _accumulated(
@@ -104,7 +144,8 @@ def _accumulated(
     loss: Callable[[Any, Any], Tensor],
     reduction: Literal["mean", "sum"] | None,
 ) -> Tensor:
-    with passes.running():
+    parameters = _parameters(passes.model, loss)
+    with passes.running(), _summed_gradients(passes.ranks, parameters):
         values = find_values(passes, keep_inputs=True)
         adjoints = Adjoints(passes, values)
         value = adjoints.of_the_loss(target, loss, Reduction(loss, reduction))
@@ -112,6 +153,32 @@ def _accumulated(
             adjoints.of_a_site(number)
     values.move_running()
     return value
+
+
+def _parameters(*modules: Any) -> list[nn.Parameter]:
+    """Return the parameters of these, if they are modules."""
+    found = (p for m in modules if isinstance(m, nn.Module) for p in m.parameters())
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def _summed_gradients(ranks: Ranks, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Add to `.grad` what all ranks find meanwhile; leave it as it was on failure."""
+    if ranks.size == 1:
+        yield
+        return
+    before = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        yield
+        found = ranks.summed([p.grad for p in parameters], parameters)
+    except BaseException:
+        for p, grad in zip(parameters, before, strict=True):
+            p.grad = grad
+        raise
+    for p, grad, more in zip(parameters, before, found, strict=True):
+        p.grad = more if grad is None else grad if more is None else grad.add_(more)
 
 
 class Adjoints:
@@ -150,12 +217,16 @@ class Adjoints:
                 self._send_back([value], [None])
                 total = value.detach() if total is None else total + value.detach()
                 del output, cores, value
+        ranks = self.passes.ranks
+        reduction.agree(ranks, len(self.passes.grid.size))
+        total = self._total(total)
         if total is None:
             raise ValueError("the output must have at least one position, got an empty output")
         return total
 
     def of_a_site(self, number: int) -> None:
         """Propagate the gradient of a site back to the weights and to earlier sites, in one pass."""
+        self._merge(number)
         d_input = None if number in self.statistics else self._through_part(number)
         if number not in self.statistics and d_input is None:
             return
@@ -173,6 +244,29 @@ class Adjoints:
                     return
                 self._send_back([core], [seed])
                 del site, core, seed
+
+    def _total(self, value: Tensor | None) -> Tensor | None:
+        """Return the sum of the loss over all ranks."""
+        ranks, device = self.passes.ranks, self.passes.like.device
+        if ranks.size == 1:
+            return value
+        values = ranks.gathered(None if value is None else value.cpu())
+        known = [one.to(device) for one in values if one is not None]
+        return sum(known[1:], known[0]) if known else None
+
+    def _merge(self, number: int) -> None:
+        """Sum the gradient of a site's value over all ranks."""
+        ranks = self.passes.ranks
+        if number in self.statistics:
+            leaves = self.statistics[number]
+            grads = ranks.summed([leaf.grad for leaf in leaves], leaves)
+            for leaf, grad in zip(leaves, grads, strict=True):
+                leaf.grad = grad
+        else:
+            found = self.results.pop(number, None)
+            (found,) = ranks.summed([found], [self.values.results[number]])
+            if found is not None:
+                self.results[number] = found
 
     def _give_statistics(self, number: int) -> None:
         moments = self.values.moments[number]
@@ -215,8 +309,12 @@ class Adjoints:
         part = self.passes.parts[self.passes.place(number).layer]
         with torch.enable_grad(), statistics_kept(part):
             x = self.values.inputs.pop(number).detach().requires_grad_()
-            torch.autograd.backward([part(x)], [d_result])
-        return x.grad
+            if self.passes.ranks.rank == 0:
+                torch.autograd.backward([part(x)], [d_result])
+                return x.grad
+            # every rank runs the part, so its weights get their gradient on rank 0 alone
+            (grad,) = torch.autograd.grad([part(x)], [x], [d_result], allow_unused=True)
+            return grad
 
     def _share(self, tile: Tile, output: int, core: Tensor) -> float:
         place = self.passes.plan.outputs[output]

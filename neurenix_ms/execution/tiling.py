@@ -5,23 +5,27 @@ from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_unflatten
 
 from neurenix_ms._core.arguments import UNCHECKED, checked
+from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import Described
 from neurenix_ms._core.dims import SpatialDims, check_positive
-from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.execution.compiled import plain_module, uncompiled
 from neurenix_ms.execution.plan.footprint import Place
 from neurenix_ms.execution.progress import progress_bar
-from neurenix_ms.execution.run.arrays import check_apart, check_outputs, check_writable, read, write
-from neurenix_ms.execution.run.passes import find_values
+from neurenix_ms.execution.run.arrays import check_apart, check_outputs, check_writable, write
+from neurenix_ms.execution.run.passes import Passes, find_values, in_one_piece
+from neurenix_ms.execution.run.ranks import Index, Ranks, is_shared, ranks_of
+from neurenix_ms.execution.run.refusals import check_chunks, check_plain_parallelism
 from neurenix_ms.execution.run.setting import (
     Setting,
     TileSize,
     Whole,
     check_choices,
     check_rank_of,
+    check_same_calls,
     settle,
     settle_early,
 )
@@ -67,7 +71,13 @@ class TiledModel(Described, nn.Module):
             receptive fields are measured (at least 256 MiB for these). With None, a part run whole
             may take as much as one tile. Results of the model and of the parts are not included.
         reduce: "argmax" returns the index of the largest channel instead of all channels.
-        progress: Show a progress bar (needs tqdm).
+        progress: Show a progress bar (needs tqdm), on the first rank of a mesh.
+        mesh: A one-dimensional device mesh whose ranks share the tiles. Every rank calls with the same
+            model and input, and gets the same result: the merged statistics are those of the whole
+            input. A result in memory is sent to all ranks; into an array on disk, every rank writes
+            its own tiles. `tile_size="auto"` then needs no limit and makes one tile per rank. If a
+            rank fails, all ranks raise its error. With None, this process runs all tiles, also where
+            torch.distributed is initialized.
 
     Shape:
         `(B, C, *S)` -> that of the model; with `reduce`, without its channels
@@ -75,7 +85,9 @@ class TiledModel(Described, nn.Module):
     Raises:
         ValueError: If an argument is out of range; if a layer depends on the whole input, is not
             shift-equivariant by the stride or is random (the message names it); or if x or out has
-            another shape.
+            another shape. With a mesh, also if the ranks have different models or inputs, or would
+            write to the same chunk of out.
+        RankError: If another rank failed with an error that cannot be pickled.
         ImportError: If a progress bar is requested and tqdm is missing.
 
     Source: halo and exactness as in Pinckaers et al. 2022, "Streaming convolutional neural networks";
@@ -102,9 +114,12 @@ class TiledModel(Described, nn.Module):
         memory_limit: int | None = None,
         reduce: Reduce = None,
         progress: bool = False,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         super().__init__()
-        whole = check_choices(plain_module(model), tile_size, whole, spatial_dims, memory_limit)
+        ranks_of(mesh)
+        plain = plain_module(model)
+        whole = check_choices(plain, tile_size, whole, spatial_dims, memory_limit, mesh)
         self.model = model
         self.tile_size = tile_size
         self.spatial_dims = spatial_dims
@@ -113,9 +128,10 @@ class TiledModel(Described, nn.Module):
         self.memory_limit = memory_limit
         self.reduce = reduce
         self.progress = progress
+        self.mesh = mesh
         if in_channels is not None:
             check_positive(in_channels=in_channels)
-            settle_early(plain_module(model), in_channels, spatial_dims, whole, memory_limit)
+            settle_early(plain, in_channels, spatial_dims, whole, memory_limit)
 
     @torch.no_grad()
     def forward(
@@ -134,17 +150,27 @@ class TiledModel(Described, nn.Module):
                 shares no memory with x; or a function that makes it from the shapes and the dtypes of
                 all results, called when the first tile has run.
             skip: Numbers of tiles that are in `out` already, from an earlier call with the same model,
-                x and arguments. Passes for statistics and for parts run whole are not shortened.
+                x and arguments. Passes for statistics and for parts run whole are not shortened. Not
+                available with a mesh.
             on_tile: Called with the number of a tile and the number of all tiles when the tile is in
                 `out`.
         """
         model = plain_module(self.model)
-        shape, like = check_rank_of(x, self.spatial_dims, model)
-        with uncompiled():
-            setting = settle(model, shape, like, self.tile_size, self.whole, self.memory_limit)
+        ranks = ranks_of(self.mesh)
+        with ranks.agreeing(), uncompiled():
+            check_plain_parallelism(model)
+            if ranks.size > 1 and (_makes_arrays(out) or skip != ()):
+                raise ValueError(
+                    "with a mesh, out must be arrays or None and skip must be left out, got "
+                    f"{shown(out)} and {shown(skip)}"
+                )
+            shape, like = check_rank_of(x, self.spatial_dims, model)
+            choices = self.tile_size, self.whole, self.memory_limit
+            setting = settle(model, shape, like, *choices, ranks.size)
+            check_same_calls(ranks, model, x, setting, reduce=self.reduce)
             if setting is None:
-                return self._in_one(model, x, like, out, skip, on_tile)
-            return self._in_tiles(model, x, like, out, setting, skip, on_tile)
+                return self._in_one(model, x, like, out, ranks, skip, on_tile)
+            return self._in_tiles(model, x, like, out, setting, ranks, skip, on_tile)
 
     def _in_one(
         self,
@@ -152,12 +178,13 @@ class TiledModel(Described, nn.Module):
         x: Any,
         like: Tensor,
         out: Any,
+        ranks: Ranks,
         skip: Container[int] = (),
         on_tile: Callable[[int, int], None] = lambda number, total: None,
     ) -> Any:
         if out is not None and 0 in skip:
             return out
-        result = call_intact(model, read(x, (slice(None),), like))
+        result = in_one_piece(model, x, like, ranks)
         if out is None:
             result = tree_map(REDUCES[self.reduce], result)
             on_tile(0, 1)
@@ -171,7 +198,8 @@ class TiledModel(Described, nn.Module):
         for leaf, y in zip(leaves, pieces, strict=True):
             self._check_room(leaf, y)
         for leaf, y in zip(leaves, reduced, strict=True):
-            write(leaf, (slice(None),), y)
+            if ranks.rank == 0 or not is_shared(leaf):
+                write(leaf, (slice(None),), y)
         on_tile(0, 1)
         return out
 
@@ -189,6 +217,7 @@ class TiledModel(Described, nn.Module):
         like: Tensor,
         out: Any,
         setting: Setting,
+        ranks: Ranks,
         skip: Container[int] = (),
         on_tile: Callable[[int, int], None] = lambda number, total: None,
     ) -> Any:
@@ -203,9 +232,13 @@ class TiledModel(Described, nn.Module):
         leaves = None if out is None or make else check_outputs(out, shapes)
         check_apart(x, leaves or [])
         structure: TreeSpec | None = None
-        total = len(waiting) + tiles * setting.num_sites()
-        with progress_bar(self.progress, type(model).__name__, total) as step:
-            passes = setting.passes(model, x, like, step)
+        visible = self.progress and ranks.rank == 0
+        total = -(-len(waiting) // ranks.size) + -(-tiles // ranks.size) * setting.num_sites()
+        with progress_bar(visible, type(model).__name__, total) as step:
+            passes = setting.passes(model, x, like, step, ranks)
+            pieces = [self._pieces(passes, place) for place in setting.plan.outputs]
+            for leaf, own in zip(leaves or [], pieces, strict=False):
+                check_chunks(leaf, own)
             with passes.running():
                 values = find_values(passes)
                 for number, tile, cores, layout in passes.outputs(skip):
@@ -221,11 +254,21 @@ class TiledModel(Described, nn.Module):
                         leaves = self._room(cores, shapes, x)
                     for leaf, core, place in zip(leaves, cores, setting.plan.outputs, strict=True):
                         index = tile.core_of_whole(place.lines)
-                        write(leaf, self._reduced(index), REDUCES[self.reduce](core))
+                        if core.numel():
+                            write(leaf, self._reduced(index), REDUCES[self.reduce](core))
                     del cores, core
-                    on_tile(number, tiles)
+                    if any(stop > start for start, stop in tile.core):
+                        on_tile(number, tiles)
+                for leaf, own in zip(leaves or [], pieces, strict=True):
+                    if not is_shared(leaf):
+                        ranks.complete(leaf, own)
+                ranks.agree()
             values.move_running()
         return out if out is not None else tree_unflatten(leaves or [], cast(TreeSpec, structure))
+
+    def _pieces(self, passes: Passes, place: Place) -> list[list[Index]]:
+        """Return what every rank writes of a result."""
+        return [[self._reduced(index) for index in own] for own in passes.pieces(place.lines)]
 
     def _dtypes(self, cores: list[Tensor]) -> list[torch.dtype]:
         return [core.dtype if self.reduce is None else torch.int64 for core in cores]

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.fx import Proxy
 
 from neurenix_ms._core.arguments import checked
@@ -186,21 +187,31 @@ class MSNet(Configured, nn.Module):
 
     @checked
     @torch.no_grad()
-    def predict(self, x: Tensor, tile_size: int | None = None) -> Tensor:
+    def predict(
+        self, x: Tensor, tile_size: int | None = None, *, mesh: DeviceMesh | None = None
+    ) -> Tensor:
         """Return the finest prediction for an array of any size, at its size, without gradients.
 
         Args:
             x: Array `(B, num_features, *S)`.
             tile_size: Size of a tile in voxels, for arrays that do not fit into memory: a stage with a
                 larger array runs tile by tile, with the same result up to rounding.
+            mesh: Processes that share the tiles, as in
+                [`TiledModel`][neurenix_ms.execution.TiledModel]; each has all of x, and returns the
+                whole prediction.
+
+        Raises:
+            ValueError: If x does not fit the network, or a mesh is given without a tile size.
         """
+        if tile_size is None and mesh is not None:
+            raise ValueError(f"mesh needs a tile_size, got tile_size {tile_size}")
         if tile_size is None:
             finest = self(x)[-1]
         else:
             check_rank(x, self.spatial_dims)
             check_channels(x, self.num_features)
-            stages = list(self.stages)
-            finest = predicted_in_tiles(stages, x, tile_size, self.spatial_dims, self.mask_output)
+            choices = tile_size, self.spatial_dims, self.mask_output, mesh
+            finest = predicted_in_tiles(list(self.stages), x, *choices)
         return finest[(slice(None), slice(None), *(slice(n) for n in spatial(x)))]
 
     def _prepared(

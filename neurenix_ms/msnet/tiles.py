@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from neurenix_ms._core.dims import SpatialDims
 from neurenix_ms._core.sizes import spatial
@@ -26,6 +27,7 @@ def predicted_in_tiles(
     tile_size: int,
     spatial_dims: SpatialDims,
     mask_output: bool,
+    mesh: DeviceMesh | None = None,
 ) -> Tensor:
     """Return the finest prediction, at the size of the padded array."""
     num_scales = len(stages)
@@ -37,7 +39,7 @@ def predicted_in_tiles(
     shares.reverse()
 
     def tiled(stage: nn.Module) -> TiledModel:
-        return TiledModel(stage, tile_size, spatial_dims=spatial_dims, whole=())
+        return TiledModel(stage, tile_size, spatial_dims=spatial_dims, whole=(), mesh=mesh)
 
     y = tiled(stages[0])(scales[0])
     for stage, fine, (coarse_share, share) in zip(

@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.execution import TiledModel
-from neurenix_ms.training.tiles import loss_in_tiles
+from neurenix_ms.training.tiles import domain_mesh, loss_in_tiles
 
 try:
     from lightning.pytorch import LightningModule
@@ -47,8 +48,13 @@ class Task(LightningModule):
         target_key: str = "target",
         tile_size: int | Sequence[int] | None = None,
         whole: Literal["auto"] | Sequence[str] = "auto",
+        domain_size: int | None = None,
     ) -> None:
         super().__init__()
+        if domain_size is not None and domain_size < 1:
+            raise ValueError(f"domain_size must be at least 1, got {domain_size}")
+        if domain_size is not None and tile_size is None:
+            raise ValueError(f"domain_size needs a tile_size, got domain_size {domain_size}")
         if learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
         self.model = model
@@ -61,6 +67,8 @@ class Task(LightningModule):
         self.target_key = target_key
         self.tile_size = tile_size
         self.whole = whole
+        self.domain_size = domain_size
+        self._mesh: DeviceMesh | None = None
         self.train_metrics = self.metrics.clone(prefix="train_")
         self.val_metrics = self.metrics.clone(prefix="val_")
         self.test_metrics = self.metrics.clone(prefix="test_")
@@ -108,7 +116,8 @@ class Task(LightningModule):
         inputs, target = self._unpack(batch)
         if stage == "train" and self.tile_size is not None:
             output = None  # the whole output is never computed
-            loss = loss_in_tiles(self.model, inputs, target, self.loss, self.tile_size, self.whole)
+            choices = self.tile_size, self.whole, self._domain()
+            loss = loss_in_tiles(self.model, inputs, target, self.loss, *choices)
         else:
             output = self._output(inputs)
             loss = call_intact(self.loss, output, target)  # the metrics need both unmodified
@@ -130,10 +139,17 @@ class Task(LightningModule):
     def _output(self, inputs: Any) -> Any:
         if self.tile_size is None or self.training:
             return self(inputs)
+        dims, mesh = inputs.ndim - 2, self._domain()
         tiled = TiledModel(
-            self.model, self.tile_size, spatial_dims=inputs.ndim - 2, whole=self.whole
+            self.model, self.tile_size, spatial_dims=dims, whole=self.whole, mesh=mesh
         )
         return tiled(inputs)
+
+    def _domain(self) -> DeviceMesh | None:
+        """Return the ranks that share an input, made once, after the Trainer has started them."""
+        if self._mesh is None:
+            self._mesh = domain_mesh(self.domain_size, self.device)
+        return self._mesh
 
     def _unpack(self, batch: Any) -> tuple[Any, Any]:
         keys = (self.input_key, self.target_key)

@@ -29,9 +29,13 @@ class RegressionTask(Task):
         input_key: Key of the input if a batch is a dict; otherwise a batch is a pair.
         target_key: Key of the target if a batch is a dict.
         tile_size: Edge length of tiles, to train on inputs that do not fit into memory, with the same
-            result and the same gradient (see `accumulate_gradients`; single process). Training metrics
-            are omitted then, because the whole output is never computed.
+            result and the same gradient (see `accumulate_gradients`). Training metrics are omitted
+            then, because the whole output is never computed.
         whole: Parts run whole, if `tile_size` is given (see `TiledModel`).
+        domain_size: Number of consecutive ranks that share the tiles of one batch under
+            `strategy="ddp"`, which averages the gradients over the groups; all ranks by default. The
+            ranks of a group must get the same batch: use `use_distributed_sampler=False` and a sampler
+            that goes by `rank // domain_size`.
 
     Shape:
         That of the model; the loss must accept its output and the target.
@@ -71,6 +75,7 @@ class SegmentationTask(Task):
         target_key: Key of the target if a batch is a dict.
         tile_size: Edge length of tiles, for inputs that do not fit into memory.
         whole: Parts run whole, if `tile_size` is given.
+        domain_size: Number of ranks that share the tiles of one batch.
 
     Shape:
         Output `(B, C, *S)` and classes `(B, *S)`, or output and target `(B, 1, *S)`
@@ -113,6 +118,7 @@ class MultiScaleTask(Task):
         target_key: Key of the target if a batch is a dict.
         tile_size: Edge length of tiles, for inputs that do not fit into memory.
         whole: Parts run whole, if `tile_size` is given.
+        domain_size: Number of ranks that share the tiles of one batch.
 
     Shape:
         Output: a list of `(B, C, *S)`
@@ -144,6 +150,7 @@ class MultiScaleTask(Task):
         target_key: str = "target",
         tile_size: int | Sequence[int] | None = None,
         whole: Literal["auto"] | Sequence[str] = "auto",
+        domain_size: int | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -156,6 +163,7 @@ class MultiScaleTask(Task):
             target_key=target_key,
             tile_size=tile_size,
             whole=whole,
+            domain_size=domain_size,
         )
 
     def compared(self, output: Sequence[Tensor], target: Any) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from neurenix_ms.execution import accumulate_gradients
 
@@ -16,28 +18,45 @@ def loss_in_tiles(
     loss: Callable[[Any, Any], Tensor],
     tile_size: int | Sequence[int],
     whole: Literal["auto"] | Sequence[str],
+    mesh: DeviceMesh | None = None,
 ) -> Tensor:
     """Return `loss(model(x), target)`, whose `backward()` adds the gradients found in tiles.
 
     So the usual operations of a Trainer work: scaling a loss, summing several, clipping gradients.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise ValueError(
-            "training in tiles needs a single process, got "
-            f"{torch.distributed.get_world_size()} of torch.distributed"
-        )
     parameters = [p for p in model.parameters() if p.requires_grad]
     before = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
     try:
-        value = accumulate_gradients(model, x, target, loss, tile_size, whole=whole)
+        value = accumulate_gradients(model, x, target, loss, tile_size, whole=whole, mesh=mesh)
         found = [p.grad for p in parameters]
     finally:
         for p, grad in zip(parameters, before, strict=True):
             p.grad = grad
     result: Tensor = _WithGradients.apply(value, found, *parameters)
     return result
+
+
+def domain_mesh(domain_size: int | None, device: torch.device) -> DeviceMesh | None:
+    """Return the mesh of the ranks that share an input with this one; None in a single process.
+
+    Consecutive ranks share an input; None makes all ranks share one.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        if domain_size not in (None, 1):
+            raise ValueError(
+                f"domain_size must divide the number of processes, got {domain_size} and 1 process"
+            )
+        return None
+    world = dist.get_world_size()
+    size = world if domain_size is None else domain_size
+    if world % size:
+        raise ValueError(
+            f"domain_size must divide the number of processes, got {size} and {world} processes"
+        )
+    names = ("data", "domain")
+    return init_device_mesh(device.type, (world // size, size), mesh_dim_names=names)["domain"]
 
 
 class _WithGradients(torch.autograd.Function):

@@ -31,7 +31,7 @@ def package():
             "tile_size",
             "int | Sequence[int] | Literal['auto']",
         ),
-        ("implicit.pruning.prune_nodes", "model", "WrittenField | Normalizer"),
+        ("implicit.pruning.prune_nodes", "model", "GeneratedField | Normalizer"),
         ("multiscale.unet.UNet.__init__", "spatial_dims", "Literal[1, 2, 3]"),
     ],
 )

@@ -54,6 +54,7 @@ def unet(norm=None, dims: int = 2, **options) -> UNet:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**6), dims=st.sampled_from([1, 1, 1, 2, 2, 3]))
+@example(seed=30462, dims=1)  # a pooling hides a border that a transposed convolution crops
 @example(seed=5339, dims=1)  # a pooling hides what the border of a part's enlarged result changes
 def test_random_networks_are_equal_or_refused(seed, dims):
     draw = random.Random(seed)
@@ -416,7 +417,7 @@ MESSAGES = [
     ({"tile_size": (8, 8, 8)}, r"each of 2 axes, got \(8, 8, 8\)"),
     (
         {"tile_size": "auto"},
-        r"'auto' together with memory_limit, got 'auto' and memory_limit None",
+        r"'auto' together with memory_limit or mesh, got 'auto' and memory_limit None",
     ),
     ({"tile_size": "big"}, r"got 'big'"),
     ({"tile_size": 8, "memory_limit": 0}, r"memory_limit must be at least 1 byte, got 0"),

@@ -310,6 +310,8 @@ def test_fitting_raises_no_warning_of_ours(tmp_path):
     ("options", "message"),
     [
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"domain_size": 0, "tile_size": 8}, "domain_size must be at least 1, got 0"),
+        ({"domain_size": 2}, "domain_size needs a tile_size, got domain_size 2"),
         (
             {"schedule": "cosine"},
             r"schedule must be one of \['one_cycle'\], a callable or None, got 'cosine'",
@@ -319,6 +321,14 @@ def test_fitting_raises_no_warning_of_ours(tmp_path):
 def test_wrong_arguments_raise(options, message):
     with pytest.raises(ValueError, match=message):
         RegressionTask(make_model(), **options)
+
+
+def test_a_domain_needs_its_processes():
+    task = RegressionTask(make_model(), tile_size=8, domain_size=2)
+    with pytest.raises(
+        ValueError, match="must divide the number of processes, got 2 and 1 process"
+    ):
+        task.training_step((torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)), 0)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Choose the parts run whole and the size of tiles by the memory that they need."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
 import torch
@@ -100,6 +100,30 @@ def choose_edge(
         middle = (least + most + 1) // 2
         least, most = (middle, most) if fits(middle) else (least, middle - 1)
     return edge(least)
+
+
+def edge_of_ranks(size: Sequence[int], plan: Plan, num_ranks: int) -> Edge:
+    """Return the edges of which the fewest pixels run in the largest tile, a tile for every rank."""
+    best: tuple[float, Edge] | None = None
+    for counts in _factors(num_ranks, len(size)):
+        pairs = zip(size, counts, plan.stride, strict=True)
+        edge = tuple(-(-n // (k * s)) * s for n, k, s in pairs)
+        largest = Grid(tuple(size), plan.stride, edge, plan.least).largest(plan.output_halo())
+        pixels = math.prod(stop - start for start, stop in largest)
+        if best is None or pixels < best[0]:
+            best = pixels, edge
+    assert best is not None
+    return best[1]
+
+
+def _factors(most: int, count: int) -> Iterator[tuple[int, ...]]:
+    """Yield numbers whose product is `most` or somewhat less."""
+    if count == 1:
+        yield (most,)
+        return
+    for first in range(1, most + 1):
+        for others in _factors(most // first, count - 1):
+            yield first, *others
 
 
 def peak_of_tile(

@@ -11,7 +11,7 @@ HERE = str(Path(__file__).parents[1])
 class LayerError(ValueError):
     """Error for a layer that cannot run in tiles, with its name."""
 
-    def __init__(self, message: str, layer: str) -> None:
+    def __init__(self, message: str, layer: str = "") -> None:
         super().__init__(message)
         self.layer = layer
 

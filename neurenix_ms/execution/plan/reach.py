@@ -34,6 +34,7 @@ MOST_POSITIONS = 2**22
 PROBES = 2  # whose tensors are held at a time: a whole probe and a piece of it
 CHEAP_POSITIONS = 2**12  # probes are widened up to this; attention needs memory for its square
 SHORTEST_PIECE = 32  # on shorter pieces, a layer that depends on the position may pass by chance
+ENOUGH_VALUES = 256  # at a position: max pooling hides the change of a value, but not of so many
 ENOUGH_TO_JUDGE = 256  # a layer that depends on all of so many positions is taken to be global
 
 
@@ -219,6 +220,8 @@ def find_halos(
         depends = probe.dependence()
         culprit = _culprit(probe, depends, lengths)
         if culprit is None or _enough(x, axis, stride, depends[:culprit]):
+            batch = min(_samples(probe), max(1, most_bytes // needed))
+            x = noise((batch, *shape[1:]), like)
             probe = Probe(model, parts, lengths, axis, cuts, x, "values")
             if culprit is not None:  # found by positions of NaN alone; decide by the values
                 depends = probe.dependence()
@@ -241,6 +244,13 @@ def find_halos(
         f"receptive field exceeds {CUTS[-1]} strides of {stride} along axis {axis}; {ADVICE}",
         layer,
     )
+
+
+def _samples(probe: Probe) -> int:
+    """Return the batch size at which every tensor has enough values at every position."""
+    pairs = zip(probe.tensors, probe.lines, strict=True)
+    lengths = [t.numel() // max(1, t.shape[line.dim]) for t, line in pairs if line is not None]
+    return math.ceil(ENOUGH_VALUES / max(1, min(lengths, default=ENOUGH_VALUES)))
 
 
 def _enough(x: Tensor, axis: int, stride: int, earlier: list[Halo | None]) -> bool:

@@ -74,6 +74,11 @@ class Normalization:
         keys = self.num_groups if self.kind == "group" else self.x.shape[1]
         return self.x.new_zeros(batch, keys), self.x.new_ones(batch, keys)
 
+    def no_moments(self) -> Moments:
+        """Return the moments of no values, in the shape of others."""
+        zeros = self.constants()[0].double()
+        return Moments(0, zeros, zeros)
+
     def normalized(self, mean: Tensor, var: Tensor) -> Tensor:
         """Normalize the input with the given moments of the whole feature map."""
         scale = (var + self.eps).rsqrt()

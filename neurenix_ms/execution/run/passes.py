@@ -5,21 +5,41 @@ and only the core of the site's input is used. Passes differ in what they do wit
 moments, assemble the input of a part run whole, write the result, or propagate a gradient back.
 """
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from neurenix_ms._core.inplace import call_intact
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.execution.plan.footprint import Place, Plan
 from neurenix_ms.execution.plan.grid import Grid, Tile
+from neurenix_ms.execution.plan.lengths import Lines
+from neurenix_ms.execution.plan.reach import Halo
 from neurenix_ms.execution.plan.sites import Interception, Site, submodules, without_cached_features
 from neurenix_ms.execution.plan.statistics import Moments, Normalization
 from neurenix_ms.execution.run.arrays import read
+from neurenix_ms.execution.run.ranks import Index, OneProcess, Ranks
+
+
+def in_one_piece(model: nn.Module, x: Any, like: Tensor, ranks: Ranks) -> Any:
+    """Return the result of the model where one tile holds the input.
+
+    Every rank runs it, and takes result and buffers of rank 0.
+    """
+    if ranks.size == 1:
+        return call_intact(model, read(x, (slice(None),), like))
+    with Buffers(model, {}).kept():
+        leaves, structure = tree_flatten(call_intact(model, read(x, (slice(None),), like)))
+        leaves = ranks.same(leaves)
+        buffers = list(model.buffers())
+        for buffer, value in zip(buffers, ranks.same(buffers), strict=True):
+            buffer.copy_(value)
+    return tree_unflatten(leaves, structure)
 
 
 class _ReachedError(Exception):
@@ -41,6 +61,7 @@ class Passes:
         whole: Names of the parts run whole.
         like: A tensor with the dtype and device in which tiles run.
         progress: Called after every tile.
+        ranks: The processes that share the tiles; None is this one alone.
     """
 
     def __init__(
@@ -52,6 +73,7 @@ class Passes:
         whole: tuple[str, ...],
         like: Tensor,
         progress: Callable[[], None] = lambda: None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model
         self.x = x
@@ -60,6 +82,7 @@ class Passes:
         self.parts = submodules(model, whole)
         self.like = like
         self.progress = progress
+        self.ranks: Ranks = OneProcess() if ranks is None else ranks
         self.given: dict[int, Callable[[Any, Tile], Tensor]] = {}
         self.buffers = Buffers(model, self.parts)
 
@@ -73,10 +96,19 @@ class Passes:
         assert place is not None
         return place
 
+    def tiles(self, halo: Sequence[Halo]) -> list[Tile]:
+        """Return the tiles that this rank runs."""
+        return self.ranks.shares(list(self.grid.tiles(halo)))[self.ranks.rank]
+
+    def pieces(self, lines: Lines) -> list[list[Index]]:
+        """Return, for every rank, where its cores lie in a whole tensor."""
+        shares = self.ranks.shares(list(self.grid.tiles(self.plan.output_halo())))
+        return [[tile.core_of_whole(lines) for tile in share] for share in shares]
+
     def until(self, number: int) -> Iterator[tuple[Tile, Site, Tensor]]:
         """Yield every tile, the site as it is called there, and the core of the site's input."""
         place = self.place(number)
-        for tile in self.grid.tiles(place.halo):
+        for tile in self.tiles(place.halo):
             try:
                 self._run(tile, number)
             except _ReachedError as reached:
@@ -90,7 +122,9 @@ class Passes:
 
     def outputs(self, skip: Container[int] = ()) -> Iterator[tuple[int, Tile, list[Tensor], Any]]:
         """Yield number and tile, and the cores of all outputs with their structure."""
-        for number, tile in enumerate(self.grid.tiles(self.plan.output_halo())):
+        halo = self.plan.output_halo()
+        first = sum(map(len, self.ranks.shares(list(self.grid.tiles(halo)))[: self.ranks.rank]))
+        for number, tile in enumerate(self.tiles(halo), first):
             if number in skip:
                 continue
             leaves, structure = tree_flatten(self._run(tile, None))
@@ -221,6 +255,7 @@ class Values:
         total: Moments | None = None
         for _, site, core in self.passes.until(number):
             assert isinstance(site, Normalization)
+            none = site.no_moments()
             if core.numel():
                 here = site.moments(core)
                 total = here if total is None else total.merged(here)
@@ -228,6 +263,7 @@ class Values:
             nothing = core.new_empty(0, *core.shape[1:])
             self.norms[number] = replace(site, x=nothing, plain=_not_again)
             del site, core
+        total = self.passes.ranks.merged(total, none)
         if total is None:
             raise ValueError("a normalization needs at least one value, got an empty feature map")
         self.moments[number] = total
@@ -245,6 +281,7 @@ class Values:
             whole[tile.core_of_whole(place.lines)] = core
             del core
         assert whole is not None
+        self.passes.ranks.complete(whole, self.passes.pieces(place.lines))
         if self.keep_inputs:
             self.inputs[number] = whole
         result = self.passes.parts[name](whole)

@@ -1,18 +1,27 @@
 """Detect whether a loss is a mean or a sum over positions."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import (
+    tree_flatten,
+    tree_leaves,
+    tree_map,
+    tree_map_only,
+    tree_unflatten,
+)
 
 from neurenix_ms._core.dims import choose
+from neurenix_ms.execution.run.ranks import Ranks
 
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 IN_HALF_PRECISION = 0.02
 MOST_APART = 1e-9
 NOISE = 0.1
+FEW = 16  # pixels per axis of what one rank sends to the others
 
 
 class Reduction:
@@ -48,6 +57,28 @@ class Reduction:
                 "the stride"
             )
         return shares[0]
+
+    @torch.no_grad()
+    def agree(self, ranks: Ranks, dims: int) -> None:
+        """Raise unless one reduction fits the cores of all ranks.
+
+        Tiles of one rank may all hold one class, or the same number of valid pixels, so the first core
+        of each rank is joined with the first of all.
+        """
+        if ranks.size == 1:
+            return
+        first = ranks.first(None if self.first is None else _cropped(self.first, dims))
+        if first is not None and self.first is not None:
+            device = next(t.device for t in tree_leaves(self.first) if isinstance(t, Tensor))
+            first = tree_map_only(Tensor, lambda t: t.to(device), first)
+            self._check_joined(first, self.first, dims)
+        everyone = ranks.gathered(self.possible)
+        if not set.intersection(*everyone):
+            told = [sorted(possible) for possible in everyone]
+            raise ValueError(
+                "loss must be a mean or a sum of a local term over all positions, the same on all "
+                f"ranks, got {told} by rank"
+            )
 
     def _check_split(self, output: Any, target: Any, axis: int) -> None:
         """Compare the loss of a core with those of its first third and of the rest."""
@@ -105,6 +136,20 @@ class Reduction:
                 "ignore_index) as a sum divided by a number known beforehand"
             )
         self.possible &= fitting
+
+
+def _cropped(piece: Any, dims: int) -> Any:
+    """Return the first few pixels of all tensors, the same fraction of each."""
+    leaves, structure = tree_flatten(piece)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    for axis in range(-dims, 0):
+        sizes = [t.shape[axis] for t in tensors]
+        most = min(sizes, default=0) // FEW
+        parts = max((k for k in range(1, most + 1) if math.gcd(*sizes) % k == 0), default=1)
+        tensors = [t.narrow(axis, 0, t.shape[axis] // parts) for t in tensors]
+    narrowed = iter(tensors)
+    cropped = [next(narrowed).cpu() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return tree_unflatten(cropped, structure)
 
 
 def _copied(value: Any) -> Any:

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from neurenix_ms._core.checks import check_sequence, check_text
 from neurenix_ms.execution.compiled import uncompiled
 from neurenix_ms.execution.plan.cache import cached
-from neurenix_ms.execution.plan.choice import Edge, choose_edge, choose_parts
+from neurenix_ms.execution.plan.choice import Edge, choose_edge, choose_parts, edge_of_ranks
 from neurenix_ms.execution.plan.footprint import (
     SIZES_TO_TRY,
     Plan,
@@ -22,6 +23,8 @@ from neurenix_ms.execution.plan.sites import submodules
 from neurenix_ms.execution.progress import search_for_a_plan
 from neurenix_ms.execution.run.arrays import check_array, dtype_of
 from neurenix_ms.execution.run.passes import Passes
+from neurenix_ms.execution.run.ranks import Ranks, checksum, sample_of, sums_of
+from neurenix_ms.execution.run.refusals import check_plain_parallelism
 
 TileSize = int | Sequence[int] | Literal["auto"]
 Whole = Literal["auto"] | Sequence[str]
@@ -40,9 +43,11 @@ class Setting:
         """Return the number of passes over the tiles before the one that computes the result."""
         return sum(place is not None for place in self.plan.sites)
 
-    def passes(self, model: nn.Module, x: Any, like: Tensor, step: Callable[[], None]) -> Passes:
+    def passes(
+        self, model: nn.Module, x: Any, like: Tensor, step: Callable[[], None], ranks: Ranks
+    ) -> Passes:
         """Return the passes over one input."""
-        return Passes(model, x, self.plan, self.grid, self.whole, like, step)
+        return Passes(model, x, self.plan, self.grid, self.whole, like, step, ranks)
 
 
 def settle_early(
@@ -63,6 +68,7 @@ def settle(
     tile_size: TileSize,
     whole: Whole,
     memory_limit: int | None,
+    num_ranks: int = 1,
 ) -> Setting | None:
     """Return the setting for inputs of this shape; None if one tile covers the input.
 
@@ -70,10 +76,15 @@ def settle(
     """
     whole = whole if isinstance(whole, str) else tuple(whole)
     tile_size = tile_size if isinstance(tile_size, (int, str)) else tuple(tile_size)
-    question = ("setting", shape, like.dtype, like.device, tile_size, whole, memory_limit)
+    question = (
+        *("setting", shape, like.dtype, like.device),
+        *(tile_size, whole, memory_limit, num_ranks if tile_size == "auto" else 1),
+    )
     with search_for_a_plan(model):
         return cached(
-            model, question, lambda: _settled(model, shape, like, tile_size, whole, memory_limit)
+            model,
+            question,
+            lambda: _settled(model, shape, like, tile_size, whole, memory_limit, num_ranks),
         )
 
 
@@ -84,6 +95,7 @@ def _settled(
     tile_size: TileSize,
     whole: Whole,
     memory_limit: int | None,
+    num_ranks: int,
 ) -> Setting | None:
     asked = None if isinstance(tile_size, str) else edges(tile_size, len(shape) - 2)
     if asked is not None and all(e >= n for e, n in zip(asked, shape[2:], strict=True)):
@@ -94,9 +106,38 @@ def _settled(
         names = tuple(whole)
     plan = make_plan(model, shape, like, names, memory_limit)
     if asked is None:
-        asked = choose_edge(model, shape, like, plan, names, cast(int, memory_limit))
+        if memory_limit is None:
+            asked = edge_of_ranks(shape[2:], plan, num_ranks)
+        else:
+            asked = choose_edge(model, shape, like, plan, names, memory_limit)
     grid = Grid(tuple(shape[2:]), plan.stride, asked, plan.least)
     return None if len(grid) == 1 and not names else Setting(plan, grid, names)
+
+
+def check_same_calls(
+    ranks: Ranks, model: nn.Module, x: Any, setting: Setting | None, **others: Any
+) -> None:
+    """Raise if the ranks were called with different models or inputs.
+
+    Of the values of parameters, buffers and inputs, sums and samples are compared.
+    """
+    if ranks.size == 1:
+        return
+    state = [*model.named_parameters(), *model.named_buffers()]
+    facts = {
+        "class of model": type(model).__name__,
+        "training mode": checksum([m.training for m in model.modules()]),
+        "names and shapes of parameters": checksum(
+            [(n, tuple(t.shape), t.dtype) for n, t in state]
+        ),
+        "requires_grad of parameters": checksum([t.requires_grad for _, t in state]),
+        "shape of x": tuple(x.shape),
+        "tile_size and parts run whole": setting and (setting.grid.edge, setting.whole),
+        "plan": checksum(setting and (setting.plan, setting.grid)),
+        "values of parameters and buffers": sums_of([t for _, t in state]),
+        "values of x": sample_of(x),
+    }
+    ranks.compare(facts | others)
 
 
 def edges(tile_size: int | Sequence[int], spatial_dims: int) -> Edge:
@@ -110,13 +151,14 @@ def check_choices(
     whole: Whole,
     spatial_dims: int,
     memory_limit: int | None,
+    mesh: DeviceMesh | None = None,
 ) -> Whole:
     """Raise if an option is invalid for every input; return the parts as a tuple of names."""
     if isinstance(tile_size, str):
-        if memory_limit is None:
+        if memory_limit is None and mesh is None:
             raise ValueError(
-                "tile_size must be an edge length, one per axis, or 'auto' together with memory_limit, "
-                f"got {tile_size!r} and memory_limit {memory_limit}"
+                "tile_size must be an edge length, one per axis, or 'auto' together with memory_limit "
+                f"or mesh, got {tile_size!r} and memory_limit {memory_limit}"
             )
     else:
         sizes = edges(tile_size, spatial_dims)
@@ -124,6 +166,7 @@ def check_choices(
             raise ValueError(
                 f"tile_size must be at least 1 along each of {spatial_dims} axes, got {tile_size}"
             )
+    check_plain_parallelism(model)
     if memory_limit is not None and memory_limit < 1:
         raise ValueError(f"memory_limit must be at least 1 byte, got {memory_limit}")
     if isinstance(whole, str):

@@ -24,6 +24,7 @@ from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.execution import TiledModel, accumulate_gradients
 from neurenix_ms.meter import count_flops, peak_resident_bytes, peak_tensor_bytes
 from neurenix_ms.msnet import MSNet
+from neurenix_ms.recipes.tiles.ranks import measure_ranks
 
 SIZE, TILE = 512, 128
 DEEP = ("level.inner.inner",)
@@ -36,7 +37,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tiles"))
     parser.add_argument("--steps", type=int, default=60, help="training steps of the network drawn")
     parser.add_argument("--large", action="store_true", help="add volumes, which take 15 minutes")
+    parser.add_argument("--ranks", action="store_true", help="processes of torchrun, and no more")
+    parser.add_argument("--size", type=int, default=1024, help="of the image, with --ranks")
     options = parser.parse_args(arguments)
+    if options.ranks:
+        measure_ranks(options.out, options.size)
+        return
     options.out.mkdir(parents=True, exist_ok=True)
     store = options.out / "tiles.json"
     found: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}

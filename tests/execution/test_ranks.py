@@ -1,0 +1,80 @@
+"""Tiles shared among several processes, against one process and the whole input."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiles_worker
+import torch
+import torch.multiprocessing as processes
+from tiles_worker import CASES, MANY
+
+from neurenix_ms import UNet
+
+
+def run(size: int, folder: Path, names: list[str]) -> list[dict[str, str]]:
+    """What went wrong in each case, by rank."""
+    processes.spawn(tiles_worker.start, (size, str(folder), names), nprocs=size)
+    return [json.loads((folder / f"report{rank}.json").read_text()) for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict[str, str]]:
+    return run(2, tmp_path_factory.mktemp("ranks"), list(CASES))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks(two_ranks, name):
+    assert [report[name] for report in two_ranks] == ["", ""]
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory) -> list[dict[str, str]]:
+    return run(4, tmp_path_factory.mktemp("ranks"), [*CASES, *MANY])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*CASES, *MANY])
+def test_four_ranks(four_ranks, name):
+    assert [report[name] for report in four_ranks] == [""] * 4
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_others(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=tiles_worker.die, args=(r, 2, str(tmp_path))) for r in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, -signal.SIGKILL]
+    assert (tmp_path / "rank0").read_text() == "RuntimeError, gradients and buffers unchanged"
+
+
+@pytest.mark.slow
+def test_the_script_of_the_tutorial(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "tutorials" / "tiles.md").read_text()
+    (script,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    (command,) = re.findall(r"\$ torchrun (.*)", page)
+    (tmp_path / "predict.py").write_text(script)
+    scan = np.memmap(tmp_path / "scan", "uint8", "w+", shape=(1, 1, 180, 150))
+    scan[:] = np.random.default_rng(0).integers(0, 4, scan.shape)
+    scan.flush()
+    np.memmap(tmp_path / "labels", "uint8", "w+", shape=(1, 180, 150))[:] = 9
+    paths = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *command.split()]
+    subprocess.run(torchrun, check=True, cwd=tmp_path, env=environment, timeout=120)
+    torch.manual_seed(0)
+    model = UNet(1, 2, features=[4, 8], norm="instance").eval()
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(np.array(scan)).float()).argmax(1)
+    labels = np.memmap(tmp_path / "labels", "uint8", "r", shape=(1, 180, 150))
+    assert (labels != wanted.numpy()).mean() < 1e-3  # logits that differ by rounding

@@ -1,0 +1,581 @@
+"""What each of several processes does to test shared tiles: every case, compared with the whole input.
+
+A case is a function of the mesh. Every process writes what went wrong in each case, or nothing.
+"""
+
+import copy
+import datetime
+import functools
+import hashlib
+import json
+import os
+import pickle
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from neurenix_ms import UNet
+from neurenix_ms.execution import RankError, TiledModel, accumulate_gradients
+from neurenix_ms.execution.run import ranks as ranks_file
+from neurenix_ms.msnet import MSNet
+
+EXACT = 1e-10
+CASES: dict[str, Callable[[DeviceMesh], None]] = {}
+MANY: dict[str, Callable[[DeviceMesh], None]] = {}
+Loss = Callable[[Any, Any], Tensor]
+Tiled1d = functools.partial(TiledModel, spatial_dims=1)
+
+
+def case(function: Callable[[DeviceMesh], None]) -> Callable[[DeviceMesh], None]:
+    """Register a case that is quick."""
+    CASES[function.__name__] = function
+    return function
+
+
+def slow_case(function: Callable[[DeviceMesh], None]) -> Callable[[DeviceMesh], None]:
+    """Register a case that takes longer."""
+    MANY[function.__name__] = function
+    return function
+
+
+def start(rank: int, size: int, folder: str, names: list[str]) -> None:
+    """Run these cases as one of `size` processes."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    store = f"file://{folder}/store"
+    limit = datetime.timedelta(seconds=120)
+    dist.init_process_group("gloo", store, rank=rank, world_size=size, timeout=limit)
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("domain",))
+    report = {}
+    for name in names:
+        torch.manual_seed(0)
+        try:
+            (CASES | MANY)[name](mesh)
+            report[name] = ""
+        except Exception:
+            report[name] = traceback.format_exc()
+    Path(folder, f"report{rank}.json").write_text(json.dumps(report))
+    dist.barrier()
+    del mesh
+    dist.destroy_process_group()
+
+
+def noise(*shape: int) -> Tensor:
+    """Random values, much larger in the second part, so that tiles of equal weight show."""
+    x = torch.randn(*shape, dtype=torch.float64)
+    x[:, :, 2 * shape[2] // 3 :] += 3
+    return x
+
+
+def unet(norm: str | None, spatial_dims: Any = 1, **options: Any) -> UNet:
+    """A small U-Net in training mode and float64."""
+    return UNet(1, 2, [3, 4], norm=norm, spatial_dims=spatial_dims, **options).double().train()
+
+
+def small_net(convolution: type[nn.Module], norm: type[nn.Module]) -> nn.Module:
+    """Two convolutions and a normalization; in 3-D it is planned faster than a U-Net."""
+    layers = convolution(1, 3, 3, padding=1), norm(3), nn.Tanh(), convolution(3, 2, 3)
+    return nn.Sequential(*layers).double().train()
+
+
+def same_bits(tensors: list[Tensor]) -> bool:
+    """Whether all ranks have the same values, to the last bit."""
+    digest = hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
+    room: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(room, digest)
+    return len(set(room)) == 1
+
+
+def everywhere(value: Any) -> list[Any]:
+    """The values of all ranks."""
+    room: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(room, value)
+    return room
+
+
+def raised(call: Callable[[], Any]) -> Exception:
+    """The error of a call, which all ranks must have alike."""
+    try:
+        call()
+    except Exception as error:
+        everyone = everywhere((type(error).__name__, str(error)))
+        assert len(set(everyone)) == 1, everyone
+        return error
+    raise AssertionError(f"no error on rank {dist.get_rank()}")
+
+
+def check_equal(
+    mesh: DeviceMesh | None,
+    model: nn.Module,
+    x: Tensor,
+    tile_size: Any,
+    loss: Loss = F.mse_loss,
+    target: Tensor | None = None,
+    **options: Any,
+) -> None:
+    """Compare result, loss, gradient and buffers with those of the plain model."""
+    model.zero_grad()
+    plain = copy.deepcopy(model)
+    wanted = plain(x.clone())
+    if target is None:
+        target = torch.randn_like(wanted)
+    value = loss(wanted, target)
+    value.backward()
+    start = copy.deepcopy(model.state_dict())
+    y = TiledModel(model, tile_size, spatial_dims=x.ndim - 2, mesh=mesh, **options)(x)
+    assert (y - wanted).abs().max() <= EXACT * wanted.detach().std(), (y - wanted).abs().max()
+    check_buffers(model, plain)
+    model.load_state_dict(start)
+    got = accumulate_gradients(model, x, target, loss, tile_size, mesh=mesh, **options)
+    assert abs(got - value) <= EXACT * abs(value), (got, value)
+    check_buffers(model, plain)
+    check_gradients(model, plain)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert same_bits([y, got, *gradients, *model.buffers()])
+
+
+def check_buffers(model: nn.Module, plain: nn.Module) -> None:
+    for (name, a), b in zip(model.named_buffers(), plain.buffers(), strict=True):
+        assert (a - b).abs().max() <= EXACT * max(1, b.abs().max()), (name, a, b)
+
+
+def check_gradients(model: nn.Module, plain: nn.Module, times: int = 1) -> None:
+    largest = max(p.grad.abs().max() for p in plain.parameters() if p.grad is not None)
+    for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None and q.grad is not None:
+            assert (p.grad - times * q.grad).abs().max() <= EXACT * largest, name
+
+
+@case
+def batch_norm_in_training(mesh: DeviceMesh) -> None:
+    check_equal(mesh, unet("batch"), noise(2, 1, 61), 8, whole=())
+
+
+@case
+def instance_norm_and_a_part_run_whole(mesh: DeviceMesh) -> None:
+    check_equal(mesh, unet("instance"), noise(2, 1, 59), 8, whole=("level.inner",))
+
+
+@case
+def two_dimensions(mesh: DeviceMesh) -> None:
+    model = small_net(nn.Conv2d, nn.InstanceNorm2d)
+    check_equal(mesh, model, noise(2, 1, 19, 26), (7, 9), whole=())
+
+
+@case
+def three_dimensions(mesh: DeviceMesh) -> None:
+    model = small_net(nn.Conv3d, nn.BatchNorm3d)
+    check_equal(mesh, model, noise(1, 1, 9, 7, 8), 4, whole=())
+
+
+@case
+def more_ranks_than_tiles(mesh: DeviceMesh) -> None:
+    model = small_net(nn.Conv1d, nn.BatchNorm1d)
+    check_equal(mesh, model, noise(1, 1, 31), 40)  # one tile, which is the plain call
+    check_equal(mesh, model, noise(1, 1, 31), 40, whole=("1",))  # one tile and a part
+    check_equal(mesh, model, noise(1, 1, 31), 16)  # two tiles
+
+
+@case
+def a_tile_for_every_rank(mesh: DeviceMesh) -> None:
+    model = small_net(nn.Conv1d, nn.InstanceNorm1d)
+    check_equal(mesh, model, noise(1, 1, 31), "auto", whole=())
+
+
+@case
+def the_sum_of_a_loss(mesh: DeviceMesh) -> None:
+    loss = functools.partial(F.l1_loss, reduction="sum")
+    check_equal(mesh, small_net(nn.Conv1d, nn.BatchNorm1d), noise(1, 1, 31), 4, loss, whole=())
+
+
+@case
+def moments_of_very_many_ranks(mesh: DeviceMesh) -> None:
+    most = ranks_file.MOST_GATHERED
+    ranks_file.MOST_GATHERED = 1
+    try:
+        check_equal(mesh, small_net(nn.Conv1d, nn.BatchNorm1d), noise(2, 1, 31), 4, whole=())
+    finally:
+        ranks_file.MOST_GATHERED = most
+
+
+@case
+def frozen_and_unused_parameters(mesh: DeviceMesh) -> None:
+    model = small_net(nn.Conv1d, nn.BatchNorm1d)
+    model[0].requires_grad_(False)
+    model.register_parameter("unused", nn.Parameter(torch.zeros(2, dtype=torch.float64)))
+    check_equal(mesh, model, noise(1, 1, 31), 8, whole=())
+
+
+@case
+def gradients_are_added(mesh: DeviceMesh) -> None:
+    model, x = small_net(nn.Conv1d, nn.InstanceNorm1d), noise(1, 1, 31)
+    target, plain = noise(1, 2, 29), copy.deepcopy(model)
+    F.mse_loss(plain(x), target).backward()
+    for _ in range(2):
+        accumulate_gradients(model, x, target, F.mse_loss, 8, mesh=mesh)
+    check_gradients(model, plain, times=2)
+
+
+@case
+def a_loss_with_parameters(mesh: DeviceMesh) -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([1.0, 3.0], dtype=torch.float64))
+
+        def forward(self, y: Tensor, t: Tensor) -> Tensor:
+            return ((y - t).square() * self.weight[:, None]).mean()
+
+    model, x, target = small_net(nn.Conv1d, nn.InstanceNorm1d), noise(1, 1, 31), noise(1, 2, 29)
+    loss, plain = Weighted(), Weighted()
+    plain(model(x), target).backward()
+    accumulate_gradients(model, x, target, loss, 8, mesh=mesh)
+    check_gradients(loss, plain)
+
+
+@case
+def results_on_disk(mesh: DeviceMesh) -> None:
+    model, x = small_net(nn.Conv2d, nn.InstanceNorm2d), noise(1, 1, 17, 14)
+    wanted = model(x).detach()
+    folder = everywhere(tempfile.mkdtemp())[0]
+    scan, path = Path(folder, "x"), Path(folder, "y")
+    if mesh.get_local_rank() == 0:
+        np.memmap(scan, "float64", "w+", shape=(1, 1, 17, 14))[:] = x.numpy()
+        np.memmap(path, "int16", "w+", shape=(1, 15, 12))[:] = -1
+    dist.barrier()
+    here = np.memmap(scan, "float64", "r", shape=(1, 1, 17, 14))
+    out = np.memmap(path, "int16", "r+", shape=(1, 15, 12))
+    TiledModel(model, 5, reduce="argmax", mesh=mesh)(here, out)
+    assert np.array_equal(out, wanted.argmax(1).numpy())
+    tensor = torch.full((1, 2, 15, 12), torch.nan)
+    error = raised(lambda: TiledModel(model, 5, mesh=mesh)(x, tensor, skip={0}))
+    assert "with a mesh, out must be arrays or None and skip must be left out" in str(error)
+    inside = np.full((1, 2, 15, 12), np.nan)
+    TiledModel(model, 5, mesh=mesh)(x, inside)  # memory of its own: gathered
+    assert np.abs(inside - wanted.numpy()).max() < EXACT
+    TiledModel(model, 5, mesh=mesh)(x, tensor)
+    assert (tensor - wanted).abs().max() < 1e-6
+    out[:] = -1
+    dist.barrier()
+    TiledModel(model, 50, reduce="argmax", mesh=mesh)(here, out)  # one tile
+    assert np.array_equal(out, wanted.argmax(1).numpy())
+
+
+class Chunked:
+    """An array in chunks."""
+
+    def __init__(self, array: np.ndarray, chunks: tuple[int, ...]) -> None:
+        self.array, self.shape, self.dtype, self.chunks = array, array.shape, array.dtype, chunks
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        self.array[index] = values
+
+
+@case
+def chunks_of_two_ranks(mesh: DeviceMesh) -> None:
+    model, x = small_net(nn.Conv1d, nn.InstanceNorm1d), noise(1, 1, 42)
+    tiled = Tiled1d(model, 10, mesh=mesh)
+    error = raised(lambda: tiled(x, Chunked(np.zeros((1, 2, 40)), (1, 2, 7))))
+    assert "every chunk of out must be written by one rank alone, got chunks (1, 2, 7)" in str(
+        error
+    )
+    assert "create it with chunks of (1, 2, 10)" in str(error)
+    out = Chunked(np.zeros((1, 2, 40)), (1, 2, 10))
+    tiled(x, out)
+    nonzero = everywhere([bool(out.array[..., i].any()) for i in range(40)])
+    assert np.array_equal(np.sum(nonzero, axis=0), np.ones(40)), "one rank writes each value"
+
+
+@case
+def prediction_of_an_msnet(mesh: DeviceMesh) -> None:
+    model = MSNet(2, 1, 2, num_layers=2, spatial_dims=2).double().eval()
+    x = (torch.rand(1, 1, 21, 18) > 0.4).double()
+    y = model.predict(x, tile_size=6, mesh=mesh)
+    assert (y - model.predict(x)).abs().max() < EXACT
+    assert same_bits([y])
+    error = raised(lambda: model.predict(x, mesh=mesh))
+    assert "mesh needs a tile_size, got tile_size None" in str(error)
+
+
+class Failing:
+    """An input that cannot be read by one rank."""
+
+    def __init__(self, x: Tensor, error: Exception | None) -> None:
+        self.x, self.shape, self.dtype, self.error = x, x.shape, np.float64, error
+
+    def __getitem__(self, index: Any) -> Tensor:
+        if self.error is not None and index[2].start:
+            raise self.error
+        return self.x[index]
+
+
+class LocalError(Exception):
+    """An error that cannot be made again from what it is called with."""
+
+    def __init__(self, path: str, place: int) -> None:
+        super().__init__(f"{path} is broken at {place}")
+
+
+@case
+def an_error_of_one_rank_is_raised_on_all(mesh: DeviceMesh) -> None:
+    model, x, target = small_net(nn.Conv1d, nn.BatchNorm1d), noise(1, 1, 31), noise(1, 2, 29)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    before = copy.deepcopy(model.state_dict())
+    last = mesh.get_local_rank() == mesh.size() - 1
+
+    def loss(y: Tensor, t: Tensor) -> Tensor:
+        if last and y.requires_grad:
+            raise ZeroDivisionError("the loss of the last rank")
+        return F.mse_loss(y, t)
+
+    broken = Failing(x, OSError("the disk of the last rank") if last else None)
+    local = Failing(x, LocalError("disk", 7) if last else None)
+    steps = functools.partial(accumulate_gradients, model, tile_size=8, mesh=mesh)
+    calls: list[tuple[type[Exception], str, Callable[[], Any]]] = [
+        (OSError, "the disk of", lambda: Tiled1d(model, 8, mesh=mesh)(broken)),
+        (OSError, "the disk of", lambda: steps(broken, target, F.mse_loss)),
+        (ZeroDivisionError, "the loss of", lambda: steps(x, target, loss)),
+        (OSError, "the disk of", lambda: steps(x, Failing(target, broken.error), F.mse_loss)),
+    ]
+    for kind, text, call in calls:
+        error = raised(call)
+        assert isinstance(error, kind), error
+        assert text in str(error), error
+        notes = f"raised by rank {mesh.size() - 1} of {mesh.size()}"
+        assert notes in error.__notes__
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+    with pytest.raises(LocalError if last else RankError, match="disk is broken at 7"):
+        Tiled1d(model, 8, mesh=mesh)(local)
+    check_equal(mesh, small_net(nn.Conv1d, nn.BatchNorm1d), x, 8)  # the group works
+
+
+@case
+def calls_that_differ_by_rank(mesh: DeviceMesh) -> None:
+    rank = mesh.get_local_rank()
+    model, x = small_net(nn.Conv1d, nn.BatchNorm1d), noise(1, 1, 31)
+    target = noise(1, 2, 29)
+    other = copy.deepcopy(model)
+    if rank:
+        with torch.no_grad():
+            other[3].bias += 1e-3
+    expected: dict[str, Callable[[], Any]] = {
+        "same values of parameters and buffers, got other values on rank 1": lambda: Tiled1d(
+            other, 8, mesh=mesh
+        )(x),
+        "same training mode, got other values": lambda: Tiled1d(
+            copy.deepcopy(model).train(rank == 0), 8, mesh=mesh
+        )(x),
+        "same class of model, got 'Sequential' on rank 0 and 'Conv1d' on rank 1": lambda: Tiled1d(
+            model if rank == 0 else model[0], 8, mesh=mesh
+        )(x),
+        "same values of x, got": lambda: Tiled1d(model, 8, mesh=mesh)(x + rank),
+        "same shape of x, got (1, 1, 31) on rank 0 and (1, 1, 30)": lambda: Tiled1d(
+            model, 8, mesh=mesh
+        )(x if rank == 0 else x[..., 1:]),
+        "same tile_size and parts run whole, got ((8,), ()) on rank 0": lambda: Tiled1d(
+            model, 8 if rank == 0 else 9, whole=(), mesh=mesh
+        )(x),
+        "same reduce, got None on rank 0 and 'argmax' on rank 1": lambda: Tiled1d(
+            model, 8, reduce=None if rank == 0 else "argmax", mesh=mesh
+        )(x),
+        "same values of target": lambda: accumulate_gradients(
+            model, x, target + rank, F.mse_loss, 8, mesh=mesh
+        ),
+        "same requires_grad of parameters": lambda: accumulate_gradients(
+            copy.deepcopy(model).requires_grad_(rank == 0), x, target, F.mse_loss, 8, mesh=mesh
+        ),
+        "expected (B, C) and 1 spatial axes": lambda: Tiled1d(model, 8, mesh=mesh)(
+            x if rank == 0 else x[None]
+        ),
+    }
+    for text, call in expected.items():
+        error = raised(call)
+        assert isinstance(error, ValueError), (text, error)
+        assert text in str(error), (text, error)
+
+
+@case
+def losses_that_differ_by_rank(mesh: DeviceMesh) -> None:
+    model, x = nn.Conv1d(1, 2, 1).double(), noise(1, 1, 32)
+    steps = functools.partial(accumulate_gradients, model, x, tile_size=8, mesh=mesh)
+    how = "mean" if mesh.get_local_rank() == 0 else "sum"
+    loss = functools.partial(F.mse_loss, reduction=how)
+    error = raised(lambda: steps(noise(1, 2, 32), loss))
+    assert "the same on all ranks, got [['mean'], ['sum']" in str(error), error
+    labels = torch.arange(32)[None] // (32 // mesh.size())  # one class per rank
+    weights = torch.tensor([1.0, 5.0], dtype=torch.float64)
+    weighted = functools.partial(F.cross_entropy, weight=weights)
+    error = raised(lambda: steps(labels.clamp(max=1), weighted))
+    assert "loss must be a mean of a local term" in str(error), error
+
+
+@case
+def models_that_communicate_themselves(mesh: DeviceMesh) -> None:
+    model = small_net(nn.Conv1d, nn.BatchNorm1d)
+    refused = {
+        "must not be wrapped in DistributedDataParallel": DistributedDataParallel(
+            copy.deepcopy(model)
+        ),
+        "must have whole parameters, got FSDPSequential": None,
+        "must have ordinary batch norm": nn.SyncBatchNorm.convert_sync_batchnorm(
+            copy.deepcopy(model)
+        ),
+    }
+    for text, wrapped in refused.items():
+        wrapped = fully_shard(copy.deepcopy(model), mesh=mesh) if wrapped is None else wrapped
+        for call in (
+            lambda m=wrapped: TiledModel(m, 8, mesh=mesh),
+            lambda m=wrapped: TiledModel(m, 8),
+            lambda m=wrapped: accumulate_gradients(
+                m, noise(1, 1, 31), noise(1, 2, 29), F.mse_loss, 8, mesh=mesh
+            ),
+        ):
+            error = raised(call)
+            assert isinstance(error, ValueError), error
+            assert text in str(error), error
+
+
+@case
+def meshes_that_do_not_serve(mesh: DeviceMesh) -> None:
+    model = nn.Conv1d(1, 2, 1)
+    both = init_device_mesh("cpu", (1, mesh.size()), mesh_dim_names=("data", "domain"))
+    error = raised(lambda: TiledModel(model, 8, mesh=both))
+    assert "mesh must be one-dimensional, got 2 dimensions" in str(error)
+    assert "pass mesh['domain']" in str(error)
+    TiledModel(model, 8, spatial_dims=1, mesh=both["domain"])(torch.randn(1, 1, 20))
+    bare = init_device_mesh("cpu", (1, mesh.size()))
+    assert "name its dimensions" in str(raised(lambda: TiledModel(model, 8, mesh=bare)))
+    half = DeviceMesh("cpu", [0])
+    if mesh.get_local_rank() == 0:
+        TiledModel(model, 8, spatial_dims=1, mesh=half)(torch.randn(1, 1, 20))
+    else:
+        with pytest.raises(ValueError, match="must contain the process that calls, got rank"):
+            TiledModel(model, 8, mesh=half)
+
+
+@case
+def copies_of_a_tiled_model(mesh: DeviceMesh) -> None:
+    x = noise(1, 1, 31)
+    tiled = TiledModel(small_net(nn.Conv1d, nn.InstanceNorm1d), 8, spatial_dims=1, mesh=mesh)
+    for copied in (copy.deepcopy(tiled), pickle.loads(pickle.dumps(tiled))):
+        assert torch.equal(copied(x), tiled(x))
+
+
+@slow_case
+def all_norms_in_two_dimensions(mesh: DeviceMesh) -> None:
+    for norm in (None, "batch", "instance", "group"):
+        model = unet(norm, 2)
+        check_equal(mesh, model, noise(2, 1, 43, 38), 16, whole=())
+        check_equal(mesh, model, noise(2, 1, 37, 50), 16, whole=("level.inner",))
+        check_equal(mesh, model, noise(1, 1, 30, 30), "auto", whole=())
+
+
+@slow_case
+def a_unet_in_three_dimensions(mesh: DeviceMesh) -> None:
+    check_equal(mesh, unet("instance", 3), noise(1, 1, 18, 21, 15), 8, whole=("level.inner",))
+
+
+@slow_case
+def steps_of_training(mesh: DeviceMesh) -> None:
+    """Five steps of gradient descent end with the weights of the plain model."""
+    model = unet("batch")
+    plain, x, target = copy.deepcopy(model), noise(2, 1, 61), noise(2, 2, 61)
+    descents = [torch.optim.SGD(m.parameters(), 0.05) for m in (model, plain)]
+    for _ in range(5):
+        for descent in descents:
+            descent.zero_grad()
+        accumulate_gradients(model, x, target, F.mse_loss, 8, mesh=mesh)
+        F.mse_loss(plain(x), target).backward()
+        for descent in descents:
+            descent.step()
+    for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert (a - b).abs().max() < 1e-9
+    assert same_bits(list(model.state_dict().values()))
+
+
+@slow_case
+def a_task_under_ddp(mesh: DeviceMesh) -> None:
+    """Groups of two ranks share an input; gradients are averaged over the groups."""
+    from lightning.pytorch import Trainer
+
+    from neurenix_ms.training import RegressionTask
+
+    num_groups = mesh.size() // 2
+    model = small_net(nn.Conv1d, nn.InstanceNorm1d)
+    plain = copy.deepcopy(model)
+    x, target = noise(num_groups, 1, 31), noise(num_groups, 2, 29)
+    descent = torch.optim.SGD(plain.parameters(), 0.05)
+    for _ in range(3):
+        descent.zero_grad()
+        F.mse_loss(plain(x), target).backward()
+        descent.step()
+    sgd = torch.optim.SGD
+    task = RegressionTask(model, optimizer=sgd, learning_rate=0.05, tile_size=8, domain_size=2)
+    group = slice(mesh.get_local_rank() // 2, mesh.get_local_rank() // 2 + 1)
+    os.environ |= {"LOCAL_RANK": str(mesh.get_local_rank()), "NODE_RANK": "0"}
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=mesh.size(),
+        strategy="ddp",
+        max_epochs=3,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    pairs = torch.utils.data.TensorDataset(x[group], target[group])
+    data = torch.utils.data.DataLoader(pairs)
+    trainer.fit(task, data)
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert (a - b).abs().max() < EXACT
+    assert same_bits(list(model.parameters()))
+    trainer.validate(task, data, verbose=False)
+    value = trainer.callback_metrics["val_loss"]
+    assert abs(value - F.mse_loss(plain(x), target)) < 1e-6
+    wrong = RegressionTask(model, tile_size=8, domain_size=mesh.size() + 1)
+    error = raised(lambda: wrong.training_step((x, target), 0))
+    assert f"got {mesh.size() + 1} and {mesh.size()} processes" in str(error)
+
+
+def die(rank: int, size: int, folder: str) -> None:
+    """Read an input that kills the last rank; the first one writes what became of it."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size)
+    mesh = init_device_mesh("cpu", (size,))
+    model, x = small_net(nn.Conv1d, nn.BatchNorm1d), noise(1, 1, 31)
+    before = copy.deepcopy(model.state_dict())
+
+    class Deadly(Failing):
+        def __getitem__(self, index: Any) -> Tensor:
+            if rank == size - 1 and index[2].start:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    try:
+        accumulate_gradients(model, Deadly(x, None), noise(1, 2, 29), F.mse_loss, 8, mesh=mesh)
+    except RuntimeError:
+        same = all(torch.equal(a, before[name]) for name, a in model.state_dict().items())
+        same = same and all(p.grad is None for p in model.parameters())
+        told = f"RuntimeError, gradients and buffers {'un' if same else ''}changed"
+        Path(folder, f"rank{rank}").write_text(told)
+    os._exit(0)
