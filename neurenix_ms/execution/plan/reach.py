@@ -206,7 +206,7 @@ def find_halos(
         if end < short[axis]:
             continue
         shape = (1, channels, *_across(lengths, short, axis, end))
-        needed = math.ceil(PROBES * lengths.bytes_per_position() * math.prod(shape[2:]))
+        needed = max(1, math.ceil(PROBES * lengths.bytes_per_position() * math.prod(shape[2:])))
         if needed > most_bytes:
             raise LayerError(
                 f"memory_limit must hold an input of size {shape[2:]}, on which the receptive field of "
