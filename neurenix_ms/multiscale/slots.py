@@ -147,7 +147,7 @@ class Slots:
         return Synthesis(in_channels, out_channels, self.spec), out_channels
 
     def make_skip(self, skip_channels: int, up_channels: int) -> tuple[nn.Module | None, int]:
-        """Return what merges the skip and the upsampled feature map, None to concatenate, and channels."""
+        """Return the module that merges the two inputs, None to concatenate, and its channels."""
         if callable(self.skip):
             module = check_made("skip", self.skip, skip_channels, up_channels)
             given = GivenSkip(module, skip_channels, up_channels, self.spec.spatial_dims)
