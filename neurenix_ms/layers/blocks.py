@@ -24,16 +24,16 @@ Edge = int | Sequence[int]  # of a kernel in pixels, one number or one per axis
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """What the convolutions of a network have in common.
+    """The arguments that all convolutions of a network share.
 
     Args:
         spatial_dims: Number of spatial axes.
-        kernel_size: Odd edge of the kernel in pixels, or one per axis.
+        kernel_size: Kernel size in pixels, odd, or one per axis.
         norm: Name or maker of the normalization.
         act: Name or maker of the activation.
-        conv_bias: Bias of the convolution; None is only where no norm follows.
+        conv_bias: Whether convolutions have a bias; None: only those that no norm follows.
         padding_mode: As in `nn.Conv2d`.
-        dropout: Ratio of the channels that are dropped after a block.
+        dropout: Channel dropout probability after a block.
     """
 
     spatial_dims: SpatialDims = 2
@@ -116,7 +116,7 @@ class ConvNormAct(nn.Module):
         return self.finish(self.conv(x))
 
     def finish(self, y: Tensor) -> Tensor:
-        """Return what follows the convolution, and is cheap enough to be done again in backward."""
+        """Apply norm and activation, which are cheap enough to be recomputed in backward."""
         modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
         norm, act = modules["norm"], modules["act"]
         if not is_recorded():
@@ -125,7 +125,7 @@ class ConvNormAct(nn.Module):
 
 
 def joined(maps: tuple[Tensor, ...]) -> Tensor:
-    """Return the channels of all maps in one, each map padded with zeros to the size of the first."""
+    """Concatenate feature maps along the channels, each padded with zeros to the size of the first."""
     return maps[0] if len(maps) == 1 else recomputed(_concatenated, *maps)
 
 
@@ -134,7 +134,7 @@ def _concatenated(first: Tensor, *others: Tensor) -> Tensor:
 
 
 class ChannelDropout(nn.Module):
-    """Drop whole channels; only the mask is kept for backward, so the map can be recomputed.
+    """Drop whole channels; backward keeps the mask only, and recomputes the product.
 
     Shape:
         `(B, C, *S)` -> the same
@@ -155,13 +155,13 @@ class ChannelDropout(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """One or two conv-norm-act over one map or several joined, then channel dropout.
+    """One or two conv-norm-act on the concatenated inputs, then channel dropout.
 
     A residual block ends in the activation of the sum; its shortcut is the identity, or a 1x1
     convolution with a norm where the channels differ (He et al. 2016, figure 2).
 
     Shape:
-        maps `(B, C_i, *S)`, their channels together `C_in` -> `(B, C_out, *S)`
+        feature maps `(B, C_i, *S)`, with `C_in` channels in total -> `(B, C_out, *S)`
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The way up of a U-Net: deep maps joined to the skip of every finer resolution, then a head."""
+"""The expanding path of a U-Net, and its head."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -77,7 +77,7 @@ class Head(nn.Module):
 
 
 def make_ups(levels: Sequence[Slots], widths: Sequence[int], align_corners: bool) -> list[Up]:
-    """Return the steps up, coarse to fine, from the widths of all levels, finest first.
+    """Return the decoder levels, coarsest first, for the channels of all levels, finest first.
 
     Upsampling without weights leaves the channels as they are, so each step already goes down to the
     width of the next finer skip; one with weights changes them itself.
@@ -120,33 +120,33 @@ def up_named(up: Any, bilinear: bool) -> Any:
 
 
 class UNetDecoder(Configured, nn.Module):
-    """The decoding half of a U-Net, for the maps of any encoder.
+    """The decoder of a U-Net, for the feature maps of any encoder.
 
-    Use it to turn a backbone that gives maps at several resolutions into a network with an output
-    per pixel of its finest map.
+    Use it to turn a backbone with feature maps at several resolutions into a network with one output
+    per pixel of the finest feature map.
 
     Args:
-        encoder_channels: Channels of the encoder's maps, fine to coarse, the bottleneck last; or a
-            `Backbone` whose strides double from map to map.
+        encoder_channels: Channels of the encoder feature maps, finest first, the bottleneck last; or
+            a `Backbone` whose strides double from level to level.
         out_channels: Channels of the output.
-        num_scales: Number of maps; if given, it must equal that of `encoder_channels`.
+        num_scales: Number of feature maps; if given, it must equal that of `encoder_channels`.
         spatial_dims: Number of spatial axes.
-        bilinear: `up` by its former name: True is "linear", False "transposed".
-        align_corners: Grid of the linear upsampling.
+        bilinear: Former name of `up`: True is "linear", False "transposed".
+        align_corners: As in `F.interpolate`, for linear upsampling.
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
             `callable(in_channels, out_channels) -> Module`, which keeps the size.
         up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
             which multiplies the size by `stride`; None follows `bilinear`.
         skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
-            with the skip and the upsampled feature map, both of the size of the skip.
+            with the skip and the upsampled feature map, both of the same size.
         depth: Number of blocks per level.
         stride: Pixels of a feature map per pixel of the next coarser one.
-        conv_bias: Bias of the convolutions; None is only where no norm follows.
-        kernel_size: Odd edge of the kernels in pixels; None takes 7 for "convnext" and 3 for others.
+        conv_bias: Whether convolutions have a bias; None: only those that no norm follows.
+        kernel_size: Kernel size in pixels, odd; None takes 7 for "convnext" and 3 for others.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
         act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
         padding_mode: As in `nn.Conv2d`.
-        dropout: Ratio of the channels dropped after every block.
+        dropout: Channel dropout probability after every block.
         final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
             or a module class.
         deep_supervision: In training, return the outputs of all levels, finest first.
@@ -158,14 +158,14 @@ class UNetDecoder(Configured, nn.Module):
 
     Shape:
         list of `(B, encoder_channels[i], *S_i)`, or a dict of them, finest first ->
-        `(B, out_channels, *S_0)`; each map about half the size of the one before (upsampled by
+        `(B, out_channels, *S_0)`; each about half the size of the one before (upsampled by
         two, then padded or cropped at the end); with `deep_supervision`, in training, a list of such
         outputs for all feature maps but the last
 
     Raises:
-        ValueError: If there are fewer than two maps, `num_scales` differs, the strides of a backbone
-            do not double, a map has other channels, another rank or batch size, or the maps are not
-            each about half the size of the one before.
+        ValueError: If there are fewer than two feature maps, `num_scales` differs, the strides of a
+            backbone do not double, or a feature map has other channels, another rank or batch size, or
+            not about half the size of the one before.
 
     Source: Ronneberger et al. 2015, "U-Net", figure 1, right half.
 
@@ -211,7 +211,7 @@ class UNetDecoder(Configured, nn.Module):
         if isinstance(encoder_channels, Backbone) and stride == 2:
             encoder_channels.check_doubling()
         if len(widths) < 2:
-            raise ValueError(f"encoder_channels must name at least two maps, got {widths}")
+            raise ValueError(f"encoder_channels must have at least two entries, got {widths}")
         if num_scales is not None and num_scales != len(widths):
             raise ValueError(
                 f"num_scales must equal the {len(widths)} encoder_channels, got {num_scales}"

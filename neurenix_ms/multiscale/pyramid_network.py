@@ -1,4 +1,4 @@
-"""Feature pyramids: what coarse maps know is handed down to the finer ones."""
+"""Feature pyramids with top-down fusion."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -49,19 +49,19 @@ from neurenix_ms.multiscale.slots import (
 
 
 class PyramidNetwork(Configured, Remembers, nn.Module):
-    """Encode a map to ever coarser features, and merge them back down to a fine one.
+    """Compute feature maps at several resolutions and fuse them top-down.
 
-    A light network for outputs per pixel, and a source of features at several resolutions: call it,
-    then `get_features()`, or `forward_features(x)` at once.
+    Use it as a light network with one output per pixel, or as a source of features at several
+    resolutions, by `forward_features(x)`, or `get_features()` after a forward pass.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         num_levels: Number of resolutions.
-        base_channels: Width of the finest level; every level doubles it.
+        base_channels: Channels of the finest level; every level doubles them.
         spatial_dims: Number of spatial axes.
-        pyramid_channels: Width of the way down; by default max(out_channels, base_channels).
-        return_pyramid: Give the maps of all levels, finest first, instead of the finest.
+        pyramid_channels: Channels of the top-down path; by default max(out_channels, base_channels).
+        return_pyramid: Return the outputs of all levels, finest first, instead of the finest.
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
             `callable(in_channels, out_channels) -> Module`, which keeps the size.
         down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", or `callable(channels) -> Module`,
@@ -73,13 +73,13 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
             channels, a 1x1 convolution follows.
         depth: Number of blocks per level.
         stride: Pixels of a level per pixel of the next coarser one.
-        kernel_size: Odd edge of the kernels in pixels; None takes 7 for "convnext" and 3 for others.
+        kernel_size: Kernel size in pixels, odd; None takes 7 for "convnext" and 3 for others.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
         act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
-        conv_bias: Bias of the blocks' convolutions; None is only where no norm follows.
+        conv_bias: Whether the convolutions of blocks have a bias; None: only those that no norm follows.
         padding_mode: As in `nn.Conv2d`.
         deep_supervision: In training, return the outputs of all levels, finest first.
-        remember: Keep the features of the last forward for `get_features`; False saves memory.
+        remember: Keep the features of the last forward pass for `get_features`; False saves memory.
 
     `block`, `down`, `up`, `skip`, `depth`, `stride` and `kernel_size` may be lists with an entry per
     level, finest first: `num_levels` for `block`, `depth` and `kernel_size`, one less for the others.
@@ -91,12 +91,13 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         `2**(num_levels - 1)`
 
     Raises:
-        ValueError: If an argument is out of range or unknown, a map is too small, or has other
+        ValueError: If an argument is out of range or unknown, or the input is too small or has other
             channels or axes.
-        RuntimeError: If `get_features` is called before any forward.
+        RuntimeError: If `get_features` is called before a forward pass.
 
-    Source: Lin et al. 2017, "Feature Pyramid Networks", figure 3. Deviation: entry i of a finer map
-    takes entry i // 2 of the coarser one, without the drift of nearest interpolation on odd sizes.
+    Source: Lin et al. 2017, "Feature Pyramid Networks", figure 3. Deviation: entry i of a finer
+    feature map gets entry i // 2 of the coarser one, without the drift of nearest interpolation at odd
+    sizes.
 
     Examples:
         >>> import torch
@@ -180,12 +181,12 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
 
     @recomputes
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """The encoded maps of `x`, fine to coarse, without remembering them."""
+        """Return the encoder feature maps of `x`, finest first, without keeping them."""
         self._check(x)
         return self.level.encoded(x)
 
     def get_features(self) -> list[Tensor]:
-        """The encoded maps of the last forward, fine to coarse."""
+        """Return the encoder feature maps of the last forward pass, finest first."""
         return [tensor_of(y) for y in self._recall("features")]
 
     def _check(self, x: Tensor) -> None:
@@ -199,15 +200,15 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
 
 
 class PyramidFusion(Configured, nn.Module):
-    """A feature pyramid: hand what the coarse maps know down to the finer ones.
+    """Fuse the feature maps of a backbone top-down (FPN).
 
-    Use it behind a backbone, for heads that read every scale. The list goes in and comes out fine to
-    coarse.
+    Use it as the neck between a backbone and heads that read every scale. The list is finest first, as
+    is the result.
 
     Args:
-        in_channels: Channels of every map, one number for all, or a `Backbone` that makes them.
-        out_channels: Channels of every result; by default those of the (first) map.
-        num_scales: Number of maps, where `in_channels` is one number.
+        in_channels: Channels of every feature map, one number for all, or a `Backbone` that makes them.
+        out_channels: Channels of every result; by default those of the (first) feature map.
+        num_scales: Number of feature maps, if `in_channels` is one number.
         spatial_dims: Number of spatial axes.
 
     Shape:
@@ -215,8 +216,8 @@ class PyramidFusion(Configured, nn.Module):
         finest first, gives an ordered dict with the same names, as torchvision's networks expect
 
     Raises:
-        ValueError: If a count is below 1, the list is of another length, or a map has other channels,
-            another rank or batch size.
+        ValueError: If a count is below 1, the list has another length, or a feature map has other
+            channels, another rank or batch size.
 
     Source: Lin et al. 2017, "Feature Pyramid Networks", section 3; arithmetic of torchvision's
     `FeaturePyramidNetwork`.

@@ -147,7 +147,7 @@ class Slots:
         return Synthesis(in_channels, out_channels, self.spec), out_channels
 
     def make_skip(self, skip_channels: int, up_channels: int) -> tuple[nn.Module | None, int]:
-        """Return what merges a skip and what comes from below, and its channels; None concatenates."""
+        """Return the module that merges the two inputs, None to concatenate, and its channels."""
         if callable(self.skip):
             module = check_made("skip", self.skip, skip_channels, up_channels)
             given = GivenSkip(module, skip_channels, up_channels, self.spec.spatial_dims)
@@ -246,7 +246,7 @@ def nested(
 
 
 def products_of(levels: Sequence[Slots], spatial_dims: int) -> tuple[int, ...]:
-    """Return what the strides of levels multiply to, along every axis."""
+    """Return the product of the strides of levels, along every axis."""
     return tuple(prod(level.stride[axis] for level in levels) for axis in range(spatial_dims))
 
 

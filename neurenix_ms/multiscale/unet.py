@@ -1,4 +1,4 @@
-"""U-Nets: encode to ever coarser maps, decode with the encoded maps of every resolution beside."""
+"""U-Nets in one to three dimensions, for inputs of any size."""
 
 from collections.abc import Iterator, Sequence
 
@@ -42,19 +42,19 @@ from neurenix_ms.multiscale.slots import (
 
 
 class UNet(Configured, Remembers, nn.Module):
-    """A U-Net for maps with one, two or three axes, of any size that can be halved often enough.
+    """A U-Net for signals, images and volumes of any size.
 
-    The standard network where output and input lie on the same grid: segmentation, denoising, the
-    next state of a field. Outputs are logits unless `final_activation` says otherwise.
+    Use it where output and input have the same size: segmentation, denoising, the next state of a
+    field. Outputs are logits unless `final_activation` is given.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        features: Widths of the skips, fine to coarse; the bottleneck is one level deeper.
+        features: Channels of the skip connections, finest first; the bottleneck is one level deeper.
         spatial_dims: Number of spatial axes.
-        bilinear: `up` by its former name: True is "linear", False "transposed".
-        align_corners: Grid of the linear upsampling; True only to load weights made with it, because
-            such a network cannot be cut into tiles exactly.
+        bilinear: Former name of `up`: True is "linear", False "transposed".
+        align_corners: As in `F.interpolate`, for linear upsampling. Set it only to load weights trained
+            with it: such a network cannot run in exact tiles.
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
             `callable(in_channels, out_channels) -> Module`, which keeps the size.
         down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", or `callable(channels) -> Module`,
@@ -62,22 +62,22 @@ class UNet(Configured, Remembers, nn.Module):
         up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
             which multiplies the size by `stride`; None follows `bilinear`.
         skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
-            with the skip and the upsampled feature map, both of the size of the skip.
+            with the skip and the upsampled feature map, both of the same size.
         depth: Number of blocks per level, before and after the coarser ones.
         stride: Pixels of a level per pixel of the next coarser one.
-        conv_bias: Bias of the convolutions; None is only where no norm follows.
-        bottleneck_channels: Width of the bottleneck; by default that of the last skip if upsampling has
-            no weights, else twice that.
-        kernel_size: Odd edge of the kernels in pixels; None takes 7 for "convnext" and 3 for others.
+        conv_bias: Whether convolutions have a bias; None: only those that no norm follows.
+        bottleneck_channels: Channels of the bottleneck; by default those of the last skip connection if
+            upsampling has no weights, else twice as many.
+        kernel_size: Kernel size in pixels, odd; None takes 7 for "convnext" and 3 for others.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
         act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
         padding_mode: As in `nn.Conv2d`.
-        dropout: Ratio of the channels dropped after every block.
+        dropout: Channel dropout probability after every block.
         final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
             or a module class.
         residual_channel: Input channel that is added to the output before the final activation.
         deep_supervision: In training, return the outputs of all levels, finest first.
-        remember: Keep the maps of the last forward for the getters; False saves memory.
+        remember: Keep the feature maps of the last forward pass for the getters; False saves memory.
 
     `block`, `down`, `up`, `skip`, `depth`, `stride` and `kernel_size` may be lists with an entry per
     level, finest first: `len(features) + 1` for `block`, `depth` and `kernel_size`, the bottleneck
@@ -90,9 +90,9 @@ class UNet(Configured, Remembers, nn.Module):
         but the bottleneck
 
     Raises:
-        ValueError: If an argument is out of range or unknown, a map is too small, or has other
+        ValueError: If an argument is out of range or unknown, or the input is too small or has other
             channels or axes.
-        RuntimeError: If a getter is called before any forward.
+        RuntimeError: If a getter is called before a forward pass.
 
     Source: Ronneberger et al. 2015, "U-Net", figure 1, padded so that sizes stay; with the defaults
     the 17,267,393 parameters of the widely used bilinear variant.
@@ -196,11 +196,11 @@ class UNet(Configured, Remembers, nn.Module):
         return self.level.encoded(x)
 
     def get_encoder_features(self) -> list[Tensor]:
-        """Encoded maps of the last forward, fine to coarse, the bottleneck last."""
+        """Return the encoder feature maps of the last forward pass, finest first."""
         return [tensor_of(y) for y in self._recall("encoder")]
 
     def get_decoder_features(self) -> list[Tensor]:
-        """Decoded maps of the last forward, coarse to fine; the last one feeds the head."""
+        """Return the decoder feature maps of the last forward pass, coarsest first."""
         return [tensor_of(y) for y in self._recall("decoder")]
 
     def _check(self, x: Tensor) -> None:
@@ -216,7 +216,7 @@ class UNet(Configured, Remembers, nn.Module):
 def _decoders(
     levels: Sequence[Slots], widths: Sequence[int], align_corners: bool
 ) -> Iterator[nn.Module | None]:
-    """Return what every level decodes with, the bottleneck, which does not, first."""
+    """Return the decoders of all levels, coarsest first; that of the bottleneck is None."""
     yield None  # before the others are made, so that a seed gives the weights that it always gave
     yield from make_ups(levels, widths, align_corners)
 

@@ -529,7 +529,7 @@ def test_a_feature_map_is_cropped_or_padded_at_its_end():
             lambda: UNet(1, 1, [4], norm="instance").eval()(torch.zeros(3, 1, 2, 2)),
             r"got batch size 3 and size \(1, 1\) there with norm 'instance'",
         ),
-        (lambda: UNetDecoder([3], 1), r"at least two maps, got \[3\]"),
+        (lambda: UNetDecoder([3], 1), r"at least two entries, got \[3\]"),
         (lambda: UNetDecoder([3, 4], 1, 3), "must equal the 2 encoder_channels, got 3"),
         (lambda: UNetDecoder([3, 4], 1)([torch.zeros(1, 3, 4, 4)]), "expected 2 features, got 1"),
         (lambda: PyramidNetwork(1, 1, 0), "num_levels must be at least 1, got 0"),
