@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.dims import LINEAR_MODES, SpatialDims, avg_pool3d, choose
-from neurenix_ms._core.sizes import Size, equal, spatial
-from neurenix_ms._core.tracing import one_call, one_module
+from neurenix_ms._core.sizes import Size, equal, fit, spatial
+from neurenix_ms._core.tracing import one_call, one_module, sizes_are_open
 
 LINEAR_NAMES = ("linear", "bilinear", "trilinear")
+NEAREST: dict[int, Callable[..., Tensor]] = {
+    1: torch._C._nn.upsample_nearest1d,
+    2: torch._C._nn.upsample_nearest2d,
+    3: torch._C._nn.upsample_nearest3d,
+}
 MODES = ("nearest", *LINEAR_NAMES, "bicubic", "area")
 
 
@@ -42,6 +48,22 @@ def halved(x: Tensor) -> Tensor:
 def doubled(x: Tensor) -> Tensor:
     """Repeat every position twice along each axis."""
     return F.interpolate(x, tuple(2 * n for n in spatial(x)))
+
+
+@one_call
+def enlarged(coarse: Tensor, size: Size) -> Tensor:
+    """Repeat every position twice along each axis, the last one also where `size` is odd.
+
+    Entry i is entry `i // 2` of the coarser feature map at every size. `F.interpolate` takes a size or a
+    factor; with both, no enlarged tensor has to be cropped or padded.
+    """
+    if not sizes_are_open():
+        y: Tensor = NEAREST[len(size)](coarse, list(size), *(2.0,) * len(size))
+        return y
+    for axis in range(2, coarse.ndim):  # compiled, the kernel would not stop at the last entry
+        last = coarse.narrow(axis, coarse.shape[axis] - 1, 1)
+        coarse = torch.cat([coarse, last], dim=axis)
+    return fit(doubled(coarse), size)
 
 
 class Resize(nn.Module):

@@ -14,13 +14,13 @@ from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import CONVOLUTIONS, POOLS, SpatialDims, choose
 from neurenix_ms._core.hooks import is_observed
 from neurenix_ms._core.orders import check_halving
-from neurenix_ms._core.sizes import Size, fit, spatial
-from neurenix_ms._core.tracing import entries, one_call, one_module, sizes_are_open
+from neurenix_ms._core.sizes import fit, spatial
+from neurenix_ms._core.tracing import entries, one_module
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import recomputed, recomputes
 from neurenix_ms.layers.blocks import ConvNormAct
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable, make_act, make_norm
-from neurenix_ms.layers.resize import doubled
+from neurenix_ms.layers.resize import enlarged
 from neurenix_ms.multiscale.features import (
     Channels,
     Features,
@@ -34,11 +34,6 @@ Weighting = Literal["fast", "softmax"] | None
 Downsample = Literal["max", "conv"]
 Projection = Literal["level", "edge"]
 MOST_REPEATS = 64
-NEAREST: dict[int, Any] = {
-    1: torch._C._nn.upsample_nearest1d,
-    2: torch._C._nn.upsample_nearest2d,
-    3: torch._C._nn.upsample_nearest3d,
-}
 EPSILON = 1e-4  # of the fast weights (Tan et al. 2020, section 3.3)
 
 
@@ -83,22 +78,6 @@ class WeightedSum(nn.Module):
             return weights.softmax(0)
         weights = weights.relu()
         return weights / (weights.sum() + EPSILON)
-
-
-@one_call
-def enlarged(coarse: Tensor, size: Size) -> Tensor:
-    """Return every entry twice along every axis, the last one also where the size is odd.
-
-    Entry i is entry `i // 2` of the coarser feature map at every size. `F.interpolate` takes a size or a
-    factor; with both, no enlarged tensor has to be cropped or padded.
-    """
-    if not sizes_are_open():
-        y: Tensor = NEAREST[len(size)](coarse, list(size), *(2.0,) * len(size))
-        return y
-    for axis in range(2, coarse.ndim):  # compiled, the kernel would not stop at the last entry
-        last = coarse.narrow(axis, coarse.shape[axis] - 1, 1)
-        coarse = torch.cat([coarse, last], dim=axis)
-    return fit(doubled(coarse), size)
 
 
 class Node(nn.Module):

@@ -5,8 +5,7 @@ from torch import Tensor, nn
 
 from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims
 from neurenix_ms._core.sizes import fit, spatial
-from neurenix_ms._core.tracing import one_call
-from neurenix_ms.layers.resize import doubled
+from neurenix_ms.layers.resize import enlarged
 from neurenix_ms.multiscale.slots import Slots
 
 
@@ -47,7 +46,7 @@ class Merge(nn.Module):
     def forward(self, features: Tensor, coarse: Tensor | None = None) -> Tensor:
         y = self.lateral(features)
         # added into the upsampled feature map, which nothing else reads
-        return y if coarse is None else repeated(coarse, spatial(y)).add_(y)
+        return y if coarse is None else enlarged(coarse, spatial(y)).add_(y)
 
 
 class SlottedMerge(nn.Module):
@@ -71,15 +70,3 @@ class SlottedMerge(nn.Module):
         upsampled = fit(self.up(coarse), spatial(y))
         merged = torch.cat([y, upsampled], dim=1) if self.skip is None else self.skip(y, upsampled)
         return self.project(merged)
-
-
-@one_call
-def repeated(coarse: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return every entry twice along every axis, and the last one once more where the size is odd."""
-    if not torch.compiler.is_compiling():
-        return fit(doubled(coarse), size, mode="replicate")
-    # the gradient of replicate padding cannot be compiled (its layout is not the one announced)
-    for axis in range(2, coarse.ndim):
-        last = coarse.narrow(axis, coarse.shape[axis] - 1, 1)
-        coarse = torch.cat([coarse, last], dim=axis)
-    return fit(doubled(coarse), size)

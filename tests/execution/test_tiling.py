@@ -75,6 +75,14 @@ def test_random_networks_are_equal_or_refused(seed, dims):
     assert moved < 1e-10
 
 
+@pytest.mark.parametrize("size", [45, 61, 80, 97])
+@pytest.mark.parametrize("num_levels", [3, 4])
+def test_pyramids_of_any_length_run_in_tiles(size, num_levels):
+    model = PyramidNetwork(1, 1, num_levels, 4, spatial_dims=1).double().eval()
+    wanted, got, _ = both(model, torch.randn(1, 1, size, dtype=torch.float64), 16, 1)
+    assert apart(wanted, got) < EXACT
+
+
 def test_a_relu_does_not_hide_what_depends_on_the_result_of_a_part():
     part, up = nn.Conv1d(1, 1, 2, stride=2), nn.Upsample(scale_factor=2, mode="linear")
     nn.init.constant_(part.bias, -100)  # zeros after the ReLU, unless the map is as large as here

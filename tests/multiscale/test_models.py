@@ -205,7 +205,7 @@ def test_the_top_down_path_equals_the_feature_pyramid_of_torchvision(size):
 
 @given(st.integers(1, 9), st.integers(0, 1), DIMS)
 def test_entry_i_takes_coarse_entry_half_of_i(n, odd, dims):
-    from neurenix_ms.multiscale.merging import repeated
+    from neurenix_ms.layers.resize import enlarged
 
     size = (2 * n + odd,) * dims
     coarse = torch.randn(1, 1, *(n,) * dims)
@@ -213,7 +213,7 @@ def test_entry_i_takes_coarse_entry_half_of_i(n, odd, dims):
     expected = coarse
     for axis in range(2, 2 + dims):
         expected = expected.index_select(axis, index)
-    assert torch.equal(repeated(coarse, size), expected)
+    assert torch.equal(enlarged(coarse, size), expected)
 
 
 def test_features_are_remembered_attached_and_dropped_by_copies():
