@@ -22,8 +22,12 @@ $(BIN)/python:
 demo: .venv/with-demo  ## train a multiscale and a single-scale model; picture and table under runs/demo
 	$(BIN)/python -m neurenix_ms.recipes.demo
 
+# processes of the test suite; every test runs on one thread
+JOBS ?= 2
+IN_PARALLEL := --numprocesses $(JOBS) --dist worksteal
+
 test: .venv/with-dev  ## the test suite
-	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/peers
+	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/peers $(IN_PARALLEL)
 
 test-slow: .venv/with-dev  ## the slow tests
 	$(BIN)/python -m pytest -m slow
@@ -42,7 +46,7 @@ test-oldest: pyproject.toml  ## the test suite with the lowest versions that pyp
 	.venv-oldest/bin/python -m pip install --quiet uv
 	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
 		--editable '.[dev,timm]'
-	.venv-oldest/bin/python -m pytest -m 'not slow' --ignore=tests/peers
+	.venv-oldest/bin/python -m pytest -m 'not slow' --ignore=tests/peers $(IN_PARALLEL)
 
 dist: .venv/with-dev  ## the files of a release, checked
 	rm -rf dist

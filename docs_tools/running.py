@@ -41,7 +41,8 @@ def limit(way: str, module: str) -> str | None:
 
 def modules() -> list[str]:
     """Return the names of all blocks and networks that take feature maps."""
-    public = [name for name in multiscale.__all__ if _is_module(getattr(multiscale, name))]
+    named = [name for name in multiscale.__all__ if not name.endswith("Loss")]
+    public = [name for name in named if _is_module(getattr(multiscale, name))]
     return sorted([*public, MSNet.__name__])
 
 

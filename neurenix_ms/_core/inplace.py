@@ -25,6 +25,7 @@ def call_intact(function: Callable[..., Result], *inputs: Any) -> Result:
         inputs: Its arguments; tensors, also those in lists, tuples and dicts, are protected.
 
     Examples:
+        >>> from torch import nn
         >>> x = torch.tensor([-1.0, 2.0])
         >>> call_intact(nn.ReLU(inplace=True), x), x
         (tensor([0., 2.]), tensor([-1.,  2.]))

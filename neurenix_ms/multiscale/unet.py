@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integer
 from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import (
+    MOST_LEVELS,
     SpatialDims,
     check_channels,
     check_positive,
@@ -222,9 +224,10 @@ def _decoders(
 
 
 def check_level_widths(features: Sequence[int]) -> list[int]:
-    """Refuse a U-Net without a level, and widths below one."""
+    """Return the widths of all levels; raise unless there are 1 to 62, none below 1."""
     if not features:
         raise ValueError("features must hold at least one width, got an empty list")
+    check_integer("the number of features", len(features), 1, MOST_LEVELS["num_levels"])
     check_positive(**{f"features[{i}]": n for i, n in enumerate(features)})
     return list(features)
 
