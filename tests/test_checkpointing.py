@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from cases import CASES, as_list, build, scalar
+from ids import readable
 from torch import nn
 
 from neurenix_ms import MultiScaleModel, PyramidNetwork, UNet, enable_gradient_checkpointing
@@ -48,7 +49,7 @@ def test_output_gradients_and_statistics_are_those_of_a_plain_run(case):
     assert_same(build(case), case.inputs(case.size(13)))
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=readable)
 def test_whatever_the_blocks_are_made_of(options):
     assert_same(UNet(3, 1, [4, 8, 16], **options), torch.randn(2, 3, 21, 26))
 

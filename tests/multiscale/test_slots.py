@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from ids import readable
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.fx import symbolic_trace
@@ -118,7 +119,7 @@ def step(model: nn.Module, x: Tensor, checkpointing: bool) -> list[Tensor]:
             "up": lambda n: nn.Upsample(scale_factor=2),
         },
     ],
-    ids=str,
+    ids=readable,
 )
 def test_checkpointing_leaves_output_and_gradients_as_they_are(options):
     model = varied(UNet(2, 1, [4, 8], **{"norm": "group", **options}))
@@ -141,7 +142,7 @@ def test_checkpointing_leaves_output_and_gradients_as_they_are(options):
         {"skip": "attention", "down": "conv", "up": "transposed", "block": "single"},
         {"down": "avg", "stride": [[1, 2], 3], "block": "single"},
     ],
-    ids=str,
+    ids=readable,
 )
 def test_tiles_are_equal_to_the_whole(options):
     model = varied(UNet(1, 1, [2, 4], **options)).eval()
