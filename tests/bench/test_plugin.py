@@ -39,6 +39,13 @@ def _modules_stay(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(in_process, "SysModulesSnapshot", OfTestsOnly)
 
 
+@pytest.fixture(autouse=True)
+def _no_worker(monkeypatch: pytest.MonkeyPatch):
+    """Let inner test suites take times where this one runs in several processes."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+
+
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     """Run one test with this body; the result of the run."""
