@@ -288,7 +288,8 @@ def outcome(
         if name not in str(error) and not of_content:
             return f"{type(error).__name__} without the name: {error}"
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        names_extra = isinstance(error, ImportError) and "pip install 'neurenix_ms[" in str(error)
+        return None if names_extra else f"{type(error).__name__}: {error}"
     if time.perf_counter() - start > 2:
         return f"it took {time.perf_counter() - start:.1f} s"
     return None
