@@ -104,9 +104,11 @@ def check_rank(x: Tensor, spatial_dims: int) -> None:
 
 
 @one_call
-def check_channels(x: Tensor, channels: int, what: str = "the input") -> None:
+def check_channels(x: Tensor, channels: int, what: str | None = None) -> None:
     """Raise unless `x` has `channels` channels."""
     if not is_jit_tracing() and x.shape[1] != channels:
+        if what is None:  # a message by itself, which the search of the site finds by its words
+            raise ValueError(f"the input must have {channels} channels, got shape {tuple(x.shape)}")
         raise ValueError(f"{what} must have {channels} channels, got shape {tuple(x.shape)}")
 
 

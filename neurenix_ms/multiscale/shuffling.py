@@ -132,7 +132,7 @@ def check_shuffled(x: Tensor, factors: Size, size: Size | None) -> None:
         return
     if x.shape[1] % prod(factors):
         raise ValueError(
-            f"the input must have channels that {prod(factors)} divides, got shape {tuple(x.shape)}"
+            f"the number of channels must be a multiple of {prod(factors)}, got shape {tuple(x.shape)}"
         )
     if size is None:
         return

@@ -342,7 +342,7 @@ def _check_channels(network: nn.Module, images: DiskArray) -> None:
     wanted = getattr(network, "in_channels", None)
     if isinstance(wanted, int) and images.shape[1] != wanted:
         raise ValueError(
-            f"{images.path} must have {wanted} channels for this {type(network).__name__}, got shape "
+            f"{images.path} must fit a {type(network).__name__} of {wanted} channels, got shape "
             f"{images.shape} as (batch, channels, ...); first='batch' (--first batch) takes the first "
             "axis for the batch"
         )

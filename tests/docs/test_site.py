@@ -153,7 +153,7 @@ def test_the_keyboard_reaches_content_search_and_navigation(browser: Browser, ad
         ),
         (
             "the input must have 3 channels, got shape (1, 64, 64, 3)",
-            "#must-have-channels-got-shape",
+            "#the-input-must-have-channels-got-shape",
         ),
         (
             "every grid needs one bin or more, got bins [0]",

@@ -80,7 +80,7 @@ def test_factors_that_do_not_fit_raise(module, factor, message: str):
 @pytest.mark.parametrize(
     ("shape", "size", "message"),
     [
-        ((1, 6, 3, 3), None, r"channels that 4 divides, got shape \(1, 6, 3, 3\)"),
+        ((1, 6, 3, 3), None, r"channels must be a multiple of 4, got shape \(1, 6, 3, 3\)"),
         ((1, 8, 3, 3), (4, 6), r"have \(3, 3\) blocks of \(2, 2\) pixels, got \(4, 6\)"),
         ((1, 8, 3, 3), (7, 6), r"have \(3, 3\) blocks of \(2, 2\) pixels, got \(7, 6\)"),
         ((1, 8, 3, 3), (6, 6, 6), r"original_size must be an int, 2 ints .* got \(6, 6, 6\)"),

@@ -353,9 +353,7 @@ def test_missing_values_are_counted_and_filled(folder: Path):
 def test_channels_and_axes_that_do_not_fit_are_named(folder: Path):
     unet()
     np.save("image.npy", np.zeros((3, 90, 70), "uint8"))
-    with pytest.raises(
-        ValueError, match=r"must have 1 channels for this UNet, got shape \(1, 3, 90"
-    ):
+    with pytest.raises(ValueError, match=r"must fit a UNet of 1 channels, got shape \(1, 3, 90"):
         predict()
     assert predict(first="batch").shape == (3, 3, 90, 70)
     np.save("image.npy", np.zeros((90, 70), "uint8"))
