@@ -227,14 +227,7 @@ class AtrousPyramidPooling(Configured, nn.Module):
         choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
         check_integer("the number of dilations", len(dilations), 1, MOST_BRANCHES)
         self.in_channels = in_channels
-        self.out_channels = out_channels
         self.dilations = [d if isinstance(d, int) else list(d) for d in dilations]
-        self.spatial_dims = spatial_dims
-        self.separable = separable
-        self.image_pooling = image_pooling
-        self.norm = norm
-        self.act = act
-        self.dropout = dropout
         conv, bias = CONVOLUTIONS[spatial_dims], norm is None
 
         def branch(layer: nn.Module) -> Branch:

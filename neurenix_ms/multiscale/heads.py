@@ -87,13 +87,6 @@ class UPerHead(Configured, nn.Module):
         widths = check_widths(in_channels, out_channels)
         check_positive(hidden_channels=hidden_channels)
         self.in_channels = widths
-        self.out_channels = out_channels
-        self.hidden_channels = hidden_channels
-        self.spatial_dims = spatial_dims
-        self.norm = norm
-        self.act = act
-        self.dropout = dropout
-        self.final_activation = final_activation
         options: dict[str, Any] = {"spatial_dims": spatial_dims, "norm": norm, "act": act}
         self.context = PyramidPooling(
             widths[-1], hidden_channels, bins, branch_channels=hidden_channels, **options
@@ -202,17 +195,11 @@ class DeepLabHead(Configured, nn.Module):
         if fine_level is not None:
             check_integer("fine_level", fine_level, 0, len(widths) - 1)
         self.in_channels = widths
-        self.out_channels = out_channels
         self.hidden_channels = hidden_channels
-        self.fine_level = fine_level
-        self.fine_channels = fine_channels
         self.separable = separable
-        self.align_corners = align_corners
         self.spatial_dims = spatial_dims
         self.norm = norm
         self.act = act
-        self.dropout = dropout
-        self.final_activation = final_activation
         options: dict[str, Any] = {"spatial_dims": spatial_dims, "norm": norm, "act": act}
         self.context = AtrousPyramidPooling(
             widths[-1], hidden_channels, dilations, separable=separable, dropout=dropout, **options

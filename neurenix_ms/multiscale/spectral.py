@@ -151,12 +151,7 @@ class SpectralMixing(Configured, nn.Module):
         counts = [modes] * spatial_dims if isinstance(modes, int) else list(modes)
         if len(counts) != spatial_dims:
             raise ValueError(f"modes must be one number or {spatial_dims} of them, got {counts}")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
         self.modes = modes if isinstance(modes, int) else counts
-        self.spatial_dims = spatial_dims
-        self.pointwise = pointwise
-        self.act = act
         self.fourier = FourierLayer(in_channels, out_channels, check_integers("modes", counts, 1))
         self.point = conv(in_channels, out_channels, 1) if pointwise else None
         self.activation = make_act(act)

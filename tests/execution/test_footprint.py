@@ -229,3 +229,8 @@ def test_every_message():
         footprint(nn.Identity(), 0)
     with pytest.raises(ValueError, match=r"return tensors only, got \['int'\]"):
         footprint(Count(), 1)
+
+
+@pytest.mark.parametrize("module", [nn.Identity(), nn.Flatten(1, 1), nn.Conv2d(1, 1, 1)])
+def test_a_module_that_sees_one_pixel_has_no_halo(module):
+    assert footprint(module, 1).halo == ((0, 0), (0, 0))
