@@ -40,6 +40,9 @@ if TYPE_CHECKING:
         backbones as backbones,
     )
     from neurenix_ms import (
+        bench as bench,
+    )
+    from neurenix_ms import (
         checkpointing as checkpointing,
     )
     from neurenix_ms import (
@@ -135,6 +138,7 @@ __all__ = [
 # imported when first used
 _SUBMODULES = {
     "backbones",
+    "bench",
     "checkpointing",
     "compat",
     "conservation",

@@ -233,7 +233,7 @@ def _spatial(x: Any) -> tuple[int, ...]:
 
 
 def _tensor(piece: Any) -> Tensor:
-    """Return a copy as a tensor: numbers as float32, integers and booleans as they are."""
+    """Return a copy as a tensor of the same type; unsigned integers wider than 8 bits become int64."""
     if isinstance(piece, Tensor):
         return piece.clone()
     piece = np.asarray(piece)

@@ -232,7 +232,13 @@ def _stack(path: Path, key: Key) -> Source:
     _no_key(path, key)
     tifffile, zarr = needed("tifffile"), needed("zarr")
     files = sorted(file for file in path.iterdir() if KINDS.get(file.suffix.lower()) == "tiff")
-    shapes = {tifffile.TiffFile(file).series[0].shape for file in (files[0], files[-1])}
+    shapes = set()
+    for name in (
+        files[0],
+        files[-1],
+    ):  # an image between them of another size raises when it is read
+        with tifffile.TiffFile(name) as file:
+            shapes.add(file.series[0].shape)
     if len(shapes) > 1:
         raise FileError(f"{path} must hold images of one size, got {sorted(shapes)}")
     array = zarr.open(tifffile.TiffSequence(files).aszarr(), mode="r")

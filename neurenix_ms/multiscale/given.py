@@ -97,11 +97,7 @@ class GivenBlock(nn.Module):
         return y
 
     def _check(self, shape: Sequence[int], size: Sequence[int]) -> None:
-        if tuple(shape[1:]) != (self.out_channels, *size):
-            raise ValueError(
-                f"block must return {self.out_channels} channels and keep the size {tuple(size)}, got "
-                f"shape {tuple(shape)} of {type(self.module).__name__}"
-            )
+        check_kept("block", self.module, shape, self.out_channels, size)
 
 
 class GivenSkip(nn.Module):
@@ -129,11 +125,18 @@ class GivenSkip(nn.Module):
         return y
 
     def _check(self, shape: Sequence[int], size: Sequence[int]) -> None:
-        if tuple(shape[1:]) != (self.out_channels, *size):
-            raise ValueError(
-                f"skip must return {self.out_channels} channels and keep the size {tuple(size)}, got "
-                f"shape {tuple(shape)} of {type(self.module).__name__}"
-            )
+        check_kept("skip", self.module, shape, self.out_channels, size)
+
+
+def check_kept(
+    slot: str, module: nn.Module, shape: Sequence[int], channels: int, size: Sequence[int]
+) -> None:
+    """Raise unless a module returned so many channels at the size that it was given."""
+    if tuple(shape[1:]) != (channels, *size):
+        raise ValueError(
+            f"{slot} must return {channels} channels and keep the size {tuple(size)}, got shape "
+            f"{tuple(shape)} of {type(module).__name__}"
+        )
 
 
 def call(module: nn.Module, *inputs: Tensor) -> Tensor:

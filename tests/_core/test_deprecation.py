@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import pkgutil
 import subprocess
 import sys
 import warnings
@@ -103,6 +104,12 @@ def test_submodules_are_imported_when_they_are_used():
         "from neurenix_ms import *; assert TiledModel is nms.execution.TiledModel"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_every_public_submodule_is_an_attribute():
+    found = {module.name for module in pkgutil.iter_modules(nms.__path__)}
+    for name in found - {"_core", "command"}:
+        assert getattr(nms, name) is importlib.import_module(f"neurenix_ms.{name}")
 
 
 def test_nothing_slow_is_imported_beyond_torch():

@@ -220,6 +220,15 @@ def test_half_a_file_is_refused(name, tmp_path):
         open_array(path, **options)[:]
 
 
+def test_a_stack_of_images_of_two_sizes_is_refused(tmp_path):
+    for number, size in enumerate([(4, 5), (4, 6)]):
+        tifffile.imwrite(tmp_path / f"{number}.tif", np.zeros(size, "uint8"))
+    with pytest.raises(
+        ValueError, match=r"must hold images of one size, got \[\(4, 5\), \(4, 6\)\]"
+    ):
+        open_array(tmp_path)
+
+
 def test_a_raw_file_of_another_size_is_refused(tmp_path):
     (tmp_path / "a.raw").write_bytes(bytes(10))
     with pytest.raises(ValueError, match=r"must have 12 bytes for shape \(3, 2\), .* got 10"):
