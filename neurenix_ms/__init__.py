@@ -90,6 +90,9 @@ if TYPE_CHECKING:
         training as training,
     )
     from neurenix_ms import (
+        transport as transport,
+    )
+    from neurenix_ms import (
         weights as weights,
     )
     from neurenix_ms.backbones import Backbone
@@ -158,6 +161,7 @@ _SUBMODULES = {
     "recipes",
     "timestepping",
     "training",
+    "transport",
     "weights",
 }
 _CLASSES = {

@@ -14,7 +14,7 @@ FLOORS = [
     ["__init__", "compat", "recipes"],
     ["weights", "bench", "prediction"],
     ["multiscale", "msnet", "timestepping", "implicit"],
-    ["datasets", "training", "files"],
+    ["datasets", "training", "files", "transport"],
     ["execution", "backbones", "conservation"],
     ["layers"],
     ["checkpointing", "meter"],

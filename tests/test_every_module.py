@@ -207,6 +207,7 @@ def test_every_public_module_has_an_extra_repr():
         ".timestepping",
         ".implicit",
         ".conservation",
+        ".transport",
     )
     for package in packages:
         for value in vars(importlib.import_module(f"neurenix_ms{package}")).values():

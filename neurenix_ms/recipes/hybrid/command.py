@@ -39,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "source": {"sink": SINK, "time_reversed": True},
 }
 SEEN = {"eddies": 4, "land": 1, "sink": 1, "source": 1}  # shares of the training samples
-FLUX_SUBSTEPS = 24
+FLUX_SUBSTEPS = 48
 Samples = list[dict[str, Tensor]]
 Step = Callable[[Tensor], Tensor]
 
