@@ -1,6 +1,6 @@
 """Blocks of convolutions, normalizations and activations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -12,7 +12,7 @@ from neurenix_ms._core.checks import check_integer
 from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, choose
 from neurenix_ms._core.hooks import is_observed
 from neurenix_ms._core.sizes import fit, spatial
-from neurenix_ms._core.tracing import one_module
+from neurenix_ms._core.tracing import one_module, sizes_are_open
 from neurenix_ms.checkpointing import is_recorded, recomputed
 from neurenix_ms.layers.conditioning import FiLM
 from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
@@ -126,22 +126,24 @@ class ConvNormAct(nn.Module):
         )
         self.norm = make_norm(norm, out_channels, spatial_dims)
         self.act = make_act(act)
-        if condition_channels is not None:
-            self.film = FiLM(condition_channels, out_channels)
+        self.film = None if condition_channels is None else FiLM(condition_channels, out_channels)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.finish(self.conv(x), condition)
 
     def finish(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         """Apply norm and activation, which are cheap enough to be recomputed in backward."""
-        modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
-        norm, act = modules["norm"], modules["act"]
-        if condition is not None and "film" in modules:
-            y = modulated(modules["film"], recomputed(norm, y), condition)
-            return recomputed(act, y)
+        _, norm, act = self.steps()
+        if condition is not None:
+            return recomputed(act, modulated(self.film, recomputed(norm, y), condition))
         if not is_recorded():
             return act(norm(y))
         return recomputed(act, recomputed(norm, y))
+
+    def steps(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Return convolution, norm and activation, so that the caller can release each input."""
+        modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
+        return modules["conv"], modules["norm"], modules["act"]
 
 
 def modulated(film: FiLM | None, y: Tensor, condition: Tensor | None) -> Tensor:
@@ -157,6 +159,10 @@ def joined(maps: tuple[Tensor, ...]) -> Tensor:
 
 
 def _concatenated(first: Tensor, *others: Tensor) -> Tensor:
+    if type(first) is Tensor and not sizes_are_open():
+        size = first.shape[2:]
+        if all(y.shape[2:] == size for y in others):
+            return torch.cat([first, *others], dim=1)
     return torch.cat([first, *(fit(y, spatial(first)) for y in others)], dim=1)
 
 
@@ -215,32 +221,31 @@ class ConvBlock(nn.Module):
         self.dropout = ChannelDropout(spec.dropout)
 
     def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
-        y = in_turn(cast(list[ConvNormAct], list(self.layers)), maps, condition)
+        y = in_turn(cast(Iterable[ConvNormAct], self.layers), maps, condition)
         if self.shortcut is not None:
             y = recomputed(self.act, recomputed(torch.add, y, self.shortcut(joined(maps))))
-        return self.dropout(y)
+        dropout = self.dropout
+        return dropout(y) if self.training or is_observed(dropout) else y
 
 
 def in_turn(
-    layers: Sequence[ConvNormAct], maps: tuple[Tensor, ...], condition: Tensor | None
+    layers: Iterable[ConvNormAct], maps: tuple[Tensor, ...], condition: Tensor | None
 ) -> Tensor:
-    """Apply layers one after the other to the concatenated inputs, which no caller holds."""
+    """Apply layers one after the other to the concatenated inputs."""
     y = joined(maps)
+    compiling, recorded = torch.compiler.is_compiling(), is_recorded()
     for layer in layers:
-        if in_one_call(layer):
+        if compiling or is_observed(layer):
             y = layer(y) if condition is None else layer(y, condition)
-        else:
-            y = layer.conv(y)
-            y = layer.finish(y, condition)
+            continue
+        conv, norm, act = layer.steps()
+        # no frame of a call holds the input of a step through the next ones
+        y = conv(y)
+        y = recomputed(norm, y) if recorded else norm(y)
+        if condition is not None:
+            y = modulated(layer.film, y, condition)
+        y = recomputed(act, y) if recorded else act(y)
     return y
-
-
-def in_one_call(layer: ConvNormAct) -> bool:
-    """Return whether a layer is called as a module, and not its convolution and what follows one by one.
-
-    In two steps, no frame of a call holds the input through norm and activation.
-    """
-    return torch.compiler.is_compiling() or is_observed(layer)
 
 
 def shortcut(in_channels: int, out_channels: int, spec: ConvSpec) -> nn.Module:
