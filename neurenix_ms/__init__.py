@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from neurenix_ms._core import moved
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.files import load, save
+from neurenix_ms.layers import FiLM, SinusoidalEmbedding
 from neurenix_ms.multiscale import (
     AtrousPyramidPooling,
     AttentionFusion,
@@ -14,6 +15,7 @@ from neurenix_ms.multiscale import (
     DeepLabHead,
     FeatureFusion,
     GaussianPyramid,
+    HighResolutionNetwork,
     InverseWaveletTransform,
     LaplacianPyramid,
     MultiScaleModel,
@@ -112,8 +114,10 @@ __all__ = [
     "BlurPool",
     "DeepLabHead",
     "FeatureFusion",
+    "FiLM",
     "GaussianPyramid",
     "HierarchicalTimeStepper",
+    "HighResolutionNetwork",
     "InverseWaveletTransform",
     "LaplacianPyramid",
     "MSNet",
@@ -130,6 +134,7 @@ __all__ = [
     "PyramidPooling",
     "Rescale",
     "ScaleFusion",
+    "SinusoidalEmbedding",
     "SpatialPyramidPooling",
     "SpectralMixing",
     "TiledModel",

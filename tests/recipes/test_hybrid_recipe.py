@@ -20,10 +20,10 @@ from neurenix_ms.recipes.hybrid.models import (
 )
 from neurenix_ms.recipes.hybrid.training import NUM_MIRRORS, HybridWindows, images_of
 
-SMALL = (
-    "--samples 7 --held-out 1 --size 16 --steps 3 --epochs 1 --unroll 2 --features 4 4 --seeds 2 "
-    "--particles 200 --quiet"
-).split()
+SMALL = [
+    *("--samples", "7", "--held-out", "1", "--size", "16", "--steps", "3", "--particles", "200"),
+    *("--epochs", "1", "--unroll", "2", "--features", "4", "4", "--seeds", "2", "--quiet"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +102,17 @@ def test_the_recipe_runs_and_resumes(data: Path, tmp_path: Path, capsys):
     hybrid.main(argv)
     again = json.loads((tmp_path / "hybrid.json").read_text())
     assert checkpoint.stat().st_mtime_ns == written  # it was not trained again
-    assert again["ways"]["hybrid"]["runs"][0]["eddies"] == first["ways"]["hybrid"]["runs"][0]["eddies"]
+    assert (
+        again["ways"]["hybrid"]["runs"][0]["eddies"] == first["ways"]["hybrid"]["runs"][0]["eddies"]
+    )
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("--unroll 4", "--unroll must be at most --steps 3"), ("--size 18", "--size must be a multiple")],
+    [
+        ("--unroll 4", "--unroll must be at most --steps 3"),
+        ("--size 18", "--size must be a multiple"),
+    ],
 )
 def test_options_that_do_not_fit_are_refused(option, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
