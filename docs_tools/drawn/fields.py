@@ -216,7 +216,7 @@ SKETCHES = {
         "Limited fluxes through the faces of cells are added to a density",
         {"x": "torch.rand(2, 1, 24, 20)", "f": "torch.rand(2, 2, 24, 20)"},
         "model(x, f)",
-        arrows=[("density", "add"), ("fluxes", "close walls\nand land"), ("close walls\nand land", "limit"),
-                ("limit", "add"), ("add", "density after")],
+        arrows=[("density", "add"), ("fluxes", "close walls\nand land"),
+                ("close walls\nand land", "limit"), ("limit", "add"), ("add", "density after")],
     ),
 }  # fmt: skip

@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> str:
     for name, step in _classical(options.size).items():
         result["ways"][name] = {"runs": [_tested(step, unseen, shown, name)]}
     seen = [one for kind in SEEN for one in _seen(kind, options)]
-    for turn in range(options.seeds):
-        for name in ("hybrid", "U-Net"):
+    for name in ("hybrid", "U-Net"):
+        for turn in range(options.seeds):
             print(f"{name}, seed {options.seed + turn}", flush=True)
             model, wall, cpu = _trained(name, options.seed + turn, seen, options)
             run = _tested(model, unseen, shown if turn == 0 else {}, name)
@@ -175,7 +175,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="cells along each axis")
     parser.add_argument("--steps", type=int, default=12, help="steps of six hours")
     parser.add_argument("--particles", type=int, default=10_000, help="particles of a sample")
-    parser.add_argument("--epochs", type=int, default=8, help="passes over all windows")
+    parser.add_argument("--epochs", type=int, default=4, help="passes over all windows")
     parser.add_argument("--unroll", type=int, default=4, help="steps per training window")
     parser.add_argument(
         "--features", type=int, nargs="+", default=[8, 16, 32], help="channels, fine to coarse"

@@ -27,7 +27,7 @@ class DriftAdvection(nn.Module):
         `(B, 1 + FIELDS, N, N)` -> `(B, 1, N, N)`
     """
 
-    def __init__(self, size: int, scheme: Scheme = "semi_lagrangian", substeps: int = 6) -> None:
+    def __init__(self, size: int, scheme: Scheme = "semi_lagrangian", substeps: int = 4) -> None:
         super().__init__()
         self.advection = Advection(
             duration=INTERVAL,
