@@ -82,6 +82,9 @@ if TYPE_CHECKING:
         recipes as recipes,
     )
     from neurenix_ms import (
+        registry as registry,
+    )
+    from neurenix_ms import (
         timestepping as timestepping,
     )
     from neurenix_ms import (
@@ -94,6 +97,7 @@ if TYPE_CHECKING:
     from neurenix_ms.execution import TiledModel
     from neurenix_ms.implicit import NIF
     from neurenix_ms.msnet import MSNet
+    from neurenix_ms.registry import create, list_models
     from neurenix_ms.timestepping import HierarchicalTimeStepper
 
 __version__ = "0.1.0"
@@ -130,7 +134,9 @@ __all__ = [
     "UNetDecoder",
     "UPerHead",
     "WaveletTransform",
+    "create",
     "enable_gradient_checkpointing",
+    "list_models",
     "load",
     "save",
 ]
@@ -152,16 +158,19 @@ _SUBMODULES = {
     "multiscale",
     "prediction",
     "recipes",
+    "registry",
     "timestepping",
     "training",
     "weights",
 }
-_CLASSES = {
+_LAZY = {
     "Backbone": "backbones",
     "HierarchicalTimeStepper": "timestepping",
     "MSNet": "msnet",
     "NIF": "implicit",
     "TiledModel": "execution",
+    "create": "registry",
+    "list_models": "registry",
 }
 
 moved.install()
@@ -170,8 +179,8 @@ moved.install()
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in _CLASSES:
-        return getattr(importlib.import_module(f"{__name__}.{_CLASSES[name]}"), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

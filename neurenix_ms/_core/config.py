@@ -36,6 +36,8 @@ class Configured(Records, Described):
     itself only for a value other than the given one, such as a derived default, or for a module.
     """
 
+    preset: str | None = None  # of the registry, by which it was built
+
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
@@ -107,12 +109,13 @@ def check_plain(name: str, value: Any) -> None:
             )
 
 
-def library_classes(cls: type = Configured) -> Iterator[type]:
+def library_classes(cls: type = Configured) -> Iterator[type[nn.Module]]:
     """Yield every class of the library that can be rebuilt from its config."""
-    children: list[type] = cls.__subclasses__()
+    child: type[nn.Module]
+    children: list[Any] = cls.__subclasses__()
     for child in children:
         # torch.export creates subclasses of the same name and module
-        known = getattr(sys.modules.get(child.__module__), child.__name__, None)
+        known: object = getattr(sys.modules.get(child.__module__), child.__name__, None)
         if child.__module__.startswith("neurenix_ms.") and child is known:
             yield child
         yield from library_classes(child)

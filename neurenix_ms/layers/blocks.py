@@ -220,9 +220,7 @@ def in_one_call(layer: ConvNormAct) -> bool:
     return torch.compiler.is_compiling() or is_observed(layer)
 
 
-def shortcut(
-    in_channels: int, out_channels: int, spec: ConvSpec, stride: Edge = 1
-) -> nn.Module:
+def shortcut(in_channels: int, out_channels: int, spec: ConvSpec, stride: Edge = 1) -> nn.Module:
     """Return the identity; where channels or size differ, a 1x1 convolution with a norm."""
     if in_channels == out_channels and stride == 1:
         return nn.Identity()
