@@ -85,6 +85,9 @@ if TYPE_CHECKING:
         registry as registry,
     )
     from neurenix_ms import (
+        sharing as sharing,
+    )
+    from neurenix_ms import (
         timestepping as timestepping,
     )
     from neurenix_ms import (
@@ -98,6 +101,7 @@ if TYPE_CHECKING:
     from neurenix_ms.implicit import NIF
     from neurenix_ms.msnet import MSNet
     from neurenix_ms.registry import create, list_models
+    from neurenix_ms.sharing import from_pretrained
     from neurenix_ms.timestepping import HierarchicalTimeStepper
 
 __version__ = "0.1.0"
@@ -136,6 +140,7 @@ __all__ = [
     "WaveletTransform",
     "create",
     "enable_gradient_checkpointing",
+    "from_pretrained",
     "list_models",
     "load",
     "save",
@@ -159,6 +164,7 @@ _SUBMODULES = {
     "prediction",
     "recipes",
     "registry",
+    "sharing",
     "timestepping",
     "training",
     "weights",
@@ -170,6 +176,7 @@ _LAZY = {
     "NIF": "implicit",
     "TiledModel": "execution",
     "create": "registry",
+    "from_pretrained": "sharing",
     "list_models": "registry",
 }
 

@@ -1,6 +1,8 @@
 """Base classes that keep the constructor arguments of a module as plain values."""
 
+import importlib
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -48,11 +50,29 @@ class Configured(Records, Described):
             if not hasattr(self, name) and not isinstance(value, nn.Module):
                 setattr(self, name, value)
 
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """Write the network to a folder; see `neurenix_ms.sharing.save_pretrained`."""
+        _sharing().save_pretrained(self, folder, **options)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Any:
+        """Read a network of this class; see `neurenix_ms.from_pretrained`."""
+        return _sharing().from_pretrained(source, cls=cls, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the network; see `neurenix_ms.sharing.push_to_hub`."""
+        return _sharing().push_to_hub(self, repo_id, **options)
+
     @property
     def config(self) -> dict[str, Any]:
         """Constructor arguments by name; `type(model)(**model.config)` builds the same network."""
         names = inspect.signature(type(self)).parameters
         return {name: _copied(getattr(self, name)) for name in names}
+
+
+def _sharing() -> Any:
+    """Return the module by which networks are shared, which needs everything else."""
+    return importlib.import_module("neurenix_ms.sharing")
 
 
 def _is_default(value: Any, default: Any) -> bool:

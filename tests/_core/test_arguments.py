@@ -249,6 +249,7 @@ FUNCTIONS: dict[Callable[..., Any], dict[str, Any]] = {
         "num_iterations": 1,
         "progress": False,
     },
+    nms.list_models: {},
     datasets.effective_conductivity: {"potential": MAP, "pores": MAP > 0.5},
     datasets.travelling_wave: {"num_points": 8},
     datasets.kuramoto_sivashinsky: {"nu": 0.1, "num_points": 8, "num_times": 2, "end_time": 0.1},
@@ -320,6 +321,7 @@ def test_every_public_callable_has_a_case():
         *(implicit.PruningRound, implicit.prune_and_retrain, timestepping.Selection),
         weights.read_pickle,
         nms.TiledModel,  # tests/execution
+        *(nms.create, nms.from_pretrained),  # tests/registry, tests/sharing
     }
     assert ours - set(CALLS_OF) - told == set()
 
