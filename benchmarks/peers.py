@@ -24,6 +24,8 @@ from neurenix_ms import (
     AttentionFusion,
     BidirectionalFusion,
     DeepLabHead,
+    NestedUNet,
+    NestedUNetDecoder,
     PyramidFusion,
     PyramidPooling,
     UNet,
@@ -47,6 +49,42 @@ def monai_unet(ours: UNet) -> nn.Module:
     widths = (*ours.features, ours.bottleneck_channels, ours.features[0])
     theirs = nets.BasicUNet(ours.spatial_dims, ours.in_channels, ours.out_channels, widths)
     return with_weights_of(ours, theirs)
+
+
+class MonaiNested(nn.Module):
+    """MONAI's `BasicUNetPlusPlus`, with its output or outputs as ours."""
+
+    def __init__(self, network: nn.Module, deep_supervision: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.deep_supervision = deep_supervision
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        outputs = self.network(x)
+        if self.training and self.deep_supervision:
+            return list(reversed(outputs))
+        return outputs[-1]
+
+
+def monai_nested(ours: NestedUNet) -> nn.Module:
+    """Return MONAI's UNet++, for ours of four levels whose widths are equal once and then double."""
+    nets = library("monai.networks.nets")
+    widths = [*ours.features, ours.bottleneck_channels]
+    theirs = nets.BasicUNetPlusPlus(
+        ours.spatial_dims,
+        ours.in_channels,
+        ours.out_channels,
+        (*widths, widths[0]),
+        deep_supervision=ours.deep_supervision,
+    )
+    for level, block in enumerate(ours.encoder.blocks):
+        with_weights_of(block, getattr(theirs, f"conv_{level}_0"))
+    for level, row in enumerate(ours.nodes.rows):
+        for column, node in enumerate(row, start=1):
+            with_weights_of(node, getattr(theirs, f"upcat_{level}_{column}"))
+    for column, head in enumerate(reversed(ours.branches.heads)):
+        with_weights_of(head, getattr(theirs, f"final_conv_0_{4 - column}"))
+    return MonaiNested(theirs, ours.deep_supervision).train(ours.training)
 
 
 def monai_residual(dims: int, widths: tuple[int, ...]) -> nn.Module:
@@ -374,6 +412,28 @@ def smp_deeplab(ours: DeepLabHead) -> nn.Module:
     head = nn.Conv2d(ours.hidden_channels, ours.out_channels, 1)
     head.load_state_dict(ours.head.conv.state_dict())
     return SmpDecoder(decoder, head, 2).eval()
+
+
+def smp_nested(ours: NestedUNetDecoder) -> nn.Module:
+    """UNet++'s decoder, without its last block, which enlarges the output once more."""
+    decoders = library("segmentation_models_pytorch.decoders.unetplusplus.decoder")
+    widths = ours.encoder_channels
+    finer = widths[-2::-1]
+    decoder = decoders.UnetPlusPlusDecoder([1, *widths], [*finer, 1], len(widths))
+    top = len(finer)
+    decoder.blocks[f"x_0_{top}"] = nn.Identity()
+    for level, row in enumerate(ours.nodes.rows):
+        for column, node in enumerate(row, start=1):
+            last = top - 1 - level
+            theirs = decoder.blocks[f"x_{last + 1 - column}_{last}"]
+            first, second = node.block.layers
+            # theirs concatenates the upsampled feature map, then the newest node before it, ...
+            parts = first.conv.weight.split([*[widths[level]] * column, widths[level + 1]], dim=1)
+            _copy_layer(theirs.conv1, torch.cat(parts[::-1], dim=1), first.norm)
+            _copy_layer(theirs.conv2, second.conv.weight, second.norm)
+    head = nn.Conv2d(widths[0], ours.out_channels, 1)
+    head.load_state_dict(ours.branches.heads[-1].conv.state_dict())
+    return SmpDecoder(decoder, head, 1).train(ours.training)
 
 
 def smp_unet() -> nn.Module:

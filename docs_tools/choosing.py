@@ -15,6 +15,7 @@ from neurenix_ms import (
     BidirectionalFusion,
     DeepLabHead,
     MultiScaleModel,
+    NestedUNetDecoder,
     PyramidFusion,
     SpectralMixing,
     UNet,
@@ -63,6 +64,7 @@ NECKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 DECODERS = {
     "UNetDecoder": "detail matters, and there are enough data for its parameters: the usual choice",
+    "NestedUNetDecoder": "objects of several sizes count alike, or depth is to be chosen by pruning",
     "UPerHead": "every level of the backbone holds something for the output, as in transformers",
     "DeepLabHead": "the backbone keeps its resolution; few parameters, sharp borders",
     "PyramidFusion": "a light decoder, or one output per level",
@@ -140,6 +142,7 @@ def decoders() -> str:
     features = [torch.zeros(1, n, 64 >> k, 64 >> k, device="meta") for k, n in enumerate(widths)]
     blocks: list[nn.Module] = [
         UNetDecoder(widths, 1),
+        NestedUNetDecoder(widths, 1),
         UPerHead(widths, 1, hidden_channels=64),
         DeepLabHead(widths, 1, hidden_channels=64),
         PyramidFusion(widths, 64),

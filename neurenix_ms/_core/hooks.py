@@ -24,14 +24,12 @@ def is_observed(*modules: nn.Module) -> bool:
         return True
     if global_hooks._global_backward_hooks or global_hooks._global_backward_pre_hooks:
         return True
-    return any(
-        m._forward_hooks
-        or m._forward_pre_hooks
-        or m._backward_hooks
-        or m._backward_pre_hooks
-        or "forward" in m.__dict__
-        for m in modules
-    )
+    for m in modules:  # a loop, because small blocks are called often
+        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+            return True
+        if "forward" in m.__dict__:
+            return True
+    return False
 
 
 def is_dense(x: Tensor) -> bool:

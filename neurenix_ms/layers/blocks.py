@@ -1,6 +1,6 @@
 """Blocks of convolutions, normalizations and activations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -12,7 +12,7 @@ from neurenix_ms._core.checks import check_integer
 from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, choose
 from neurenix_ms._core.hooks import is_observed
 from neurenix_ms._core.sizes import fit, spatial
-from neurenix_ms._core.tracing import one_module
+from neurenix_ms._core.tracing import one_module, sizes_are_open
 from neurenix_ms.checkpointing import is_recorded, recomputed
 from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
 
@@ -122,11 +122,15 @@ class ConvNormAct(nn.Module):
 
     def finish(self, y: Tensor) -> Tensor:
         """Apply norm and activation, which are cheap enough to be recomputed in backward."""
-        modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
-        norm, act = modules["norm"], modules["act"]
+        _, norm, act = self.steps()
         if not is_recorded():
             return act(norm(y))
         return recomputed(act, recomputed(norm, y))
+
+    def steps(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Return convolution, norm and activation, so that the caller can release each input."""
+        modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
+        return modules["conv"], modules["norm"], modules["act"]
 
 
 def joined(maps: tuple[Tensor, ...]) -> Tensor:
@@ -135,6 +139,10 @@ def joined(maps: tuple[Tensor, ...]) -> Tensor:
 
 
 def _concatenated(first: Tensor, *others: Tensor) -> Tensor:
+    if type(first) is Tensor and not sizes_are_open():
+        size = first.shape[2:]
+        if all(y.shape[2:] == size for y in others):
+            return torch.cat([first, *others], dim=1)
     return torch.cat([first, *(fit(y, spatial(first)) for y in others)], dim=1)
 
 
@@ -199,16 +207,21 @@ class ConvBlock(nn.Module):
         y = self._convolved(maps)
         if self.shortcut is not None:
             y = recomputed(self.act, recomputed(torch.add, y, self.shortcut(joined(maps))))
-        return self.dropout(y)
+        dropout = self.dropout
+        return dropout(y) if self.training or is_observed(dropout) else y
 
     def _convolved(self, maps: tuple[Tensor, ...]) -> Tensor:
         y = joined(maps)
-        for layer in cast(list[ConvNormAct], list(self.layers)):
-            if in_one_call(layer):
+        compiling, recorded = torch.compiler.is_compiling(), is_recorded()
+        for layer in cast(Iterable[ConvNormAct], self.layers):
+            if compiling or is_observed(layer):
                 y = layer(y)
-            else:
-                y = layer.conv(y)
-                y = layer.finish(y)
+                continue
+            conv, norm, act = layer.steps()
+            # no frame of a call holds the input of a step through the next ones
+            y = conv(y)
+            y = recomputed(norm, y) if recorded else norm(y)
+            y = recomputed(act, y) if recorded else act(y)
         return y
 
 

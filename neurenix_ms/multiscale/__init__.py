@@ -8,6 +8,7 @@ from neurenix_ms.multiscale.decoder import UNetDecoder
 from neurenix_ms.multiscale.fusion import FeatureFusion, ScaleFusion
 from neurenix_ms.multiscale.heads import DeepLabHead, UPerHead
 from neurenix_ms.multiscale.models import MultiScaleModel
+from neurenix_ms.multiscale.nested_unet import NestedUNet, NestedUNetDecoder
 from neurenix_ms.multiscale.pooling import (
     MultiScalePooling,
     PyramidPooling,
@@ -36,6 +37,8 @@ __all__ = [
     "MultiScaleModel",
     "MultiScalePooling",
     "MultiScaleTransform",
+    "NestedUNet",
+    "NestedUNetDecoder",
     "PixelShuffle",
     "PixelUnshuffle",
     "PyramidDownsample",

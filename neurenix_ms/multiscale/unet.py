@@ -1,6 +1,7 @@
 """U-Nets in one to three dimensions, for inputs of any size."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -178,7 +179,7 @@ class UNet(Configured, Remembers, nn.Module):
     @recomputes
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         self.clear_features()
-        self._check(x)
+        check_input(self, x)
         heads = self.deep_heads if self.training else None
         trace = Trace() if self.remember or heads is not None else None
         y = self.level(x, trace)
@@ -195,7 +196,7 @@ class UNet(Configured, Remembers, nn.Module):
 
         The decoder is not run. Use it in place of a forward pass and `get_encoder_features`.
         """
-        self._check(x)
+        check_input(self, x)
         return self.level.encoded(x)
 
     def get_encoder_features(self) -> list[Tensor]:
@@ -206,15 +207,6 @@ class UNet(Configured, Remembers, nn.Module):
         """Return the decoder feature maps of the last forward pass, coarsest first."""
         return [tensor_of(y) for y in self._recall("decoder")]
 
-    def _check(self, x: Tensor) -> None:
-        check_rank(x, self.spatial_dims)
-        check_channels(x, self.in_channels)
-        if self.stride == 2:
-            check_halvings(spatial(x), len(self.features))
-            check_normalizable(self.norm, self.training, x, len(self.features))
-        else:
-            check_reducible(spatial(x), self.reductions)
-
 
 def _decoders(
     levels: Sequence[Slots], widths: Sequence[int], align_corners: bool
@@ -222,6 +214,17 @@ def _decoders(
     """Return the decoders of all levels, coarsest first; that of the bottleneck is None."""
     yield None  # before the others are made, so that a seed gives the weights that it always gave
     yield from make_ups(levels, widths, align_corners)
+
+
+def check_input(model: Any, x: Tensor) -> None:
+    """Raise unless the input of a U-Net has its axes and channels, and can be reduced by its strides."""
+    check_rank(x, model.spatial_dims)
+    check_channels(x, model.in_channels)
+    if model.stride == 2:
+        check_halvings(spatial(x), len(model.features))
+        check_normalizable(model.norm, model.training, x, len(model.features))
+    else:
+        check_reducible(spatial(x), model.reductions)
 
 
 def check_level_widths(features: Sequence[int]) -> list[int]:

@@ -91,6 +91,20 @@ def _cases(d: int) -> list[Case]:
             skip=["sum", "concat"],
             **k,
         ),
+        "NestedUNet": lambda: nms.NestedUNet(3, 2, [4, 6], **k),
+        "NestedUNet-slots": lambda: nms.NestedUNet(
+            3,
+            1,
+            [4, 4],
+            block="residual",
+            up=["shuffle", "transposed"],
+            skip="attention",
+            down="conv",
+            norm="group",
+            deep_supervision=True,
+            ensemble=True,
+            **k,
+        ),
         "PyramidNetwork-slots": lambda: nms.PyramidNetwork(
             3,
             2,
@@ -178,6 +192,7 @@ def _cases(d: int) -> list[Case]:
             [3, 5],
         ),
         "UNetDecoder": (lambda: nms.UNetDecoder([3, 5, 4], 2, **k), [3, 5, 4]),
+        "NestedUNetDecoder": (lambda: nms.NestedUNetDecoder([3, 5, 4], 2, **k), [3, 5, 4]),
     }
     details = 2 * (2**d - 1)
     wavelets: dict[str, Callable[[], nn.Module]] = {
