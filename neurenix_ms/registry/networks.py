@@ -151,6 +151,13 @@ NETWORKS = [
         {"in_channels": 3, "out_channels": 1, "features": [32, 64, 128, 256], "down": "blur"},
     ),
     Preset(
+        "nested_unet",
+        "NestedUNet",
+        "UNet++ with the widths of the paper, trained at every depth; it has transposed upsampling",
+        "Zhou et al. 2018, 'UNet++', equation 1 and figure 1",
+        {"in_channels": 3, "out_channels": 1, "up": "transposed", "deep_supervision": True},
+    ),
+    Preset(
         "pyramid_network",
         "PyramidNetwork",
         "a light encoder-decoder that adds its levels top-down, with one output per pixel",

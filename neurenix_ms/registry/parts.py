@@ -18,6 +18,14 @@ PARTS = [
         {"encoder_channels": [64, 128, 256, 512], "out_channels": 1},
     ),
     Preset(
+        "nested_unet_decoder",
+        "NestedUNetDecoder",
+        "the nodes of UNet++ over a ResNet-18 or -34; equal to those of segmentation_models_pytorch "
+        "over the same feature maps",
+        "Zhou et al. 2018, 'UNet++', equation 1",
+        {"encoder_channels": [64, 128, 256, 512], "out_channels": 1, "up": "nearest"},
+    ),
+    Preset(
         "upernet_head",
         "UPerHead",
         "UPerNet over the feature maps of a ResNet-50; equal to that of segmentation_models_pytorch "

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import FeaturePyramidNetwork
 
-from benchmarks.peers import effdet_neck, monai_unet, smp_deeplab, smp_upernet
+from benchmarks.peers import effdet_neck, monai_unet, smp_deeplab, smp_nested, smp_upernet
 from benchmarks.plain import with_weights_of
 from neurenix_ms import create
 
@@ -128,6 +128,12 @@ def test_upernet_head_is_that_of_smp():
     ours = scrambled(create("upernet_head", in_channels=widths, hidden_channels=10))
     theirs = smp_upernet(ours).double()
     equal(ours, theirs, pyramid(widths, (37, 53)))
+
+
+def test_nested_unet_decoder_is_that_of_smp():
+    pytest.importorskip("segmentation_models_pytorch")
+    ours = scrambled(create("nested_unet_decoder", encoder_channels=[4, 6, 8]))
+    equal(ours, smp_nested(ours).double(), pyramid([4, 6, 8], (32, 48)))
 
 
 def test_deeplabv3plus_head_is_that_of_smp():
