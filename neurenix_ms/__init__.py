@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from neurenix_ms._core import moved
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.files import load, save
+from neurenix_ms.layers import FiLM, SinusoidalEmbedding
 from neurenix_ms.multiscale import (
     AtrousPyramidPooling,
     AttentionFusion,
@@ -117,6 +118,7 @@ __all__ = [
     "BlurPool",
     "DeepLabHead",
     "FeatureFusion",
+    "FiLM",
     "GaussianPyramid",
     "HierarchicalTimeStepper",
     "InverseWaveletTransform",
@@ -135,6 +137,7 @@ __all__ = [
     "PyramidPooling",
     "Rescale",
     "ScaleFusion",
+    "SinusoidalEmbedding",
     "SpatialPyramidPooling",
     "SpectralMixing",
     "TiledModel",

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ def is_recorded() -> bool:
     return not torch.compiler.is_compiling() and _recorder.get() is not None
 
 
-def checkpointed(module: nn.Module, *inputs: Tensor, foreign: bool = False) -> Tensor:
+def checkpointed(module: nn.Module, *inputs: Tensor, foreign: bool = False, **named: Any) -> Tensor:
     """Run a block, under `torch.utils.checkpoint` if it does not recompute cheap results by itself.
 
     A block of this package does so by itself, except while it is compiled. A module of the user
@@ -143,16 +143,17 @@ def checkpointed(module: nn.Module, *inputs: Tensor, foreign: bool = False) -> T
     """
     compiling = torch.compiler.is_compiling()
     if not (compiling or foreign) or not _wanted():
-        return call_intact(module, *inputs) if foreign else module(*inputs)
+        run = functools.partial(call_intact, module) if foreign else module
+        return run(*inputs, **named)
     # backward passes the inputs to a user module again
     run = functools.partial(call_intact, module) if foreign else module
     if compiling:  # a compiled graph contains one update of the statistics, also with recomputation
-        return checkpoint(run, *inputs, use_reentrant=False)
+        return checkpoint(run, *inputs, use_reentrant=False, **named)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), statistics_kept(module)
 
-    return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)
+    return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts, **named)
 
 
 def kept(x: Tensor) -> Tensor | Kept:

@@ -160,6 +160,31 @@ SKETCHES = {
         "The bins of several grids are concatenated to one vector",
         {"x": "torch.rand(2, 8, 24, 20)"},
     ),
+    "FiLM": Sketch(
+        "FiLM(4, 8)",
+        [
+            [data("condition", "z"), data("x")],
+            [step("linear", has="model"), None],
+            [step("scale and shift\nevery channel")],
+            [data("y")],
+        ],
+        "A linear map of a vector gives a factor and a summand for every channel of a feature map",
+        {"x": "torch.rand(2, 8, 24, 20)", "z": "torch.rand(2, 4)"},
+        "model(x, z)",
+        [("condition", "linear"), ("linear", "scale and shift\nevery channel"),
+         ("x", "scale and shift\nevery channel"), ("scale and shift\nevery channel", "y")],
+    ),
+    "SinusoidalEmbedding": Sketch(
+        "SinusoidalEmbedding(8)",
+        [
+            [data("x")],
+            [step("times 4 frequencies")],
+            [step("sine"), step("cosine")],
+            [data("y")],
+        ],
+        "A number is multiplied by several frequencies, whose sines and cosines are returned",
+        {"x": "torch.rand(2)"},
+    ),
     "SpectralMixing": Sketch(
         "SpectralMixing(8, 4, modes=5)",
         [

@@ -13,7 +13,7 @@ from neurenix_ms._core.tracing import sizes_are_open
 Result = TypeVar("Result")
 
 
-def call_intact(function: Callable[..., Result], *inputs: Any) -> Result:
+def call_intact(function: Callable[..., Result], *inputs: Any, **named: Any) -> Result:
     """Call a function or module and leave its inputs unchanged, even if it works in place.
 
     Use it wherever a network of the user is called with a tensor that is used again: a first layer
@@ -23,6 +23,7 @@ def call_intact(function: Callable[..., Result], *inputs: Any) -> Result:
     Args:
         function: Any callable.
         inputs: Its arguments; tensors, also those in lists, tuples and dicts, are protected.
+        named: Its keyword arguments, protected likewise.
 
     Examples:
         >>> from torch import nn
@@ -30,7 +31,7 @@ def call_intact(function: Callable[..., Result], *inputs: Any) -> Result:
         >>> call_intact(nn.ReLU(inplace=True), x), x
         (tensor([0., 2.]), tensor([-1.,  2.]))
     """
-    return function(*map(protected, inputs))
+    return function(*map(protected, inputs), **protected(named))
 
 
 def protected(value: Any) -> Any:

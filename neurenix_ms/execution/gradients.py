@@ -1,6 +1,6 @@
 """Exact gradients of a loss over the whole input, accumulated tile by tile."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -13,8 +13,9 @@ from neurenix_ms._core.arguments import UNCHECKED, checked
 from neurenix_ms._core.inplace import call_intact
 from neurenix_ms._core.recomputation import statistics_kept
 from neurenix_ms.execution.compiled import plain_module, uncompiled
+from neurenix_ms.execution.plan.arguments import check_args, passed, passing
 from neurenix_ms.execution.plan.grid import Tile
-from neurenix_ms.execution.plan.sites import Site
+from neurenix_ms.execution.plan.sites import Part, Site
 from neurenix_ms.execution.plan.statistics import Normalization
 from neurenix_ms.execution.run.arrays import check_array, read, read_target
 from neurenix_ms.execution.run.passes import Buffers, Passes, Values, find_values, whole_shape
@@ -38,6 +39,7 @@ def accumulate_gradients(
     loss: Callable[[Any, Any], Tensor],
     tile_size: TileSize,
     *,
+    args: Annotated[Sequence[Any], UNCHECKED] = (),
     whole: Annotated[Whole, UNCHECKED] = (),
     reduction: Literal["mean", "sum"] | None = None,
     mesh: DeviceMesh | None = None,
@@ -52,7 +54,7 @@ def accumulate_gradients(
     meanwhile, and of a compiled model the original module runs.
 
     Args:
-        model: Any module that takes one tensor and returns tensors.
+        model: Any module that takes one tensor, and perhaps `args`, and returns tensors.
         x: The input `(B, C, *S)`, a tensor or an array that can be sliced; it is converted to the
             model's dtype.
         target: What the loss compares with: a tensor or array of the output's spatial size, or
@@ -61,6 +63,8 @@ def accumulate_gradients(
         loss: A function of output and target that is a mean or a sum of a local term over all
             positions.
         tile_size: Edge length of a tile in pixels or voxels, or one per axis, without the halo.
+        args: Further arguments of the model, which every tile gets whole, as in `TiledModel`. A tensor
+            that requires a gradient gets it, too: that of a network which computes a condition, say.
         whole: Names of submodules that run on their whole feature map of lower resolution; "auto"
             takes the shallowest that need no more memory than one tile.
         reduction: Whether the loss is a "mean" or a "sum"; detected by default.
@@ -99,14 +103,41 @@ def accumulate_gradients(
         targets = [leaf for leaf in tree_leaves(target) if hasattr(leaf, "shape")]
         for leaf in targets:
             check_array("target", leaf, like.dtype)
-        setting = settle(model, shape, like, tile_size, whole, None, ranks.size)
+        further = check_args(args, shape)
+        leaves = [_leaf_of(value) for value in further]
+        with passing(leaves):
+            setting = settle(model, shape, like, tile_size, whole, None, ranks.size)
         samples = [sample_of(leaf) for leaf in targets] if ranks.size > 1 else []
         facts = {"values of target": checksum(samples), "reduction": reduction}
-        check_same_calls(ranks, model, x, setting, **facts)
-        if setting is None:
-            return _of_one_piece(model, x, target, loss, like, ranks)
-        passes = setting.passes(model, x, like, lambda: None, ranks)
-        return _accumulated(passes, target, loss, reduction)
+        with passing(leaves):
+            check_same_calls(ranks, model, x, setting, **facts)
+            parameters = _parameters(model, loss, leaves)
+            if setting is None:
+                value = _of_one_piece(model, x, target, loss, like, ranks, parameters)
+            else:
+                passes = setting.passes(model, x, like, lambda: None, ranks)
+                value = _accumulated(passes, target, loss, reduction, parameters)
+        _send_to(further, leaves)
+        return value
+
+
+def _leaf_of(value: Any) -> Any:
+    """Return a further argument as a leaf of the graph, of which every tile makes its own."""
+    return (
+        value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+    )
+
+
+def _send_to(further: Sequence[Any], leaves: Sequence[Any]) -> None:
+    """Propagate the gradients of the leaves back to the arguments that they stand for."""
+    pairs = [
+        (value, leaf.grad)
+        for value, leaf in zip(further, leaves, strict=True)
+        if isinstance(leaf, Tensor) and leaf.grad is not None
+    ]
+    if pairs:
+        values, grads = zip(*pairs, strict=True)
+        torch.autograd.backward(values, grads)
 
 
 def _of_one_piece(
@@ -116,18 +147,19 @@ def _of_one_piece(
     loss: Callable[[Any, Any], Tensor],
     like: Tensor,
     ranks: Ranks,
+    parameters: list[Tensor],
 ) -> Tensor:
     """Run the plain step; every rank runs it, and that of rank 0 counts."""
 
     def step() -> Tensor:
-        value = loss(call_intact(model, read(x, (slice(None),), like)), _all_of(target, like))
+        y = call_intact(model, read(x, (slice(None),), like), *passed(x.shape[0]))
+        value = loss(y, _all_of(target, like))
         value.backward()
         return value.detach()
 
     if ranks.size == 1:
         return step()
     buffers = list(model.buffers())
-    parameters = _parameters(model, loss)
     with Buffers(model, {}).kept(), _summed_gradients(ranks, parameters):
         (value,) = ranks.same([step()])
         for buffer, first in zip(buffers, ranks.same(buffers), strict=True):
@@ -143,8 +175,8 @@ def _accumulated(
     target: Any,
     loss: Callable[[Any, Any], Tensor],
     reduction: Literal["mean", "sum"] | None,
+    parameters: list[Tensor],
 ) -> Tensor:
-    parameters = _parameters(passes.model, loss)
     with passes.running(), _summed_gradients(passes.ranks, parameters):
         values = find_values(passes, keep_inputs=True)
         adjoints = Adjoints(passes, values)
@@ -155,14 +187,15 @@ def _accumulated(
     return value
 
 
-def _parameters(*modules: Any) -> list[nn.Parameter]:
-    """Return the parameters of these, if they are modules."""
-    found = (p for m in modules if isinstance(m, nn.Module) for p in m.parameters())
-    return list(dict.fromkeys(found))
+def _parameters(model: nn.Module, loss: Any, leaves: Sequence[Any]) -> list[Tensor]:
+    """Return all that may get a gradient."""
+    found = [p for m in (model, loss) if isinstance(m, nn.Module) for p in m.parameters()]
+    others = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return list(dict.fromkeys([*found, *others]))
 
 
 @contextmanager
-def _summed_gradients(ranks: Ranks, parameters: list[nn.Parameter]) -> Iterator[None]:
+def _summed_gradients(ranks: Ranks, parameters: list[Tensor]) -> Iterator[None]:
     """Add to `.grad` what all ranks find meanwhile; leave it as it was on failure."""
     if ranks.size == 1:
         yield
@@ -227,11 +260,18 @@ class Adjoints:
     def of_a_site(self, number: int) -> None:
         """Propagate the gradient of a site back to the weights and to earlier sites, in one pass."""
         self._merge(number)
-        d_input = None if number in self.statistics else self._through_part(number)
-        if number not in self.statistics and d_input is None:
-            return
+        d_input: Tensor | None = None
+        d_vectors: list[Tensor | None] = []
+        if number not in self.statistics:
+            d_input, d_vectors = self._through_part(number)
+            if d_input is None and not d_vectors:
+                return
         with torch.enable_grad():
             for tile, site, core in self.passes.until(number):
+                self._send_to_vectors(site, d_vectors)
+                d_vectors = []  # of all tiles, which have the same
+                if number not in self.statistics and d_input is None:
+                    return
                 if not core.requires_grad or not core.numel():
                     continue
                 if d_input is not None:
@@ -301,20 +341,33 @@ class Adjoints:
             return None
         return site.seed(core.detach(), self.values.moments[number], d_mean, d_var)
 
-    def _through_part(self, number: int) -> Tensor | None:
-        """Propagate the gradient of a part's result back to its input."""
+    def _send_to_vectors(self, site: Site, seeds: list[Tensor | None]) -> None:
+        """Propagate the gradients of the vectors that a part was called with."""
+        if not isinstance(site, Part) or not seeds:
+            return
+        pairs = zip(site.others.vectors(), seeds, strict=True)
+        known = [(v, seed) for v, seed in pairs if v.requires_grad and seed is not None]
+        if known:
+            vectors, grads = zip(*known, strict=True)
+            torch.autograd.backward(vectors, grads, retain_graph=True)
+
+    def _through_part(self, number: int) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Propagate the gradient of a part's result back to its feature map and its vectors."""
         d_result = self.results.pop(number, None)
         if d_result is None:
-            return None
+            return None, []
         part = self.passes.parts[self.passes.place(number).layer]
         with torch.enable_grad(), statistics_kept(part):
             x = self.values.inputs.pop(number).detach().requires_grad_()
+            others = self.values.others[number]
+            vectors = [v.requires_grad_(v.is_floating_point()) for v in others.detached().vectors()]
+            y = others.replaced(vectors).call(part, x)
             if self.passes.ranks.rank == 0:
-                torch.autograd.backward([part(x)], [d_result])
-                return x.grad
-            # every rank runs the part, so its weights get their gradient on rank 0 alone
-            (grad,) = torch.autograd.grad([part(x)], [x], [d_result], allow_unused=True)
-            return grad
+                torch.autograd.backward([y], [d_result])
+                return x.grad, [v.grad for v in vectors]
+            # every rank runs the part, so its weights and vectors get their gradient on rank 0 alone
+            (grad,) = torch.autograd.grad([y], [x], [d_result], allow_unused=True)
+            return grad, []
 
     def _share(self, tile: Tile, output: int, core: Tensor) -> float:
         place = self.passes.plan.outputs[output]

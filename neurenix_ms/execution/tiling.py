@@ -13,6 +13,7 @@ from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import Described
 from neurenix_ms._core.dims import SpatialDims, check_positive
 from neurenix_ms.execution.compiled import plain_module, uncompiled
+from neurenix_ms.execution.plan.arguments import check_args, passing
 from neurenix_ms.execution.plan.footprint import Place
 from neurenix_ms.execution.progress import progress_bar
 from neurenix_ms.execution.run.arrays import check_apart, check_outputs, check_writable, write
@@ -58,13 +59,14 @@ class TiledModel(Described, nn.Module):
     trigger another compilation.
 
     Args:
-        model: Any module that takes one tensor and returns tensors; it is not modified.
+        model: Any module that takes one tensor, and perhaps arguments without spatial axes (`args` of
+            the call), and returns tensors; it is not modified.
         tile_size: Edge length of a tile in pixels or voxels, or one per axis, without the halo. It is
             rounded down to a multiple of the stride. "auto" takes the largest that fits
             `memory_limit`.
         spatial_dims: Number of spatial axes.
         in_channels: Channels of the input. If given, a model that cannot run in tiles raises here
-            rather than at the first call.
+            rather than at the first call; not for models with further arguments.
         whole: Names of submodules that run once, on their whole feature map of lower resolution;
             "auto" takes the shallowest that fit into memory, `()` none.
         memory_limit: Bytes for what runs at a time: a tile, a part run whole, or the inputs on which
@@ -139,6 +141,7 @@ class TiledModel(Described, nn.Module):
         x: Any,
         out: Any = None,
         *,
+        args: Sequence[Any] = (),
         skip: Container[int] = (),
         on_tile: Callable[[int, int], None] = lambda number, total: None,
     ) -> Any:
@@ -149,6 +152,8 @@ class TiledModel(Described, nn.Module):
             out: A tensor or array of the result's shape, or the model's structure of them, which
                 shares no memory with x; or a function that makes it from the shapes and the dtypes of
                 all results, called when the first tile has run.
+            args: Further arguments of the model, which every tile gets whole: tensors `(B, ...)` without
+                spatial axes, such as a condition, and other values.
             skip: Numbers of tiles that are in `out` already, from an earlier call with the same model,
                 x and arguments. Passes for statistics and for parts run whole are not shortened. Not
                 available with a mesh.
@@ -166,11 +171,12 @@ class TiledModel(Described, nn.Module):
                 )
             shape, like = check_rank_of(x, self.spatial_dims, model)
             choices = self.tile_size, self.whole, self.memory_limit
-            setting = settle(model, shape, like, *choices, ranks.size)
-            check_same_calls(ranks, model, x, setting, reduce=self.reduce)
-            if setting is None:
-                return self._in_one(model, x, like, out, ranks, skip, on_tile)
-            return self._in_tiles(model, x, like, out, setting, ranks, skip, on_tile)
+            with passing(check_args(args, shape)):
+                setting = settle(model, shape, like, *choices, ranks.size)
+                check_same_calls(ranks, model, x, setting, reduce=self.reduce)
+                if setting is None:
+                    return self._in_one(model, x, like, out, ranks, skip, on_tile)
+                return self._in_tiles(model, x, like, out, setting, ranks, skip, on_tile)
 
     def _in_one(
         self,

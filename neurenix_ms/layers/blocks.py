@@ -14,6 +14,7 @@ from neurenix_ms._core.hooks import is_observed
 from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms._core.tracing import one_module, sizes_are_open
 from neurenix_ms.checkpointing import is_recorded, recomputed
+from neurenix_ms.layers.conditioning import FiLM
 from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
 
 BlockKind = Literal["single", "double", "residual"]
@@ -34,6 +35,7 @@ class ConvSpec:
         conv_bias: Whether convolutions have a bias; None: only those that no norm follows.
         padding_mode: As in `nn.Conv2d`.
         dropout: Channel dropout probability after a block.
+        condition_channels: Length of the vector that blocks are conditioned on; None: they are not.
     """
 
     spatial_dims: SpatialDims = 2
@@ -43,6 +45,7 @@ class ConvSpec:
     conv_bias: bool | None = None
     padding_mode: str = "zeros"
     dropout: float = 0.0
+    condition_channels: int | None = None
 
     def layer(
         self, in_channels: int, out_channels: int, groups: int = 1, stride: Edge = 1
@@ -59,7 +62,16 @@ class ConvSpec:
             padding_mode=self.padding_mode,
             groups=groups,
             stride=stride,
+            condition_channels=self.condition_channels,
         )
+
+    def film(self, channels: int) -> FiLM | None:
+        """Return the layer that conditions a feature map, None if blocks are not conditioned."""
+        return None if self.condition_channels is None else FiLM(self.condition_channels, channels)
+
+    def unconditioned(self) -> "ConvSpec":
+        """Return the same without a condition."""
+        return replace(self, condition_channels=None)
 
     def point(self) -> "ConvSpec":
         """Return the same with kernels of one pixel and no activation."""
@@ -82,8 +94,10 @@ def edges_of(kernel_size: Edge, spatial_dims: int) -> tuple[int, ...]:
 class ConvNormAct(nn.Module):
     """A convolution that keeps the size, or divides it by a stride, a normalization, an activation.
 
+    With `condition_channels`, a `FiLM` of the condition comes between norm and activation.
+
     Shape:
-        `(B, C_in, *S)` -> `(B, C_out, *ceil(S / stride))`
+        `(B, C_in, *S)`, and the condition `(B, K)` -> `(B, C_out, *ceil(S / stride))`
     """
 
     def __init__(
@@ -99,6 +113,7 @@ class ConvNormAct(nn.Module):
         padding_mode: str = "zeros",
         groups: int = 1,
         stride: Edge = 1,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         convolution = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
@@ -116,13 +131,16 @@ class ConvNormAct(nn.Module):
         )
         self.norm = make_norm(norm, out_channels, spatial_dims)
         self.act = make_act(act)
+        self.film = None if condition_channels is None else FiLM(condition_channels, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.finish(self.conv(x))
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.finish(self.conv(x), condition)
 
-    def finish(self, y: Tensor) -> Tensor:
+    def finish(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         """Apply norm and activation, which are cheap enough to be recomputed in backward."""
         _, norm, act = self.steps()
+        if condition is not None:
+            return recomputed(act, modulated(self.film, recomputed(norm, y), condition))
         if not is_recorded():
             return act(norm(y))
         return recomputed(act, recomputed(norm, y))
@@ -131,6 +149,13 @@ class ConvNormAct(nn.Module):
         """Return convolution, norm and activation, so that the caller can release each input."""
         modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
         return modules["conv"], modules["norm"], modules["act"]
+
+
+def modulated(film: FiLM | None, y: Tensor, condition: Tensor | None) -> Tensor:
+    """Return a feature map as scaled and shifted by a condition, if there is one."""
+    if film is None or condition is None:
+        return y
+    return recomputed(film, y, condition)
 
 
 def joined(maps: tuple[Tensor, ...]) -> Tensor:
@@ -175,7 +200,8 @@ class ConvBlock(nn.Module):
     and the shortcut have the stride.
 
     Shape:
-        feature maps `(B, C_i, *S)`, with `C_in` channels in total -> `(B, C_out, *ceil(S / stride))`
+        feature maps `(B, C_i, *S)`, with `C_in` channels in total, and the condition `(B, K)` of a
+        conditioned block -> `(B, C_out, *ceil(S / stride))`
     """
 
     def __init__(
@@ -203,41 +229,40 @@ class ConvBlock(nn.Module):
             self.shortcut = shortcut(in_channels, out_channels, spec, stride)
         self.dropout = ChannelDropout(spec.dropout)
 
-    def forward(self, *maps: Tensor) -> Tensor:
-        y = self._convolved(maps)
+    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
+        y = in_turn(cast(Iterable[ConvNormAct], self.layers), maps, condition)
         if self.shortcut is not None:
             y = recomputed(self.act, recomputed(torch.add, y, self.shortcut(joined(maps))))
         dropout = self.dropout
         return dropout(y) if self.training or is_observed(dropout) else y
 
-    def _convolved(self, maps: tuple[Tensor, ...]) -> Tensor:
-        y = joined(maps)
-        compiling, recorded = torch.compiler.is_compiling(), is_recorded()
-        for layer in cast(Iterable[ConvNormAct], self.layers):
-            if compiling or is_observed(layer):
-                y = layer(y)
-                continue
-            conv, norm, act = layer.steps()
-            # no frame of a call holds the input of a step through the next ones
-            y = conv(y)
-            y = recomputed(norm, y) if recorded else norm(y)
-            y = recomputed(act, y) if recorded else act(y)
-        return y
 
-
-def in_one_call(layer: ConvNormAct) -> bool:
-    """Return whether a layer is called as a module, and not its convolution and what follows one by one.
-
-    In two steps, no frame of a call holds the input through norm and activation.
-    """
-    return torch.compiler.is_compiling() or is_observed(layer)
+def in_turn(
+    layers: Iterable[ConvNormAct], maps: tuple[Tensor, ...], condition: Tensor | None
+) -> Tensor:
+    """Apply layers one after the other to the concatenated inputs."""
+    y = joined(maps)
+    compiling, recorded = torch.compiler.is_compiling(), is_recorded()
+    for layer in layers:
+        if compiling or is_observed(layer):
+            y = layer(y) if condition is None else layer(y, condition)
+            continue
+        conv, norm, act = layer.steps()
+        # no frame of a call holds the input of a step through the next ones
+        y = conv(y)
+        y = recomputed(norm, y) if recorded else norm(y)
+        if condition is not None:
+            y = modulated(layer.film, y, condition)
+        y = recomputed(act, y) if recorded else act(y)
+    return y
 
 
 def shortcut(in_channels: int, out_channels: int, spec: ConvSpec, stride: Edge = 1) -> nn.Module:
     """Return the identity; where channels or size differ, a 1x1 convolution with a norm."""
     if in_channels == out_channels and stride == 1:
         return nn.Identity()
-    return replace(spec.point(), conv_bias=False).layer(in_channels, out_channels, stride=stride)
+    point = replace(spec.point().unconditioned(), conv_bias=False)
+    return point.layer(in_channels, out_channels, stride=stride)
 
 
 def __getattr__(name: str) -> Any:

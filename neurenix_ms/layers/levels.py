@@ -8,6 +8,7 @@ from neurenix_ms._core.dims import POOLS, SpatialDims
 from neurenix_ms._core.recomputation import Kept
 from neurenix_ms._core.sizes import fit, multiplied, spatial
 from neurenix_ms.checkpointing import checkpointed, kept, recomputed
+from neurenix_ms.layers.conditioning import condition_name, keyword
 from neurenix_ms.layers.resize import Resize
 
 
@@ -45,7 +46,8 @@ class Up(nn.Module):
         skip: Merges the two; None leaves it to the block, which concatenates.
 
     Shape:
-        skip `(B, C, *S)` and coarse `(B, D, *S / 2)` -> `(B, C_out, *S)`
+        skip `(B, C, *S)` and coarse `(B, D, *S / 2)`, and the condition `(B, K)` of a conditioned block
+        -> `(B, C_out, *S)`
     """
 
     def __init__(self, up: nn.Module, block: nn.Module, skip: nn.Module | None = None) -> None:
@@ -54,10 +56,11 @@ class Up(nn.Module):
         self.block = block
         self.skip = skip
 
-    def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
+    def forward(self, skip: Tensor, deep: Tensor, condition: Tensor | None = None) -> Tensor:
+        given = keyword("condition", condition)
         if self.skip is None:
-            return self.block(skip, self.up(deep))
-        return self.block(self.skip(skip, fit(self.up(deep), spatial(skip))))
+            return self.block(skip, self.up(deep), **given)
+        return self.block(self.skip(skip, fit(self.up(deep), spatial(skip))), **given)
 
 
 class Level(nn.Module):
@@ -99,24 +102,39 @@ class Level(nn.Module):
             self.pool = POOLS["max"][spatial_dims](2)
         self.pool_is_cheap = pool_is_cheap
         self.decode = decode
+        self.conditions = (
+            condition_name(encode),
+            None if decode is None else condition_name(decode),
+        )
 
-    def forward(self, x: Tensor, trace: "Trace | None" = None) -> Tensor:
-        skip = checkpointed(self.encode, x)
+    def forward(
+        self, x: Tensor, trace: "Trace | None" = None, condition: Tensor | None = None
+    ) -> Tensor:
+        encoding, decoding = (keyword(name, condition) for name in self.conditions)
+        skip = checkpointed(self.encode, x, **encoding)
         maps = [skip]
         if self.inner is not None and self.pool is not None:
             half = recomputed(self.pool, skip) if self.pool_is_cheap else self.pool(skip)
-            maps.append(self.inner(half) if trace is None else self.inner(half, trace))
-        out = skip if self.decode is None else checkpointed(self.decode, *maps)
+            maps.append(self._run_inner(half, trace, condition))
+        out = skip if self.decode is None else checkpointed(self.decode, *maps, **decoding)
         if trace is not None:
             trace.add(skip, out)
         return out
 
-    def encoded(self, x: Tensor) -> list[Tensor]:
+    def _run_inner(self, x: Tensor, trace: "Trace | None", condition: Tensor | None) -> Tensor:
+        # called with one tensor and nothing else where that is all
+        assert self.inner is not None
+        if trace is None and condition is None:
+            return self.inner(x)
+        return self.inner(x, trace, **keyword("condition", condition))
+
+    def encoded(self, x: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """Return the encoder feature maps of this level and all inner ones, without decoding."""
         features: list[Tensor] = []
         level: Level | None = self
         while level is not None:
-            features.append(checkpointed(level.encode, x))
+            given = keyword(level.conditions[0], condition)
+            features.append(checkpointed(level.encode, x, **given))
             x = features[-1] if level.pool is None else level.pool(features[-1])
             level = level.inner
         return features

@@ -1,11 +1,15 @@
 """Residual blocks: pre-activation, ConvNeXt and inverted bottleneck."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurenix_ms.checkpointing import recomputed
-from neurenix_ms.layers.blocks import ChannelDropout, ConvSpec, in_one_call, joined
+from neurenix_ms.layers.blocks import ChannelDropout, ConvSpec, in_turn, joined, modulated
+from neurenix_ms.layers.conditioning import FiLM
 from neurenix_ms.layers.naming import make_act, make_norm
 
 EXPANSION = {"convnext": 4, "inverted": 6}
@@ -33,7 +37,8 @@ class PreActivationBlock(nn.Module):
     """Norm, activation, convolution, twice, and the input added.
 
     Shape:
-        feature maps `(B, C_i, *S)`, their channels together `C_in` -> `(B, C_out, *S)`
+        feature maps `(B, C_i, *S)`, their channels together `C_in`, and the condition `(B, K)` of a
+        conditioned block -> `(B, C_out, *S)`
 
     Source: He et al. 2016, "Identity mappings in deep residual networks", figure 1 (b).
     """
@@ -44,16 +49,21 @@ class PreActivationBlock(nn.Module):
         self.norms = nn.ModuleList(make_norm(spec.norm, n, spec.spatial_dims) for n in widths)
         self.acts = nn.ModuleList(make_act(spec.act) for _ in widths)
         self.convs = nn.ModuleList(spec.layer(n, out_channels).conv for n in widths)
+        self.films: Sequence[FiLM | None] = (None, None)
+        if spec.condition_channels is not None:
+            films = (FiLM(spec.condition_channels, n) for n in widths)
+            self.films = nn.ModuleList(films)  # type: ignore[assignment]
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.shortcut = spec.point().layer(in_channels, out_channels).conv
         self.dropout = ChannelDropout(spec.dropout)
 
-    def forward(self, *maps: Tensor) -> Tensor:
+    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
         x = joined(maps)
         y = x
-        for norm, act, conv in zip(self.norms, self.acts, self.convs, strict=True):
-            y = conv(recomputed(act, recomputed(norm, y)))
+        layers = zip(self.norms, self.films, self.acts, self.convs, strict=True)
+        for norm, film, act, conv in layers:
+            y = conv(recomputed(act, modulated(film, recomputed(norm, y), condition)))
         return self.dropout(recomputed(torch.add, y, self.shortcut(x)))
 
 
@@ -64,7 +74,8 @@ class ConvNeXtBlock(nn.Module):
     blocks have. Where the channels differ, a 1x1 convolution comes first.
 
     Shape:
-        feature maps `(B, C_i, *S)`, their channels together `C_in` -> `(B, C_out, *S)`
+        feature maps `(B, C_i, *S)`, their channels together `C_in`, and the condition `(B, K)` of a
+        conditioned block -> `(B, C_out, *S)`
 
     Source: Liu et al. 2022, "A ConvNet for the 2020s", figure 4 and section 2.6.
     """
@@ -78,6 +89,7 @@ class ConvNeXtBlock(nn.Module):
             self.project = plain.point().layer(in_channels, out_channels).conv
         self.depthwise = plain.layer(out_channels, out_channels, groups=out_channels).conv
         self.norm = ChannelNorm(out_channels)
+        self.film = spec.film(out_channels)
         self.expand = plain.point().layer(out_channels, wide).conv
         self.act = nn.GELU()
         self.reduce = plain.point().layer(wide, out_channels).conv
@@ -85,11 +97,14 @@ class ConvNeXtBlock(nn.Module):
         self.per_channel = (-1, *[1] * dims)
         self.dropout = ChannelDropout(spec.dropout)
 
-    def forward(self, *maps: Tensor) -> Tensor:
+    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
         x = self.project(joined(maps))
         # in one expression: no name holds a feature map of four times the channels
-        y = self.reduce(recomputed(self.act, self.expand(recomputed(self.norm, self.depthwise(x)))))
+        y = self.reduce(recomputed(self.act, self.expand(self._normed(x, condition))))
         return self.dropout(x + self.scale.view(self.per_channel) * y)
+
+    def _normed(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        return modulated(self.film, recomputed(self.norm, self.depthwise(x)), condition)
 
 
 class InvertedBlock(nn.Module):
@@ -98,7 +113,8 @@ class InvertedBlock(nn.Module):
     The sum is only where the channels are equal.
 
     Shape:
-        feature maps `(B, C_i, *S)`, their channels together `C_in` -> `(B, C_out, *S)`
+        feature maps `(B, C_i, *S)`, their channels together `C_in`, and the condition `(B, K)` of a
+        conditioned block -> `(B, C_out, *S)`
 
     Source: Sandler et al. 2018, "MobileNetV2", table 1, with an expansion of 6.
     """
@@ -106,19 +122,14 @@ class InvertedBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, spec: ConvSpec) -> None:
         super().__init__()
         wide = EXPANSION["inverted"] * in_channels
-        one = ConvSpec(spec.spatial_dims, 1, spec.norm, spec.act, spec.conv_bias)
+        one = replace(spec, kernel_size=1, padding_mode="zeros", dropout=0.0)
         self.expand = one.layer(in_channels, wide)
         self.depthwise = spec.layer(wide, wide, groups=wide)
         self.reduce = spec.point().layer(wide, out_channels)
         self.is_residual = in_channels == out_channels
         self.dropout = ChannelDropout(spec.dropout)
 
-    def forward(self, *maps: Tensor) -> Tensor:
-        x = y = joined(maps)
-        for layer in (self.expand, self.depthwise, self.reduce):
-            if in_one_call(layer):
-                y = layer(y)
-            else:
-                y = layer.conv(y)
-                y = layer.finish(y)
+    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = joined(maps)
+        y = in_turn((self.expand, self.depthwise, self.reduce), (x,), condition)
         return self.dropout(recomputed(torch.add, y, x) if self.is_residual else y)

@@ -16,6 +16,7 @@ from neurenix_ms._core.tracing import entries
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.layers.blocks import ConvSpec, Edge
+from neurenix_ms.layers.conditioning import given_condition, keyword
 from neurenix_ms.layers.levels import Up
 from neurenix_ms.layers.naming import Act, Norm
 from neurenix_ms.multiscale.features import (
@@ -31,6 +32,7 @@ from neurenix_ms.multiscale.slots import (
     Skip,
     Slots,
     Upsampling,
+    check_conditioned,
     kernels_of,
     slots_of_levels,
 )
@@ -134,7 +136,8 @@ class UNetDecoder(Configured, nn.Module):
         bilinear: Former name of `up`: True is "linear", False "transposed".
         align_corners: As in `F.interpolate`, for linear upsampling.
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
-            `callable(in_channels, out_channels) -> Module`, which keeps the size.
+            `callable(in_channels, out_channels) -> Module`, which keeps the size (and takes a condition
+            if its `forward` has a second argument for it).
         up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
             which multiplies the size by `stride`; None follows `bilinear`.
         skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
@@ -149,6 +152,7 @@ class UNetDecoder(Configured, nn.Module):
         dropout: Channel dropout probability after every block.
         final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
             or a module class.
+        condition_channels: Length K of a vector that every block is conditioned on; None: no condition.
         deep_supervision: In training, return the outputs of all levels, finest first.
 
     `block`, `up`, `skip`, `depth`, `stride` and `kernel_size` may be lists with an entry per level,
@@ -160,7 +164,8 @@ class UNetDecoder(Configured, nn.Module):
         list of `(B, encoder_channels[i], *S_i)`, or a dict of them, finest first ->
         `(B, out_channels, *S_0)`; each about half the size of the one before (upsampled by
         two, then padded or cropped at the end); with `deep_supervision`, in training, a list of such
-        outputs for all feature maps but the last
+        outputs for all feature maps but the last; with `condition_channels`, the second argument is a
+        condition `(B, condition_channels)`
 
     Raises:
         ValueError: If there are fewer than two feature maps, `num_scales` differs, the strides of a
@@ -203,6 +208,7 @@ class UNetDecoder(Configured, nn.Module):
         padding_mode: str = "zeros",
         dropout: float = 0.0,
         final_activation: FinalActivation = None,
+        condition_channels: int | None = None,
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
@@ -222,7 +228,7 @@ class UNetDecoder(Configured, nn.Module):
         self.up = up_named(up, bilinear)
         spec = ConvSpec(
             spatial_dims, norm=norm, act=act, conv_bias=conv_bias, padding_mode=padding_mode,
-            dropout=dropout,
+            dropout=dropout, condition_channels=condition_channels,
         )  # fmt: skip
         levels = slots_of_levels(
             len(widths) - 1, spec, kernel_size,
@@ -231,6 +237,7 @@ class UNetDecoder(Configured, nn.Module):
         self.bilinear = self.up == "linear"
         self.kernel_size = kernels_of(levels) if kernel_size is None else kernel_size
         self.ups = nn.ModuleList(make_ups(levels, widths, align_corners))
+        check_conditioned(self.ups, condition_channels)
         outputs = widths_of(levels, widths[:-1])
         self.head = Head(outputs[0], out_channels, spatial_dims, final_activation)
         self.deep_heads: DeepHeads | None = None
@@ -240,7 +247,7 @@ class UNetDecoder(Configured, nn.Module):
             )
 
     @recomputes
-    def forward(self, features: Features) -> Tensor | list[Tensor]:
+    def forward(self, features: Features, condition: Tensor | None = None) -> Tensor | list[Tensor]:
         features = as_list(features)
         check_features(features, self.encoder_channels, self.spatial_dims)
         if self.stride == 2:
@@ -248,9 +255,10 @@ class UNetDecoder(Configured, nn.Module):
         else:
             check_descending(features, "features")
         *skips, y = entries(features, self.num_scales)
+        given = keyword("condition", given_condition(y, condition, self.condition_channels))
         decoded: list[Tensor] = []
         for up, skip in zip(self.ups, reversed(skips), strict=True):
-            y = checkpointed(up, skip, y)
+            y = checkpointed(up, skip, y, **given)
             if self.deep_heads is not None and self.training:
                 decoded.insert(0, y)
         if decoded and self.deep_heads is not None:

@@ -1,6 +1,7 @@
 """Modules that a user brings for a slot: measured at construction, and checked at every call."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +11,19 @@ from neurenix_ms._core.sizes import spatial
 from neurenix_ms._core.tracing import sizes_are_open
 from neurenix_ms.checkpointing import checkpointed
 from neurenix_ms.layers.blocks import joined
+from neurenix_ms.layers.conditioning import condition_name, keyword
 
 PROBED = 16  # pixels per axis and stride, of the tensors that a module is measured with
 
 
-def measured(module: nn.Module, *shapes: Sequence[int]) -> tuple[int, ...] | None:
+def measured(
+    module: nn.Module, *shapes: Sequence[int], **named: Sequence[int]
+) -> tuple[int, ...] | None:
     """Return the shape of a result for tensors without memory; None if that cannot be run."""
     try:
         with memoryless_copy(module) as copied:
-            y = copied(*(torch.empty(tuple(shape)) for shape in shapes))
+            given = {name: torch.empty(tuple(shape)) for name, shape in named.items()}
+            y = copied(*(torch.empty(tuple(shape)) for shape in shapes), **given)
             return tuple(y.shape) if isinstance(y, Tensor) else None
     except Exception:  # of foreign code, which the first call shows
         return None
@@ -74,24 +79,34 @@ class Given(nn.Module):
 class GivenBlock(nn.Module):
     """A block that a user brought, for one feature map or several, which are concatenated.
 
+    In a conditioned network it gets the condition too, if its `forward` has an argument for it.
+
     Shape:
-        feature maps `(B, C_i, *S)`, their channels together `C_in` -> `(B, C_out, *S)`
+        feature maps `(B, C_i, *S)`, their channels together `C_in`, and the condition `(B, K)` of a
+        conditioned network -> `(B, C_out, *S)`
     """
 
     def __init__(
-        self, module: nn.Module, in_channels: int, out_channels: int, spatial_dims: int
+        self,
+        module: nn.Module,
+        in_channels: int,
+        out_channels: int,
+        spatial_dims: int,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.module = module
         self.out_channels = out_channels
+        self.condition = None if condition_channels is None else condition_name(module)
         size = (PROBED,) * spatial_dims
-        shape = measured(module, (2, in_channels, *size))
+        named = {} if self.condition is None else {self.condition: (2, condition_channels or 0)}
+        shape = measured(module, (2, in_channels, *size), **named)
         if shape is not None:
             self._check(shape, size)
 
-    def forward(self, *maps: Tensor) -> Tensor:
+    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
         x = joined(maps)
-        y = call(self.module, x)
+        y = call(self.module, x, **keyword(self.condition, condition))
         if is_known_shape(y):
             self._check(y.shape, spatial(x))
         return y
@@ -139,11 +154,11 @@ def check_kept(
         )
 
 
-def call(module: nn.Module, *inputs: Tensor) -> Tensor:
+def call(module: nn.Module, *inputs: Tensor, **named: Any) -> Tensor:
     """Run a module of the user; while checkpointing is enabled, under a checkpoint."""
     if torch.compiler.is_compiling():  # the whole block is under one already
-        return module(*inputs)
-    return checkpointed(module, *inputs, foreign=True)
+        return module(*inputs, **named)
+    return checkpointed(module, *inputs, foreign=True, **named)
 
 
 def is_known_shape(y: Tensor) -> bool:

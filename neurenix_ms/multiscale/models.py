@@ -24,6 +24,7 @@ from neurenix_ms._core.sizes import (
 from neurenix_ms._core.tracing import entries, one_call
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import checkpointed
+from neurenix_ms.layers.conditioning import condition_name, keyword
 from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.features import weighted
 from neurenix_ms.multiscale.fusion import COMBINATIONS, METHODS, FusionMethod
@@ -54,7 +55,8 @@ class MultiScaleModel(Configured, nn.Module):
     Shape:
         `(B, C, *S)` -> `(B, K * C_out, *T)` with "concat", else `(B, C_out, *T)`, where K is the
         number of scales and T the size of the network's output at the target scale; outputs
-        `(B, C_out)` are fused without resizing
+        `(B, C_out)` are fused without resizing; a `condition` `(B, K)`, for a base model whose `forward`
+        takes one, reaches the network of every scale
 
     Raises:
         ValueError: If a scale is not finite and positive, is added twice or removed while it is the
@@ -110,6 +112,7 @@ class MultiScaleModel(Configured, nn.Module):
         self.networks = nn.ModuleList(
             network if i == 0 else copy.deepcopy(network) for i in range(count)
         )
+        self.condition = condition_name(network)
         self.scores: nn.Sequential | None = None
         if fusion_method == "attention":
             self.channels, self.scores = score_head(channels, network, spatial_dims)
@@ -150,8 +153,8 @@ class MultiScaleModel(Configured, nn.Module):
         if not self.share_weights:
             del self.networks[index]
 
-    def forward(self, x: Tensor) -> Tensor:
-        maps = self._aligned(x)
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        maps = self._aligned(x, condition)
         if self.fusion_method == "concat":
             return torch.cat(maps, dim=1)
         if self.fusion_method == "attention":
@@ -159,18 +162,19 @@ class MultiScaleModel(Configured, nn.Module):
             return weighted(entries(weights, len(maps)), maps)
         return COMBINATIONS[self.fusion_method](maps)
 
-    def attention_weights(self, x: Tensor) -> Tensor:
+    def attention_weights(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the weight of every scale at every pixel, `(B, K, *T)`; they sum to 1 over K."""
         if self.fusion_method != "attention":
             raise ValueError(
                 f"attention_weights needs fusion_method 'attention', got {self.fusion_method!r}"
             )
-        return self._weights(self._aligned(x))
+        return self._weights(self._aligned(x, condition))
 
-    def _aligned(self, x: Tensor) -> list[Tensor]:
+    def _aligned(self, x: Tensor, condition: Tensor | None) -> list[Tensor]:
         check_rank(x, self.spatial_dims)
+        check_taken(condition, self.condition)
         outputs = [
-            self._run(network, self.shrink.at_scale(x, scale))
+            self._run(network, self.shrink.at_scale(x, scale), condition)
             for network, scale in zip(self._network_per_scale(), self._scales, strict=True)
         ]
         channels = self.channels if self.fusion_method == "attention" else None
@@ -189,12 +193,13 @@ class MultiScaleModel(Configured, nn.Module):
         networks = list(self.networks)
         return networks * len(self._scales) if self.share_weights else networks
 
-    def _run(self, network: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, network: nn.Module, x: Tensor, condition: Tensor | None) -> Tensor:
+        given = keyword(self.condition, condition)
         blocks = (m for m in network.modules() if isinstance(m, Configured))
         ours = any(not isinstance(m, Backbone) for m in blocks)
         if ours:
-            return call_intact(network, x)
-        return checkpointed(network, x, foreign=True)
+            return call_intact(network, x, **given)
+        return checkpointed(network, x, foreign=True, **given)
 
     def _weights(self, maps: Sequence[Tensor]) -> Tensor:
         assert self.scores is not None
@@ -219,6 +224,16 @@ class MultiScaleModel(Configured, nn.Module):
             for name, value in self.scores.state_dict().items():
                 state_dict[f"{prefix}scores.{name}"] = value
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
+
+
+@one_call
+def check_taken(condition: Tensor | None, name: str | None) -> None:
+    """Raise if there is a condition, and the base model has no argument for it."""
+    if condition is not None and name is None:
+        raise ValueError(
+            "condition needs a base_model whose forward has an argument 'condition', got a condition of "
+            f"shape {tuple(condition.shape)} and none"
+        )
 
 
 def is_vector(y: Tensor) -> bool:

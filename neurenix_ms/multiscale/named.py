@@ -12,6 +12,7 @@ from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms._core.tracing import one_call, one_module
 from neurenix_ms.checkpointing import recomputed
 from neurenix_ms.layers.blocks import ConvSpec, joined
+from neurenix_ms.layers.conditioning import keyword
 from neurenix_ms.multiscale.lifting import WAVELETS, merge, split
 from neurenix_ms.multiscale.shuffling import PixelShuffle
 
@@ -23,11 +24,12 @@ class Stack(nn.Sequential):
         feature maps `(B, C_i, *S)` -> `(B, C_out, *S)`
     """
 
-    def forward(self, *maps: Tensor) -> Tensor:
+    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
+        given = keyword("condition", condition)
         first, *others = self
-        y = first(*maps)
+        y = first(*maps, **given)
         for block in others:
-            y = block(y)
+            y = block(y, **given)
         return y
 
 
@@ -56,7 +58,7 @@ class AttentionGate(nn.Module):
 
     def __init__(self, skip_channels: int, deep_channels: int, spec: ConvSpec) -> None:
         super().__init__()
-        point = replace(spec.point(), conv_bias=True)
+        point = replace(spec.point().unconditioned(), conv_bias=True)
         middle = max(1, skip_channels // 2)
         self.of_skip = point.layer(skip_channels, middle)
         self.of_deep = point.layer(deep_channels, middle)

@@ -23,6 +23,7 @@ from neurenix_ms._core.sizes import check_halvings, check_reducible, spatial
 from neurenix_ms._core.tracing import entries
 from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.layers.blocks import ConvSpec, Edge
+from neurenix_ms.layers.conditioning import given_condition
 from neurenix_ms.layers.levels import Trace
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable
 from neurenix_ms.layers.resize import Resize
@@ -41,6 +42,7 @@ from neurenix_ms.multiscale.slots import (
     Edges,
     Skip,
     Upsampling,
+    check_conditioned,
     kernels_of,
     nested,
     products_of,
@@ -63,7 +65,8 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         pyramid_channels: Channels of the top-down path; by default max(out_channels, base_channels).
         return_pyramid: Return the outputs of all levels, finest first, instead of the finest.
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
-            `callable(in_channels, out_channels) -> Module`, which keeps the size.
+            `callable(in_channels, out_channels) -> Module`, which keeps the size (and takes a condition
+            if its `forward` has a second argument for it).
         down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided" (by the first convolution
             of the next coarser block), or `callable(channels) -> Module`, which divides the size by
             `stride`, and may change the channels.
@@ -79,6 +82,7 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
         conv_bias: Whether the convolutions of blocks have a bias; None: only those that no norm follows.
         padding_mode: As in `nn.Conv2d`.
+        condition_channels: Length K of a vector that every block is conditioned on; None: no condition.
         deep_supervision: In training, return the outputs of all levels, finest first.
         remember: Keep the features of the last forward pass for `get_features`; False saves memory.
 
@@ -89,11 +93,12 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
     Shape:
         `(B, in_channels, *S)` -> `(B, out_channels, *S)`, or the list of
         `(B, out_channels, *floor(S / 2**i))`; every S at least the product of the strides,
-        `2**(num_levels - 1)`
+        `2**(num_levels - 1)`; with `condition_channels`, the second argument is a
+        condition `(B, condition_channels)`
 
     Raises:
         ValueError: If an argument is out of range or unknown, or the input is too small or has other
-            channels or axes.
+            channels or axes, or the condition does not fit.
         RuntimeError: If `get_features` is called before a forward pass.
 
     Source: Lin et al. 2017, "Feature Pyramid Networks", figure 3. Deviation: entry i of a finer
@@ -132,6 +137,7 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         act: Act = "relu",
         conv_bias: bool | None = None,
         padding_mode: str = "zeros",
+        condition_channels: int | None = None,
         deep_supervision: bool = False,
         remember: bool = True,
     ) -> None:
@@ -148,7 +154,10 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         self.feature_channels = [base_channels * 2**i for i in range(num_levels)]
 
         conv = choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
-        spec = ConvSpec(spatial_dims, 3, norm, act, conv_bias, padding_mode)
+        spec = ConvSpec(
+            spatial_dims, 3, norm, act, conv_bias, padding_mode,
+            condition_channels=condition_channels,
+        )  # fmt: skip
         levels = slots_of_levels(
             num_levels - 1, spec, kernel_size,
             block=block, down=down, up=up, skip=skip, depth=depth, stride=stride,
@@ -161,18 +170,20 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
             for slots, n in zip(reversed(levels), reversed(channels), strict=True)
         )
         self.level = nested(levels, in_channels, channels, merges)
+        check_conditioned(self.level, condition_channels)
         num_outputs = num_levels if return_pyramid or deep_supervision else 1
         self.outputs = nn.ModuleList(
             conv(width, out_channels, 3, padding=1) for _ in range(num_outputs)
         )
 
     @recomputes
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor | list[Tensor]:
         self.clear_features()
         self._check(x)
+        condition = given_condition(x, condition, self.condition_channels)
         several = self.return_pyramid or (self.deep_supervision and self.training)
         trace = Trace(decoded=several) if self.remember or several else None
-        finest = self.level(x, trace)
+        finest = self.level(x, trace, condition)
         if trace is not None and self.remember:
             self._remember(features=trace.encoded)
         if trace is None or not several:
@@ -181,10 +192,10 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         return [out(y) for out, y in zip(self.outputs, levels, strict=True)]
 
     @recomputes
-    def forward_features(self, x: Tensor) -> list[Tensor]:
+    def forward_features(self, x: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """Return the encoder feature maps of `x`, finest first, without keeping them."""
         self._check(x)
-        return self.level.encoded(x)
+        return self.level.encoded(x, given_condition(x, condition, self.condition_channels))
 
     def get_features(self) -> list[Tensor]:
         """Return the encoder feature maps of the last forward pass, finest first."""

@@ -8,8 +8,15 @@ from typing import Any, Literal, TypeVar
 from torch import nn
 
 from neurenix_ms._core.checks import check_integer, check_made, shown
-from neurenix_ms._core.dims import CONVOLUTIONS, POOLS, TRANSPOSED_CONVOLUTIONS, choose
+from neurenix_ms._core.dims import (
+    CONVOLUTIONS,
+    POOLS,
+    TRANSPOSED_CONVOLUTIONS,
+    check_positive,
+    choose,
+)
 from neurenix_ms.layers.blocks import ConvBlock, ConvSpec, Edge, edges_of
+from neurenix_ms.layers.conditioning import FiLM
 from neurenix_ms.layers.levels import Double, Level
 from neurenix_ms.layers.residual import ConvNeXtBlock, InvertedBlock, PreActivationBlock
 from neurenix_ms.multiscale.blurring import Blur, binomial_weights
@@ -113,7 +120,10 @@ class Slots:
     ) -> nn.Module:
         if callable(self.block):
             module = check_made("block", self.block, in_channels, out_channels)
-            return GivenBlock(module, in_channels, out_channels, self.spec.spatial_dims)
+            spec = self.spec
+            return GivenBlock(
+                module, in_channels, out_channels, spec.spatial_dims, spec.condition_channels
+            )
         if self.block in RESIDUAL:
             return RESIDUAL[self.block](in_channels, out_channels, self.spec)
         return ConvBlock(
@@ -269,6 +279,21 @@ def nested(
         )
     assert level is not None
     return level
+
+
+def check_conditioned(network: nn.Module, condition_channels: int | None) -> None:
+    """Raise if no block of a network takes the condition that it is to be conditioned on."""
+    if condition_channels is None:
+        return
+    check_positive(condition_channels=condition_channels)
+    given = [m for m in network.modules() if isinstance(m, GivenBlock)]
+    films = any(isinstance(m, FiLM) for m in network.modules())
+    if not films and all(m.condition is None for m in given):
+        blocks = sorted({type(m.module).__name__ for m in given})
+        raise ValueError(
+            "condition_channels needs a block that takes the condition, as every named one does and one "
+            f"of yours whose forward has an argument 'condition', got {blocks}"
+        )
 
 
 def products_of(levels: Sequence[Slots], spatial_dims: int) -> tuple[int, ...]:

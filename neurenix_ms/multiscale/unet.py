@@ -20,6 +20,7 @@ from neurenix_ms._core.remember import Remembers
 from neurenix_ms._core.sizes import check_halvings, check_reducible, spatial
 from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.layers.blocks import ConvSpec, Edge
+from neurenix_ms.layers.conditioning import given_condition
 from neurenix_ms.layers.levels import Trace
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable
 from neurenix_ms.multiscale.decoder import (
@@ -37,6 +38,7 @@ from neurenix_ms.multiscale.slots import (
     Skip,
     Slots,
     Upsampling,
+    check_conditioned,
     kernels_of,
     nested,
     products_of,
@@ -59,7 +61,8 @@ class UNet(Configured, Remembers, nn.Module):
         align_corners: As in `F.interpolate`, for linear upsampling. Set it only to load weights trained
             with it: such a network cannot run in exact tiles.
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
-            `callable(in_channels, out_channels) -> Module`, which keeps the size.
+            `callable(in_channels, out_channels) -> Module`, which keeps the size (and takes a condition
+            if its `forward` has a second argument for it).
         down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided" (by the first convolution
             of the next coarser block), or `callable(channels) -> Module`, which divides the size by
             `stride`, and may change the channels.
@@ -80,6 +83,7 @@ class UNet(Configured, Remembers, nn.Module):
         final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
             or a module class.
         residual_channel: Input channel that is added to the output before the final activation.
+        condition_channels: Length K of a vector that every block is conditioned on; None: no condition.
         deep_supervision: In training, return the outputs of all levels, finest first.
         remember: Keep the feature maps of the last forward pass for the getters; False saves memory.
 
@@ -91,11 +95,12 @@ class UNet(Configured, Remembers, nn.Module):
     Shape:
         `(B, in_channels, *S)` -> `(B, out_channels, *S)`, every S at least the product of the strides,
         `2**len(features)`; with `deep_supervision`, in training, a list of such outputs for all levels
-        but the bottleneck
+        but the bottleneck; with `condition_channels`, the second argument is a
+        condition `(B, condition_channels)`
 
     Raises:
         ValueError: If an argument is out of range or unknown, or the input is too small or has other
-            channels or axes.
+            channels or axes, or the condition does not fit.
         RuntimeError: If a getter is called before a forward pass.
 
     Source: Ronneberger et al. 2015, "U-Net", figure 1, padded so that sizes stay; with the defaults
@@ -136,6 +141,7 @@ class UNet(Configured, Remembers, nn.Module):
         dropout: float = 0.0,
         final_activation: FinalActivation = None,
         residual_channel: int | None = None,
+        condition_channels: int | None = None,
         deep_supervision: bool = False,
         remember: bool = True,
     ) -> None:
@@ -151,7 +157,7 @@ class UNet(Configured, Remembers, nn.Module):
         self.up = up_named(up, bilinear)
         spec = ConvSpec(
             spatial_dims, norm=norm, act=act, conv_bias=conv_bias, padding_mode=padding_mode,
-            dropout=dropout,
+            dropout=dropout, condition_channels=condition_channels,
         )  # fmt: skip
         levels = slots_of_levels(
             len(widths), spec, kernel_size,
@@ -168,6 +174,7 @@ class UNet(Configured, Remembers, nn.Module):
         channels = [*widths, bottleneck_channels]
         decoders = _decoders(levels, channels, align_corners)
         self.level = nested(levels, in_channels, channels, decoders)
+        check_conditioned(self.level, condition_channels)
         outputs = widths_of(levels, widths)
         self.head = Head(outputs[0], out_channels, spatial_dims, final_activation)
         self.deep_heads: DeepHeads | None = None
@@ -177,12 +184,13 @@ class UNet(Configured, Remembers, nn.Module):
             )
 
     @recomputes
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor | list[Tensor]:
         self.clear_features()
         check_input(self, x)
+        condition = given_condition(x, condition, self.condition_channels)
         heads = self.deep_heads if self.training else None
         trace = Trace() if self.remember or heads is not None else None
-        y = self.level(x, trace)
+        y = self.level(x, trace, condition)
         if trace is not None and self.remember:
             self._remember(encoder=trace.encoded, decoder=trace.decoded[1:])
         if trace is not None and heads is not None:
@@ -191,13 +199,13 @@ class UNet(Configured, Remembers, nn.Module):
         return self.head(y, None if k is None else x[:, k : k + 1])
 
     @recomputes
-    def forward_features(self, x: Tensor) -> list[Tensor]:
+    def forward_features(self, x: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """Return the encoded feature maps of `x`, finest first, the bottleneck last, and keep none.
 
         The decoder is not run. Use it in place of a forward pass and `get_encoder_features`.
         """
         check_input(self, x)
-        return self.level.encoded(x)
+        return self.level.encoded(x, given_condition(x, condition, self.condition_channels))
 
     def get_encoder_features(self) -> list[Tensor]:
         """Return the encoder feature maps of the last forward pass, finest first."""

@@ -133,6 +133,20 @@ PARTS = [
         "the input at several scales",
         arguments={"scales": [1.0, 0.5, 0.25]},
     ),
+    Preset(
+        "film",
+        "FiLM",
+        "scale and shift of every channel by linear maps of a vector",
+        "Perez et al. 2018, 'FiLM', equation 2",
+        {"condition_channels": 128, "channels": 64},
+    ),
+    Preset(
+        "sinusoidal_embedding",
+        "SinusoidalEmbedding",
+        "a number as sines and cosines of many periods, as for the steps of a diffusion",
+        "Vaswani et al. 2017, 'Attention is all you need', section 3.5",
+        {"channels": 128},
+    ),
     Preset("rescale", "Rescale", "the input at half the size", arguments={"scale_factor": 0.5}),
     Preset(
         "pyramid_downsample",

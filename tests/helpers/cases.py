@@ -55,6 +55,27 @@ def conv(channels_in: int, channels_out: int, spatial_dims: int) -> nn.Module:
     )
 
 
+class ConditionedUNet(nms.UNet):
+    """A conditioned network with one input, whose means are the condition."""
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        return super().forward(x, x.flatten(2).mean(2))
+
+
+class ConditionedPyramid(nms.PyramidNetwork):
+    """A conditioned network with one input, whose means are the condition."""
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        return super().forward(x, x.flatten(2).mean(2))
+
+
+class ConditionedDecoder(nms.UNetDecoder):
+    """A conditioned decoder whose condition is the means of its coarsest input."""
+
+    def forward(self, features: list[Tensor]) -> Tensor | list[Tensor]:
+        return super().forward(features, features[-1].flatten(2).mean(2))
+
+
 def _cases(d: int) -> list[Case]:
     k: dict[str, Any] = {"spatial_dims": d}
     maps: dict[str, Callable[[], nn.Module]] = {
@@ -90,6 +111,21 @@ def _cases(d: int) -> list[Case]:
             up=["wavelet", "nearest"],
             skip=["sum", "concat"],
             **k,
+        ),
+        "UNet-conditioned": lambda: ConditionedUNet(
+            3,
+            1,
+            [4, 8],
+            block=["convnext", "residual", "preactivation"],
+            depth=[1, 2, 1],
+            skip="attention",
+            norm="group",
+            kernel_size=3,
+            condition_channels=3,
+            **k,
+        ),
+        "PyramidNetwork-conditioned": lambda: ConditionedPyramid(
+            3, 2, 3, 4, block=["double", "inverted", "single"], condition_channels=3, **k
         ),
         "NestedUNet": lambda: nms.NestedUNet(3, 2, [4, 6], **k),
         "NestedUNet-slots": lambda: nms.NestedUNet(
@@ -191,6 +227,10 @@ def _cases(d: int) -> list[Case]:
             ),
             [3, 5],
         ),
+        "UNetDecoder-conditioned": (
+            lambda: ConditionedDecoder([3, 5, 4], 2, condition_channels=4, norm=None, **k),
+            [3, 5, 4],
+        ),
         "UNetDecoder": (lambda: nms.UNetDecoder([3, 5, 4], 2, **k), [3, 5, 4]),
         "NestedUNetDecoder": (lambda: nms.NestedUNetDecoder([3, 5, 4], 2, **k), [3, 5, 4]),
     }
@@ -214,7 +254,7 @@ def _cases(d: int) -> list[Case]:
 
 
 # whose graphs take long to compile
-SLOW = ("UNet-convnext", "UNet-wavelet", "PyramidNetwork-slots")
+SLOW = ("UNet-convnext", "UNet-conditioned", "UNet-wavelet", "PyramidNetwork-slots")
 CASES = [case for d in (1, 2, 3) for case in _cases(d)]
 
 

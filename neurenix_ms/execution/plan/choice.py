@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms._core.recomputation import statistics_kept
+from neurenix_ms.execution.plan.arguments import Others, passed
 from neurenix_ms.execution.plan.footprint import Plan, make_plan
 from neurenix_ms.execution.plan.grid import Grid
 from neurenix_ms.execution.plan.layer_errors import LayerError, SizeError
@@ -151,7 +152,7 @@ def peak_of_tile(
         size = (stop - start for start, stop in largest)
         x = torch.empty(*shape[:2], *size, dtype=like.dtype, device=like.device)
         with Interception(submodules(model, whole), given):
-            model(x)
+            model(x, *passed(shape[0]))
 
     return _peak_without_memory(model, run)
 
@@ -160,12 +161,21 @@ def _bytes_whole(model: nn.Module, names: tuple[str, ...], lengths: Lengths, bat
     """Return the bytes for the results of these parts and for the part that needs the most."""
     kept, most = 0, 0
     for call in lengths.run.calls:
-        if call.name not in names or call.x is None or call.y is None:
+        if call.name not in names or call.x is None or call.y is None or call.others is None:
             continue
         part, (_, *size), like = model.get_submodule(call.name), call.x.shape, call.x
 
-        def run(part: nn.Module = part, size: Sequence[int] = size, like: Tensor = like) -> None:
-            part(torch.empty(batch, *size, dtype=like.dtype, device=like.device))
+        others = call.others
+
+        def run(
+            part: nn.Module = part,
+            size: Sequence[int] = size,
+            like: Tensor = like,
+            others: Others = others,
+        ) -> None:
+            vectors = [v.new_empty(batch, *v.shape[1:]) for v in others.vectors()]
+            x = torch.empty(batch, *size, dtype=like.dtype, device=like.device)
+            others.replaced(vectors).call(part, x)
 
         kept += batch * call.y.numel() * call.y.element_size()
         most = max(most, _peak_without_memory(model, run))

@@ -1,17 +1,19 @@
 """Measure the receptive field and stride of a model, and plan how it runs in tiles."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
-from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.arguments import UNCHECKED, checked
 from neurenix_ms._core.dims import SpatialDims, check_positive
 from neurenix_ms.execution.compiled import plain_module, uncompiled
+from neurenix_ms.execution.plan.arguments import check_args, kinds_passed, passing
 from neurenix_ms.execution.plan.cache import cached
 from neurenix_ms.execution.plan.layer_errors import SizeError, describe
 from neurenix_ms.execution.plan.lengths import Lengths, Lines, measure_lengths
@@ -96,7 +98,13 @@ class Plan:
 
 
 @checked
-def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2) -> Footprint:
+def footprint(
+    model: nn.Module,
+    in_channels: int,
+    spatial_dims: SpatialDims = 2,
+    *,
+    args: Annotated[Sequence[Any], UNCHECKED] = (),
+) -> Footprint:
     """Measure which part of the input the output depends on, by running the model on probes.
 
     Use it to see whether a model can run in tiles, and at what cost; `TiledModel` and
@@ -112,6 +120,7 @@ def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2)
         model: Any module; it runs in its present mode, train or eval.
         in_channels: Channels of its input.
         spatial_dims: Number of spatial axes of its input.
+        args: Further arguments of the model for a batch of one, such as a condition `(1, K)`.
 
     Returns:
         The footprint for sizes that are multiples of the stride.
@@ -133,7 +142,8 @@ def footprint(model: nn.Module, in_channels: int, spatial_dims: SpatialDims = 2)
     check_positive(in_channels=in_channels)
     model = plain_module(model)
     like = like_parameters(model)
-    with uncompiled(), search_for_a_plan(model):
+    further = check_args(args, (1, in_channels))
+    with uncompiled(), passing(further), search_for_a_plan(model):
         size = taken_size(model, in_channels, spatial_dims, like)
         plan = make_plan(model, (1, in_channels, *size), like, ())
     scale = (1 / line.resolution for line in plan.outputs[0].lines)
@@ -164,7 +174,7 @@ def make_plan(
     def fits(plan: Plan) -> bool:
         return plan.remainder == _remainder(shape, plan.period)
 
-    question = ("plan", whole, shape[1], len(shape), like.dtype, like.device)
+    question = ("plan", whole, shape[1], len(shape), like.dtype, like.device, kinds_passed())
     return cached(model, question, measured, fits)
 
 

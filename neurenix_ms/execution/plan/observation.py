@@ -19,6 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from neurenix_ms._core.recomputation import statistics_kept
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
+from neurenix_ms.execution.plan.arguments import Others, parted, passed
 from neurenix_ms.execution.plan.layer_errors import (
     ADVICE,
     LayerError,
@@ -57,13 +58,15 @@ class Seen:
 class ModuleCall:
     """A call of a submodule.
 
-    It is `alone` if it got one tensor and nothing else, did not modify it, and returned one tensor.
+    It is `alone` if it got one feature map, and else vectors only, did not modify them, and returned one
+    tensor.
     """
 
     name: str
     alone: bool
     x: Tensor | None
     y: Tensor | None
+    others: Others | None = None
 
 
 @dataclass
@@ -169,17 +172,17 @@ def observe(
 
     def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         if result is not None and not mode.inside_a_part:
-            leaves = tree_leaves((args, kwargs))
-            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            only = len(tensors) == 1 and all(leaf is None or leaf is tensors[0] for leaf in leaves)
+            given = parted(args, kwargs)
             untouched = versions[-1] == _version(args, kwargs)
-            alone = only and untouched and isinstance(result, Tensor)
-            ends = (tensors[0], result) if alone else (None, None)
-            run.calls.append(ModuleCall(names[-1], alone, *ends))
+            if given is not None and untouched and isinstance(result, Tensor):
+                run.calls.append(ModuleCall(names[-1], True, given[0], result, given[1]))
+            else:
+                run.calls.append(ModuleCall(names[-1], False, None, None))
         names.pop()
         versions.pop()
 
     mode = Interception(parts, visit, watch, asked)
+    further = passed(x.shape[0])
     handles = []
     for name, module in model.named_modules():
         if name:
@@ -193,7 +196,7 @@ def observe(
             without_cached_features(model),
             mode,
         ):
-            leaves, run.structure = tree_flatten(model(x))
+            leaves, run.structure = tree_flatten(model(x, *further))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

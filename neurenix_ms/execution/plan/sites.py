@@ -19,17 +19,19 @@ from torch.utils._pytree import tree_leaves
 
 from neurenix_ms._core.convolution import conv3d
 from neurenix_ms._core.remember import Remembers
+from neurenix_ms.execution.plan.arguments import Others, parted
 from neurenix_ms.execution.plan.patterns import nan_pattern
 from neurenix_ms.execution.plan.statistics import Normalization, normalization
 
 
 @dataclass
 class Part:
-    """A call of a submodule that runs whole."""
+    """A call of a submodule that runs whole, with a feature map `x` and `others`."""
 
     name: str
     plain: Callable[[], Tensor]
     x: Tensor
+    others: Others
 
 
 Site = Normalization | Part
@@ -122,14 +124,16 @@ class Interception(TorchFunctionMode):
                 finally:
                     self.inside_a_part = False
 
-            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            others = [leaf for leaf in tree_leaves((args, kwargs)) if not isinstance(leaf, Tensor)]
-            if len(tensors) != 1 or any(leaf is not None for leaf in others):
+            given = parted(args, kwargs)
+            if given is None:
+                leaves = tree_leaves((args, kwargs))
+                tensors = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
                 raise ValueError(
-                    f"a part run whole must be called with one tensor and nothing else, got "
-                    f"{len(tensors)} tensors and {len(others)} other arguments for {name!r}"
+                    "a part run whole must be called with one feature map, and else with vectors (B, K) "
+                    f"only, got tensors of shapes {tensors} and {len(leaves) - len(tensors)} other "
+                    f"arguments for {name!r}"
                 )
-            return self._visited(Part(name, plain, tensors[0]))
+            return self._visited(Part(name, plain, *given))
 
         return replacement
 

@@ -14,13 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from neurenix_ms._core.inplace import call_intact
+from neurenix_ms._core.inplace import call_intact, protected
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
+from neurenix_ms.execution.plan.arguments import Others, passed
 from neurenix_ms.execution.plan.footprint import Place, Plan
 from neurenix_ms.execution.plan.grid import Grid, Tile
 from neurenix_ms.execution.plan.lengths import Lines
 from neurenix_ms.execution.plan.reach import Halo
-from neurenix_ms.execution.plan.sites import Interception, Site, submodules, without_cached_features
+from neurenix_ms.execution.plan.sites import (
+    Interception,
+    Part,
+    Site,
+    submodules,
+    without_cached_features,
+)
 from neurenix_ms.execution.plan.statistics import Moments, Normalization
 from neurenix_ms.execution.run.arrays import read
 from neurenix_ms.execution.run.ranks import Index, OneProcess, Ranks
@@ -32,9 +39,10 @@ def in_one_piece(model: nn.Module, x: Any, like: Tensor, ranks: Ranks) -> Any:
     Every rank runs it, and takes result and buffers of rank 0.
     """
     if ranks.size == 1:
-        return call_intact(model, read(x, (slice(None),), like))
+        return call_intact(model, read(x, (slice(None),), like), *passed(x.shape[0]))
     with Buffers(model, {}).kept():
-        leaves, structure = tree_flatten(call_intact(model, read(x, (slice(None),), like)))
+        y = call_intact(model, read(x, (slice(None),), like), *passed(x.shape[0]))
+        leaves, structure = tree_flatten(y)
         leaves = ranks.same(leaves)
         buffers = list(model.buffers())
         for buffer, value in zip(buffers, ranks.same(buffers), strict=True):
@@ -160,10 +168,10 @@ class Passes:
 
         self.buffers.restore()
         window = (slice(None), slice(None), *tile.window())
+        further = passed(self.x.shape[0])
         with Interception(self.parts, visit):
-            return self.model(
-                read(self.x, window, self.like, own=True)
-            )  # it may overwrite its input
+            # it may overwrite its input
+            return self.model(read(self.x, window, self.like, own=True), *protected(further))
 
     def _other_calls(self, number: int) -> ValueError:
         return ValueError(
@@ -238,6 +246,7 @@ class Values:
         self.norms: dict[int, Normalization] = {}
         self.inputs: dict[int, Tensor] = {}
         self.results: dict[int, Tensor] = {}
+        self.others: dict[int, Others] = {}  # arguments of the parts beside their feature map
 
     def find(self, number: int) -> None:
         """Compute the value of a site in one pass over the tiles, and use it in later passes."""
@@ -275,6 +284,13 @@ class Values:
         whole: Tensor | None = None
         name = place.layer
         for tile, site, core in self.passes.until(number):
+            assert isinstance(site, Part)
+            others = self.others.setdefault(number, site.others.detached())
+            if not others.equal(site.others):
+                raise ValueError(
+                    "a part run whole must be called with the same vectors in every tile, got ones that "
+                    f"depend on the input for {name!r}; leave it out of whole=(...)"
+                )
             del site
             if whole is None:
                 whole = core.new_empty(whole_shape(core, place.lines, self.passes.grid.size))
@@ -284,7 +300,7 @@ class Values:
         self.passes.ranks.complete(whole, self.passes.pieces(place.lines))
         if self.keep_inputs:
             self.inputs[number] = whole
-        result = self.passes.parts[name](whole)
+        result = self.others[number].call(self.passes.parts[name], whole)
         self.results[number] = result
         lines = place.result
         assert lines is not None

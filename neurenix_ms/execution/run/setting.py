@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from neurenix_ms._core.checks import check_sequence, check_text
 from neurenix_ms.execution.compiled import uncompiled
+from neurenix_ms.execution.plan.arguments import kinds_passed, passed
 from neurenix_ms.execution.plan.cache import cached
 from neurenix_ms.execution.plan.choice import Edge, choose_edge, choose_parts, edge_of_ranks
 from neurenix_ms.execution.plan.footprint import (
@@ -79,6 +80,7 @@ def settle(
     question = (
         *("setting", shape, like.dtype, like.device),
         *(tile_size, whole, memory_limit, num_ranks if tile_size == "auto" else 1),
+        kinds_passed(),
     )
     with search_for_a_plan(model):
         return cached(
@@ -136,6 +138,7 @@ def check_same_calls(
         "plan": checksum(setting and (setting.plan, setting.grid)),
         "values of parameters and buffers": sums_of([t for _, t in state]),
         "values of x": sample_of(x),
+        "args": checksum([v.tolist() if isinstance(v, Tensor) else v for v in passed(x.shape[0])]),
     }
     ranks.compare(facts | others)
 
