@@ -232,7 +232,8 @@ class ConvBlock(nn.Module):
     def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
         y = in_turn(cast(Iterable[ConvNormAct], self.layers), maps, condition)
         if self.shortcut is not None:
-            y = recomputed(self.act, recomputed(torch.add, y, self.shortcut(joined(maps))))
+            y = recomputed(torch.add, y, self.shortcut(joined(maps)))
+            y = recomputed(self.act, y)
         dropout = self.dropout
         return dropout(y) if self.training or is_observed(dropout) else y
 

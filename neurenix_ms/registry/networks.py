@@ -158,6 +158,19 @@ NETWORKS = [
         {"in_channels": 3, "out_channels": 1, "up": "transposed", "deep_supervision": True},
     ),
     Preset(
+        "hrnet_w18",
+        "HighResolutionNetwork",
+        "HRNet-W18 as a list of feature maps; its first stage has the blocks of the others, where the "
+        "source has four bottlenecks of 256 channels",
+        "Wang et al. 2019, 'Deep high-resolution representation learning', section 3",
+        {
+            "in_channels": 3,
+            "features": [18, 36, 72, 144],
+            "num_modules": [1, 1, 4, 3],
+            "depth": 4,
+        },
+    ),
+    Preset(
         "pyramid_network",
         "PyramidNetwork",
         "a light encoder-decoder that adds its levels top-down, with one output per pixel",

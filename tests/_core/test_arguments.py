@@ -159,6 +159,7 @@ MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
     nms.UNetDecoder: {"encoder_channels": [2, 3], "out_channels": 1},
     nms.NestedUNet: {"in_channels": 1, "out_channels": 1, "features": [2, 3]},
     nms.NestedUNetDecoder: {"encoder_channels": [2, 3], "out_channels": 1},
+    nms.HighResolutionNetwork: {"in_channels": 1, "features": [2, 3], "stem_channels": 2},
     nms.FiLM: {"condition_channels": 2, "channels": 3},
     nms.SinusoidalEmbedding: {"channels": 4},
     nms.PyramidNetwork: {"in_channels": 1, "out_channels": 1, "num_levels": 2, "base_channels": 2},
