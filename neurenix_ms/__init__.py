@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from neurenix_ms._core import moved
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.files import load, save
-from neurenix_ms.layers import FiLM, SinusoidalEmbedding
+from neurenix_ms.layers import FiLM, Level, LevelFeatures, SinusoidalEmbedding
 from neurenix_ms.multiscale import (
     AtrousPyramidPooling,
     AttentionFusion,
@@ -115,6 +115,8 @@ __all__ = [
     "HierarchicalTimeStepper",
     "InverseWaveletTransform",
     "LaplacianPyramid",
+    "Level",
+    "LevelFeatures",
     "MSNet",
     "MultiScaleModel",
     "MultiScalePooling",
