@@ -24,6 +24,7 @@ from neurenix_ms import (
     AttentionFusion,
     BidirectionalFusion,
     DeepLabHead,
+    HighResolutionNetwork,
     NestedUNet,
     NestedUNetDecoder,
     PyramidFusion,
@@ -340,6 +341,57 @@ class AsList(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return list(self.network(x).values())
+
+
+class TimmStreams(nn.Module):
+    """timm's HRNet from the first stage on, without its stem, for blocks of our first stage."""
+
+    def __init__(self, ours: HighResolutionNetwork) -> None:
+        super().__init__()
+        hrnet = library("timm.models.hrnet")
+        resnet = library("timm.models.resnet")
+        widths = ours.features
+        self.branch = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        for count, stage in enumerate(ours.stages, start=1):
+            modules = []
+            for module in stage:
+                entering = [next(module.parameters()).shape[1], *widths[1:count]]
+                depth = [ours.depth] * count
+                theirs = hrnet.HighResolutionModule(
+                    count, resnet.BasicBlock, depth, entering, widths[:count], "SUM"
+                )
+                modules.append(_copy_streams(module, theirs))
+            self.stages.append(hrnet.SequentialList(*modules))
+        for a, layer in zip(widths, ours.branch, strict=False):
+            conv = nn.Conv2d(a, layer.conv.out_channels, 3, 2, 1, bias=False)
+            theirs = nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True))
+            self.branch.append(with_weights_of(layer, theirs))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        streams = [x]
+        for index, stage in enumerate(self.stages):
+            if index:
+                streams.append(self.branch[index - 1](streams[-1]))
+            streams = stage(streams)
+        return streams
+
+
+def _copy_streams(ours: Any, theirs: Any) -> Any:
+    """Copy the blocks along every stream, and the exchange between them."""
+    for own, branch in zip(ours.blocks, theirs.branches, strict=True):
+        with_weights_of(own, branch)
+    if ours.exchange is not None:
+        for i, edges in enumerate(ours.exchange.edges):
+            others = [f for j, f in enumerate(theirs.fuse_layers[i]) if j != i]
+            for edge, fuse in zip(edges, others, strict=True):
+                with_weights_of(edge, fuse)
+    return theirs
+
+
+def timm_streams(ours: HighResolutionNetwork) -> nn.Module:
+    """Return timm's streams, for ours without a stem and with one number of blocks."""
+    return TimmStreams(ours).train(ours.training)
 
 
 def torchvision_features(network: nn.Module) -> nn.Module:

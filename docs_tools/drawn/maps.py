@@ -380,6 +380,28 @@ SKETCHES = {
         arrows=[("x[0]", "n01"), ("x[1]", "n01"), ("x[1]", "n11"), ("x[2]", "n11"),
                 ("n01", "n02"), ("n11", "n02"), ("n02", "head"), ("head", "y")],
     ),
+    "HighResolutionNetwork": Sketch(
+        "HighResolutionNetwork(3, 1, features=[4, 8], stem_reductions=1)",
+        [
+            [data("x"), None],
+            [step("strided conv", "model.stem[0]", name="stem"), None],
+            [step("blocks", "model.stages[0][0].blocks[0]", name="b0"),
+             step("strided conv", "model.branch[0]", name="branch")],
+            [step("blocks", "model.stages[1][0].blocks[0]", name="b1"),
+             step("blocks", "model.stages[1][0].blocks[1]", name="b2")],
+            [step("add the coarser", "model.stages[1][0].exchange.sums[0]",
+                  has="model.stages[1][0].exchange", name="s0"),
+             step("add the finer", "model.stages[1][0].exchange.sums[1]",
+                  has="model.stages[1][0].exchange", name="s1")],
+            [step("enlarge, join, 1x1 convs", "model.head", name="head")],
+            [data("y")],
+        ],
+        "Streams of several resolutions side by side, which are added to each other",
+        {"x": "torch.rand(2, 3, 37, 53)"},
+        arrows=[("x", "stem"), ("stem", "b0"), ("b0", "b1"), ("b0", "branch"), ("branch", "b2"),
+                ("b1", "s0"), ("b2", "s0"), ("b1", "s1"), ("b2", "s1"), ("s0", "head"),
+                ("s1", "head"), ("head", "y")],
+    ),
     "PyramidNetwork": Sketch(
         "PyramidNetwork(3, 1, num_levels=3, base_channels=8)",
         [

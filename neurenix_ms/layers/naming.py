@@ -55,17 +55,20 @@ def make_act(act: Act) -> nn.Module:
     return check_made("act", act) if callable(act) else choose(ACTIVATIONS, act, "act")()
 
 
-def check_normalizable(norm: Norm, training: bool, x: Tensor, num_halvings: int = 0) -> None:
+def check_normalizable(
+    norm: Norm, training: bool, x: Tensor, num_halvings: int = 0, rounds_up: bool = False
+) -> None:
     """Raise if `x` has one pixel after `num_halvings` halvings, so that the norm has no variance."""
     if norm == "instance" or (norm == "batch" and training):
-        _check_several_pixels(norm, x, num_halvings)
+        _check_several_pixels(norm, x, num_halvings, rounds_up)
 
 
 @one_call
-def _check_several_pixels(norm: str, x: Tensor, num_halvings: int) -> None:
+def _check_several_pixels(norm: str, x: Tensor, num_halvings: int, rounds_up: bool) -> None:
     if sizes_are_open():
         return
-    batch, size = x.shape[0], tuple(n >> num_halvings for n in spatial(x))
+    sign = -1 if rounds_up else 1
+    batch, size = x.shape[0], tuple(sign * (sign * n >> num_halvings) for n in spatial(x))
     if math.prod(size) == 1 and (norm == "instance" or batch < 2):
         raise ValueError(
             "instance norm, and batch norm in training on a batch of one, need more than one pixel "

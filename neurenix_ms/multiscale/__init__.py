@@ -7,6 +7,7 @@ from neurenix_ms.multiscale.blurring import BlurPool
 from neurenix_ms.multiscale.decoder import UNetDecoder
 from neurenix_ms.multiscale.fusion import FeatureFusion, ScaleFusion
 from neurenix_ms.multiscale.heads import DeepLabHead, UPerHead
+from neurenix_ms.multiscale.high_resolution import HighResolutionNetwork
 from neurenix_ms.multiscale.models import MultiScaleModel
 from neurenix_ms.multiscale.nested_unet import NestedUNet, NestedUNetDecoder
 from neurenix_ms.multiscale.pooling import (
@@ -31,6 +32,7 @@ __all__ = [
     "DeepLabHead",
     "FeatureFusion",
     "GaussianPyramid",
+    "HighResolutionNetwork",
     "InverseWaveletTransform",
     "LaplacianPyramid",
     "LaplacianPyramidLoss",

@@ -49,6 +49,15 @@ FINAL_ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
 }
 
 
+def make_final(final_activation: FinalActivation) -> Callable[[Tensor], Tensor]:
+    """Return the final activation, by name or as given."""
+    if isinstance(final_activation, type):
+        return check_made("final_activation", final_activation)
+    if callable(final_activation):
+        return final_activation
+    return choose(FINAL_ACTIVATIONS, final_activation, "final_activation")()
+
+
 class Head(nn.Module):
     """A 1x1 convolution to the output channels, a residual input channel, a final activation.
 
@@ -65,13 +74,7 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = CONVOLUTIONS[spatial_dims](in_channels, out_channels, 1)
-        self.act: Callable[[Tensor], Tensor]
-        if isinstance(final_activation, type):
-            self.act = check_made("final_activation", final_activation)
-        elif callable(final_activation):
-            self.act = final_activation
-        else:
-            self.act = choose(FINAL_ACTIVATIONS, final_activation, "final_activation")()
+        self.act = make_final(final_activation)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         y = self.conv(x)

@@ -63,8 +63,9 @@ class UNet(Configured, Remembers, nn.Module):
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
             `callable(in_channels, out_channels) -> Module`, which keeps the size (and takes a condition
             if its `forward` has a second argument for it).
-        down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", or `callable(channels) -> Module`,
-            which divides the size by `stride`, and may change the channels.
+        down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided" (by the first convolution
+            of the next coarser block), or `callable(channels) -> Module`, which divides the size by
+            `stride`, and may change the channels.
         up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
             which multiplies the size by `stride`; None follows `bilinear`.
         skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called

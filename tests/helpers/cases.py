@@ -141,6 +141,18 @@ def _cases(d: int) -> list[Case]:
             ensemble=True,
             **k,
         ),
+        "HighResolutionNetwork": lambda: nms.HighResolutionNetwork(
+            3, 2, [4, 6], stem_reductions=1, stem_channels=4, depth=1, **k
+        ),
+        "HighResolutionNetwork-streams": lambda: nms.HighResolutionNetwork(
+            3,
+            features=[4, 6],
+            num_modules=[1, 2],
+            stem_reductions=0,
+            up="linear",
+            norm="group",
+            **k,
+        ),
         "PyramidNetwork-slots": lambda: nms.PyramidNetwork(
             3,
             2,

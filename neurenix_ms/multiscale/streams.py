@@ -1,0 +1,167 @@
+"""Parallel streams of several resolutions that exchange what they hold."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurenix_ms._core.dims import CONVOLUTIONS
+from neurenix_ms._core.sizes import Size, fit, multiplied, spatial
+from neurenix_ms._core.tracing import entries, one_call, sizes_are_open
+from neurenix_ms.checkpointing import checkpointed, recomputed
+from neurenix_ms.layers.blocks import ConvSpec
+from neurenix_ms.layers.naming import make_act, make_norm
+from neurenix_ms.layers.resize import NEAREST, Resize
+from neurenix_ms.multiscale.slots import Slots
+
+
+class StridedLayer(nn.Module):
+    """A 3x3 convolution of stride 2, a norm, and an activation where there is one.
+
+    Shape:
+        `(B, C_in, *S)` -> `(B, C_out, *ceil(S / 2))`
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, spec: ConvSpec, activated: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = CONVOLUTIONS[spec.spatial_dims](
+            in_channels,
+            out_channels,
+            3,
+            stride=2,
+            padding=1,
+            bias=spec.norm is None if spec.conv_bias is None else spec.conv_bias,
+            padding_mode=spec.padding_mode,
+        )
+        self.norm = make_norm(spec.norm, out_channels, spec.spatial_dims)
+        self.act = make_act(spec.act if activated else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y = recomputed(self.norm, y)
+        return recomputed(self.act, y)
+
+
+@one_call
+def repeated(coarse: Tensor, factor: int, size: Size) -> Tensor:
+    """Repeat every position so often along each axis, and crop the result to `size`."""
+    if not sizes_are_open():  # the kernel writes no more than is needed
+        y: Tensor = NEAREST[len(size)](coarse, list(size), *(float(factor),) * len(size))
+        return y
+    whole = multiplied(spatial(coarse), (factor,) * len(size))
+    return fit(F.interpolate(coarse, whole), size)
+
+
+class Sum(nn.Module):
+    """The sum of a stream, of others of its size, and of coarser ones, enlarged; an activation.
+
+    Args:
+        num_finer: Number of others of its size.
+        spec: Number of axes and activation.
+        up: "nearest" or "linear".
+
+    Shape:
+        `(B, C, *S)`, `num_finer` of the same shape, coarser `(B, C, *ceil(S / 2**k))` for k = 1, 2, ...
+        -> `(B, C, *S)`
+    """
+
+    def __init__(self, num_finer: int, spec: ConvSpec, up: str) -> None:
+        super().__init__()
+        self.num_finer = num_finer
+        self.act = make_act(spec.act)
+        self.resize = None if up == "nearest" else Resize(up, spec.spatial_dims)
+
+    def forward(self, own: Tensor, *others: Tensor) -> Tensor:
+        total: Tensor | None = None  # the first tensor that nothing else reads
+        for y in others[: self.num_finer]:
+            total = own + y if total is None else total.add_(y)
+        for index, y in enumerate(others[self.num_finer :], start=1):
+            y = self._enlarged(y, 2**index, own)
+            total = own + y if total is None else total.add_(y)
+            del y
+        assert total is not None
+        return self.act(total)
+
+    def _enlarged(self, coarse: Tensor, factor: int, like: Tensor) -> Tensor:
+        if self.resize is None:
+            return repeated(coarse, factor, spatial(like))
+        whole = multiplied(spatial(coarse), (factor,) * (coarse.ndim - 2))
+        return fit(self.resize(coarse, whole), spatial(like))
+
+
+class Exchange(nn.Module):
+    """Add every stream to every other: strided convolutions to coarser, 1x1 ones to finer streams.
+
+    Args:
+        widths: Channels of the streams, finest first.
+        spec: Norm, activation and padding of the convolutions.
+        up: "nearest" or "linear".
+
+    Shape:
+        list of `(B, widths[i], *S_i)`, `S_i` half of the one before, rounded up -> the same
+
+    Source: Wang et al. 2019, "Deep High-Resolution Representation Learning", equation 2, figure 3.
+    """
+
+    def __init__(self, widths: Sequence[int], spec: ConvSpec, up: str) -> None:
+        super().__init__()
+        point = spec.point()
+        self.edges = nn.ModuleList()
+        self.sums = nn.ModuleList()
+        for i, width in enumerate(widths):
+            edges = nn.ModuleList()
+            for j, other in enumerate(widths):
+                if j < i:
+                    steps = [StridedLayer(other, other, spec) for _ in range(i - j - 1)]
+                    edges.append(
+                        nn.Sequential(*steps, StridedLayer(other, width, spec, activated=False))
+                    )
+                elif j > i:
+                    edges.append(point.layer(other, width))
+            self.edges.append(edges)
+            self.sums.append(Sum(i, spec, up))
+
+    def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        results = []
+        for i, (edges, total) in enumerate(zip(self.edges, self.sums, strict=True)):
+            others = [x for j, x in enumerate(entries(streams, len(self.sums))) if j != i]
+            maps = [edge(x) for edge, x in zip(cast(nn.ModuleList, edges), others, strict=True)]
+            results.append(recomputed(total, streams[i], *maps))
+        return results
+
+
+class StreamBlock(nn.Module):
+    """Blocks along every stream, and an exchange between the streams.
+
+    Args:
+        levels: Slots of the streams, finest first.
+        in_channels: Channels of every stream that enters.
+        widths: Channels of every stream that leaves.
+        up: "nearest" or "linear".
+
+    Shape:
+        list of `(B, in_channels[i], *S_i)`, which is written to -> list of `(B, widths[i], *S_i)`
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[Slots],
+        in_channels: Sequence[int],
+        widths: Sequence[int],
+        up: str,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            slots.make_block(a, b) for slots, a, b in zip(levels, in_channels, widths, strict=True)
+        )
+        self.exchange: nn.Module | None = None
+        if len(widths) > 1:
+            self.exchange = Exchange(widths, levels[0].spec, up)
+
+    def forward(self, streams: list[Tensor]) -> list[Tensor]:
+        for index, block in enumerate(self.blocks):
+            streams[index] = checkpointed(block, streams[index])
+        return streams if self.exchange is None else self.exchange(streams)
