@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "neurenix_ms"
 FLOORS = [
     ["command"],
     ["__init__", "compat", "recipes"],
+    ["weights", "bench", "prediction"],
     ["sharing"],
-    ["weights", "bench", "prediction", "registry"],
+    ["registry"],
     ["multiscale", "msnet", "timestepping", "implicit"],
     ["datasets", "training", "files"],
     ["execution", "backbones", "conservation"],

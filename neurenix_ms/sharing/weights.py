@@ -53,8 +53,15 @@ def write_weights(state: dict[str, Tensor], path: Path) -> str:
                 f"state_dict[{name!r}] must have a dtype of safetensors, got {value.dtype}; "
                 "convert it, or use neurenix_ms.save"
             )
-    # tensors that share memory are written one by one
-    whole = {name: value.to("cpu", copy=True).contiguous() for name, value in state.items()}
+    whole: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in state.items():
+        value = value.to("cpu").contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() > value.nbytes:
+            value = value.clone()  # the format has no tensors that share memory
+        storages.add(storage.data_ptr())
+        whole[name] = value
     safetensors().torch.save_file(whole, path, metadata={"format": "pt"})
     return checksum(path)
 

@@ -321,3 +321,13 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path: Path, folder: Path):
     with pytest.raises(ImportError, match=r"the hub needs .* pip install 'neurenix_ms\[hub\]'"):
         from_pretrained("me/mine")
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_weights_that_share_memory_come_back(tmp_path: Path):
+    step = create("mlp", hidden=[4])
+    model = HierarchicalTimeStepper([TimeStepper(step, 1), TimeStepper(step, 4)])
+    rows = torch.arange(20.0).view(5, 4)
+    step.layers[0].bias = nn.Parameter(rows[2])  # a part of a larger storage
+    other = there_and_back(model, tmp_path / "model")
+    assert torch.equal(other.steppers[1].network.layers[0].bias, rows[2])
+    assert equal(model, other, torch.rand(2, 2), 7)
