@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from neurenix_ms._core import moved
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.files import load, save
-from neurenix_ms.layers import FiLM, SinusoidalEmbedding
+from neurenix_ms.layers import FiLM, Level, LevelFeatures, SinusoidalEmbedding
 from neurenix_ms.multiscale import (
     AtrousPyramidPooling,
     AttentionFusion,
@@ -125,6 +125,8 @@ __all__ = [
     "HighResolutionNetwork",
     "InverseWaveletTransform",
     "LaplacianPyramid",
+    "Level",
+    "LevelFeatures",
     "MSNet",
     "MultiScaleModel",
     "MultiScalePooling",
