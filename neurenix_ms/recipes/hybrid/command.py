@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> str:
     for name, step in _classical(options.size).items():
         result["ways"][name] = {"runs": [_tested(step, unseen, shown, name)]}
     seen = [one for kind in SEEN for one in _seen(kind, options)]
-    for name in ("hybrid", "U-Net"):
-        for turn in range(options.seeds):
+    for name, seeds in (("hybrid", options.seeds), ("U-Net", options.seeds_others)):
+        for turn in range(seeds):
             print(f"{name}, seed {options.seed + turn}", flush=True)
             model, wall, cpu = _trained(name, options.seed + turn, seen, options)
             run = _tested(model, unseen, shown if turn == 0 else {}, name)
@@ -143,7 +143,7 @@ def _trained(
     features = tuple(options.features)
     model = HybridDrift(options.size, features) if name == "hybrid" else DriftNetwork(features)
     folder = options.out / "runs" / f"{name}_{seed}"
-    tests_only = ("seed", "seeds", "held_out")
+    tests_only = ("seed", "seeds", "seeds_others", "held_out")
     run = {key: value for key, value in _noted(options).items() if key not in tests_only}
     forget_other_run(folder, run, options.fresh)
     took = train(
@@ -180,7 +180,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--features", type=int, nargs="+", default=[8, 16, 32], help="channels, fine to coarse"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each network")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of the hybrid")
+    parser.add_argument("--seeds-others", type=int, default=1, help="runs of the plain U-Net")
     parser.add_argument("--seed", type=int, default=0, help="of the first run: weights and order")
     parser.add_argument("--data-seed", type=int, default=0, help="for the samples")
     parser.add_argument(
@@ -190,7 +191,16 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
-    counts = ("samples", "held_out", "steps", "particles", "epochs", "unroll", "seeds")
+    counts = (
+        "samples",
+        "held_out",
+        "steps",
+        "particles",
+        "epochs",
+        "unroll",
+        "seeds",
+        "seeds_others",
+    )
     check_at_least(parser, options, **dict.fromkeys(counts, 1))
     if options.unroll > options.steps:
         parser.error(f"--unroll must be at most --steps {options.steps}, got {options.unroll}")
