@@ -51,6 +51,25 @@ DYNAMICS = [
         },
     ),
     Preset(
+        "advection",
+        "Advection",
+        "a density in 2-D moved with a flow, by semi-Lagrangian steps; no parameters",
+        "Nair and Machenhauer 2002, with Gauss points in place of polygons",
+    ),
+    Preset(
+        "advection_flux",
+        "Advection",
+        "a density in 2-D moved with a flow, in flux form of fifth order; no parameters",
+        "Shu 1998, ICASE 97-65, equation 2.10; Zalesak 1979",
+        {"scheme": "flux", "substeps": 24},
+    ),
+    Preset(
+        "flux_conservation",
+        "FluxConservation",
+        "a density in 2-D updated by fluxes of neighboring cells; no parameters",
+        "Zalesak 1979",
+    ),
+    Preset(
         "lstm_forecaster",
         "LSTMForecaster",
         "an LSTM of 128 units that predicts the change of a state",

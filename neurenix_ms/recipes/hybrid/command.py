@@ -201,7 +201,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "seeds",
         "seeds_others",
     )
-    check_at_least(parser, options, **dict.fromkeys(counts, 1))
+    check_at_least(parser, options, **dict.fromkeys((*counts, "seeds_others"), 1))
     if options.unroll > options.steps:
         parser.error(f"--unroll must be at most --steps {options.steps}, got {options.unroll}")
     parts = 2 ** len(options.features)
