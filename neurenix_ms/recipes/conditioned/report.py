@@ -84,7 +84,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
     axis.set_yscale("log")
     axis.set_xlabel("speed of the wave (vertical lines: speeds of the training)")
     axis.set_ylabel("relative error")
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncol": 3}
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncol": 3}
     axis.legend(title="the speed enters as", fontsize=8, title_fontsize=8, frameon=False, **place)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
