@@ -26,6 +26,7 @@ from neurenix_ms.bench.results import COLUMNS, Row, read
 from neurenix_ms.execution import footprint
 from neurenix_ms.meter import count_flops, parameter_table, peak_tensor_bytes
 from neurenix_ms.multiscale.fusion import METHODS
+from neurenix_ms.registry import get_preset, list_models
 
 TILES = ROOT / "docs" / "assets" / "tiles.json"
 OURS = "ours"
@@ -148,6 +149,16 @@ def decoders() -> str:
     ]
     measured = {type(block).__name__: _counted(block, features) for block in blocks}
     return _rows("decoder", DECODERS, COUNTED, measured)
+
+
+def presets() -> str:
+    """List every preset: its class, what it is, and its source."""
+    lines = ["| name | class | what it is | source |", "|---|---|---|---|"]
+    for preset in map(get_preset, list_models()):
+        lines.append(
+            f"| `{preset.name}` | `{preset.cls}` | {preset.description} | {preset.source} |"
+        )
+    return "\n".join(lines)
 
 
 def memory(path: str | Path = RESULTS) -> str:

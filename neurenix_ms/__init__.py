@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from neurenix_ms._core import moved
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.files import load, save
-from neurenix_ms.layers import FiLM, SinusoidalEmbedding
+from neurenix_ms.layers import FiLM, Level, LevelFeatures, SinusoidalEmbedding
 from neurenix_ms.multiscale import (
     AtrousPyramidPooling,
     AttentionFusion,
@@ -86,6 +86,12 @@ if TYPE_CHECKING:
         recipes as recipes,
     )
     from neurenix_ms import (
+        registry as registry,
+    )
+    from neurenix_ms import (
+        sharing as sharing,
+    )
+    from neurenix_ms import (
         timestepping as timestepping,
     )
     from neurenix_ms import (
@@ -98,6 +104,8 @@ if TYPE_CHECKING:
     from neurenix_ms.execution import TiledModel
     from neurenix_ms.implicit import NIF
     from neurenix_ms.msnet import MSNet
+    from neurenix_ms.registry import create, list_models
+    from neurenix_ms.sharing import from_pretrained
     from neurenix_ms.timestepping import HierarchicalTimeStepper
 
 __version__ = "0.1.0"
@@ -117,6 +125,8 @@ __all__ = [
     "HighResolutionNetwork",
     "InverseWaveletTransform",
     "LaplacianPyramid",
+    "Level",
+    "LevelFeatures",
     "MSNet",
     "MultiScaleModel",
     "MultiScalePooling",
@@ -139,7 +149,10 @@ __all__ = [
     "UNetDecoder",
     "UPerHead",
     "WaveletTransform",
+    "create",
     "enable_gradient_checkpointing",
+    "from_pretrained",
+    "list_models",
     "load",
     "save",
 ]
@@ -161,16 +174,21 @@ _SUBMODULES = {
     "multiscale",
     "prediction",
     "recipes",
+    "registry",
+    "sharing",
     "timestepping",
     "training",
     "weights",
 }
-_CLASSES = {
+_LAZY = {
     "Backbone": "backbones",
     "HierarchicalTimeStepper": "timestepping",
     "MSNet": "msnet",
     "NIF": "implicit",
     "TiledModel": "execution",
+    "create": "registry",
+    "from_pretrained": "sharing",
+    "list_models": "registry",
 }
 
 moved.install()
@@ -179,8 +197,8 @@ moved.install()
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in _CLASSES:
-        return getattr(importlib.import_module(f"{__name__}.{_CLASSES[name]}"), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -43,7 +43,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     state = model.state_dict()
     for name, value in state.items():
-        state[name] = _storable(name, value)
+        state[name] = storable(name, value)
     content = {"format": FORMAT, "version": VERSION, **described(model), "state_dict": state}
     with replacing(path) as file:
         _write(content, file)
@@ -90,9 +90,9 @@ def load(
         stored = read_stored(file, path)
         if model is None and stored.has_backbone:
             with torch.device("meta"):  # check the fit before memory is allocated
-                _check_fit(build(stored, path), stored, path)
+                check_fit(build(stored, path), stored, path)
         target = build(stored, path) if model is None else model
-        _check_fit(target, stored, path)
+        check_fit(target, stored, path)
         try:
             state = read_weights(stored, map_location)
         except ValueError as error:
@@ -100,7 +100,7 @@ def load(
                 f"{path} must be a file of neurenix_ms.save, got a corrupted or foreign file: {error}"
             ) from error
     if model is None:
-        _take_over(target, state)
+        take_over(target, state)
     else:
         target.load_state_dict(state)
     return target
@@ -134,7 +134,7 @@ def _modules_of(value: Any) -> list[dict[str, Any]]:
     return [item for item in items if isinstance(item, dict)]
 
 
-def _storable(name: str, value: Any) -> torch.Tensor:
+def storable(name: str, value: Any) -> torch.Tensor:
     """Return an entry of a state dict as a tensor that `load` can read, copied only if necessary."""
     plain = type(value) in (torch.Tensor, nn.Parameter) and value.layout is torch.strided
     if not plain or value.is_nested or value.is_meta or value.dtype not in DTYPES.values():
@@ -160,7 +160,7 @@ def _write(content: dict[str, Any], file: Any) -> None:
         torch.serialization.set_crc32_options(before)
 
 
-def _take_over(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+def take_over(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Load the state dict into a new model, which gets the dtypes and the device of the tensors."""
     floating = [value for value in state.values() if value.is_floating_point()]
     kinds = {value.dtype for value in floating}
@@ -174,7 +174,7 @@ def _take_over(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
         model.load_state_dict(state)
 
 
-def _check_fit(model: nn.Module, stored: Stored, path: str | os.PathLike[str]) -> None:
+def check_fit(model: nn.Module, stored: Stored, path: str | os.PathLike[str]) -> None:
     """Raise before anything is changed; `load_state_dict` alone would stop after some entries."""
     own, tensors = model.state_dict(), stored.tensors
     later = tuple(_added_later(model, stored))

@@ -13,6 +13,8 @@ FLOORS = [
     ["command"],
     ["__init__", "compat", "recipes"],
     ["weights", "bench", "prediction"],
+    ["sharing"],
+    ["registry"],
     ["multiscale", "msnet", "timestepping", "implicit"],
     ["datasets", "training", "files"],
     ["execution", "backbones", "conservation"],

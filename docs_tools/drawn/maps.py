@@ -160,6 +160,21 @@ SKETCHES = {
         "The bins of several grids are concatenated to one vector",
         {"x": "torch.rand(2, 8, 24, 20)"},
     ),
+    "Level": Sketch(
+        "Level(nn.Conv2d(3, 8, 1), Level(nn.Conv2d(8, 16, 1)), UNetDecoder([8, 16], 4).ups[0])",
+        [
+            [data("x")],
+            [step("encode", "model.encode"), None],
+            [None, step("pool", "model.pool")],
+            [None, step("inner level", "model.inner")],
+            [step("decode", "model.decode"), None],
+            [data("y"), None],
+        ],
+        "A level encodes its input, runs the coarser levels at half the size, and decodes both",
+        IMAGE,
+        arrows=[("x", "encode"), ("encode", "decode"), ("encode", "pool"), ("pool", "inner level"),
+                ("inner level", "decode"), ("decode", "y")],
+    ),
     "FiLM": Sketch(
         "FiLM(4, 8)",
         [

@@ -1,6 +1,8 @@
 """Base classes that keep the constructor arguments of a module as plain values."""
 
+import importlib
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,8 @@ class Configured(Records, Described):
     itself only for a value other than the given one, such as a derived default, or for a module.
     """
 
+    preset: str | None = None  # of the registry, by which it was built
+
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
@@ -46,11 +50,29 @@ class Configured(Records, Described):
             if not hasattr(self, name) and not isinstance(value, nn.Module):
                 setattr(self, name, value)
 
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """Write the network to a folder; see `neurenix_ms.sharing.save_pretrained`."""
+        _sharing().save_pretrained(self, folder, **options)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Any:
+        """Read a network of this class; see `neurenix_ms.from_pretrained`."""
+        return _sharing().from_pretrained(source, cls=cls, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the network; see `neurenix_ms.sharing.push_to_hub`."""
+        return _sharing().push_to_hub(self, repo_id, **options)
+
     @property
     def config(self) -> dict[str, Any]:
         """Constructor arguments by name; `type(model)(**model.config)` builds the same network."""
         names = inspect.signature(type(self)).parameters
         return {name: _copied(getattr(self, name)) for name in names}
+
+
+def _sharing() -> Any:
+    """Return the module by which networks are shared, which needs everything else."""
+    return importlib.import_module("neurenix_ms.sharing")
 
 
 def _is_default(value: Any, default: Any) -> bool:
@@ -107,12 +129,13 @@ def check_plain(name: str, value: Any) -> None:
             )
 
 
-def library_classes(cls: type = Configured) -> Iterator[type]:
+def library_classes(cls: type = Configured) -> Iterator[type[nn.Module]]:
     """Yield every class of the library that can be rebuilt from its config."""
-    children: list[type] = cls.__subclasses__()
+    child: type[nn.Module]
+    children: list[Any] = cls.__subclasses__()
     for child in children:
         # torch.export creates subclasses of the same name and module
-        known = getattr(sys.modules.get(child.__module__), child.__name__, None)
+        known: object = getattr(sys.modules.get(child.__module__), child.__name__, None)
         if child.__module__.startswith("neurenix_ms.") and child is known:
             yield child
         yield from library_classes(child)

@@ -47,7 +47,9 @@ class ConvSpec:
     dropout: float = 0.0
     condition_channels: int | None = None
 
-    def layer(self, in_channels: int, out_channels: int, groups: int = 1) -> "ConvNormAct":
+    def layer(
+        self, in_channels: int, out_channels: int, groups: int = 1, stride: Edge = 1
+    ) -> "ConvNormAct":
         """Return the convolution with its norm and activation."""
         return ConvNormAct(
             in_channels,
@@ -59,6 +61,7 @@ class ConvSpec:
             conv_bias=self.conv_bias,
             padding_mode=self.padding_mode,
             groups=groups,
+            stride=stride,
             condition_channels=self.condition_channels,
         )
 
@@ -89,12 +92,12 @@ def edges_of(kernel_size: Edge, spatial_dims: int) -> tuple[int, ...]:
 
 
 class ConvNormAct(nn.Module):
-    """A convolution that keeps the size, a normalization, an activation.
+    """A convolution that keeps the size, or divides it by a stride, a normalization, an activation.
 
     With `condition_channels`, a `FiLM` of the condition comes between norm and activation.
 
     Shape:
-        `(B, C_in, *S)`, and the condition `(B, K)` -> `(B, C_out, *S)`
+        `(B, C_in, *S)`, and the condition `(B, K)` -> `(B, C_out, *ceil(S / stride))`
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class ConvNormAct(nn.Module):
         conv_bias: bool | None = None,
         padding_mode: str = "zeros",
         groups: int = 1,
+        stride: Edge = 1,
         condition_channels: int | None = None,
     ) -> None:
         super().__init__()
@@ -119,6 +123,7 @@ class ConvNormAct(nn.Module):
             in_channels,
             out_channels,
             edges,
+            stride=stride if isinstance(stride, int) else tuple(stride),
             padding=tuple(edge // 2 for edge in edges),
             bias=norm is None if conv_bias is None else conv_bias,
             padding_mode=padding_mode,
@@ -191,11 +196,12 @@ class ConvBlock(nn.Module):
     """One or two conv-norm-act on the concatenated inputs, then channel dropout.
 
     A residual block ends in the activation of the sum; its shortcut is the identity, or a 1x1
-    convolution with a norm where the channels differ (He et al. 2016, figure 2).
+    convolution with a norm where the channels differ (He et al. 2016, figure 2). The first convolution
+    and the shortcut have the stride.
 
     Shape:
         feature maps `(B, C_i, *S)`, with `C_in` channels in total, and the condition `(B, K)` of a
-        conditioned block -> `(B, C_out, *S)`
+        conditioned block -> `(B, C_out, *ceil(S / stride))`
     """
 
     def __init__(
@@ -206,18 +212,21 @@ class ConvBlock(nn.Module):
         *,
         block: BlockKind = "double",
         spec: ConvSpec = ConvSpec(),
+        stride: Edge = 1,
     ) -> None:
         super().__init__()
         count = choose(NUM_CONVOLUTIONS, block, "block")
         middle = out_channels if middle_channels is None else middle_channels
         widths = [in_channels] + [middle] * (count - 1) + [out_channels]
-        self.layers = nn.ModuleList(spec.layer(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(
+            spec.layer(a, b, stride=1 if i else stride) for i, (a, b) in enumerate(pairwise(widths))
+        )
         self.shortcut: nn.Module | None = None
         self.act: nn.Module = nn.Identity()
         if block == "residual":  # the last activation follows the sum
             last = cast(ConvNormAct, self.layers[-1])
             last.act, self.act = self.act, last.act
-            self.shortcut = shortcut(in_channels, out_channels, spec)
+            self.shortcut = shortcut(in_channels, out_channels, spec, stride)
         self.dropout = ChannelDropout(spec.dropout)
 
     def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -249,11 +258,12 @@ def in_turn(
     return y
 
 
-def shortcut(in_channels: int, out_channels: int, spec: ConvSpec) -> nn.Module:
-    """Return the identity; where the channels differ, a 1x1 convolution with a norm."""
-    if in_channels == out_channels:
+def shortcut(in_channels: int, out_channels: int, spec: ConvSpec, stride: Edge = 1) -> nn.Module:
+    """Return the identity; where channels or size differ, a 1x1 convolution with a norm."""
+    if in_channels == out_channels and stride == 1:
         return nn.Identity()
-    return replace(spec.point().unconditioned(), conv_bias=False).layer(in_channels, out_channels)
+    point = replace(spec.point().unconditioned(), conv_bias=False)
+    return point.layer(in_channels, out_channels, stride=stride)
 
 
 def __getattr__(name: str) -> Any:

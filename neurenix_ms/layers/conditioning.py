@@ -155,10 +155,10 @@ def given_condition(x: Tensor, condition: Tensor | None, channels: int | None) -
     return None if channels is None else condition
 
 
-def condition_name(module: nn.Module) -> str | None:
+def condition_name(module: nn.Module, num_maps: int = 1) -> str | None:
     """Return the name of the argument of `forward` that takes the condition, None if it has none.
 
-    It is the one called `condition`, or else the second one, if that has no default.
+    It is the one called `condition`, or else the one after the feature maps, if that has no default.
     """
     try:
         parameters = inspect.signature(module.forward).parameters
@@ -166,7 +166,7 @@ def condition_name(module: nn.Module) -> str | None:
         return None
     if NAME in parameters:
         return NAME
-    second = list(parameters.values())[1:2]
+    second = list(parameters.values())[num_maps : num_maps + 1]
     named = [p.name for p in second if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
     return named[0] if named else None
 

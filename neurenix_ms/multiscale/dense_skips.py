@@ -34,7 +34,7 @@ class Encoder(nn.Module):
         self.downs = nn.ModuleList()
         self.is_cheap = [slots.is_pooled_again for slots in levels[:-1]]
         for slots, width in zip(levels, widths, strict=True):
-            self.blocks.append(slots.make_block(in_channels, width))
+            self.blocks.append(slots.make_encoder(in_channels, width))
             if slots is not levels[-1]:
                 down, in_channels = slots.make_down(width)
                 self.downs.append(down)

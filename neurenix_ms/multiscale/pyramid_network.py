@@ -24,7 +24,7 @@ from neurenix_ms._core.tracing import entries
 from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.layers.blocks import ConvSpec, Edge
 from neurenix_ms.layers.conditioning import given_condition
-from neurenix_ms.layers.levels import Trace
+from neurenix_ms.layers.levels import LevelFeatures
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable
 from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.features import (
@@ -67,8 +67,9 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
             `callable(in_channels, out_channels) -> Module`, which keeps the size (and takes a condition
             if its `forward` has a second argument for it).
-        down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", or `callable(channels) -> Module`,
-            which divides the size by `stride`, and may change the channels.
+        down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided" (by the first convolution
+            of the next coarser block), or `callable(channels) -> Module`, which divides the size by
+            `stride`, and may change the channels.
         up: "nearest", "linear", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
             which multiplies the size by `stride`.
         skip: "sum", "concat", "attention", or `callable(skip_channels, up_channels) -> Module`, called
@@ -181,7 +182,7 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         self._check(x)
         condition = given_condition(x, condition, self.condition_channels)
         several = self.return_pyramid or (self.deep_supervision and self.training)
-        trace = Trace(decoded=several) if self.remember or several else None
+        trace = LevelFeatures(decoded=several) if self.remember or several else None
         finest = self.level(x, trace, condition)
         if trace is not None and self.remember:
             self._remember(features=trace.encoded)

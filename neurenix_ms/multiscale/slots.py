@@ -32,7 +32,7 @@ from neurenix_ms.multiscale.named import (
 from neurenix_ms.multiscale.shuffling import PixelUnshuffle
 
 BlockName = Literal["single", "double", "residual", "preactivation", "convnext", "inverted"]
-DownName = Literal["max", "avg", "conv", "blur", "wavelet", "unshuffle"]
+DownName = Literal["max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided"]
 UpName = Literal["linear", "nearest", "transposed", "shuffle", "wavelet"]
 SkipName = Literal["concat", "sum", "attention"]
 Block = BlockName | Callable[[int, int], nn.Module]
@@ -48,6 +48,7 @@ RESIDUAL: dict[str, Callable[[int, int, ConvSpec], nn.Module]] = {
     "inverted": InvertedBlock,
 }
 WIDE_KERNEL = 7  # of a ConvNeXt block
+STRIDED = ("single", "double", "residual")  # blocks whose first convolution can have a stride
 CHEAP = ("max", "avg", "blur", "wavelet", "unshuffle")  # pooled again in backward, if asked to
 
 
@@ -73,6 +74,7 @@ class Slots:
     skip: Skip = "concat"
     stride: tuple[int, ...] = (2, 2)
     index: int = 0
+    entry: tuple[int, ...] | None = None  # stride of the first convolution of the encoder
 
     @property
     def keeps_channels(self) -> bool:
@@ -84,18 +86,37 @@ class Slots:
         """Return whether downsampling is cheap enough to be done again in backward."""
         return self.down in CHEAP
 
+    def make_encoder(self, in_channels: int, out_channels: int) -> nn.Module:
+        """Return the block of the encoder, which begins with a strided convolution if asked to."""
+        if self.entry is None:
+            return self.make_block(in_channels, out_channels)
+        if self.block not in STRIDED:
+            raise ValueError(
+                f"down 'strided' needs one of the blocks {list(STRIDED)} on the next coarser level, "
+                f"got {shown(self.block)}"
+            )
+        return self.make_block(in_channels, out_channels, stride=self.entry)
+
     def make_block(
-        self, in_channels: int, out_channels: int, middle_channels: int | None = None
+        self,
+        in_channels: int,
+        out_channels: int,
+        middle_channels: int | None = None,
+        stride: Edge = 1,
     ) -> nn.Module:
         """Return the block, or a stack of them; it concatenates what it is called with."""
-        first = self._one_block(in_channels, out_channels, middle_channels)
+        first = self._one_block(in_channels, out_channels, middle_channels, stride)
         if self.depth == 1:
             return first
         more = (self._one_block(out_channels, out_channels) for _ in range(self.depth - 1))
         return Stack(first, *more)
 
     def _one_block(
-        self, in_channels: int, out_channels: int, middle_channels: int | None = None
+        self,
+        in_channels: int,
+        out_channels: int,
+        middle_channels: int | None = None,
+        stride: Edge = 1,
     ) -> nn.Module:
         if callable(self.block):
             module = check_made("block", self.block, in_channels, out_channels)
@@ -111,6 +132,7 @@ class Slots:
             middle_channels,
             block=self.block,  # type: ignore[arg-type]
             spec=self.spec,
+            stride=stride,
         )
 
     def make_down(self, channels: int) -> tuple[nn.Module, int]:
@@ -123,6 +145,8 @@ class Slots:
         if self.down in POOLS:
             window = stride[0] if len(set(stride)) == 1 else stride
             return POOLS[self.down][dims](window), channels
+        if self.down == "strided":  # by the first convolution of the next coarser level
+            return nn.Identity(), channels
         if self.down == "conv":
             edges = tuple(3 if n > 1 else 1 for n in stride)
             padding = tuple(edge // 2 for edge in edges)
@@ -207,13 +231,15 @@ def slots_of_levels(
         ]
     else:
         kernels = per_level("kernel_size", kernel_size, num_skips + 1)
-    levels = []
+    levels: list[Slots] = []
     for i in range(num_skips + 1):
         chosen = {name: column[min(i, len(column) - 1)] for name, column in columns.items()}
         chosen["stride"] = strides_of(chosen["stride"], spec.spatial_dims)
         check_integer("depth", chosen["depth"], 1)
         edges = edges_of(kernels[i], spec.spatial_dims)
-        levels.append(Slots(replace(spec, kernel_size=edges), index=i, **chosen))
+        finer = levels[-1] if levels and levels[-1].down == "strided" else None
+        entry = None if finer is None else finer.stride
+        levels.append(Slots(replace(spec, kernel_size=edges), index=i, entry=entry, **chosen))
     return levels
 
 
@@ -244,7 +270,7 @@ def nested(
         reversed([*downs, None]), strict=True,
     ):  # fmt: skip
         level = Level(
-            slots.make_block(above, width),
+            slots.make_encoder(above, width),
             level,
             decoder,
             spatial_dims=slots.spec.spatial_dims,

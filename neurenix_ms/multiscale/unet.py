@@ -21,7 +21,7 @@ from neurenix_ms._core.sizes import check_halvings, check_reducible, spatial
 from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.layers.blocks import ConvSpec, Edge
 from neurenix_ms.layers.conditioning import given_condition
-from neurenix_ms.layers.levels import Trace
+from neurenix_ms.layers.levels import LevelFeatures
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable
 from neurenix_ms.multiscale.decoder import (
     DeepHeads,
@@ -63,8 +63,9 @@ class UNet(Configured, Remembers, nn.Module):
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
             `callable(in_channels, out_channels) -> Module`, which keeps the size (and takes a condition
             if its `forward` has a second argument for it).
-        down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", or `callable(channels) -> Module`,
-            which divides the size by `stride`, and may change the channels.
+        down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided" (by the first convolution
+            of the next coarser block), or `callable(channels) -> Module`, which divides the size by
+            `stride`, and may change the channels.
         up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
             which multiplies the size by `stride`; None follows `bilinear`.
         skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
@@ -188,7 +189,7 @@ class UNet(Configured, Remembers, nn.Module):
         check_input(self, x)
         condition = given_condition(x, condition, self.condition_channels)
         heads = self.deep_heads if self.training else None
-        trace = Trace() if self.remember or heads is not None else None
+        trace = LevelFeatures() if self.remember or heads is not None else None
         y = self.level(x, trace, condition)
         if trace is not None and self.remember:
             self._remember(encoder=trace.encoded, decoder=trace.decoded[1:])

@@ -6,13 +6,15 @@ to rebuild them. The weights are in the `_parameters`, `_buffers` and `_modules`
 """
 
 import io
+import re
 import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms._core.io.opcodes import Call, interpret
+from neurenix_ms._core.io.opcodes import Call, interpret, named_in
 from neurenix_ms._core.io.records import (
     LONGEST_NAME,
     READ_ERRORS,
@@ -27,6 +29,7 @@ from neurenix_ms._core.io.records import (
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # first pickle of a file written before torch 1.6
 PROTOCOL_VERSION = 1001
+PICKLES = 4  # magic number, version, system, object
 MOST_MODULES = 100_000  # a few bytes can describe an infinite tree
 
 FetchBytes = Callable[[str], bytes]
@@ -64,6 +67,35 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     try:
         read = _read_zip if content.startswith(b"PK") else _read_legacy
         return _state_dict(*read(content))
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    except READ_ERRORS as error:
+        reason = f"the file is corrupted ({type(error).__name__}: {error})"
+        raise ValueError(f"cannot read {path}: {reason}") from error
+
+
+def names_in_pickle(path: str | Path) -> set[str]:
+    """Return the dotted names of all classes and functions that a file of `torch.save` mentions.
+
+    `torch.load(path, weights_only=False)` imports them, and calls those that the file asks to call.
+
+    Args:
+        path: The file; nothing in it is run.
+
+    Raises:
+        ValueError: If the file is corrupted, was not written by `torch.save`, or requests a call that no
+            model needs.
+    """
+    content = Path(path).read_bytes()
+    try:
+        if content.startswith(b"PK"):
+            open_archive(io.BytesIO(content))  # checks the records
+            archive = zipfile.ZipFile(io.BytesIO(content))
+            (root,) = (n for n in archive.namelist() if re.fullmatch("[^/]+/data.pkl", n))
+            return named_in(io.BytesIO(archive.read(root)))
+        _read_legacy(content)
+        file = io.BytesIO(content)
+        return set().union(*(named_in(file) for _ in range(PICKLES)))
     except ValueError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     except READ_ERRORS as error:

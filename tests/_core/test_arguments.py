@@ -157,6 +157,11 @@ NIF_CONFIG = {
 MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
     nms.UNet: {"in_channels": 1, "out_channels": 1, "features": [2, 3]},
     nms.UNetDecoder: {"encoder_channels": [2, 3], "out_channels": 1},
+    nms.NestedUNet: {"in_channels": 1, "out_channels": 1, "features": [2, 3]},
+    nms.NestedUNetDecoder: {"encoder_channels": [2, 3], "out_channels": 1},
+    nms.HighResolutionNetwork: {"in_channels": 1, "features": [2, 3], "stem_channels": 2},
+    nms.FiLM: {"condition_channels": 2, "channels": 3},
+    nms.SinusoidalEmbedding: {"channels": 4},
     nms.PyramidNetwork: {"in_channels": 1, "out_channels": 1, "num_levels": 2, "base_channels": 2},
     nms.PyramidFusion: {"in_channels": [2, 3]},
     nms.UPerHead: {"in_channels": [2, 3], "out_channels": 2, "hidden_channels": 4},
@@ -249,6 +254,7 @@ FUNCTIONS: dict[Callable[..., Any], dict[str, Any]] = {
         "num_iterations": 1,
         "progress": False,
     },
+    nms.list_models: {},
     datasets.effective_conductivity: {"potential": MAP, "pores": MAP > 0.5},
     datasets.travelling_wave: {"num_points": 8},
     datasets.kuramoto_sivashinsky: {"nu": 0.1, "num_points": 8, "num_times": 2, "end_time": 0.1},
@@ -320,6 +326,7 @@ def test_every_public_callable_has_a_case():
         *(implicit.PruningRound, implicit.prune_and_retrain, timestepping.Selection),
         weights.read_pickle,
         nms.TiledModel,  # tests/execution
+        *(nms.create, nms.from_pretrained),  # tests/registry, tests/sharing
     }
     assert ours - set(CALLS_OF) - told == set()
 

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.report import RESULTS
 from docs_tools import choosing
+from neurenix_ms import list_models
 from neurenix_ms.multiscale.fusion import METHODS
 
 
@@ -119,3 +120,9 @@ def test_norms_differ_in_what_they_look_at():
 def test_tiles_are_equal_and_windows_are_not():
     table = choosing.tiles()
     assert float(row(table, "windows blended")[1]) > 1e-2 > 1e-5 > float(row(table, "tiles")[1])
+
+
+def test_every_preset_is_in_the_table():
+    table = choosing.presets()
+    assert row(table, "`unet_milesial`")[1] == "`UNet`"
+    assert len(table.splitlines()) == 2 + len(list_models())

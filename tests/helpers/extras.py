@@ -16,4 +16,6 @@ EXTRAS = {
     "tifffile",
     "nibabel",
     "torchdiffeq",
+    "huggingface_hub",
+    "safetensors",
 }

@@ -183,3 +183,10 @@ def test_gradients_in_tiles_are_those_of_the_whole(norm):
 def test_bad_input_is_refused_by_what_it_is(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_blocks_may_begin_with_a_strided_convolution():
+    model = NestedUNet(1, 1, [4, 8], down="strided")
+    sizes = [tuple(y.shape[2:]) for y in model.forward_features(torch.zeros(1, 1, 13, 9))]
+    assert sizes == [(13, 9), (7, 5), (4, 3)]
+    assert model(torch.zeros(1, 1, 13, 9)).shape == (1, 1, 13, 9)

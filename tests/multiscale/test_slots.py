@@ -18,7 +18,7 @@ from neurenix_ms.multiscale.named import AttentionGate, Shuffled
 from neurenix_ms.training import DeepSupervisionLoss
 
 BLOCKS = ["single", "double", "residual", "preactivation", "convnext", "inverted"]
-DOWNS = ["max", "avg", "conv", "blur", "wavelet", "unshuffle"]
+DOWNS = ["max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided"]
 UPS = ["linear", "nearest", "transposed", "shuffle", "wavelet"]
 SKIPS = ["concat", "sum", "attention"]
 
@@ -113,6 +113,7 @@ def step(model: nn.Module, x: Tensor, checkpointing: bool) -> list[Tensor]:
         *({"block": block, "norm": "batch"} for block in BLOCKS),
         {"skip": "attention", "up": "shuffle", "down": "conv"},
         {"skip": "sum", "up": "wavelet", "down": "wavelet"},
+        {"block": ["double", "residual", "single"], "down": "strided"},
         {"block": lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU(inplace=True))},
         {
             "down": lambda n: nn.Conv2d(n, n, 2, stride=2),
@@ -141,6 +142,7 @@ def test_checkpointing_leaves_output_and_gradients_as_they_are(options):
         ),
         {"skip": "attention", "down": "conv", "up": "transposed", "block": "single"},
         {"down": "avg", "stride": [[1, 2], 3], "block": "single"},
+        {"down": "strided", "stride": [[1, 2], 3], "block": ["double", "single", "residual"]},
     ],
     ids=readable,
 )
@@ -283,6 +285,10 @@ OF_ONE = {"block": lambda a: nn.Identity()}
         ),
         ({"block": "dense"}, r"block must be .* got 'dense'"),
         ({"down": "min"}, r"down must be .* got 'min'"),
+        (
+            {"down": "strided", "block": "convnext"},
+            r"down 'strided' needs one of the blocks .*'residual'\] on the next .*, got 'convnext'",
+        ),
         ({"up": "cubic"}, r"up must be .* got 'cubic'"),
         ({"skip": "product"}, r"skip must be .* got 'product'"),
     ],

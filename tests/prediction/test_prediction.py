@@ -56,6 +56,15 @@ def left() -> list[str]:
     return sorted(os.listdir())
 
 
+def test_a_shared_folder_is_a_model_too(folder: Path):
+    pytest.importorskip("safetensors")
+    unet()
+    nms.load("model.nx").save_pretrained("shared")
+    predict()
+    predict_file("shared", "image.npy", "other.npy", tile_size=16, spatial_dims=2)
+    np.testing.assert_array_equal(np.load("other.npy"), np.load("out.npy"))
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_every_format_holds_what_the_model_gives(folder: Path, ending: str):
     made = predict(f"out.{ending}")

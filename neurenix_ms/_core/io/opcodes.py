@@ -77,6 +77,24 @@ def interpret(file: IO[bytes]) -> tuple[Any, list[Persistent]]:
     Raises:
         ValueError: If it is not a pickle, is truncated, or requests a call that no model needs.
     """
+    machine = _run(file)
+    (result,) = machine.stack
+    return result, machine.persistent
+
+
+def named_in(file: IO[bytes]) -> set[str]:
+    """Read one pickle, and return the dotted names of all classes and functions that it mentions.
+
+    Args:
+        file: Opened at the first byte of a pickle; it is left at the byte after its end.
+
+    Raises:
+        ValueError: As `interpret`.
+    """
+    return _run(file).names
+
+
+def _run(file: IO[bytes]) -> "_Machine":
     machine = _Machine()
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "STOP":
@@ -85,8 +103,7 @@ def interpret(file: IO[bytes]) -> tuple[Any, list[Persistent]]:
         if step is None:
             raise ValueError(f"torch writes no pickle opcode {opcode.name}")
         step(machine, argument)
-    (result,) = machine.stack
-    return result, machine.persistent
+    return machine
 
 
 class _Machine:
@@ -97,6 +114,7 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.persistent: list[Persistent] = []
+        self.names: set[str] = set()
 
     def pop(self) -> Any:
         if self.marks and len(self.stack) <= self.marks[-1]:
@@ -120,6 +138,11 @@ class _Machine:
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
+
+    def name(self, module: Any, name: Any) -> None:
+        found = _named(module, name)
+        self.names.add(found.name)
+        self.push(found)
 
     def mark(self) -> None:
         self.marks.append(len(self.stack))
@@ -221,8 +244,8 @@ STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "ADDITEMS": lambda m, _: m.append(m.pop_to_mark()),
     "SETITEM": lambda m, _: m.put(list(m.pop_many(2))),
     "SETITEMS": lambda m, _: m.put(m.pop_to_mark()),
-    "GLOBAL": lambda m, name: m.push(_named(*name.split(" ", 1))),
-    "STACK_GLOBAL": lambda m, _: m.push(_named(*m.pop_many(2))),
+    "GLOBAL": lambda m, name: m.name(*name.split(" ", 1)),
+    "STACK_GLOBAL": lambda m, _: m.name(*m.pop_many(2)),
     "REDUCE": lambda m, _: m.call(),
     "NEWOBJ": lambda m, _: m.call(),
     "BUILD": lambda m, _: m.build(),

@@ -30,7 +30,10 @@ from neurenix_ms._core.io.records import (
 FORMAT = "neurenix_ms model"
 VERSION = 1
 KEYS = {"format", "version", "class", "config", "state_dict"}
-PARTS = ("multiscale", "msnet", "timestepping", "implicit", "backbones", "compat.ms_net")
+PARTS = (
+    *("multiscale", "msnet", "timestepping", "implicit", "backbones", "compat.ms_net"),
+    "layers.mlp",
+)
 SPARE_BYTES = 2**20  # for constants that are not in the state dict
 WHOLE_NETWORK = (
     2**30
@@ -220,6 +223,31 @@ def _built(content: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
             f"{path} holds a {name} that cannot be rebuilt from the file alone; "
             "build it and pass it as model="
         )
+    cls = class_named(name, f"{path} must hold")
+    renamed: dict[str, str] = getattr(vars(cls)["__init__"], "renamed_arguments", {})
+    arguments = {
+        str(renamed.get(key, key)): _built_inside(value, path) for key, value in config.items()
+    }
+    if cls.__name__ == "Backbone":  # the weights come from the file and need no download
+        arguments["weights"] = None
+    try:
+        return cls(**arguments)
+    except Exception as error:  # an unknown config can raise any exception
+        raise ValueError(
+            f"{path} has a config that does not fit its class {cls.__name__}: {error}"
+        ) from error
+
+
+def class_named(name: str, needed: str = "a class must be") -> type[nn.Module]:
+    """Return a class of the library that is built from a config.
+
+    Args:
+        name: Its name, or a former one.
+        needed: Start of the message.
+
+    Raises:
+        ValueError: If the library has no such class.
+    """
     name = RENAMED_CLASSES.get(name, name)
     classes = {cls.__name__: cls for cls in library_classes()}
     if name not in classes:  # its subpackage may not be imported yet
@@ -227,19 +255,8 @@ def _built(content: dict[str, Any], path: str | os.PathLike[str]) -> nn.Module:
             importlib.import_module(f"neurenix_ms.{part}")
         classes = {cls.__name__: cls for cls in library_classes()}
     if name not in classes:
-        raise ValueError(f"{path} must hold one of {sorted(classes)}, got {shown(name)}")
-    renamed: dict[str, str] = getattr(vars(classes[name])["__init__"], "renamed_arguments", {})
-    arguments = {
-        str(renamed.get(key, key)): _built_inside(value, path) for key, value in config.items()
-    }
-    if name == "Backbone":  # the weights come from the file and need no download
-        arguments["weights"] = None
-    try:
-        return classes[name](**arguments)
-    except Exception as error:  # an unknown config can raise any exception
-        raise ValueError(
-            f"{path} has a config that does not fit its class {name}: {error}"
-        ) from error
+        raise ValueError(f"{needed} one of {sorted(classes)}, got {shown(name)}")
+    return classes[name]
 
 
 def _built_inside(value: Any, path: str | os.PathLike[str]) -> Any:

@@ -38,6 +38,9 @@ from neurenix_ms.execution.plan.sites import (
 from neurenix_ms.execution.plan.statistics import Normalization
 from neurenix_ms.execution.progress import report_long_search
 
+# a copy that is made only where its memory is written to; tensors without memory have none
+SAME = {"_lazy_clone": "clone"}
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -152,6 +155,7 @@ def observe(
     ) -> None:
         report_long_search()
         name = getattr(function, "__name__", str(function))
+        name = SAME.get(name, name)
         leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         combined = num_combined(function, args, kwargs, result) if leaves else 0
         for leaf in leaves:

@@ -1,0 +1,149 @@
+"""What is in a file: a network, weights or an array, and whether reading it can run code."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neurenix_ms._core.io.stored import Stored
+
+Rows = list[tuple[str, str]]
+PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+SAFE = "yes: names and numbers only, no code"
+HEAD = 8  # bytes at the start of a file that tell its kind
+
+
+def contents(path: str, **layout: Any) -> Rows:
+    """Return what is in a file, row by row.
+
+    Args:
+        path: A file or folder.
+        **layout: Arguments of `open_array` for a file of plain numbers.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise ValueError(f"FILE must be a file or folder that exists, got {path}")
+    if (place / "config.json").is_file():
+        return of_folder(place)
+    if place.suffix == ".safetensors":
+        return of_weights(place)
+    if place.is_file() and (place.suffix in PICKLED or is_archive(place)):
+        if layout or (place.suffix == ".bin" and not is_archive(place)):
+            return of_array(place, layout)
+        return of_pickle(place)
+    return of_array(place, layout)
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether a file is a zip archive that is not one of NumPy."""
+    with open(path, "rb") as file:
+        return file.read(HEAD).startswith(b"PK") and path.suffix != ".npz"
+
+
+def of_folder(path: Path) -> Rows:
+    """Return what a folder of `save_pretrained` holds."""
+    from neurenix_ms.sharing.reading import read_description
+
+    content, stored = read_description(path)
+    preset = [("preset", content["preset"])] if content["preset"] else []
+    return [("kind", "folder of save_pretrained"), *preset, *network_rows(stored)]
+
+
+def of_weights(path: Path) -> Rows:
+    """Return what a safetensors file holds."""
+    from neurenix_ms.sharing.weights import tensor_records
+
+    records = tensor_records(path).values()
+    sizes = [(r.size, str(r.dtype)) for r in records]
+    return [("kind", "weights, safetensors"), ("safe to load", SAFE), *tensor_rows(sizes)]
+
+
+def of_pickle(path: Path) -> Rows:
+    """Return what a file of `save` or `torch.save` holds."""
+    from neurenix_ms._core.io.records import DTYPES, REBUILD_PARAMETER, REBUILD_TENSOR
+    from neurenix_ms._core.io.stored import FORMAT, read_stored
+    from neurenix_ms.weights import read_pickle
+    from neurenix_ms.weights.pickles import names_in_pickle
+
+    if is_archive(path) and FORMAT.encode() in path.read_bytes():
+        with open(path, "rb") as file:
+            stored = read_stored(file, path)
+        return [("kind", "network, file of neurenix_ms.save"), *network_rows(stored)]
+    rows = [("kind", "pickle of torch.save")]
+    try:
+        names = names_in_pickle(path)
+    except ValueError as error:
+        return [*rows, ("safe to load", f"no: {error}")]
+    plain = {*REBUILD_TENSOR, *REBUILD_PARAMETER, *DTYPES, "collections.OrderedDict"}
+    others = sorted(name for name in names - plain if not name.startswith("torch.storage."))
+    if others:
+        shown = ", ".join(others[:8]) + (f" and {len(others) - 8} more" if others[8:] else "")
+        verdict = (
+            f"by neurenix_ms.weights.read_pickle, which runs nothing; torch.load(weights_only=False) "
+            f"would import {shown}"
+        )
+    else:
+        verdict = "yes, by torch.load(weights_only=True): tensors and plain values only"
+    rows.append(("safe to load", verdict))
+    try:
+        state = read_pickle(path)
+    except ValueError as error:
+        return [*rows, ("weights", f"none that can be read alone: {error}")]
+    tensors = [(tuple(v.shape), str(v.dtype)) for v in state.values() if hasattr(v, "dtype")]
+    return [*rows, *tensor_rows(tensors)]
+
+
+def of_array(path: Path, layout: Mapping[str, Any]) -> Rows:
+    """Return what a file that `open_array` reads holds."""
+    from neurenix_ms.bench.results import in_bytes
+    from neurenix_ms.datasets import open_array
+
+    array = open_array(path, **layout)
+    rows = [("kind", "array"), ("safe to load", "yes, by neurenix_ms.datasets.open_array")]
+    rows += [("shape", "x".join(map(str, array.shape))), ("dtype", str(array.dtype))]
+    if array.axes is not None:
+        rows.append(("axes", ", ".join(str(axis) for axis in array.axes)))
+    if array.units is not None:
+        rows.append(("unit", array.units))
+    count = array.dtype.itemsize
+    for n in array.shape:
+        count *= n
+    return [*rows, ("size", in_bytes(count))]
+
+
+def network_rows(stored: "Stored") -> Rows:
+    """Return what a network's file says of it."""
+    import inspect
+
+    from neurenix_ms._core.checks import shown
+    from neurenix_ms._core.io.stored import class_named
+
+    rows = [("safe to load", SAFE), ("class", stored.name)]
+    if stored.config is None:
+        rows.append(("arguments", "not in the file: load(path, model=...) needs the network"))
+    else:
+        defaults = inspect.signature(class_named(stored.name)).parameters
+        for name, value in stored.config.items():
+            default = defaults[name].default if name in defaults else None
+            same = list(default) == value if isinstance(default, tuple) else default == value
+            if not same:
+                rows.append((f"  {name}", shown(value)))
+    sizes = [(r.size, str(r.dtype)) for r in stored.tensors.values()]
+    return [*rows, *tensor_rows(sizes)]
+
+
+def tensor_rows(tensors: Sequence[tuple[tuple[int, ...], str]]) -> Rows:
+    """Return how many numbers tensors of these shapes and dtypes hold."""
+    import math
+
+    import torch
+
+    from neurenix_ms.bench.results import in_bytes
+
+    counts: dict[str, int] = {}
+    for size, dtype in tensors:
+        counts[dtype] = counts.get(dtype, 0) + math.prod(size)
+    kinds = {dtype: getattr(torch, dtype.removeprefix("torch.")) for dtype in counts}
+    numbers = ", ".join(f"{n:,} {d.removeprefix('torch.')}" for d, n in counts.items())
+    total = in_bytes(sum(n * kinds[d].itemsize for d, n in counts.items()))
+    return [("tensors", f"{len(tensors)}"), ("numbers", numbers or "none"), ("size", total)]

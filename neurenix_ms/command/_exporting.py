@@ -1,0 +1,148 @@
+"""Programs of networks, checked against the networks before they are in their place."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Run = Callable[["Tensor"], list["Tensor"]]
+OTHER = 3  # pixels more along every axis at the second size
+
+
+def exported(
+    model: "nn.Module",
+    target: str,
+    kind: str,
+    shape: Sequence[int],
+    fixed: bool,
+    tolerance: float,
+) -> str:
+    """Write a program of a network, and return what it takes and how far it is from the network.
+
+    Args:
+        model: A network of one tensor, in evaluation.
+        target: The file.
+        kind: "onnx" or "pt2".
+        shape: Shape of the example.
+        fixed: Export for this shape only.
+        tolerance: Largest difference, relative to the largest output.
+    """
+    import tempfile
+
+    import torch
+
+    from neurenix_ms._core.io.atomic import write_atomically
+
+    if not tolerance > 0:
+        raise ValueError(f"--tolerance must be above 0, got {tolerance}")
+    network: Any = model
+    if hasattr(model, "remember"):
+        network.remember = False  # what getters return is no output
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    example = torch.randn(shape, dtype=dtype)
+    with torch.no_grad():
+        model(example)  # raises the message of the network, if it does not take such an input
+    write = {"onnx": as_onnx, "pt2": as_pt2}[kind]
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / f"program.{kind}"
+        is_open = not fixed
+        try:
+            run = write(model, example, made, is_open)
+        except ImportError:
+            raise
+        except Exception as error:  # of any kind: torch cannot trace the network with open sizes
+            if fixed:
+                words = str(error).strip().partition("\n")[0]
+                raise RuntimeError(f"torch cannot export this network: {words}") from error
+            is_open = False
+            run = write(model, example, made, is_open)
+        if len(list(Path(folder).iterdir())) > 1:
+            raise RuntimeError(
+                "the network must fit into one file of ONNX, at most 2 GB, got a larger one; "
+                "--pt2 has no limit"
+            )
+        grown = (2, shape[1], *(n + OTHER for n in shape[2:]))
+        examples = [example, torch.randn(grown, dtype=dtype)] if is_open else [example]
+        off = None if run is None else difference(model, run, examples)
+        if off is not None and not off <= tolerance:
+            raise RuntimeError(
+                f"the program must be equal to the network up to {tolerance:g}, got {off:.1e} of its "
+                "largest output; nothing was written"
+            )
+        write_atomically(target, made.read_bytes())
+    sizes = "any batch and size" if is_open else f"inputs of {'x'.join(map(str, shape))} only"
+    if off is None:
+        checked = "not checked: pip install 'neurenix_ms[onnx]'"
+    else:
+        checked = f"differs from the network by {off:.1e} of its largest output"
+    return f"{target}: for {sizes}; {checked}"
+
+
+def as_pt2(model: "nn.Module", example: "Tensor", path: Path, is_open: bool) -> Run:
+    """Write a program of torch.export, and return how it runs once it is read again."""
+    import torch
+    from torch.export import Dim
+
+    shapes = (dict.fromkeys(range(2, example.ndim), Dim.DYNAMIC) | {0: Dim.DYNAMIC},)
+    # a batch of one would be taken for a constant
+    batch = torch.cat([example, example]) if is_open else example
+    program = torch.export.export(model, (batch,), dynamic_shapes=shapes if is_open else None)
+    torch.export.save(program, path)
+    return lambda x: as_list(torch.export.load(path).module()(x))
+
+
+def as_onnx(model: "nn.Module", example: "Tensor", path: Path, is_open: bool) -> Run | None:
+    """Write an ONNX file, and return how it runs; None if onnxruntime is missing."""
+    import torch
+    from torch.export import Dim
+
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("--onnx needs onnxscript: pip install 'neurenix_ms[onnx]'") from error
+    shapes = (dict.fromkeys(range(2, example.ndim), Dim.DYNAMIC) | {0: Dim.DYNAMIC},)
+    batch = torch.cat([example, example]) if is_open else example
+    program: Any = torch.onnx.export(
+        model, (batch,), dynamic_shapes=shapes if is_open else None, dynamo=True, verbose=False
+    )
+    program.save(path)
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+
+    def run(x: Any) -> list[Any]:
+        session = onnxruntime.InferenceSession(path)
+        return [
+            torch.from_numpy(y)
+            for y in session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        ]
+
+    return run
+
+
+def difference(model: "nn.Module", run: Run, examples: Sequence["Tensor"]) -> float:
+    """Return the largest difference of outputs, relative to the largest output."""
+    import torch
+
+    worst = 0.0
+    for x in examples:
+        with torch.no_grad():
+            wanted, found = as_list(model(x)), run(x)
+        for y, z in zip(wanted, found, strict=True):
+            if y.shape != z.shape:
+                raise RuntimeError(
+                    f"the program must return shape {tuple(y.shape)}, got {tuple(z.shape)}; "
+                    "nothing was written"
+                )
+            scale = y.abs().max().clamp(min=torch.finfo(y.dtype).tiny)
+            worst = max(worst, float((y - z).abs().max() / scale))
+    return worst
+
+
+def as_list(outputs: Any) -> list[Any]:
+    """Return the outputs of a network, one or several."""
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]

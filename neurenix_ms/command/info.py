@@ -1,0 +1,41 @@
+"""Show what a file holds, and whether it is safe to load, without running anything in it.
+
+FILE is a file of neurenix_ms.save, a folder of save_pretrained, weights (.safetensors), a pickle of
+torch.save (.pt, .pth, .ckpt), or an array (.npy, .npz, .zarr, .h5, .nc, .tif, .nii, .raw).
+"""
+
+import argparse
+
+from neurenix_ms.command import _contents, _reading
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `neurenix-ms info`."""
+    add = parser.add_argument
+    add("file", metavar="FILE", help="a file or folder")
+    add(
+        "--input",
+        type=_reading.lengths,
+        metavar="BxCxHxW",
+        help="shape of an input: the memory and operations of a network there are computed",
+    )
+    add("--train", action="store_true", help="memory of a training step, not of a forward pass")
+    add(
+        "--shape", type=_reading.lengths, metavar="N,N,...", help="shape of a file of plain numbers"
+    )
+    add("--dtype", help="type of a file of plain numbers, with its byte order, such as '>u2'")
+
+
+def run(options: argparse.Namespace) -> str:
+    """The rows."""
+    given = {"shape": options.shape, "dtype": options.dtype}
+    rows = _contents.contents(options.file, **{k: v for k, v in given.items() if v is not None})
+    if options.input is not None:
+        from neurenix_ms.bench import predict_memory
+
+        model = _reading.network_of(options.file)
+        memory = predict_memory(model, options.input, train=options.train)
+        kind = "training step" if options.train else "forward pass"
+        rows.append((f"memory of a {kind} at {'x'.join(map(str, options.input))}", str(memory)))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

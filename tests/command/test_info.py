@@ -1,0 +1,138 @@
+"""`neurenix-ms info` and `list`: what is in files and in the registry."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import neurenix_ms as nms
+from neurenix_ms.command import main
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def info(*words: str, capsys: pytest.CaptureFixture) -> dict[str, str]:
+    assert main(["info", *words]) == 0, capsys.readouterr().err
+    lines = capsys.readouterr().out.splitlines()
+    return dict(line.strip().split(maxsplit=1) for line in lines)
+
+
+class Calling:
+    """A pickle of it asks for a call."""
+
+    def __reduce__(self):
+        return os.mkdir, ("made",)
+
+
+def test_a_network_is_described(capsys):
+    model = nms.UNet(1, 2, [4, 8], act="gelu")
+    nms.save(model, "model.nx")
+    rows = info("model.nx", capsys=capsys)
+    assert rows["class"] == "UNet"
+    assert (rows["features"], rows["act"]) == ("[4, 8]", "'gelu'")
+    assert "norm" not in rows  # the default
+    count = sum(v.numel() for v in model.state_dict().values() if v.is_floating_point())
+    assert rows["numbers"].startswith(f"{count:,} float32, 10 int64")
+    assert main(["info", "model.nx", "--input", "1x1x64x48", "--train"]) == 0
+    assert "memory of a training step at 1x1x64x48  " in capsys.readouterr().out
+
+
+def test_a_network_that_needs_code_is_described(capsys):
+    nms.save(nn.Linear(2, 3), "model.nx")
+    assert "load(path, model=...) needs" in info("model.nx", capsys=capsys)["arguments"]
+
+
+def test_a_shared_folder_and_its_weights_are_described(capsys):
+    pytest.importorskip("safetensors")
+    nms.create("unet", features=[4]).save_pretrained("mine")
+    rows = info("mine", capsys=capsys)
+    assert (rows["kind"], rows["preset"]) == ("folder of save_pretrained", "unet")
+    assert info("mine/model.safetensors", capsys=capsys)["tensors"] == rows["tensors"]
+    assert main(["info", "mine", "--input", "1x3x64x64"]) == 0
+    assert "memory of a forward pass" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_pickles_are_judged_without_being_run(is_zip: bool, capsys):
+    format = {"_use_new_zipfile_serialization": is_zip}
+    torch.save(nn.Linear(2, 3).state_dict(), "state.pt", **format)
+    torch.save(nn.Linear(2, 3), "module.pth", **format)
+    torch.save({"a": Calling(), "b": torch.zeros(2)}, "calling.pt", **format)
+    rows = info("state.pt", capsys=capsys)
+    assert rows["safe"].startswith("to load  yes, by torch.load(weights_only=True)")
+    assert rows["numbers"] == "9 float32"
+    rows = info("module.pth", capsys=capsys)
+    assert "by neurenix_ms.weights.read_pickle" in rows["safe"]
+    assert "would import" in rows["safe"]
+    assert "torch.nn.modules.linear.Linear" in rows["safe"]
+    rows = info("calling.pt", capsys=capsys)
+    assert rows["safe"].startswith("to load  no: cannot read calling.pt: it requests a call of ")
+    assert not Path("made").exists()
+
+
+def test_a_checkpoint_is_described(capsys):
+    torch.save({"epoch": 3, "nested": {"w": torch.zeros(2)}}, "last.ckpt")
+    assert "none that can be read alone" in info("last.ckpt", capsys=capsys)["weights"]
+
+
+def test_arrays_are_described(capsys):
+    np.save("a.npy", np.zeros((3, 4)))
+    rows = info("a.npy", capsys=capsys)
+    assert (rows["shape"], rows["dtype"], rows["size"]) == ("3x4", "float64", "96 B")
+    np.zeros(12, "<u2").tofile("b.raw")
+    rows = info("b.raw", "--shape", "3,4", "--dtype", "<u2", capsys=capsys)
+    assert (rows["kind"], rows["size"]) == ("array", "24 B")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["missing.nx"], "FILE must be a file or folder that exists, got missing.nx"),
+        (["a.npy", "--input", "1x1x8x8"], "must be a file of neurenix_ms.save"),
+        (["a.npy", "--shape", "2,3"], "are for files of plain numbers"),
+        (["a.safetensors"], "must be a safetensors file"),
+        (["a.txt"], "a.txt"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], message: str, capsys):
+    np.save("a.npy", np.zeros((3, 4)))
+    Path("a.safetensors").write_text("no")
+    Path("a.txt").write_text("no")
+    assert main(["info", *words]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("neurenix-ms info: ")
+    assert message in said
+    assert said.count("\n") == 1
+    assert main(["info", *words, "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_shape_is_lengths(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["info", "a.npy", "--input", "1x0"])
+    assert ended.value.code == 2
+    assert "must be lengths such as 64x48, got '1x0'" in capsys.readouterr().err
+
+
+def test_networks_are_listed(capsys):
+    assert main(["list", "unet_milesial"]) == 0
+    shown = capsys.readouterr().out
+    assert "unet_milesial  UNet, 31,037,698 parameters\n    the widely used PyTorch U-Net" in shown
+    assert "    source: milesial/Pytorch-UNet, UNet(3, 2)\n" in shown
+    assert main(["list", "--names"]) == 0
+    assert capsys.readouterr().out.split() == nms.list_models()
+    assert main(["list", "transformer*"]) == 1
+    assert "PATTERN must fit a name, got 'transformer*'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_network_is_counted(capsys):
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.count(" parameters\n") == len(nms.list_models())
