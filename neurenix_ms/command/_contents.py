@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 Rows = list[tuple[str, str]]
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 SAFE = "yes: names and numbers only, no code"
+LONGEST = 100  # of a value, in characters
 HEAD = 8  # bytes at the start of a file that tell its kind
 
 
@@ -60,6 +61,7 @@ def of_weights(path: Path) -> Rows:
 
 def of_pickle(path: Path) -> Rows:
     """Return what a file of `save` or `torch.save` holds."""
+    from neurenix_ms._core.io.opcodes import HarmfulCallError
     from neurenix_ms._core.io.records import DTYPES, REBUILD_PARAMETER, REBUILD_TENSOR
     from neurenix_ms._core.io.stored import FORMAT, read_stored
     from neurenix_ms.weights import read_pickle
@@ -73,7 +75,9 @@ def of_pickle(path: Path) -> Rows:
     try:
         names = names_in_pickle(path)
     except ValueError as error:
-        return [*rows, ("safe to load", f"no: {error}")]
+        if not isinstance(error.__cause__, HarmfulCallError):
+            raise
+        return [*rows, ("safe to load", f"no: {error.__cause__}")]
     plain = {*REBUILD_TENSOR, *REBUILD_PARAMETER, *DTYPES, "collections.OrderedDict"}
     others = sorted(name for name in names - plain if not name.startswith("torch.storage."))
     if others:
@@ -127,9 +131,14 @@ def network_rows(stored: "Stored") -> Rows:
             default = defaults[name].default if name in defaults else None
             same = list(default) == value if isinstance(default, tuple) else default == value
             if not same:
-                rows.append((f"  {name}", shown(value)))
+                rows.append((f"  {name}", shortened(shown(value))))
     sizes = [(r.size, str(r.dtype)) for r in stored.tensors.values()]
     return [*rows, *tensor_rows(sizes)]
+
+
+def shortened(text: str) -> str:
+    """Return a text of at most `LONGEST` characters."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
 
 
 def tensor_rows(tensors: Sequence[tuple[tuple[int, ...], str]]) -> Rows:

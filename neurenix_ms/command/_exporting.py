@@ -42,8 +42,16 @@ def exported(
         network.remember = False  # what getters return is no output
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     example = torch.randn(shape, dtype=dtype)
-    with torch.no_grad():
-        model(example)  # raises the message of the network, if it does not take such an input
+    try:
+        with torch.no_grad():
+            model(example)
+    except ValueError:  # the message of the network says what it needs
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"export needs a network of one tensor, here of shape {tuple(shape)}, got a "
+            f"{type(model).__name__}: {error}"
+        ) from error
     write = {"onnx": as_onnx, "pt2": as_pt2}[kind]
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / f"program.{kind}"
@@ -115,11 +123,15 @@ def as_onnx(model: "nn.Module", example: "Tensor", path: Path, is_open: bool) ->
         return None
 
     def run(x: Any) -> list[Any]:
-        session = onnxruntime.InferenceSession(path)
-        return [
-            torch.from_numpy(y)
-            for y in session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        ]
+        try:
+            session = onnxruntime.InferenceSession(path)
+            found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        except Exception as error:  # of its own classes, such as for convolutions in float64
+            words = str(error).partition("\n")[0]
+            raise RuntimeError(
+                f"onnxruntime must run the program, got {words}; nothing was written"
+            ) from error
+        return [torch.from_numpy(y) for y in found]
 
     return run
 

@@ -48,6 +48,15 @@ def test_onnx_takes_any_batch_and_size(capsys):
     )
 
 
+@pytest.mark.slow
+def test_onnx_that_cannot_be_run_is_not_written(capsys):
+    pytest.importorskip("onnxruntime")
+    nms.save(nms.load("model.nx").double(), "double.nx")
+    assert main(["export", "double.nx", "--onnx", "out.onnx", "--size", "16x20"]) == 1
+    assert "onnxruntime must run the program, got [ONNXRuntimeError]" in capsys.readouterr().err
+    assert not Path("out.onnx").exists()
+
+
 class Fixed(nn.Module):
     """A network of one size."""
 
@@ -90,6 +99,10 @@ def test_a_program_that_differs_is_not_written(monkeypatch, capsys):
         ),
         ("export model.nx --pt2 out --size 8x8x8", "expected (B, C) and 2 spatial axes"),
         (
+            "export stepper.nx --pt2 out --size 8 --channels 2",
+            "export needs a network of one tensor, here of shape (1, 2, 8), got a Hierarchical",
+        ),
+        (
             "export model.nx --pt2 out --size 8x8 --tolerance 0",
             "--tolerance must be above 0, got 0",
         ),
@@ -98,6 +111,7 @@ def test_a_program_that_differs_is_not_written(monkeypatch, capsys):
 )
 def test_a_mistake_is_named_and_nothing_written(words: str, message: str | None, capsys):
     nms.save(nms.BlurPool(), "blur.nx")
+    nms.save(nms.create("hits"), "stepper.nx")
     before = set(Path().iterdir())
     if message is None:
         pytest.importorskip("porespy")

@@ -44,6 +44,13 @@ def test_a_network_is_described(capsys):
     assert "memory of a training step at 1x1x64x48  " in capsys.readouterr().out
 
 
+def test_a_long_argument_is_cut(capsys):
+    nms.save(nms.create("hits"), "model.nx")
+    steppers = info("model.nx", capsys=capsys)["steppers"]
+    assert steppers.startswith("[{'class': 'TimeStepper'")
+    assert len(steppers) == 100
+
+
 def test_a_network_that_needs_code_is_described(capsys):
     nms.save(nn.Linear(2, 3), "model.nx")
     assert "load(path, model=...) needs" in info("model.nx", capsys=capsys)["arguments"]
@@ -73,7 +80,7 @@ def test_pickles_are_judged_without_being_run(is_zip: bool, capsys):
     assert "would import" in rows["safe"]
     assert "torch.nn.modules.linear.Linear" in rows["safe"]
     rows = info("calling.pt", capsys=capsys)
-    assert rows["safe"].startswith("to load  no: cannot read calling.pt: it requests a call of ")
+    assert rows["safe"].startswith("to load  no: it requests a call of ")
     assert not Path("made").exists()
 
 
@@ -99,12 +106,17 @@ def test_arrays_are_described(capsys):
         (["a.npy", "--shape", "2,3"], "are for files of plain numbers"),
         (["a.safetensors"], "must be a safetensors file"),
         (["a.txt"], "a.txt"),
+        (["other.pt"], "cannot read other.pt: torch.save did not write it"),
+        (["script.pt"], "it is a TorchScript program, not a pickled module"),
+        (["."], "or be a folder of these, got ."),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], message: str, capsys):
     np.save("a.npy", np.zeros((3, 4)))
     Path("a.safetensors").write_text("no")
     Path("a.txt").write_text("no")
+    Path("other.pt").write_text("no")
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), "script.pt")
     assert main(["info", *words]) == 1
     said = capsys.readouterr().err
     assert said.startswith("neurenix-ms info: ")

@@ -39,6 +39,10 @@ HARMLESS_BUILTINS = {
 }
 
 
+class HarmfulCallError(ValueError):
+    """A pickle requests a call that no model needs."""
+
+
 @dataclass(frozen=True, eq=False)
 class Global:
     """The name of a class or function that the pickle refers to."""
@@ -189,7 +193,9 @@ def _check_harmless(name: str) -> None:
     else:
         harmless = module in HARMLESS or module not in sys.stdlib_module_names
     if not harmless:
-        raise ValueError(f"it requests a call of {name}, which no model needs; nothing was called")
+        raise HarmfulCallError(
+            f"it requests a call of {name}, which no model needs; nothing was called"
+        )
 
 
 def _named(module: Any, name: Any) -> Global:
