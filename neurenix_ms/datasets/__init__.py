@@ -5,6 +5,7 @@ from neurenix_ms.datasets.cache import SampleCache
 from neurenix_ms.datasets.crops import RandomCrops, Windows
 from neurenix_ms.datasets.ocean import DriftDensity
 from neurenix_ms.datasets.porous import PorousConduction, effective_conductivity
+from neurenix_ms.datasets.scaled_crop import RandomScaledCrop
 from neurenix_ms.datasets.waves import kuramoto_sivashinsky, travelling_wave, turbulence2d
 from neurenix_ms.datasets.writers import create_array
 
@@ -12,6 +13,7 @@ __all__ = [
     "DriftDensity",
     "PorousConduction",
     "RandomCrops",
+    "RandomScaledCrop",
     "SampleCache",
     "Windows",
     "create_array",

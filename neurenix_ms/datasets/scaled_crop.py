@@ -1,0 +1,207 @@
+"""Random rescaling and cropping of an image and its targets, in any number of axes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integers, check_number, check_tensor
+
+Window = tuple[
+    int, int, int
+]  # of one axis: size once rescaled, first position, number of positions
+
+
+class RandomScaledCrop:
+    """Rescale an image and its targets by a random factor, and crop or pad them to one size.
+
+    Use it in training where objects occur at other scales than in the data, as a transform of
+    `RandomCrops`, of your own dataset, or in a `Compose` of torchvision.transforms.v2. Image and
+    targets are rescaled and cropped alike. Only the pixels of the crop are computed.
+
+    The first argument of a call is an image: it is interpolated linearly, with a low-pass filter where
+    it shrinks. Other arguments of integers or booleans, and masks of torchvision, are labels: they take
+    the nearest pixel. Others of floating-point numbers are rescaled as the image.
+
+    Args:
+        size: Edge of the results, or one per axis.
+        scales: Smallest and largest factor; its logarithm is drawn evenly.
+        per_axis: Draw a factor for every axis, which changes aspect ratios.
+        fill: Value around a rescaled image that is smaller than `size`.
+        label_fill: The same for labels, such as the `ignore_index` of a loss.
+        generator: Of the draws; None takes the default generator, which a `DataLoader` seeds in every
+            worker. One of your own is copied to all workers, which then draw alike.
+
+    Shape:
+        `(C, *S)` and targets `(*S)` or `(K, *S)` -> the same with `size` in place of `S`
+
+    Raises:
+        ValueError: If an edge is below 1, a scale is not above 0 or they are not ascending, or image and
+            targets are no tensors, or have other sizes or axes.
+
+    Examples:
+        >>> crop = RandomScaledCrop(32, (0.5, 2.0), label_fill=255)
+        >>> image, labels = crop(torch.rand(3, 40, 56), torch.zeros(40, 56, dtype=torch.long))
+        >>> image.shape, labels.shape
+        (torch.Size([3, 32, 32]), torch.Size([32, 32]))
+    """
+
+    @checked
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        scales: Sequence[float] = (0.5, 2.0),
+        *,
+        per_axis: bool = False,
+        fill: float = 0.0,
+        label_fill: int = 0,
+        generator: Any = None,
+    ) -> None:
+        self.size = check_integers("size", [size] if isinstance(size, int) else size, 1)
+        self.is_one_edge = isinstance(size, int)
+        bounds = [check_number("scales", scale, above=0) for scale in scales]
+        if len(bounds) != 2 or bounds[0] > bounds[1]:
+            raise ValueError(f"scales must be a smallest and a largest factor, got {bounds}")
+        self.scales = bounds
+        self.per_axis = per_axis
+        self.fill = fill
+        self.label_fill = label_fill
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(
+                f"generator must be a torch.Generator or None, got {type(generator).__name__}"
+            )
+        self.generator = generator
+
+    def __call__(self, image: Tensor, *targets: Tensor) -> Any:
+        """Rescale and crop an image; with targets, return a tuple of all."""
+        check_tensor("the image", image)
+        spatial = tuple(image.shape[1:])
+        edges = self.size * len(spatial) if self.is_one_edge else self.size
+        if not spatial or len(edges) != len(spatial):
+            count = "one or more" if self.is_one_edge else len(edges)
+            raise ValueError(
+                f"the image must be (C, *S) with {count} spatial axes, got shape {tuple(image.shape)}"
+            )
+        for target in targets:
+            check_tensor("a target", target)
+            dims = len(spatial)
+            if tuple(target.shape[-dims:]) != spatial or target.ndim not in (dims, dims + 1):
+                raise ValueError(
+                    f"targets must have the spatial size {spatial} of the image, got shape "
+                    f"{tuple(target.shape)}"
+                )
+        windows = self._drawn(spatial, edges)
+        results = [
+            self._labels(x, windows) if number > 0 and _is_label(x) else self._image(x, windows)
+            for number, x in enumerate((image, *targets))
+        ]
+        return tuple(results) if targets else results[0]
+
+    def _drawn(self, spatial: Sequence[int], edges: Sequence[int]) -> list[Window]:
+        """Draw a factor and a place for the crop, or for the image in it if that is larger."""
+        low, high = torch.tensor(self.scales, dtype=torch.float64).log().tolist()
+        draws = torch.rand(len(spatial), generator=self.generator, dtype=torch.float64)
+        if not self.per_axis:
+            draws = draws[:1].expand(len(spatial))
+        factors = torch.exp(low + (high - low) * draws).tolist()
+        windows = []
+        for n, edge, factor in zip(spatial, edges, factors, strict=True):
+            rescaled = max(1, round(n * factor))
+            free = rescaled - edge
+            place = int(torch.randint(abs(free) + 1, (), generator=self.generator))
+            windows.append((rescaled, place if free >= 0 else -place, edge))
+        return windows
+
+    def _image(self, x: Tensor, windows: Sequence[Window]) -> Tensor:
+        y = x.as_subclass(Tensor)
+        if not x.is_floating_point():
+            y = y.to(torch.float32)
+        first = x.ndim - len(windows)
+        mixtures = {}
+        for axis, window in enumerate(windows, start=first):
+            n, source = y.shape[axis], _inside(window)
+            if window[0] != n:
+                source, mixtures[axis] = linear_weights(n, window[0], source, y.dtype)
+            y = y.narrow(axis, source.start, len(source))
+        for axis, weights in mixtures.items():
+            y = _mixed(y, axis, weights.to(y.device))
+        if not x.is_floating_point():
+            limits = torch.iinfo(x.dtype) if x.dtype != torch.bool else None
+            y = y.round().clamp(limits.min, limits.max) if limits else y >= 0.5
+        return _padded(y.to(x.dtype), windows, first, self.fill).as_subclass(type(x))
+
+    def _labels(self, x: Tensor, windows: Sequence[Window]) -> Tensor:
+        y = x.as_subclass(Tensor)
+        first = x.ndim - len(windows)
+        for axis, window in enumerate(windows, start=first):
+            n, inside = y.shape[axis], _inside(window)
+            places = (2 * torch.arange(inside.start, inside.stop) + 1) * n // (2 * window[0])
+            y = y.index_select(axis, places.to(y.device))
+        return _padded(y, windows, first, self.label_fill).as_subclass(type(x))
+
+
+def linear_weights(
+    size: int, rescaled: int, inside: range, dtype: torch.dtype = torch.float64
+) -> tuple[range, Tensor]:
+    """Return the pixels of one axis that are read, and their weight in every pixel of the result.
+
+    The weight falls linearly with the distance, and reaches as far as a pixel of the result where the
+    axis shrinks, as `antialias` of `F.interpolate` does.
+
+    Args:
+        size: Pixels of the axis.
+        rescaled: Pixels once it is rescaled.
+        inside: Those that are wanted.
+        dtype: Of the weights.
+
+    Examples:
+        >>> linear_weights(4, 2, range(0, 1))[1]
+        tensor([[0.4286, 0.4286, 0.1429, 0.0000]], dtype=torch.float64)
+    """
+    ratio = size / rescaled
+    reach = max(1.0, ratio)
+    centers = (torch.arange(inside.start, inside.stop, dtype=torch.float64) + 0.5) * ratio
+    first = (centers - reach + 0.5).floor()[:, None] + torch.arange(int(2 * reach) + 2)
+    taps = (1 - (first + 0.5 - centers[:, None]).abs() / reach).clamp(min=0)
+    taps = taps * ((first >= 0) & (first < size))
+    places = first.clamp(0, size - 1).long()
+    low, high = int(places[0, 0]), int(places[-1, -1]) + 1
+    weights = taps.new_zeros(len(inside), high - low).to(dtype)
+    weights.scatter_add_(1, places - low, (taps / taps.sum(1, keepdim=True)).to(dtype))
+    return range(low, high), weights
+
+
+def _mixed(x: Tensor, axis: int, weights: Tensor) -> Tensor:
+    """Multiply one axis by a matrix, without moving the others."""
+    if axis == x.ndim - 1:
+        return x @ weights.T
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    rows = x.reshape(math.prod(before), x.shape[axis], math.prod(after))
+    y = torch.bmm(weights.expand(len(rows), -1, -1), rows)
+    return y.reshape(*before, len(weights), *after)
+
+
+def _inside(window: Window) -> range:
+    """Return the positions of a rescaled axis that are in the crop."""
+    rescaled, place, edge = window
+    return range(max(0, place), min(rescaled, place + edge))
+
+
+def _padded(y: Tensor, windows: Sequence[Window], first: int, value: float) -> Tensor:
+    """Return `y` at its place in a tensor of the size of the crop."""
+    if all(len(_inside(window)) == window[2] for window in windows):
+        return y.contiguous()
+    padded = y.new_full((*y.shape[:first], *(edge for _, _, edge in windows)), value)
+    starts = [max(0, -place) for _, place, _ in windows]
+    inner = padded
+    for axis, start in enumerate(starts, start=first):
+        inner = inner.narrow(axis, start, y.shape[axis])
+    inner.copy_(y)
+    return padded
+
+
+def _is_label(x: Tensor) -> bool:
+    return not x.is_floating_point() or type(x).__name__ == "Mask"
