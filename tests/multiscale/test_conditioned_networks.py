@@ -220,3 +220,27 @@ def test_a_network_none_of_whose_blocks_takes_the_condition_is_refused(name: str
         ValueError, match=r"whose forward has an argument 'condition', got \['Conv2d'\]"
     ):
         NETWORKS[name](block=plain_block, condition_channels=3)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_takes_the_condition(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = conditioned("UNet").eval()
+    x, z = torch.randn(2, 2, 32, 24), torch.randn(2, 3)
+    axes = {2: Dim("height", min=8, max=256), 3: Dim("width", min=8, max=256)}
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(
+        model,
+        (x, z),
+        path,
+        dynamo=True,
+        dynamic_shapes=(axes, {}),
+        input_names=["x", "z"],
+        verbose=False,
+    )
+    session = runtime.InferenceSession(path)
+    for size in ((32, 24), (19, 37)):
+        x = torch.randn(2, 2, *size)
+        (y,) = session.run(None, {"x": x.numpy(), "z": z.numpy()})
+        torch.testing.assert_close(torch.from_numpy(y), model(x, z), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,1 @@
+"""Compare ways in which a known parameter enters a network."""
