@@ -1,0 +1,1 @@
+"""Compare decoders over one backbone on objects of several sizes."""
