@@ -157,6 +157,8 @@ NIF_CONFIG = {
 MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
     nms.UNet: {"in_channels": 1, "out_channels": 1, "features": [2, 3]},
     nms.UNetDecoder: {"encoder_channels": [2, 3], "out_channels": 1},
+    nms.Level: {"encode": nn.Conv2d(1, 1, 1)},
+    datasets.RandomScaledCrop: {"size": 4},
     nms.NestedUNet: {"in_channels": 1, "out_channels": 1, "features": [2, 3]},
     nms.NestedUNetDecoder: {"encoder_channels": [2, 3], "out_channels": 1},
     nms.HighResolutionNetwork: {"in_channels": 1, "features": [2, 3], "stem_channels": 2},
@@ -326,6 +328,7 @@ def test_every_public_callable_has_a_case():
         *(implicit.PruningRound, implicit.prune_and_retrain, timestepping.Selection),
         weights.read_pickle,
         nms.TiledModel,  # tests/execution
+        nms.LevelFeatures,  # of a flag, and made in every forward pass
         *(nms.create, nms.from_pretrained),  # tests/registry, tests/sharing
     }
     assert ours - set(CALLS_OF) - told == set()

@@ -45,6 +45,8 @@ class DriftAdvection(nn.Module):
 class DriftNetwork(nn.Module):
     """A U-Net that predicts the next density itself, scaled to the mass of its input.
 
+    Its output is positive: a network whose output is negative everywhere would have no gradient.
+
     Args:
         features: Channels, fine to coarse.
 
@@ -54,7 +56,7 @@ class DriftNetwork(nn.Module):
 
     def __init__(self, features: tuple[int, ...]) -> None:
         super().__init__()
-        self.unet = periodic_unet(1 + FIELDS, 1, features)
+        self.unet = periodic_unet(1 + FIELDS, 1, features, "softplus")
 
     def forward(self, x: Tensor) -> Tensor:
         return conserve_mass(self.unet(x), x[:, :1], x[:, -1:])
@@ -107,7 +109,12 @@ class Unrolled(nn.Module):
         return rollout(self.step, x[:, :1], fields, fields.shape[1])
 
 
-def periodic_unet(in_channels: int, out_channels: int, features: tuple[int, ...]) -> UNet:
+def periodic_unet(
+    in_channels: int,
+    out_channels: int,
+    features: tuple[int, ...],
+    final_activation: str | None = None,
+) -> UNet:
     """Return a U-Net for the torus, without normalization."""
     return UNet(
         in_channels,
@@ -117,6 +124,7 @@ def periodic_unet(in_channels: int, out_channels: int, features: tuple[int, ...]
         norm=None,
         act="silu",
         padding_mode="circular",
+        final_activation=final_activation,
         remember=False,
     )
 
