@@ -106,7 +106,7 @@ def draw_densities(
     axes = figure.subplots(len(SHOWN), len(columns), squeeze=False)
     for row, (kind, largest) in zip(axes, SHOWN.items(), strict=True):
         start, end = truth[kind][0, 0], truth[kind][0, -1]
-        peak = start.flatten().argmax().item()
+        peak = int(start.flatten().argmax())
         shift = [start.shape[0] // 2 - i for i in divmod(peak, start.shape[1])]
         images = [start, end, *(predicted[kind][name][-1] for name in DRAWN)]
         for axis, image in zip(row, images, strict=True):
