@@ -7,6 +7,7 @@ from neurenix_ms import UNet
 from neurenix_ms.conservation import conserve_mass, rollout
 from neurenix_ms.datasets.currents import LENGTH
 from neurenix_ms.datasets.ocean import INTERVAL
+from neurenix_ms.multiscale.decoder import FinalActivation
 from neurenix_ms.recipes.ocean.models import carry
 from neurenix_ms.transport import Advection, FluxConservation
 from neurenix_ms.transport.advection import Scheme
@@ -113,7 +114,7 @@ def periodic_unet(
     in_channels: int,
     out_channels: int,
     features: tuple[int, ...],
-    final_activation: str | None = None,
+    final_activation: FinalActivation = None,
 ) -> UNet:
     """Return a U-Net for the torus, without normalization."""
     return UNet(
