@@ -12,6 +12,7 @@ from cases import CASES, as_list, build
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from neurenix_ms import MultiScaleModel, PyramidNetwork, UNet
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.layers.mlp import MLP
@@ -203,3 +204,28 @@ def test_a_copy_shares_nothing_with_its_original():
             parameter.zero_()
     assert all(torch.equal(a, b) for a, b in zip(model(x), expected, strict=True))
     assert all(not y.any() for y in twin(x))
+
+
+LATER = ("condition_channels", "condition", "conditions", "foreign", "film", "preset")
+EARLIER: dict[str, Callable[[], nn.Module]] = {
+    **{
+        block: partial(UNet, 2, 1, [4, 6], block=block, norm="group")
+        for block in ("double", "residual", "preactivation", "convnext", "inverted")
+    },
+    "given": partial(UNet, 2, 1, [4, 6], block=partial(nn.Conv2d, kernel_size=1)),
+    "pyramid": partial(PyramidNetwork, 2, 1, 3, 4),
+    "scales": lambda: MultiScaleModel([1.0, 0.5], nn.Conv2d(2, 1, 1), "mean"),
+}
+
+
+@pytest.mark.parametrize("build", EARLIER.values(), ids=EARLIER)
+def test_models_pickled_before_there_were_conditions_run(build: Callable[[], nn.Module]):
+    model = build().eval()
+    x = torch.randn(1, 2, 16, 12)
+    expected = model(x)
+    for part in model.modules():
+        for name in LATER:
+            part.__dict__.pop(name, None)
+    earlier = pickle.loads(pickle.dumps(model))
+    assert torch.equal(earlier(x), expected)
+    assert "condition" not in repr(earlier)

@@ -50,6 +50,13 @@ class Configured(Records, Described):
             if not hasattr(self, name) and not isinstance(value, nn.Module):
                 setattr(self, name, value)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled module; arguments that its version did not have get their defaults."""
+        super().__setstate__(state)  # type: ignore[misc]
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            if parameter.default is not parameter.empty and not hasattr(self, name):
+                setattr(self, name, parameter.default)
+
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
         """Write the network to a folder; see `neurenix_ms.sharing.save_pretrained`."""
         _sharing().save_pretrained(self, folder, **options)

@@ -1,6 +1,5 @@
 """Residual blocks: pre-activation, ConvNeXt and inverted bottleneck."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -30,7 +29,9 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, 1e-6)
-        return y.movedim(-1, 1)
+        y = y.movedim(-1, 1)
+        # torch.export compares strides, and other sizes would not fit those of a permuted result
+        return y.contiguous() if torch.compiler.is_exporting() else y
 
 
 class PreActivationBlock(nn.Module):
@@ -49,10 +50,8 @@ class PreActivationBlock(nn.Module):
         self.norms = nn.ModuleList(make_norm(spec.norm, n, spec.spatial_dims) for n in widths)
         self.acts = nn.ModuleList(make_act(spec.act) for _ in widths)
         self.convs = nn.ModuleList(spec.layer(n, out_channels).conv for n in widths)
-        self.films: Sequence[FiLM | None] = (None, None)
         if spec.condition_channels is not None:
-            films = (FiLM(spec.condition_channels, n) for n in widths)
-            self.films = nn.ModuleList(films)  # type: ignore[assignment]
+            self.films = nn.ModuleList(FiLM(spec.condition_channels, n) for n in widths)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.shortcut = spec.point().layer(in_channels, out_channels).conv
@@ -61,9 +60,11 @@ class PreActivationBlock(nn.Module):
     def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
         x = joined(maps)
         y = x
-        layers = zip(self.norms, self.films, self.acts, self.convs, strict=True)
-        for norm, film, act, conv in layers:
-            y = conv(recomputed(act, modulated(film, recomputed(norm, y), condition)))
+        for i, (norm, act, conv) in enumerate(zip(self.norms, self.acts, self.convs, strict=True)):
+            y = recomputed(norm, y)
+            if condition is not None:
+                y = recomputed(self.films[i], y, condition)
+            y = conv(recomputed(act, y))
         return self.dropout(recomputed(torch.add, y, self.shortcut(x)))
 
 
@@ -104,7 +105,8 @@ class ConvNeXtBlock(nn.Module):
         return self.dropout(x + self.scale.view(self.per_channel) * y)
 
     def _normed(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        return modulated(self.film, recomputed(self.norm, self.depthwise(x)), condition)
+        y = recomputed(self.norm, self.depthwise(x))
+        return y if condition is None else modulated(self.film, y, condition)
 
 
 class InvertedBlock(nn.Module):

@@ -86,6 +86,8 @@ class GivenBlock(nn.Module):
         conditioned network -> `(B, C_out, *S)`
     """
 
+    condition: str | None = None  # of blocks in files of earlier versions
+
     def __init__(
         self,
         module: nn.Module,

@@ -79,6 +79,8 @@ class MultiScaleModel(Configured, nn.Module):
     # in version 1 the score head was built in the first forward pass, perhaps after saving
     missing_in_version: ClassVar[dict[int, str]] = {1: "scores."}
 
+    condition: str | None = None  # of models in files of earlier versions
+
     @checked
     def __init__(
         self,
