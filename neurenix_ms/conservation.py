@@ -256,7 +256,7 @@ def _weighed(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | None) -
     _check_real(x=x)
     masked = _masked(x.float() if x.dtype in (torch.half, torch.bfloat16) else x, mask)
     if isinstance(cell_area, Tensor):
-        _check_fit("cell_area", cell_area, x)
+        check_fit("cell_area", cell_area, x)
         return _masked(masked * cell_area, mask)  # the area outside of the mask may be NaN
     return masked if cell_area is None else masked * cell_area
 
@@ -265,7 +265,7 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set cells outside of the mask to 0; a product with the mask would keep their NaN."""
     if mask is None:
         return x
-    _check_fit("mask", mask, x)
+    check_fit("mask", mask, x)
     return torch.where(mask.bool(), x, 0)
 
 
@@ -275,7 +275,8 @@ def _mass_per_cell(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | N
     return mass.reshape(mass.shape + (1,) * (x.ndim - 2))
 
 
-def _check_fit(name: str, given: Tensor, x: Tensor) -> None:
+def check_fit(name: str, given: Tensor, x: Tensor) -> None:
+    """Raise unless a mask or an area can be broadcast to a density."""
     _check_real(**{name: given})
     sizes = zip(reversed(given.shape), reversed(x.shape), strict=False)
     if given.ndim > x.ndim or any(n not in (1, m) for n, m in sizes):

@@ -99,7 +99,7 @@ class Advection(Configured, nn.Module):
         cell_sizes: Tensor | None = None,
     ) -> Tensor:
         check_rank(density, self.spatial_dims)
-        check_density(density)
+        check_density(density, mask)
         start = self._in_cells("velocity", velocity, density, mask, cell_sizes)
         end = start
         if velocity_end is not None:

@@ -9,6 +9,7 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_tensor
 from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import SpatialDims, check_rank
+from neurenix_ms.conservation import check_fit
 from neurenix_ms.transport.grid import Boundary, boundaries_of
 
 
@@ -66,7 +67,9 @@ class FluxConservation(Configured, nn.Module):
         cell_area: Tensor | float | None = None,
     ) -> Tensor:
         check_rank(density, self.spatial_dims)
-        check_density(density)
+        check_density(density, mask)
+        if isinstance(cell_area, Tensor):
+            check_fit("cell_area", cell_area, density)
         wanted = (len(density), self.spatial_dims, *density.shape[2:])
         if check_tensor("fluxes", fluxes).shape != wanted:
             raise ValueError(f"fluxes must have shape {wanted}, got {tuple(fluxes.shape)}")
@@ -78,8 +81,10 @@ class FluxConservation(Configured, nn.Module):
         return mass if cell_area is None else mass / cell_area
 
 
-def check_density(density: Tensor) -> None:
-    """Raise unless a density has one channel."""
+def check_density(density: Tensor, mask: Tensor | None) -> None:
+    """Raise unless a density has one channel, and the mask can be broadcast to it."""
+    if mask is not None:
+        check_fit("mask", mask, density)
     if density.shape[1] != 1:
         raise ValueError(f"density must have 1 channel, got shape {tuple(density.shape)}")
 

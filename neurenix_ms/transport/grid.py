@@ -45,21 +45,27 @@ def extended(x: Tensor, dim: int, boundary: Boundary, rim: int, odd: bool = Fals
     return y * sign.reshape(-1, *(1,) * (x.ndim - 1 - dim % x.ndim))
 
 
-def extended_vector(
-    v: Tensor, first_dim: int, boundaries: Sequence[Boundary], rim: int
-) -> list[Tensor]:
-    """Return the components of a vector field, each extended on all axes; odd across its own walls.
+def extended_field(
+    x: Tensor, boundaries: Sequence[Boundary], rim: int, odd_axis: int | None = None
+) -> Tensor:
+    """Extend all axes of a field; `odd_axis` is the one across whose walls it changes its sign.
 
     Shape:
-        `(B, D, *S)` -> D times `(B, 1, *S + 2 * rim)`
+        `(B, C, *S)` -> `(B, C, *S + 2 * rim)`
     """
-    components = []
-    for i in range(v.shape[1]):
-        x = v[:, i : i + 1]
-        for axis, boundary in enumerate(boundaries):
-            x = extended(x, first_dim + axis, boundary, rim, odd=axis == i)
-        components.append(x)
-    return components
+    for axis, boundary in enumerate(boundaries):
+        x = extended(x, 2 + axis, boundary, rim, odd=axis == odd_axis)
+    return x
+
+
+def extended_vector(v: Tensor, boundaries: Sequence[Boundary], rim: int) -> Tensor:
+    """Extend all axes of a vector field, whose components are odd across their own walls.
+
+    Shape:
+        `(B, D, *S)` -> `(B, D, *S + 2 * rim)`
+    """
+    components = v.split(1, dim=1)
+    return torch.cat([extended_field(x, boundaries, rim, i) for i, x in enumerate(components)], 1)
 
 
 def moving(x: Tensor, dim: int, size: int) -> list[Tensor]:

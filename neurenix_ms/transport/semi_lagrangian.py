@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurenix_ms.transport.grid import Boundary, extended, extended_vector
+from neurenix_ms.transport.grid import Boundary, extended_field, extended_vector
 from neurenix_ms.transport.interpolation import (
     RIM,
     at_point,
@@ -40,13 +40,9 @@ def remapped(
     Shape:
         `(B, 1, *S)` and `(B, D, *S)` -> `(B, 1, *S)`
     """
-    coefficients = spline_coefficients(mass, boundaries)
-    for axis, boundary in enumerate(boundaries):
-        coefficients = extended(coefficients, 2 + axis, boundary, RIM)
-    volume = _volume_ratio(displacement, boundaries)
-    for axis, boundary in enumerate(boundaries):
-        volume = extended(volume, 2 + axis, boundary, RIM)
-    moved = extended_vector(displacement, 2, boundaries, RIM)
+    coefficients = extended_field(spline_coefficients(mass, boundaries), boundaries, RIM)
+    volume = extended_field(_volume_ratio(displacement, boundaries), boundaries, RIM)
+    moved = extended_vector(displacement, boundaries, RIM).split(1, dim=1)
     cells, sizes = _cells(mass), mass.shape[2:]
     total = torch.zeros_like(mass)
     for share, places in points:
@@ -75,8 +71,8 @@ def departures_of(
     Shape:
         twice `(B, D, *S)` -> `(B, D, *S)`, in cells
     """
-    begin = torch.cat(extended_vector(start, 2, boundaries, RIM), dim=1)
-    change = torch.cat(extended_vector(end, 2, boundaries, RIM), dim=1) - begin
+    begin = extended_vector(start, boundaries, RIM)
+    change = extended_vector(end - start, boundaries, RIM)
     cells, h = _cells(start), 1 / substeps
 
     def velocity(time: float, moved: Tensor) -> Tensor:

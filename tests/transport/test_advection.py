@@ -248,6 +248,8 @@ def test_bad_input_is_refused():
         advect(density, velocity[:, :1])
     with pytest.raises(ValueError, match=r"cell_sizes must have shape \(2, 4, 6\), got \(4, 6\)"):
         advect(density, velocity, cell_sizes=density[0, 0])
+    with pytest.raises(ValueError, match=r"mask must be broadcastable .*, got \(4,\)"):
+        advect(density, velocity, mask=torch.ones(4))
     with pytest.raises(ValueError, match="spacing must be one positive number or 2"):
         Advection(2, spacing=[1.0])
     with pytest.raises(ValueError, match="spacing must be one positive number or 2"):

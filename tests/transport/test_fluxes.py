@@ -104,6 +104,12 @@ def test_bad_input_is_refused():
         update(x, x)
     with pytest.raises(ValueError, match="density must have 1 channel"):
         update(x.expand(-1, 2, -1, -1), x)
+    with pytest.raises(
+        ValueError, match=r"mask must be broadcastable to \(1, 1, 4, 5\), got \(3,\)"
+    ):
+        update(x, torch.zeros(1, 2, 4, 5), torch.ones(3))
+    with pytest.raises(ValueError, match=r"cell_area must be broadcastable .*, got \(4, 4\)"):
+        update(x, torch.zeros(1, 2, 4, 5), None, torch.ones(4, 4))
     with pytest.raises(ValueError, match="boundary must be one of"):
         FluxConservation(2, boundary="open")
     with pytest.raises(ValueError, match="boundary must be one name or 2"):
