@@ -134,16 +134,12 @@ class ConvNormAct(nn.Module):
         self.film = None if condition_channels is None else FiLM(condition_channels, out_channels)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.finish(self.conv(x), condition)
-
-    def finish(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Apply norm and activation, which are cheap enough to be recomputed in backward."""
-        _, norm, act = self.steps()
+        conv, norm, act = self.steps()
+        y = conv(x)
+        y = recomputed(norm, y)
         if condition is not None:
-            return recomputed(act, modulated(self.film, recomputed(norm, y), condition))
-        if not is_recorded():
-            return act(norm(y))
-        return recomputed(act, recomputed(norm, y))
+            y = modulated(self.film, y, condition)
+        return recomputed(act, y)
 
     def steps(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Return convolution, norm and activation, so that the caller can release each input."""

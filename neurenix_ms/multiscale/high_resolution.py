@@ -24,7 +24,7 @@ from neurenix_ms.layers.levels import Double
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable, make_act, make_norm
 from neurenix_ms.multiscale.decoder import FinalActivation, Head, make_final
 from neurenix_ms.multiscale.slots import Block, per_level, slots_of_levels
-from neurenix_ms.multiscale.streams import StreamBlock, StridedLayer, Sum
+from neurenix_ms.multiscale.streams import StreamBlock, Sum
 from neurenix_ms.multiscale.unet import check_level_widths
 
 MOST_REDUCTIONS = 8
@@ -157,8 +157,8 @@ class HighResolutionNetwork(Configured, nn.Module):
         levels = slots_of_levels(len(widths) - 1, spec, None, block=block, depth=depth, stride=2)
         self.features = widths
         stem = [in_channels, *[stem_channels] * stem_reductions]
-        self.stem = nn.ModuleList(StridedLayer(a, b, spec) for a, b in pairwise(stem))
-        self.branch = nn.ModuleList(StridedLayer(a, b, spec) for a, b in pairwise(widths))
+        self.stem = nn.ModuleList(spec.layer(a, b, stride=2) for a, b in pairwise(stem))
+        self.branch = nn.ModuleList(spec.layer(a, b, stride=2) for a, b in pairwise(widths))
         self.stages = nn.ModuleList()
         for count, num in enumerate(modules, start=1):
             stage = nn.ModuleList()

@@ -1,48 +1,19 @@
 """Parallel streams of several resolutions that exchange what they hold."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurenix_ms._core.dims import CONVOLUTIONS
 from neurenix_ms._core.sizes import Size, fit, multiplied, spatial
 from neurenix_ms._core.tracing import entries, one_call, sizes_are_open
 from neurenix_ms.checkpointing import checkpointed, recomputed
 from neurenix_ms.layers.blocks import ConvSpec
-from neurenix_ms.layers.naming import make_act, make_norm
+from neurenix_ms.layers.naming import make_act
 from neurenix_ms.layers.resize import NEAREST, Resize
 from neurenix_ms.multiscale.slots import Slots
-
-
-class StridedLayer(nn.Module):
-    """A 3x3 convolution of stride 2, a norm, and an activation where there is one.
-
-    Shape:
-        `(B, C_in, *S)` -> `(B, C_out, *ceil(S / 2))`
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, spec: ConvSpec, activated: bool = True
-    ) -> None:
-        super().__init__()
-        self.conv = CONVOLUTIONS[spec.spatial_dims](
-            in_channels,
-            out_channels,
-            3,
-            stride=2,
-            padding=1,
-            bias=spec.norm is None if spec.conv_bias is None else spec.conv_bias,
-            padding_mode=spec.padding_mode,
-        )
-        self.norm = make_norm(spec.norm, out_channels, spec.spatial_dims)
-        self.act = make_act(spec.act if activated else None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        y = recomputed(self.norm, y)
-        return recomputed(self.act, y)
 
 
 @one_call
@@ -108,17 +79,15 @@ class Exchange(nn.Module):
 
     def __init__(self, widths: Sequence[int], spec: ConvSpec, up: str) -> None:
         super().__init__()
-        point = spec.point()
+        point, plain = spec.point(), replace(spec, act=None)
         self.edges = nn.ModuleList()
         self.sums = nn.ModuleList()
         for i, width in enumerate(widths):
             edges = nn.ModuleList()
             for j, other in enumerate(widths):
                 if j < i:
-                    steps = [StridedLayer(other, other, spec) for _ in range(i - j - 1)]
-                    edges.append(
-                        nn.Sequential(*steps, StridedLayer(other, width, spec, activated=False))
-                    )
+                    steps = [spec.layer(other, other, stride=2) for _ in range(i - j - 1)]
+                    edges.append(nn.Sequential(*steps, plain.layer(other, width, stride=2)))
                 elif j > i:
                     edges.append(point.layer(other, width))
             self.edges.append(edges)
