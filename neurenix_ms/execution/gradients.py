@@ -103,13 +103,12 @@ def accumulate_gradients(
         targets = [leaf for leaf in tree_leaves(target) if hasattr(leaf, "shape")]
         for leaf in targets:
             check_array("target", leaf, like.dtype)
+        samples = [sample_of(leaf) for leaf in targets] if ranks.size > 1 else []
+        facts = {"values of target": checksum(samples), "reduction": reduction}
         further = check_args(args, shape)
         leaves = [_leaf_of(value) for value in further]
         with passing(leaves):
             setting = settle(model, shape, like, tile_size, whole, None, ranks.size)
-        samples = [sample_of(leaf) for leaf in targets] if ranks.size > 1 else []
-        facts = {"values of target": checksum(samples), "reduction": reduction}
-        with passing(leaves):
             check_same_calls(ranks, model, x, setting, **facts)
             parameters = _parameters(model, loss, leaves)
             if setting is None:

@@ -15,7 +15,7 @@ NETWORKS = [
         "UNet",
         "the widely used PyTorch U-Net with transposed upsampling; equal",
         "milesial/Pytorch-UNet, UNet(3, 2)",
-        {"in_channels": 3, "out_channels": 2, "bilinear": False, "conv_bias": False},
+        {"in_channels": 3, "out_channels": 2, "up": "transposed", "conv_bias": False},
     ),
     Preset(
         "unet_milesial_bilinear",

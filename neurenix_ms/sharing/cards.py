@@ -13,7 +13,7 @@ from neurenix_ms._core.probing import memoryless_copy
 from neurenix_ms.execution import footprint
 from neurenix_ms.files import described
 from neurenix_ms.meter import count_flops, peak_tensor_bytes
-from neurenix_ms.registry import get_preset, list_models
+from neurenix_ms.registry import create, get_preset, list_models
 
 Shapes = Sequence[int] | Sequence[Sequence[int]] | None
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -60,21 +60,12 @@ def _origin(model: nn.Module) -> list[tuple[str, str]]:
     if name not in list_models():
         return []
     preset = get_preset(name)
+    with torch.device("meta"):
+        original = described(create(name))["config"]
     config = described(model)["config"]
-    changed = [
-        k for k, v in preset.arguments.items() if k != "bilinear" and not _same(v, config.get(k))
-    ]
+    changed = [key for key in config if config[key] != original.get(key)]
     note = f", with other {', '.join(f'`{k}`' for k in changed)}" if changed else ""
     return [("preset", f"`{name}`: {preset.description}{note}"), ("source", preset.source)]
-
-
-def _same(given: Any, value: Any) -> bool:
-    """Return whether a value is that of a preset, of a network inside as far as the preset says."""
-    if isinstance(given, dict) and isinstance(value, dict):
-        return all(key in value and _same(item, value[key]) for key, item in given.items())
-    if isinstance(given, list) and isinstance(value, list):
-        return len(given) == len(value) and all(map(_same, given, value))
-    return bool(given == value)
 
 
 def _sizes(model: nn.Module) -> list[tuple[str, str]]:

@@ -27,6 +27,10 @@ def test_a_card_has_what_hubs_and_people_read(tmp_path: Path):
 def test_what_differs_from_the_preset_is_said():
     changed = model_card(create("unet_milesial", in_channels=1), "x", None, None, None)
     assert "equal, with other `in_channels` |" in changed
+    default = model_card(create("unet", features=[4], norm="instance"), "x", None, None, None)
+    assert ", with other `features`, `bottleneck_channels`, `norm` |" in default
+    former = model_card(create("unet_milesial_bilinear", features=[4]), "x", None, None, None)
+    assert ", with other `features`, `bottleneck_channels` |" in former
     plain = model_card(create("attention_to_scale"), "x", None, None, None)
     assert "DeepLab inside |" in plain
     assert "| preset |" not in model_card(UNet(1, 1, [4]), "x", None, None, None)
