@@ -146,12 +146,12 @@ def _slow_run(seconds: float) -> None:
     predict("out.zarr")
 
 
-def killed_at_random(count: int) -> int:
+def killed_at_random(count: int, moments: random.Random) -> int:
     """Kill runs of one prediction at random moments, finish it; return the number of kills."""
     start = multiprocessing.get_context("fork")
-    moments, kills = random.Random(count), 0
+    kills = 0
     for _ in range(count):
-        process = start.Process(target=_slow_run, args=(0.003,))
+        process = start.Process(target=_slow_run, args=(0.01,))
         process.start()
         process.join(moments.uniform(0.05, 0.35))
         if process.is_alive():
@@ -167,12 +167,12 @@ def killed_at_random(count: int) -> int:
 
 @pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_runs_killed_at_random_moments_end_with_equal_bytes(folder: Path, count: int):
-    kills, rounds = 0, 0
+    kills = 0
+    moments = random.Random(count)  # of all rounds, or each would repeat the one before
     predict("once.zarr")
     wanted = np.asarray(open_array("once.zarr"))
     while kills < count:
-        kills += killed_at_random(count - kills)
-        rounds += 1
+        kills += killed_at_random(count - kills, moments)
         assert np.array_equal(np.asarray(open_array("out.zarr")), wanted)
         files = [p.relative_to("once.zarr") for p in Path("once.zarr").rglob("*") if p.is_file()]
         assert len(files) > 1
