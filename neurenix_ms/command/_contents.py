@@ -1,8 +1,11 @@
 """What is in a file: a network, weights or an array, and whether reading it can run code."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from neurenix_ms.command import _reading
 
 if TYPE_CHECKING:
     from neurenix_ms._core.io.stored import Stored
@@ -21,9 +24,7 @@ def contents(path: str, **layout: Any) -> Rows:
         path: A file or folder.
         **layout: Arguments of `open_array` for a file of plain numbers.
     """
-    place = Path(path)
-    if not place.exists():
-        raise ValueError(f"FILE must be a file or folder that exists, got {path}")
+    place = _reading.existing(path)
     if (place / "config.json").is_file():
         return of_folder(place)
     if place.suffix == ".safetensors":
@@ -63,14 +64,14 @@ def of_pickle(path: Path) -> Rows:
     """Return what a file of `save` or `torch.save` holds."""
     from neurenix_ms._core.io.opcodes import HarmfulCallError
     from neurenix_ms._core.io.records import DTYPES, REBUILD_PARAMETER, REBUILD_TENSOR
-    from neurenix_ms._core.io.stored import FORMAT, read_stored
+    from neurenix_ms._core.io.stored import is_stored, read_stored
     from neurenix_ms.weights import read_pickle
     from neurenix_ms.weights.pickles import names_in_pickle
 
-    if is_archive(path) and FORMAT.encode() in path.read_bytes():
-        with open(path, "rb") as file:
-            stored = read_stored(file, path)
-        return [("kind", "network, file of neurenix_ms.save"), *network_rows(stored)]
+    with open(path, "rb") as file:
+        if is_stored(file):
+            rows = network_rows(read_stored(file, path))
+            return [("kind", "network, file of neurenix_ms.save"), *rows]
     rows = [("kind", "pickle of torch.save")]
     try:
         names = names_in_pickle(path)
@@ -109,10 +110,7 @@ def of_array(path: Path, layout: Mapping[str, Any]) -> Rows:
         rows.append(("axes", ", ".join(str(axis) for axis in array.axes)))
     if array.units is not None:
         rows.append(("unit", array.units))
-    count = array.dtype.itemsize
-    for n in array.shape:
-        count *= n
-    return [*rows, ("size", in_bytes(count))]
+    return [*rows, ("size", in_bytes(math.prod(array.shape) * array.dtype.itemsize))]
 
 
 def network_rows(stored: "Stored") -> Rows:
@@ -143,8 +141,6 @@ def shortened(text: str) -> str:
 
 def tensor_rows(tensors: Sequence[tuple[tuple[int, ...], str]]) -> Rows:
     """Return how many numbers tensors of these shapes and dtypes hold."""
-    import math
-
     import torch
 
     from neurenix_ms.bench.results import in_bytes

@@ -88,33 +88,39 @@ def exported(
     return f"{target}: for {sizes}; {checked}"
 
 
-def as_pt2(model: "nn.Module", example: "Tensor", path: Path, is_open: bool) -> Run:
-    """Write a program of torch.export, and return how it runs once it is read again."""
+def example_inputs(example: "Tensor", is_open: bool) -> tuple[tuple["Tensor"], Any]:
+    """Return what a network is exported with: its inputs, and which of their axes are open."""
     import torch
     from torch.export import Dim
 
-    shapes = (dict.fromkeys(range(2, example.ndim), Dim.DYNAMIC) | {0: Dim.DYNAMIC},)
-    # a batch of one would be taken for a constant
-    batch = torch.cat([example, example]) if is_open else example
-    program = torch.export.export(model, (batch,), dynamic_shapes=shapes if is_open else None)
-    torch.export.save(program, path)
-    return lambda x: as_list(torch.export.load(path).module()(x))
+    if not is_open:
+        return (example,), None
+    axes = dict.fromkeys((0, *range(2, example.ndim)), Dim.DYNAMIC)
+    return (torch.cat([example, example]),), (axes,)  # a batch of one would be taken for a constant
+
+
+def as_pt2(model: "nn.Module", example: "Tensor", path: Path, is_open: bool) -> Run:
+    """Write a program of torch.export, and return how it runs once it is read again."""
+    import torch
+
+    inputs, shapes = example_inputs(example, is_open)
+    torch.export.save(torch.export.export(model, inputs, dynamic_shapes=shapes), path)
+    program = torch.export.load(path).module()
+    return lambda x: as_list(program(x))
 
 
 def as_onnx(model: "nn.Module", example: "Tensor", path: Path, is_open: bool) -> Run | None:
     """Write an ONNX file, and return how it runs; None if onnxruntime is missing."""
     import torch
-    from torch.export import Dim
 
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("--onnx needs onnxscript: pip install 'neurenix_ms[onnx]'") from error
-    shapes = (dict.fromkeys(range(2, example.ndim), Dim.DYNAMIC) | {0: Dim.DYNAMIC},)
-    batch = torch.cat([example, example]) if is_open else example
+    inputs, shapes = example_inputs(example, is_open)
     program: Any = torch.onnx.export(
-        model, (batch,), dynamic_shapes=shapes if is_open else None, dynamo=True, verbose=False
+        model, inputs, dynamic_shapes=shapes, dynamo=True, verbose=False
     )
     program.save(path)
     try:

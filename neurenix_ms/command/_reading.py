@@ -1,24 +1,14 @@
-"""Networks in files, for several subcommands."""
+"""Arguments of several subcommands."""
 
 from argparse import ArgumentTypeError
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
-def network_of(path: str) -> "nn.Module":
-    """Return the network of a file of `save` or a folder of `save_pretrained`, in evaluation."""
-    from neurenix_ms.files import load
-
-    if Path(path).is_dir():
-        from neurenix_ms.sharing import from_pretrained
-
-        return from_pretrained(path).eval()
+def existing(path: str) -> Path:
+    """Return the path of FILE; raise unless it exists."""
     if not Path(path).exists():
         raise ValueError(f"FILE must be a file or folder that exists, got {path}")
-    return load(path).eval()
+    return Path(path)
 
 
 def lengths(text: str) -> list[int]:

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
     """What was written, and how far it is from the network."""
-    model = _reading.network_of(options.file)
+    from neurenix_ms.sharing.reading import read_network
+
+    model = read_network(_reading.existing(options.file))
     channels = options.channels
     for name in ("in_channels", "num_features"):
         found = getattr(model, name, None)

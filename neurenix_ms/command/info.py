@@ -32,8 +32,9 @@ def run(options: argparse.Namespace) -> str:
     rows = _contents.contents(options.file, **{k: v for k, v in given.items() if v is not None})
     if options.input is not None:
         from neurenix_ms.bench import predict_memory
+        from neurenix_ms.sharing.reading import read_network
 
-        model = _reading.network_of(options.file)
+        model = read_network(options.file)
         memory = predict_memory(model, options.input, train=options.train)
         kind = "training step" if options.train else "forward pass"
         rows.append((f"memory of a {kind} at {'x'.join(map(str, options.input))}", str(memory)))

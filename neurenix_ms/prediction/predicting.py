@@ -17,10 +17,9 @@ from neurenix_ms.datasets.arrays import DiskArray, open_array
 from neurenix_ms.datasets.readers import unmap
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.execution.run.arrays import FEWER_BITS
-from neurenix_ms.files import load
 from neurenix_ms.prediction.journal import Journal
 from neurenix_ms.prediction.results import Results
-from neurenix_ms.sharing import from_pretrained
+from neurenix_ms.sharing.reading import read_network
 
 PLANES = 16  # lines of an image
 MEMORY = 4 * 10**9  # bytes for a tile, if nothing else is asked for
@@ -127,7 +126,7 @@ def predict_file(
         ((1, 70, 50), 'uint8', 6)
     """
     results = Results(Path(target))
-    network = _network(model, device)
+    network = read_network(model, device)
     array = open_array(source, key, shape=shape, dtype=dtype, offset=offset, fill=fill)
     images = array.images(_dims(network, spatial_dims), first)
     _check_channels(network, images)
@@ -319,13 +318,6 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     return sorted(file for file in path.rglob("*") if file.is_file())
-
-
-def _network(path: str | os.PathLike[str], device: str) -> nn.Module:
-    """Return the network of a file or folder, in evaluation."""
-    if not Path(path).is_dir():
-        return load(path, map_location=device).eval()
-    return from_pretrained(path, map_location=device).to(device).eval()
 
 
 def _dims(network: nn.Module, asked: Any) -> Any:

@@ -12,7 +12,7 @@ from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import check_plain
 from neurenix_ms._core.io.records import LONGEST_NAME
 from neurenix_ms._core.io.stored import Stored, build
-from neurenix_ms.files import check_fit, take_over
+from neurenix_ms.files import check_fit, load, take_over
 from neurenix_ms.sharing.weights import checksum, read_weights, tensor_records
 from neurenix_ms.sharing.writing import CONFIG, FORMAT, VERSION, WEIGHTS
 
@@ -50,6 +50,24 @@ def read_folder(
         known: Any = model
         known.preset = content["preset"]
     return model
+
+
+def read_network(
+    path: str | os.PathLike[str], device: str | torch.device | None = None
+) -> nn.Module:
+    """Return the network of a file of `save` or a folder of `save_pretrained`, in evaluation.
+
+    Args:
+        path: The file or folder.
+        device: Where its tensors go.
+
+    Raises:
+        ValueError: If it is corrupted.
+        FileNotFoundError: If there is no such file or folder.
+    """
+    if Path(path).is_dir():
+        return read_folder(path, device).eval()
+    return load(path, map_location=device).eval()
 
 
 def read_description(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Stored]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import neurenix_ms as nms
-from neurenix_ms.command import _exporting, main
+from neurenix_ms.command import _exporting, demo, main
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +135,9 @@ def test_one_kind_of_program_is_asked_for(capsys):
 
 def test_the_demo_gets_its_options(monkeypatch):
     command = pytest.importorskip("neurenix_ms.recipes.demo.command")
+    own = {name: default for name, (default, _) in (demo.COUNTS | demo.FOLDERS).items()}
+    theirs = vars(command._options([]))
+    assert {name: str(theirs[name]) for name in own} == {k: str(v) for k, v in own.items()}
     got = []
     monkeypatch.setattr(command, "main", got.append)
     assert main(["demo", "--samples", "8", "--out", "there", "--fresh"]) == 0

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -117,6 +119,17 @@ def test_what_is_created_is_saved_and_loaded(tmp_path):
     save(model, tmp_path / "model.nx")
     x = torch.randn(1, 3, 24, 20)
     assert torch.equal(load(tmp_path / "model.nx").eval()(x), model.eval()(x))
+
+
+def test_a_new_process_finds_every_class():
+    names = sorted({preset.cls for preset in PRESETS.values()})
+    code = (
+        "from neurenix_ms._core.io.stored import class_named\n"
+        f"for name in {names}: assert class_named(name).__name__ == name"
+    )
+    for name in ("FluxConservation", "MLP", "NIF"):  # each as the first
+        first = f"from neurenix_ms._core.io.stored import class_named; class_named({name!r})\n"
+        subprocess.run([sys.executable, "-c", first + code], check=True)
 
 
 def test_names_are_at_the_top_level():

@@ -31,8 +31,8 @@ FORMAT = "neurenix_ms model"
 VERSION = 1
 KEYS = {"format", "version", "class", "config", "state_dict"}
 PARTS = (
-    *("multiscale", "msnet", "timestepping", "implicit", "backbones", "compat.ms_net"),
-    "layers.mlp",
+    *("multiscale", "msnet", "timestepping", "implicit", "backbones", "transport"),
+    *("compat.ms_net", "layers.mlp"),
 )
 SPARE_BYTES = 2**20  # for constants that are not in the state dict
 WHOLE_NETWORK = (
@@ -71,6 +71,15 @@ class Stored:
     def num_bytes(self) -> int:
         """Number of bytes of all entries of the state dict."""
         return sum(math.prod(one.size) * one.dtype.itemsize for one in self.tensors.values())
+
+
+def is_stored(file: IO[bytes]) -> bool:
+    """Return whether a file is one of `save`, from its structure alone; its weights are not read."""
+    try:
+        root, _, _ = open_archive(file)
+    except Exception:  # of any kind, on corrupted or foreign bytes
+        return False
+    return type(root) is dict and root.get("format") == FORMAT
 
 
 def read_stored(file: IO[bytes], path: str | os.PathLike[str]) -> Stored:
