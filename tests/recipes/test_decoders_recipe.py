@@ -8,7 +8,8 @@ import torch
 from docs_tools.source import ROOT
 from neurenix_ms.recipes.decoders import command
 from neurenix_ms.recipes.decoders.models import MODELS, num_parameters
-from neurenix_ms.recipes.decoders.report import spread, table
+from neurenix_ms.recipes.decoders.report import table
+from neurenix_ms.recipes.reporting import scatter
 
 ASSETS = ROOT / "docs" / "assets"
 
@@ -62,4 +63,4 @@ def test_the_stored_table_is_that_of_the_stored_results():
 
 
 def test_of_one_value_there_is_no_scatter():
-    assert spread([0.25]) == "0.250"
+    assert scatter([0.25]) == "0.250"

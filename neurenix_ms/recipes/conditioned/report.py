@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from neurenix_ms.recipes.conditioned.training import SEEN, UNSEEN
+from neurenix_ms.recipes.reporting import markdown, save_figure, scatter
 
 NAMES = {
     "condition": "condition of every block",
@@ -44,18 +45,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 f"{seconds:.0f} s",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def scatter(values: Sequence[float]) -> str:
-    """Format the mean and the standard deviation of some values.
-
-    Examples:
-        >>> scatter([0.1, 0.2, 0.3]), scatter([0.1])
-        ('0.200 ± 0.100', '0.100')
-    """
-    mean = f"{statistics.mean(values):.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+    return markdown(lines)
 
 
 def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
@@ -86,5 +76,4 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
     axis.set_ylabel("relative error")
     place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncol": 3}
     axis.legend(title="the speed enters as", fontsize=8, title_fontsize=8, frameon=False, **place)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(path, figure)

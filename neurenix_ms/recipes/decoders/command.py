@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> str:
             content = {"setting": setting, "threads": torch.get_num_threads(), "results": results}
             write_atomically(note, json.dumps(content, indent=1).encode())
     text = table([r for r in results if r["model"] in widths])
-    (options.out / "decoders.md").write_text(text + "\n", encoding="utf-8")
+    write_atomically(options.out / "decoders.md", f"{text}\n".encode())
     print(f"\n{text}\n\n{options.out / 'decoders.md'}")
     return text
 

@@ -1,8 +1,10 @@
 """Table of decoders: mean and scatter over seeds, and costs."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
+
+from neurenix_ms.recipes.reporting import markdown, scatter
 
 SCORES = {"iou": "IoU", "small": "small discs found", "large": "large discs found"}
 
@@ -23,20 +25,9 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             [
                 name,
                 f"{own[0]['parameters']:,}",
-                *(spread([r[key] for r in own]) for key in SCORES),
+                *(scatter([r[key] for r in own]) for key in SCORES),
                 f"{1e3 * median(r['time'] for r in own):.0f} ms",
                 f"{own[0]['peak'] / 2**20:.0f} MiB",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation; of one value, the value.
-
-    Examples:
-        >>> spread([0.5, 0.6, 0.7]), spread([0.5])
-        ('0.600 ± 0.100', '0.500')
-    """
-    scatter = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{scatter}"
+    return markdown(lines)

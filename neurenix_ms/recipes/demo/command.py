@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets import PorousConduction, effective_conductivity
 from neurenix_ms.meter import count_flops, parameter_table, peak_tensor_bytes
 from neurenix_ms.recipes.demo.models import (
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         f"{options.epochs} epochs of {-(-len(seen) // BATCH_SIZE)} steps."
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "table.md").write_text(f"{text}\n\n{facts}\n", encoding="utf-8")
+    write_atomically(options.out / "table.md", f"{text}\n\n{facts}\n".encode())
     shown = pick(effective_conductivity(held_out["potential"], held_out["pores"]))
     draw(
         options.out / "demo.png",

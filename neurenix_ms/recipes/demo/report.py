@@ -12,6 +12,7 @@ from torch import Tensor
 
 from neurenix_ms.datasets import effective_conductivity
 from neurenix_ms.recipes.demo.models import linear_field
+from neurenix_ms.recipes.reporting import save_figure
 
 
 @dataclass(frozen=True)
@@ -179,5 +180,4 @@ def draw(path: Path, pores: Tensor, potential: Tensor, predictions: Mapping[str,
         extend="both",
         **{**bars, "shrink": 0.8},
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(path, figure)

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         if result["system"] == options.system and result["noise"] == 0:
             draw(options.out / f"{options.system}.png", result)
     text = table(results)
-    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    write_atomically(options.out / "table.md", f"{text}\n".encode())
     print(f"\n{text}\n\n{options.out / 'table.md'}")
     return text
 

@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from neurenix_ms.recipes.hierarchy.settings import SETTINGS
+from neurenix_ms.recipes.reporting import markdown, save_figure
 
 COLUMNS = ("finest alone", "best single", "coupled", "hybrid")
 
@@ -37,7 +38,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         name = result["system"].replace("_", " ")
         lines.append([name, f"{100 * result['noise']:g} %", *ours, strides, minutes])
         lines.append(["", "", *_published(result), "published", ""])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def shown(error: float) -> str:
@@ -86,5 +87,4 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     axis.set_ylabel("mean squared error")
     axis.set_title(result["system"].replace("_", " "))
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(path, figure)

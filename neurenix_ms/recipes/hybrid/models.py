@@ -4,11 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms import UNet
-from neurenix_ms.conservation import conserve_mass, rollout
+from neurenix_ms.conservation import conserve_mass
 from neurenix_ms.datasets.currents import LENGTH
 from neurenix_ms.datasets.ocean import INTERVAL
 from neurenix_ms.multiscale.decoder import FinalActivation
-from neurenix_ms.recipes.ocean.models import carry
+from neurenix_ms.recipes.ocean.models import PATCH, carry
+from neurenix_ms.recipes.ocean.training import Sample
 from neurenix_ms.transport import Advection, FluxConservation
 from neurenix_ms.transport.advection import Scheme
 
@@ -91,23 +92,16 @@ class HybridDrift(nn.Module):
         return self.update(advected, fluxes, x[:, -1:])
 
 
-class Unrolled(nn.Module):
-    """A step rolled out on its own predictions, to train through all of them.
-
-    Args:
-        step: One step.
+def images_of(sample: Sample) -> tuple[Tensor, Tensor]:
+    """Return the densities and the fields of a sample.
 
     Shape:
-        `(B, 1 + FIELDS * T, N, N)`: the density and the fields of T steps -> `(B, T, N, N)`
+        an item of `DriftDensity` -> `(T + 1, N, N)` in units of `PATCH`, and `(T, FIELDS, N, N)`
     """
-
-    def __init__(self, step: nn.Module) -> None:
-        super().__init__()
-        self.step = step
-
-    def forward(self, x: Tensor) -> Tensor:
-        fields = x[:, 1:].unflatten(1, (-1, FIELDS))
-        return rollout(self.step, x[:, :1], fields, fields.shape[1])
+    velocity = sample["velocity"]
+    land = sample.get("land", torch.zeros_like(velocity[0, 0]))
+    sea = (1 - land).expand(len(velocity) - 1, 1, *land.shape)
+    return sample["density"] / PATCH, torch.cat([velocity[:-1], velocity[1:], sea], dim=1)
 
 
 def periodic_unet(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from neurenix_ms.datasets.ocean import INTERVAL
-from neurenix_ms.recipes.ocean.report import save_figure
+from neurenix_ms.recipes.reporting import markdown, save_figure
 
 Result = dict[str, Any]
 COLORS = {
@@ -45,7 +45,7 @@ def table_of(result: Result) -> str:
         f"{result['kinds'][kind]['noise'][step]:.2f}" for step in (early, last) for kind in kinds
     ]
     rows.append(["(counting particles)", *noise, "", "", ""])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def _hour(step: int) -> str:

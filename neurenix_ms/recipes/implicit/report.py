@@ -5,6 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from neurenix_ms.recipes.reporting import markdown, save_figure
+
 Result = dict[str, Any]
 STYLES = {
     "l2": ("o-", "#c2571a"),
@@ -36,7 +38,7 @@ def wave_table(result: Result) -> str:
                 f"{costs['speed']:.1f} times faster" if i else "1",
             ]
         )
-    return _joined(lines)
+    return markdown(lines)
 
 
 def draw_wave(path: Path, result: Result) -> None:
@@ -73,7 +75,7 @@ def draw_wave(path: Path, result: Result) -> None:
     )
     right.set(xlabel="nodes removed, %", ylabel="relative error")
     right.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    save_figure(path, figure)
 
 
 def waves_table(result: Result) -> str:
@@ -86,7 +88,7 @@ def waves_table(result: Result) -> str:
     for name, one in result["models"].items():
         errors = [f"{one[key]:.3f}" for key in ("seen", "unseen", "unseen_rms")]
         lines.append([name, f"{one['parameters']:,}", *errors, published[name]])
-    return _joined(lines)
+    return markdown(lines)
 
 
 def draw_waves(path: Path, result: Result) -> None:
@@ -109,7 +111,7 @@ def draw_waves(path: Path, result: Result) -> None:
         axis.set(title=name, xlabel="x")
     axes[0].set_ylabel(f"t, at nu = {shown['nu']:.3f}")
     figure.colorbar(image, ax=axes, label="u")
-    figure.savefig(path)
+    save_figure(path, figure)
 
 
 def turbulence_table(result: Result) -> str:
@@ -124,7 +126,7 @@ def turbulence_table(result: Result) -> str:
                 f"{one['error']:.3f}",
             ]
         )
-    return _joined(lines)
+    return markdown(lines)
 
 
 def draw_turbulence(path: Path, result: Result) -> None:
@@ -147,12 +149,8 @@ def draw_turbulence(path: Path, result: Result) -> None:
     axes[3].set_xticks([3, 5, 10, 20], ["3", "5", "10", "20"])
     axes[3].set_yticks([0.2, 0.4, 0.6, 0.8, 1], ["0.2", "0.4", "0.6", "0.8", "1"])
     axes[3].legend(frameon=False)
-    figure.savefig(path)
+    save_figure(path, figure)
 
 
 def _once(label: str, i: int) -> str | None:
     return None if i else label
-
-
-def _joined(lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -14,6 +14,7 @@ from neurenix_ms.msnet import coarsen
 from neurenix_ms.recipes.demo.models import linear_field
 from neurenix_ms.recipes.demo.report import ArchieLaw, conductance_scores, field_scores
 from neurenix_ms.recipes.msnet.models import potential_of
+from neurenix_ms.recipes.reporting import save_figure
 
 Columns = dict[str, dict[str, str]]
 
@@ -106,5 +107,4 @@ def draw(
     figure.colorbar(
         wrong, ax=list(axes[:, -1]), label="error", extend="both", **{**bars, "aspect": 20}
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(path, figure)

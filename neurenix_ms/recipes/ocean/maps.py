@@ -16,7 +16,7 @@ from torch import Tensor
 from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets.currents import LENGTH
 from neurenix_ms.datasets.ocean import INTERVAL
-from neurenix_ms.recipes.ocean.report import save_figure
+from neurenix_ms.recipes.reporting import save_figure
 
 Predicted = dict[str, dict[str, Tensor]]
 LARGEST = {"eddies": 1.2, "sink": 6.0}  # of the colors, in densities at the release

@@ -65,18 +65,20 @@ class Unrolled(nn.Module):
 
     Args:
         model: One step.
+        num_fields: Channels of a step besides the density, F.
 
     Shape:
-        `(B, 1 + 2T, *S)`: the density and the velocities of T steps -> `(B, T, *S)`
+        `(B, 1 + F * T, *S)`: the density and the fields of T steps -> `(B, T, *S)`
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, num_fields: int = 2) -> None:
         super().__init__()
         self.model = model
+        self.num_fields = num_fields
 
     def forward(self, x: Tensor) -> Tensor:
-        velocity = x[:, 1:].unflatten(1, (-1, 2))
-        return rollout(self.model, x[:, :1], velocity, velocity.shape[1])
+        fields = x[:, 1:].unflatten(1, (-1, self.num_fields))
+        return rollout(self.model, x[:, :1], fields, fields.shape[1])
 
 
 def stay(x: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Tables and curves of error, mass and intensity of predicted densities."""
 
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets.ocean import INTERVAL
+from neurenix_ms.recipes.reporting import markdown, save_figure
 
 Result = dict[str, Any]
 COLORS = {
@@ -93,7 +92,7 @@ def _costs(way: Result) -> list[str]:
 def _joined(rows: Sequence[Sequence[str]]) -> str:
     head, *others = rows
     rule = [":---"] + ["---:"] * (len(head) - 1)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *others))
+    return markdown((head, rule, *others))
 
 
 def draw_errors(path: Path, result: Result) -> None:
@@ -168,10 +167,3 @@ def _ticks(result: Result) -> range:
 
 def _hours(values: Sequence[float]) -> list[float]:
     return [INTERVAL * (i + 1) for i in range(len(values))]
-
-
-def save_figure(path: Path, figure: Figure) -> None:
-    """Write a PNG atomically."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())

@@ -17,7 +17,7 @@ def scores(predicted: Tensor, truth: Tensor) -> dict[str, list[float]]:
     "error" is the norm of the error divided by that of the truth, "scatter" its standard deviation over
     samples; "rmse" is the root mean square error in 1 / km2. "mass" is the error of the mass, which is
     1 in the truth, and "mass off" its absolute value. "peak" and "square" are the largest density and
-    the sum of squares, divided by those of the truth.
+    the sum of squares, divided by those of the truth, and "least" is the least density.
 
     Shape:
         twice `(B, T, N, N)`, in units of `PATCH`
@@ -34,6 +34,7 @@ def scores(predicted: Tensor, truth: Tensor) -> dict[str, list[float]]:
         "mass off": _listed(mass.abs().mean(0)),
         "peak": _listed((predicted.amax(CELLS) / truth.amax(CELLS)).mean(0)),
         "square": _listed((predicted.square().sum(CELLS) / square).mean(0)),
+        "least": _listed(predicted.amin((0, *CELLS))),
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from neurenix_ms.datasets import DriftDensity
 from neurenix_ms.datasets.currents import LENGTH
 from neurenix_ms.datasets.ocean import INTERVAL, grid_edges
-from neurenix_ms.recipes.ocean.report import save_figure
+from neurenix_ms.recipes.reporting import save_figure
 
 SEAS: dict[str, dict[str, Any]] = {
     'seeding="anywhere"': {},

@@ -1,6 +1,6 @@
 """Train a U-Net on drifting densities, with resumption."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from neurenix_ms.recipes.fitting import EveryGeometryOnce, fit
-from neurenix_ms.recipes.ocean.models import PATCH, DriftUNet, Unrolled
+from neurenix_ms.recipes.ocean.models import PATCH, Unrolled
 from neurenix_ms.training import MassConservationLoss, RegressionTask
 
 BATCH_SIZE = 8
 LEARNING_RATE = 3e-3
 GRADIENT_CLIP = 1.0
 NUM_MIRRORS = 8
+Sample = dict[str, Tensor]
+Maps = Callable[[Sample], tuple[Tensor, Tensor]]
 
 
 def maps_of(sample: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -37,13 +39,14 @@ class DriftWindows(Dataset[tuple[Tensor, Tensor]]):
     Args:
         samples: Items of `DriftDensity`, all of one size and number of steps.
         unroll: Steps of a window.
+        maps_of: Returns densities and fields of a sample.
 
     Shape:
-        An item is the input `(1 + 2 * unroll, N, N)`, density and velocities, and the densities after
-        it `(unroll, N, N)`.
+        An item is the input `(1 + F * unroll, N, N)`, density and F fields per step, and the densities
+        after it `(unroll, N, N)`.
     """
 
-    def __init__(self, samples: Sequence[dict[str, Tensor]], unroll: int = 1) -> None:
+    def __init__(self, samples: Sequence[Sample], unroll: int = 1, maps_of: Maps = maps_of) -> None:
         self.maps = [maps_of(sample) for sample in samples]
         self.unroll = unroll
         self.per_sample = len(self.maps[0][1]) - unroll + 1
@@ -55,32 +58,35 @@ class DriftWindows(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         way, window = divmod(index, self.num_windows)
         which, start = divmod(window, self.per_sample)
-        density, velocity = self.maps[which]
+        density, fields = self.maps[which]
         density = density[start : start + self.unroll + 1]
-        velocity = velocity[start : start + self.unroll]
+        fields = fields[start : start + self.unroll]
         generator = torch.Generator().manual_seed(index)
         shift = torch.randint(density.shape[-1], (2,), generator=generator).tolist()
-        density, velocity = turned(
-            density.roll(shift, (-2, -1)), velocity.roll(shift, (-2, -1)), way
-        )
-        return torch.cat([density[:1], velocity.flatten(0, 1)]), density[1:]
+        density, fields = turned(density.roll(shift, (-2, -1)), fields.roll(shift, (-2, -1)), way)
+        return torch.cat([density[:1], fields.flatten(0, 1)]), density[1:]
 
 
-def turned(density: Tensor, velocity: Tensor, way: int) -> tuple[Tensor, Tensor]:
-    """Mirror densities and velocities along both axes and transpose them, by the three bits of `way`.
+def turned(density: Tensor, fields: Tensor, way: int) -> tuple[Tensor, Tensor]:
+    """Mirror densities and fields along both axes and transpose them, by the three bits of `way`.
+
+    Every two fields are a vector; an odd one at the end is a scalar.
 
     Shape:
-        `(..., N, N)` and `(..., 2, N, N)` -> the same
+        `(..., N, N)` and `(..., F, N, N)` -> the same
     """
+    count = fields.shape[-3]
+    vectors = count - count % 2
     for axis in (0, 1):
         if way >> axis & 1:
-            sign = torch.ones(2).to(velocity)
-            sign[axis] = -1
+            sign = torch.ones(count).to(fields)
+            sign[axis:vectors:2] = -1
             density = density.flip(axis - 2)
-            velocity = velocity.flip(axis - 2) * sign[:, None, None]
+            fields = fields.flip(axis - 2) * sign[:, None, None]
     if way & 4:
-        density, velocity = density.mT, velocity.mT.flip(-3)
-    return density, velocity
+        order = [i ^ 1 if i < vectors else i for i in range(count)]
+        density, fields = density.mT, fields.mT[..., order, :, :]
+    return density, fields
 
 
 class DriftLoss(nn.Module):
@@ -106,8 +112,8 @@ class DriftLoss(nn.Module):
 
 
 def train(
-    model: DriftUNet,
-    samples: Sequence[dict[str, Tensor]],
+    model: nn.Module,
+    samples: Sequence[Sample],
     epochs: int,
     folder: Path,
     *,
@@ -115,6 +121,7 @@ def train(
     unroll: int = 1,
     seed: int = 0,
     progress: bool = True,
+    maps_of: Maps = maps_of,
 ) -> tuple[float, float]:
     """Train `model` in place, or resume from `folder/last.ckpt` if it exists.
 
@@ -127,14 +134,19 @@ def train(
         unroll: Number of steps for which the network is rolled out in training.
         seed: Seed of the order of the windows.
         progress: Show a progress bar.
+        maps_of: Returns densities and fields of a sample.
 
     Returns:
         Wall time and CPU time in seconds.
     """
-    windows = DriftWindows(samples, unroll)
+    windows = DriftWindows(samples, unroll, maps_of)
+    num_fields = windows.maps[0][1].shape[1]
     sampler = EveryGeometryOnce(windows.num_windows, seed, NUM_MIRRORS)
     loader = DataLoader(windows, BATCH_SIZE, sampler=sampler)
     task = RegressionTask(
-        Unrolled(model), DriftLoss(mass), learning_rate=LEARNING_RATE, schedule="one_cycle"
+        Unrolled(model, num_fields),
+        DriftLoss(mass),
+        learning_rate=LEARNING_RATE,
+        schedule="one_cycle",
     )
     return fit(task, loader, epochs, folder, progress=progress, gradient_clip=GRADIENT_CLIP)

@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> str:
             content = {"iterations": options.iterations, "results": results}
             write_atomically(note, json.dumps(content, indent=1).encode())
     text = table(results)
-    (options.out / "sequences.md").write_text(text + "\n", encoding="utf-8")
+    write_atomically(options.out / "sequences.md", f"{text}\n".encode())
     print(f"\n{text}\n\n{options.out / 'sequences.md'}")
     return text
 
