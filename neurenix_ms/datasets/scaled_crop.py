@@ -10,9 +10,8 @@ from torch import Tensor
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integers, check_number, check_tensor
 
-Window = tuple[
-    int, int, int
-]  # of one axis: size once rescaled, first position, number of positions
+# of one axis: size once rescaled, first position, number of positions
+Window = tuple[int, int, int]
 
 
 class RandomScaledCrop:

@@ -7,13 +7,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms._core.checks import check_integers, check_made
+from neurenix_ms._core.checks import check_made
 from neurenix_ms._core.config import Configured
 from neurenix_ms._core.deprecation import RenamedAttribute, renamed_arguments
 from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, check_positive, choose
-from neurenix_ms._core.orders import check_descending, check_halving
 from neurenix_ms._core.tracing import entries
-from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.layers.blocks import ConvSpec, Edge
 from neurenix_ms.layers.conditioning import given_condition, keyword
@@ -22,9 +20,8 @@ from neurenix_ms.layers.naming import Act, Norm
 from neurenix_ms.multiscale.features import (
     Channels,
     Features,
-    as_list,
-    channels_of,
-    check_features,
+    check_encoded,
+    check_encoder,
 )
 from neurenix_ms.multiscale.slots import (
     Block,
@@ -215,12 +212,8 @@ class UNetDecoder(Configured, nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        widths = check_integers("encoder_channels", channels_of(encoder_channels), minimum=1)
+        widths = check_encoder(encoder_channels, stride)
         check_positive(out_channels=out_channels)
-        if isinstance(encoder_channels, Backbone) and stride == 2:
-            encoder_channels.check_doubling()
-        if len(widths) < 2:
-            raise ValueError(f"encoder_channels must have at least two entries, got {widths}")
         if num_scales is not None and num_scales != len(widths):
             raise ValueError(
                 f"num_scales must equal the {len(widths)} encoder_channels, got {num_scales}"
@@ -251,12 +244,7 @@ class UNetDecoder(Configured, nn.Module):
 
     @recomputes
     def forward(self, features: Features, condition: Tensor | None = None) -> Tensor | list[Tensor]:
-        features = as_list(features)
-        check_features(features, self.encoder_channels, self.spatial_dims)
-        if self.stride == 2:
-            check_halving(features, "features")
-        else:
-            check_descending(features, "features")
+        features = check_encoded(features, self.encoder_channels, self.spatial_dims, self.stride)
         *skips, y = entries(features, self.num_scales)
         given = keyword("condition", given_condition(y, condition, self.condition_channels))
         decoded: list[Tensor] = []

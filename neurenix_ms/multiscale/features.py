@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from neurenix_ms._core.checks import shown
+from neurenix_ms._core.checks import check_integers, shown
 from neurenix_ms._core.dims import (
     CONVOLUTIONS,
     SpatialDims,
@@ -16,6 +17,7 @@ from neurenix_ms._core.dims import (
     check_rank,
     choose,
 )
+from neurenix_ms._core.orders import check_descending, check_halving
 from neurenix_ms._core.sizes import Target, spatial, target_size
 from neurenix_ms._core.tracing import entries, one_call
 from neurenix_ms.backbones import Backbone
@@ -115,3 +117,24 @@ def average(maps: Sequence[Tensor]) -> Tensor:
 def greatest(maps: Sequence[Tensor]) -> Tensor:
     """Return the elementwise maximum of all feature maps."""
     return reduce(torch.maximum, maps)
+
+
+def check_encoder(encoder_channels: Channels, stride: Any) -> list[int]:
+    """Return the channels of an encoder's feature maps for a decoder; raise unless it has several."""
+    widths = check_integers("encoder_channels", channels_of(encoder_channels), minimum=1)
+    if isinstance(encoder_channels, Backbone) and stride == 2:
+        encoder_channels.check_doubling()
+    if len(widths) < 2:
+        raise ValueError(f"encoder_channels must have at least two entries, got {widths}")
+    return widths
+
+
+def check_encoded(
+    features: Features, channels: Sequence[int], spatial_dims: SpatialDims, stride: Any
+) -> Sequence[Tensor]:
+    """Return the feature maps of an encoder as a list; raise unless a decoder of this stride fits."""
+    maps = as_list(features)
+    check_features(maps, channels, spatial_dims)
+    check = check_halving if stride == 2 else check_descending
+    check(maps, "features")
+    return maps

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms._core.checks import check_integer, check_integers
+from neurenix_ms._core.checks import check_integer
 from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import SpatialDims, check_positive
-from neurenix_ms._core.orders import check_descending, check_halving
 from neurenix_ms._core.tracing import entries
-from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.layers.blocks import ConvSpec, Edge
 from neurenix_ms.layers.naming import Act, Norm
@@ -21,9 +19,8 @@ from neurenix_ms.multiscale.dense_skips import Branches, DenseSkips, Encoder
 from neurenix_ms.multiscale.features import (
     Channels,
     Features,
-    as_list,
-    channels_of,
-    check_features,
+    check_encoded,
+    check_encoder,
 )
 from neurenix_ms.multiscale.slots import (
     Block,
@@ -257,12 +254,8 @@ class NestedUNetDecoder(Configured, nn.Module):
         ensemble: bool = False,
     ) -> None:
         super().__init__()
-        widths = check_integers("encoder_channels", channels_of(encoder_channels), minimum=1)
+        widths = check_encoder(encoder_channels, stride)
         check_positive(out_channels=out_channels)
-        if isinstance(encoder_channels, Backbone) and stride == 2:
-            encoder_channels.check_doubling()
-        if len(widths) < 2:
-            raise ValueError(f"encoder_channels must have at least two entries, got {widths}")
         self.encoder_channels = widths
         spec = ConvSpec(
             spatial_dims, norm=norm, act=act, conv_bias=conv_bias, padding_mode=padding_mode,
@@ -281,11 +274,6 @@ class NestedUNetDecoder(Configured, nn.Module):
 
     @recomputes
     def forward(self, features: Features) -> Tensor | list[Tensor]:
-        features = as_list(features)
-        check_features(features, self.encoder_channels, self.spatial_dims)
-        if self.stride == 2:
-            check_halving(features, "features")
-        else:
-            check_descending(features, "features")
+        features = check_encoded(features, self.encoder_channels, self.spatial_dims, self.stride)
         maps = entries(features, len(self.encoder_channels))
         return self.branches(self.nodes(list(maps)))
