@@ -41,7 +41,8 @@ class StrideErrors(Configured, nn.Module):
         `(B, *D)` -> `(B, 2, K)`
 
     Raises:
-        ValueError: If the lists are empty or differ in length, or a standard deviation is 0.
+        ValueError: If the lists are empty or differ in length, a standard deviation is 0, or the states
+            have another number of channels.
 
     Examples:
         >>> from neurenix_ms.layers.mlp import MLP
@@ -66,6 +67,10 @@ class StrideErrors(Configured, nn.Module):
         self.register_buffer("units", torch.tensor([self.mean, self.std]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[1] != len(self.mean):
+            raise ValueError(
+                f"states must be (B, *D) with {len(self.mean)} channels, got shape {tuple(x.shape)}"
+            )
         mean, std = (per_channel(unit, x.ndim) for unit in self.units)
         errors: Tensor = self.network((x - mean) / std)
         if errors.ndim != 2 or errors.shape[1] % 2:

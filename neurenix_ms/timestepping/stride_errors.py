@@ -112,7 +112,7 @@ def fit_adaptive(
         F.mse_loss(errors(states[rows]), measured[rows]).backward()
         optimizer.step()
         schedule.step()
-    return AdaptiveTimeStepper(list(hierarchy.steppers), errors, tolerance)
+    return AdaptiveTimeStepper(steppers, errors, tolerance)
 
 
 @torch.no_grad()

@@ -210,12 +210,16 @@ decay = IntegratorStepper(torch.neg, 0.1, 1)
             r"got shape \(5, 3\)",
         ),
         (
+            lambda: StrideErrors(nn.Linear(2, 2), [0.0] * 2, [1.0] * 2)(torch.zeros(5, 3)),
+            r"states must be \(B, \*D\) with 2 channels, got shape \(5, 3\)",
+        ),
+        (
             lambda: StrideErrors(nn.Identity(), [0.0], [1.0, 1.0]),
             r"mean and std must be of one length, got \[1, 2\]",
         ),
         (lambda: StrideErrors(nn.Identity(), [0.0], [0.0]), r"std must not hold 0, got \[0.0\]"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_invalid_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):

@@ -34,7 +34,7 @@ class Way:
     """
 
     kind: str
-    label: list[float]
+    label: Sequence[float]
     forecast: Forecast
     modules: list[nn.Module]
 
@@ -70,7 +70,7 @@ def with_tolerances(
     model: AdaptiveTimeStepper, tolerance: float, interpolation: float
 ) -> AdaptiveTimeStepper:
     """Return the same networks with other tolerances."""
-    return AdaptiveTimeStepper(list(model.steppers), model.errors, tolerance, interpolation)
+    return AdaptiveTimeStepper(model.fine_first(), model.errors, tolerance, interpolation)
 
 
 def by_change(hierarchy: HierarchicalTimeStepper, tolerance: float) -> Forecast:

@@ -84,8 +84,8 @@ def waves_model(width: int) -> MultiScaleNIF:
 
 
 DENSIFIED = {
-    "wave": Case("traveling wave", wave_data, wave_model, 48, 4, 800, 400, 10, SPREAD),
-    "waves": Case("Kuramoto-Sivashinsky", waves_data, waves_model, 32, 2, 1200, 0, 64),
+    "wave": Case("traveling wave", wave_data, wave_model, 48, 4, 800, 0, 10, SPREAD),
+    "waves": Case("Kuramoto-Sivashinsky", waves_data, waves_model, 32, 2, 800, 0, 64),
 }
 
 
