@@ -159,7 +159,9 @@ def options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise ValueError(f"what follows CONFIG must be options such as --data.size=64, got {word!r}")
+            raise ValueError(
+                f"what follows CONFIG must be options such as --data.size=64, got {word!r}"
+            )
         name, equals, value = word[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -173,7 +175,9 @@ def entered(place: Any, step: str, name: str) -> Any:
     if isinstance(place, list) and step.isdecimal() and int(step) < len(place):
         return place[int(step)]
     if not isinstance(place, dict):
-        raise ValueError(f"--{name} must lead to a value of the config, got {shown(place)} at {step!r}")
+        raise ValueError(
+            f"--{name} must lead to a value of the config, got {shown(place)} at {step!r}"
+        )
     if "class_path" in place and step not in PARTS:
         place = place.setdefault("init_args", {})
     if place.get(step) is None:
@@ -265,7 +269,9 @@ def check_arguments(path: str, cls: type, part: Mapping[str, Any]) -> None:
         name for name, one in parameters.items() if one.default is one.empty and name not in given
     ]
     if missing:
-        raise ValueError(f"{path}.init_args must hold {missing} for {cls.__name__}, got {list(given)}")
+        raise ValueError(
+            f"{path}.init_args must hold {missing} for {cls.__name__}, got {list(given)}"
+        )
 
 
 def allowed(name: str) -> bool:

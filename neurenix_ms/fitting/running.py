@@ -232,7 +232,11 @@ class _Parser(LightningArgumentParser):
     """Parser of a config that is given as plain values: no part of it is read from another file."""
 
     def add_lightning_class_args(
-        self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
+        self,
+        lightning_class: Any,
+        nested_key: str,
+        subclass_mode: bool = False,
+        required: bool = True,
     ) -> list[str]:
         add: Any = self.add_subclass_arguments if subclass_mode else self.add_class_arguments
         options = {"required": required} if subclass_mode else {"instantiate": False}
@@ -379,9 +383,13 @@ def summary(text: str) -> str:
         return f"the config must fit its classes, got: {' '.join(text.split())}"
     inner = text.rpartition(f'Parser key "{keys[-1]}":')[2]
     value = re.search(r"(?:Given|Got) value: (.*)", inner)
-    reasons = re.findall(r"((?:Expected|Importing) [^.\n]*)", inner[: value.end() if value else None])
+    reasons = re.findall(
+        r"((?:Expected|Importing) [^.\n]*)", inner[: value.end() if value else None]
+    )
     given = value[1] if value else "another"
-    return f"{'.'.join(keys)} must be of the type of its argument, got {given}: {'; '.join(reasons)}"
+    return (
+        f"{'.'.join(keys)} must be of the type of its argument, got {given}: {'; '.join(reasons)}"
+    )
 
 
 @contextmanager
@@ -426,5 +434,3 @@ def quiet() -> Iterator[None]:
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
-
-
