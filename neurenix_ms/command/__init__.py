@@ -28,9 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         interruption.
     """
     parser = _parser()
-    options, options.others = parser.parse_known_args(argv)
-    if options.others and not options.any_option:
-        parser.error(f"unrecognized arguments: {' '.join(options.others)}")
+    options, others = parser.parse_known_args(argv)
+    options.others = others
+    if others and not options.any_option:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         text = options.run(options)
     except KeyboardInterrupt:

@@ -10,15 +10,15 @@ dotted names; class_path and init_args can be left out of a name:
   neurenix-ms fit segment_images --data.inputs='images/*.tif' --data.targets='labels/*.tif'
   neurenix-ms fit mine.yaml --model.learning_rate=3e-4 --trainer.max_epochs=50 --out=runs/second
 
-The folder `out` of the config gets the trained network as `model`, which predict, info and export take,
-the scores of every epoch in `logs`, `checkpoints`, and `config.yaml`. Run the same command again after an
-interruption: it continues after the last complete epoch, with the same result as without it. An earlier
-run of another config is not replaced, unless --overwrite is given.
+The folder `out` of the config gets the trained network as `model`, which predict, info and export
+take, the scores of every epoch in `logs`, `checkpoints`, and `config.yaml`. Run the same command again
+after an interruption: it continues after the last complete epoch, with the same result as without it.
+An earlier run of another config is not replaced, unless --overwrite is given.
 
 A config holds plain values. The classes that it names (class_path) must be of neurenix_ms, torch.nn,
-torch.optim, torchmetrics, or the callbacks, loggers and profilers of Lightning; they are imported and made.
-It can name files to read and folders to write to. With --trust it can name any class, whose code then
-runs.
+torch.optim, torchmetrics, or the callbacks, loggers and profilers of Lightning; they are imported and
+made. It can name files to read and folders to write to. With --trust it can name any class, whose code
+then runs.
 """
 
 import argparse

@@ -9,11 +9,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import check_plain
 from neurenix_ms._core.io.atomic import write_atomically
+
+try:
+    import yaml
+except ImportError as error:
+    raise ImportError("configs need PyYAML: pip install 'neurenix_ms[fit]'") from error
 
 READY = Path(__file__).parent / "ready"
 KEYS = ("seed_everything", "model", "data", "trainer", "out", "description", "license")
@@ -33,7 +36,7 @@ LARGEST = 2**20  # bytes of a config
 Config = dict[str, Any]
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Loader of plain values; 1e-3 is a number, and no part refers to another."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

@@ -110,6 +110,9 @@ class OnRows(nn.Module):
     Args:
         field: The field.
         parameter_dim: Number of parameters, the first columns.
+
+    Shape:
+        `(N, P + d)` -> `(N, out)`
     """
 
     def __init__(self, field: Normalizer, parameter_dim: int) -> None:
@@ -126,6 +129,9 @@ class InScaledUnits(nn.Module):
 
     Args:
         field: The field.
+
+    Shape:
+        twice `(N, out)` -> a scalar
     """
 
     def __init__(self, field: Normalizer) -> None:
@@ -151,6 +157,9 @@ class Field(FitTask, RegressionTask):
         optimizer_arguments: Its arguments, except for the learning rate.
         learning_rate: Peak learning rate.
         schedule: "one_cycle", or null for a constant learning rate.
+
+    Shape:
+        rows `(N, P + d)` and values `(N, out)`
 
     Raises:
         ValueError: If there is no such field or argument.
@@ -190,7 +199,9 @@ class Field(FitTask, RegressionTask):
         }
         for name, count in counts.items():
             if self.arguments.get(name, count) != count:
-                raise ValueError(f"{name} must be {count} as in the data, got {self.arguments[name]}")
+                raise ValueError(
+                    f"{name} must be {count} as in the data, got {self.arguments[name]}"
+                )
         field = Normalizer(create(self.name, **{**self.arguments, **counts}), self.method)  # type: ignore[arg-type]
         field.fit(cloud.p, cloud.x, cloud.u)
         self.model = OnRows(field, counts["parameter_dim"])
@@ -198,7 +209,8 @@ class Field(FitTask, RegressionTask):
 
     def network(self) -> nn.Module:
         """Return the field in physical units."""
-        return self.model.field
+        field: nn.Module = self.model.field  # type: ignore[assignment]
+        return field
 
     @torch.no_grad()
     def report(self, data: Any) -> list[str]:

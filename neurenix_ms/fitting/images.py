@@ -17,7 +17,7 @@ Paths = str | list[str]
 
 
 class View:
-    """One image `(C, *S)` of an array `(B, C, *S)` on disk, or a part of it along its first spatial axis.
+    """One image `(C, *S)` of an array `(B, C, *S)` on disk, or a part along its first spatial axis.
 
     Args:
         images: The array.
@@ -163,8 +163,11 @@ class Images(FitData):
 
     def _crops(self, inputs: Any, targets: Any, parts: Any, held_out: int) -> RandomCrops:
         return RandomCrops(
-            [View(*inputs[i], start, stop) for i, start, stop in parts],
-            [View(*targets[i], start, stop, not self.classes) for i, start, stop in parts],
+            [View(inputs[i][0], inputs[i][1], start, stop) for i, start, stop in parts],
+            [
+                View(targets[i][0], targets[i][1], start, stop, not self.classes)
+                for i, start, stop in parts
+            ],
             size=self.size,
             num_samples=max(1, self.num_samples // 4) if held_out else self.num_samples,
             class_weights=None if held_out else self.class_weights,

@@ -68,6 +68,10 @@ class FitData(LightningDataModule):
         self.num_workers = check_integer("num_workers", num_workers, 0)
         self.validation = validation
         self.seed = check_integer("seed", seed, 0)
+        self.progress = True  # of what is computed before training
+        self.first_epoch = (
+            0  # of a resumed run, which starts to read before Lightning sets the epoch
+        )
         self._sets: tuple[Dataset[Any], Dataset[Any] | None] | None = None
 
     def build(self) -> tuple[Dataset[Any], Dataset[Any] | None]:
@@ -83,10 +87,15 @@ class FitData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of an epoch, in another order every time."""
-        order = EpochOrder(self.sets[0], self.seed)
+        order = self.order()
+        order.set_epoch(self.first_epoch)
         return DataLoader(
             self.sets[0], self.batch_size, sampler=order, num_workers=self.num_workers
         )
+
+    def order(self) -> Any:
+        """Return the sampler of the training set."""
+        return EpochOrder(self.sets[0], self.seed)
 
     def val_dataloader(self) -> Any:
         """Return the held-out batches, the same every time; none without held-out data."""

@@ -26,6 +26,7 @@ from neurenix_ms.fitting.configs import (
     read_config,
     written,
 )
+from neurenix_ms.fitting.loading import FitData
 from neurenix_ms.sharing import save_pretrained
 
 try:
@@ -146,6 +147,9 @@ def fit(
     task, data, trainer = cli.model, cli.datamodule, cli.trainer
     last = out / "checkpoints" / LAST
     with quiet(), readable_errors():
+        if isinstance(data, FitData):
+            data.progress = progress
+            data.first_epoch = epochs_done(last) if resumes else 0
         if hasattr(task, "prepare"):
             task.prepare(data)
         if not resumes:
@@ -183,6 +187,12 @@ def resumable(out: Path, content: Config) -> bool:
             "--out, or --overwrite to start from the beginning"
         )
     return last.exists()
+
+
+def epochs_done(last: Path) -> int:
+    """Return the number of complete epochs of a checkpoint."""
+    state = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+    return int(state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
 def start_anew(out: Path, content: Config) -> None:
@@ -283,7 +293,11 @@ class _Cli(LightningCLI):
         """Return the Trainer of the config, with checkpoints and loggers in the folder of the run."""
         given = {**self.config_init["trainer"]}
         checkpoints = self.out / "checkpoints"
-        common: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False}
+        common: dict[str, Any] = {
+            "dirpath": checkpoints,
+            "enable_version_counter": False,
+            "save_on_train_epoch_end": True,  # after a validation, Lightning would repeat its epoch
+        }
         callbacks = given.pop("callbacks", None) or []
         given["callbacks"] = [
             *(callbacks if isinstance(callbacks, list) else [callbacks]),
@@ -333,10 +347,6 @@ class _Best(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
         if SCORE in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, task)
-
-    def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
-        if SCORE in trainer.callback_metrics:
-            super().on_validation_end(trainer, task)
 
 
 def loggers(out: Path) -> list[Logger]:

@@ -55,8 +55,11 @@ class Segmentation(FitTask, SegmentationTask):
         schedule: "one_cycle", or null for a constant learning rate.
         tile_size: Edge of the tiles in which a batch is computed, if it does not fit into memory.
 
+    Shape:
+        `(B, C, *S)` and classes `(B, *S)`
+
     Raises:
-        ValueError: If there is no such network or argument.
+        ValueError: If there is no such network or argument, or a target is not one of the classes.
     """
 
     def __init__(
@@ -122,6 +125,9 @@ class Regression(FitTask, RegressionTask):
         schedule: "one_cycle", or null for a constant learning rate.
         tile_size: Edge of the tiles in which a batch is computed, if it does not fit into memory.
 
+    Shape:
+        `(B, C, *S)` and values `(B, C', *S)`
+
     Raises:
         ValueError: If there is no such network or argument.
     """
@@ -168,6 +174,9 @@ class OverOutputs(nn.Module):
 
     Args:
         loss: The loss.
+
+    Shape:
+        those of the loss, or a list of outputs -> a scalar
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -180,7 +189,11 @@ class OverOutputs(nn.Module):
 
 
 class WithFloats(nn.Module):
-    """Binary cross entropy of logits `(B, 1, *S)` and classes `(B, *S)` or `(B, 1, *S)`."""
+    """Binary cross entropy of logits and classes 0 and 1.
+
+    Shape:
+        `(B, 1, *S)` and `(B, *S)` or `(B, 1, *S)` -> a scalar
+    """
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         wanted = target.reshape(logits.shape).to(logits.dtype)

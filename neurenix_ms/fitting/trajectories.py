@@ -1,7 +1,7 @@
 """Hierarchies of time-steppers on trajectories in files."""
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from neurenix_ms.timestepping import (
     TimeStepper,
     select_strides,
 )
-from neurenix_ms.timestepping.banks import can_be_stacked, make_bank
+from neurenix_ms.timestepping.banks import Bank, can_be_stacked, make_bank
 from neurenix_ms.timestepping.run import NUM_VALIDATION_WINDOWS, WindowLoss
 from neurenix_ms.timestepping.windows import WindowSource, nonzero
 from neurenix_ms.training.step import Task
@@ -132,6 +132,9 @@ class Hierarchy(FitTask, Task):
         learning_rate: Peak learning rate.
         schedule: "one_cycle", or null for a constant learning rate.
 
+    Shape:
+        windows `(K, B, horizon + 1, *D)`, drawn from trajectories
+
     Raises:
         ValueError: If strides are equal or below 1, or the data are shorter than a stride.
     """
@@ -165,7 +168,6 @@ class Hierarchy(FitTask, Task):
         self.select = select
         self.best_errors = [float("inf")] * len(self.step_sizes)
         self.best: list[list[Tensor]] = []
-        self.lines: list[str] = []
 
     def prepare(self, data: Any) -> None:
         """Build the networks, with the scales of the data."""
@@ -178,7 +180,7 @@ class Hierarchy(FitTask, Task):
                     f"the largest of step_sizes, got {states.shape[1]}"
                 )
         if self.name == "mlp":
-            features = {name: seen.shape[2] for name in ("in_features", "out_features")}
+            features = dict.fromkeys(("in_features", "out_features"), seen.shape[2])
             self.arguments = {**features, **self.arguments}
         networks = [create(self.name, **self.arguments) for _ in self.step_sizes]
         self.source = WindowSource(seen, self.step_sizes, self.horizon, self.windows)
@@ -194,20 +196,26 @@ class Hierarchy(FitTask, Task):
             self.fixed = source.spread(NUM_VALIDATION_WINDOWS)
             self.held_out_loss = WindowLoss(*self.units, source.weights)
 
+    @property
+    def bank(self) -> Bank:
+        """The networks of all strides."""
+        return cast(Bank, self.model)
+
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         generator = torch.Generator().manual_seed(int(batch))
         windows = self.source.drawn(self.batch, generator).to(self.device)
-        losses = self._on_device(self.window_loss)(self.model, windows)
+        losses = self._on_device(self.window_loss)(self.bank, windows)
         self._log("train_loss", losses.mean())
         return losses.sum()
 
-    def validation_step(self, batch: Tensor, batch_index: int) -> None:
+    def validation_step(self, batch: Tensor, batch_index: int) -> Tensor:
         assert self.fixed is not None
-        errors = self._on_device(self.held_out_loss)(self.model, self.fixed.to(self.device))
+        errors = self._on_device(self.held_out_loss)(self.bank, self.fixed.to(self.device))
         self._log("val_loss", errors.mean())
         for k, error in enumerate(errors.tolist()):
             if error < self.best_errors[k]:
                 self.best_errors[k], self.best[k] = error, self._weights(k)
+        return errors.mean()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the best weights of every stride."""
@@ -218,24 +226,21 @@ class Hierarchy(FitTask, Task):
         self.best_errors = checkpoint["best"]["errors"]
         self.best = checkpoint["best"]["weights"]
 
-    @torch.no_grad()
     def network(self) -> HierarchicalTimeStepper:
-        """Return the hierarchy of the strides that were selected, with their best weights."""
+        """Return the hierarchy of the strides that `report` has selected, with their best weights."""
         return self._selected
 
     @torch.no_grad()
     def report(self, data: Any) -> list[str]:
         """Couple the networks, and return the errors of the sets of strides that were tried."""
-        bank = copy.deepcopy(self.model).cpu()
+        bank = copy.deepcopy(self.bank).cpu()
         if self.fixed is not None:
             for k, weights in enumerate(self.best):
                 for target, source in zip(bank.tensors(k), weights, strict=True):
                     target.copy_(source)
         mean, std, scale = self.units
         steppers = [
-            TimeStepper(
-                StandardizedNetwork(one, mean.tolist(), std.tolist(), gain).eval(), stride
-            )
+            TimeStepper(StandardizedNetwork(one, mean.tolist(), std.tolist(), gain).eval(), stride)
             for one, stride, gain in zip(
                 bank.unpacked(), self.step_sizes, scale.tolist(), strict=True
             )
@@ -253,7 +258,7 @@ class Hierarchy(FitTask, Task):
         ]
 
     def _weights(self, k: int) -> list[Tensor]:
-        return [tensor.detach().cpu().clone() for tensor in self.model.tensors(k)]
+        return [tensor.detach().cpu().clone() for tensor in self.bank.tensors(k)]
 
     def _on_device(self, loss: WindowLoss) -> WindowLoss:
         values = (loss.mean, loss.std, loss.scale, loss.weights)

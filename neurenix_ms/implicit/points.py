@@ -29,8 +29,8 @@ class PointCloud(Dataset[Rows]):
         u: Values.
 
     Shape:
-        p `(N, P)`, x `(N, d)`, u `(N, out)`; an item is a row of each, and of a list or tensor of numbers
-        several rows
+        p `(N, P)`, x `(N, d)`, u `(N, out)`; an item is a row of each, or several rows for a list or
+        tensor of numbers
 
     Raises:
         ValueError: If the tensors have another rank or different lengths, are empty, or hold NaN.
@@ -49,14 +49,16 @@ class PointCloud(Dataset[Rows]):
                     f"{name} must have shape (N, columns) with a row or more, got {tuple(value.shape)}"
                 )
         if not len(p) == len(x) == len(u):
-            raise ValueError(f"p, x and u must have equal lengths, got {len(p)}, {len(x)}, {len(u)}")
+            raise ValueError(
+                f"p, x and u must have equal lengths, got {len(p)}, {len(x)}, {len(u)}"
+            )
         for name, value in (("p", p), ("x", x), ("u", u)):
             bad = ~value.isfinite()
             if bad.any():
                 row, column = bad.nonzero()[0].tolist()
                 raise ValueError(
-                    f"{name} must be finite, got {int(bad.sum())} numbers that are not, the first in row "
-                    f"{row}, column {column}"
+                    f"{name} must be finite, got {int(bad.sum())} numbers that are not, the first in "
+                    f"row {row}, column {column}"
                 )
         self.p, self.x, self.u = p, x, u
 
@@ -87,8 +89,8 @@ class PointCloud(Dataset[Rows]):
             dtype: Type of the tensors.
 
         Raises:
-            ValueError: If a file is missing, corrupted or has no such column, a number is missing, or there
-                are not parameters for every file.
+            ValueError: If a file is missing, corrupted or has no such column, a number is missing, or
+                there are not parameters for every file.
             ImportError: If the reader of a file is missing (the extra `io`).
 
         Examples:
@@ -113,8 +115,7 @@ class PointCloud(Dataset[Rows]):
         names = [*parameters, *coordinates, *values]
         parts = []
         for i, file in enumerate(paths):
-            columns = read_columns(Path(file), names)
-            rows = _kept(Path(file), columns, drop_missing)
+            rows = _kept(Path(file), read_columns(Path(file), names), drop_missing)
             given = None if parameter_values is None else parameter_values[i]
             parts.append(_rows(rows, parameters, coordinates, values, given, dtype))
         p, x, u = (torch.cat(some) for some in zip(*parts, strict=True))

@@ -55,7 +55,9 @@ def needed(name: str, path: Path) -> Any:
 def check_names(path: Path, names: Sequence[str], known: Sequence[str]) -> None:
     """Raise unless a file has columns of all names."""
     if missing := [name for name in names if name not in known]:
-        raise ValueError(f"{path} must have the columns {list(names)}, got no {missing} in {list(known)}")
+        raise ValueError(
+            f"{path} must have the columns {list(names)}, got no {missing} in {list(known)}"
+        )
 
 
 def _csv(path: Path, names: Sequence[str]) -> Columns:
@@ -104,7 +106,10 @@ def read_mesh(path: Path) -> Any:
     meshio = needed("meshio", path)
     try:
         return meshio.read(path)
-    except (Exception, SystemExit) as error:  # meshio ends the process at a file that it cannot read
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # meshio ends the process at a file that it cannot read
         words = " ".join(str(error).split())
         raise ValueError(f"{path} must be a mesh that meshio reads, got: {words}") from error
 
@@ -125,7 +130,9 @@ def _mesh(path: Path, names: Sequence[str]) -> Columns:
 READERS = {"csv": _csv, "parquet": _parquet, "mesh": _mesh}
 
 
-def write_columns(path: Path, columns: Mapping[str, np.ndarray], source: Path | None = None) -> None:
+def write_columns(
+    path: Path, columns: Mapping[str, np.ndarray], source: Path | None = None
+) -> None:
     """Write columns to a table, or as point data to a copy of a mesh, atomically.
 
     Args:
