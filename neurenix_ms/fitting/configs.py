@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):  # a short file of aliases can stand for gigabytes
-            raise yaml.YAMLError("aliases (*name) must not be used")
+            raise ValueError("aliases (*name) must not be used in a config")
         return super().compose_node(parent, index)
 
 
@@ -99,7 +99,7 @@ def read_config(path: Path) -> Config:
         raise ValueError(f"{path} must have at most {LARGEST} bytes, got more")
     try:
         content = parsed(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         words = " ".join(str(error).split())
         raise ValueError(f"{path} must be a YAML file of plain values, got {words}") from error
     check_plain(str(path), content)

@@ -2,9 +2,10 @@
 
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,7 +147,7 @@ def fit(
     cli = _Cli(content, out, progress, trust)
     task, data, trainer = cli.model, cli.datamodule, cli.trainer
     last = out / "checkpoints" / LAST
-    with quiet(), readable_errors():
+    with quiet(), readable_errors(), redirect_stdout(sys.stderr):  # the progress bar
         if isinstance(data, FitData):
             data.progress = progress
             data.first_epoch = epochs_done(last) if resumes else 0

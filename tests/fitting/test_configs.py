@@ -67,7 +67,7 @@ def test_a_config_is_found_by_path_or_name(tmp_path: Path, monkeypatch):
             "a: !!python/object/apply:os.getcwd []",
             r"must be a YAML file of plain values, got could",
         ),
-        ("a: &x [1]\nb: *x", r"plain values, got aliases \(\*name\) must not be used"),
+        ("a: &x [1]\nb: *x", r"plain values, got aliases \(\*name\) must not be used in"),
         ("a: 2020-01-01", r"must be a plain number, string, None, list or dict, got datetime"),
         ("1: 2", r"must have strings as keys, got 1"),
     ],
