@@ -377,30 +377,29 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except jsonargparse.ArgumentError as error:
-        raise ValueError(summary(str(error))) from error
+        raise ValueError(f"the config must fit its classes, got: {summary(str(error))}") from error
     except (ValueError, TypeError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
+        if isinstance(cause, ValueError) and "\n" not in str(cause):
+            raise cause
         words = " ".join(str(cause).split())
-        known = isinstance(cause, ValueError)
-        raise ValueError(words if known else f"the config must fit, got: {words}") from error
+        raise ValueError(f"the config must fit its classes, got: {words}") from error
 
 
 def summary(text: str) -> str:
-    """Return what jsonargparse says over many lines in one: the value, and what it should be."""
+    """Return what jsonargparse says over many lines in one: the argument, its value and its type."""
     keys = re.findall(r'Parser key "([^"]+)":', text)
     if not keys:
-        return f"the config must fit its classes, got: {' '.join(text.split())}"
+        return " ".join(text.split())
     inner = text.rpartition(f'Parser key "{keys[-1]}":')[2]
     value = re.search(r"(?:Given|Got) value: (.*)", inner)
     reasons = re.findall(
         r"((?:Expected|Importing) [^.\n]*)", inner[: value.end() if value else None]
     )
-    given = value[1] if value else "another"
-    return (
-        f"{'.'.join(keys)} must be of the type of its argument, got {given}: {'; '.join(reasons)}"
-    )
+    given = f" {value[1]}" if value else ""
+    return f"{'.'.join(keys)}{given}: {'; '.join(reasons)}"
 
 
 @contextmanager
@@ -413,7 +412,7 @@ def readable_errors() -> Iterator[None]:
         if "in DataLoader worker process" not in text:
             raise
         words = text.rstrip().splitlines()[-1]
-        raise ValueError(words.partition(": ")[2] or words) from error
+        raise ValueError(f"a process that reads must not fail, got {words}") from error
     except SystemExit as error:  # Lightning's answer to an interruption
         raise KeyboardInterrupt from error
 

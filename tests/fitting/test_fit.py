@@ -13,7 +13,7 @@ import torch
 
 from neurenix_ms import from_pretrained
 from neurenix_ms.datasets import open_array
-from neurenix_ms.fitting import Images, Trajectories, running
+from neurenix_ms.fitting import Images, Segmentation, Trajectories, running
 from neurenix_ms.fitting.fields import RowBatches
 from neurenix_ms.fitting.images import View
 from neurenix_ms.fitting.loading import EpochOrder, FitData, num_held_out
@@ -91,7 +91,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(workers: int, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bytes():
-    words = ["--trainer.max_epochs=6", "--data.num_samples=400", "--quiet"]
+    words = ["--trainer.max_epochs=4", "--data.num_samples=200", "--quiet"]
     run = [sys.executable, "-m", "neurenix_ms.command", "fit", "segment_images", *SMALL, *words]
     subprocess.run([*run, "--out=whole"], check=True, capture_output=True)
     process = subprocess.Popen([*run, "--out=parts"])
@@ -103,7 +103,7 @@ def test_a_killed_process_resumes_to_the_same_bytes():
     process.wait()
     assert not Path("parts/model").exists()
     done = subprocess.run([*run, "--out=parts"], check=True, capture_output=True, text=True)
-    assert "6 epochs, some of them by an earlier run" in done.stdout
+    assert "4 epochs, some of them by an earlier run" in done.stdout
     assert weights("parts") == weights("whole")
 
 
@@ -132,7 +132,7 @@ def test_a_config_that_does_not_fit_leaves_nothing():
     for word, message in {
         "--model.network=unett": r"must be one of list_models\(\), got 'unett'; similar: 'unet'",
         "--model.arguments.featurs=[3]": r"got 'featurs'; similar: 'features'",
-        "--model.learning_rate=abc": r"model.learning_rate must be of the type .*got abc: Expected a",
+        "--model.learning_rate=abc": r"got: model.learning_rate abc: Expected a <class .float.>$",
         "--model.learning_rate=-1": r"learning_rate must be positive, got -1",
         "--model.optimizer=Adamm": r"optimizer must be one of",
         "--trainer.max_epoch=3": r"the config must fit its classes, got: Group 'trainer' does not",
@@ -181,9 +181,12 @@ def test_values_that_do_not_fit_are_said_with_their_place():
 
 
 @pytest.mark.slow
-def test_an_error_of_a_reading_process_is_said_as_its_own():
+def test_an_error_of_a_reading_process_is_said_as_its_own(monkeypatch):
+    monkeypatch.setattr(Segmentation, "prepare", lambda self, data: None)
     np.save("images.npy", np.full((48, 40), np.nan, "float32"))
-    with pytest.raises(ValueError, match=r"^images.npy must have a value everywhere"):
+    with pytest.raises(
+        ValueError, match=r"^a process that reads must not fail, got ValueError: images.npy must"
+    ):
         segment("--data.num_workers=1", "--trainer.num_sanity_val_steps=0", "--out=r")
 
 
