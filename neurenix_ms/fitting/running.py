@@ -383,7 +383,7 @@ def one_line() -> Iterator[None]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         if isinstance(cause, ValueError) and "\n" not in str(cause):
-            raise cause
+            raise cause from None
         words = " ".join(str(cause).split())
         raise ValueError(f"the config must fit its classes, got: {words}") from error
 
