@@ -65,6 +65,11 @@ class RockVolume(FitData):
     Raises:
         ValueError: If the file is not usable, or has too few planes.
         RuntimeError: If no box conducts.
+
+    Examples:
+        >>> data = RockVolume("scan.raw", [0, 3], reading={"shape": [99, 99, 99], "dtype": "uint8"})
+        >>> data.pore_values  # the file is read when training begins
+        [0, 3]
     """
 
     def __init__(
@@ -158,6 +163,10 @@ class Conduction(FitTask, MultiScaleTask):
 
     Shape:
         see `TurnedConduction` of the recipe
+
+    Examples:
+        >>> Conduction(num_scales=2, num_filters=2).network().num_features
+        3
     """
 
     def __init__(

@@ -52,6 +52,8 @@ class RowBatches(Dataset[tuple[Tensor, Tensor]]):
 class Points(FitData):
     """Values at scattered points in a table or in meshes, for `Field`.
 
+    Use it for simulations on any mesh and for measurements. The rows are in memory.
+
     Args:
         path: `.csv`, `.parquet`, `.vtk`, `.vtu` or `.xdmf`, or a list of such files.
         coordinates: Names of the columns of coordinates.
@@ -65,6 +67,16 @@ class Points(FitData):
 
     Raises:
         ValueError: If a file is not usable; see `PointCloud.read`.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with open(f"{folder}/run.csv", "w") as file:
+        ...         size = file.write("x,u\\n" + "0.5,2.0\\n" * 10)
+        ...     data = Points(f"{folder}/run.csv", ["x"], ["u"], validation=0.2)
+        ...     rows, values = data.sets[0][0]
+        >>> rows.shape, values.shape  # a parameter that is 0, and x
+        (torch.Size([8, 2]), torch.Size([8, 1]))
     """
 
     def __init__(
@@ -163,6 +175,11 @@ class Field(FitTask, RegressionTask):
 
     Raises:
         ValueError: If there is no such field or argument.
+
+    Examples:
+        >>> task = Field("nif", {"shape_width": 16})
+        >>> task.arguments, task.method
+        ({'shape_width': 16}, 'minmax')
     """
 
     def __init__(

@@ -77,6 +77,17 @@ class Images(FitData):
     Raises:
         ValueError: If there is no such file, the files do not fit each other, or they are smaller than a
             crop.
+
+    Examples:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("image", "labels"):
+        ...         np.save(f"{folder}/{name}.npy", np.zeros((40, 30), "uint8"))
+        ...     data = Images(f"{folder}/image.npy", f"{folder}/labels.npy", size=8)
+        ...     crop, label = data.sets[0][0]
+        >>> crop.shape, label.dtype
+        (torch.Size([1, 8, 8]), torch.int64)
     """
 
     def __init__(

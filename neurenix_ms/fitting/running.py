@@ -49,12 +49,19 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 class Fitted:
     """What `fit` has made.
 
+    Use it to go on with the network in Python: `from_pretrained(made.folder)` reads it.
+
     Args:
         folder: Folder of `save_pretrained` with the trained network.
         epochs: Epochs that were run, including those of interrupted runs.
         resumed: Whether an interrupted run was continued.
         scores: Losses and metrics of the last epoch.
         lines: What the task says about the network.
+
+    Examples:
+        >>> made = Fitted(Path("runs/mine/model"), 20, False, {"val_loss": 0.1}, [])
+        >>> made.scores["val_loss"]
+        0.1
     """
 
     folder: Path

@@ -60,6 +60,11 @@ class Segmentation(FitTask, SegmentationTask):
 
     Raises:
         ValueError: If there is no such network or argument, or a target is not one of the classes.
+
+    Examples:
+        >>> task = Segmentation("unet", {"in_channels": 1, "features": [4]})
+        >>> type(task.network()).__name__, list(task.metrics.keys())
+        ('UNet', ['iou'])
     """
 
     def __init__(
@@ -130,6 +135,11 @@ class Regression(FitTask, RegressionTask):
 
     Raises:
         ValueError: If there is no such network or argument.
+
+    Examples:
+        >>> task = Regression("unet", {"in_channels": 1, "features": [4]})
+        >>> type(task.network()).__name__, list(task.metrics.keys())
+        ('UNet', ['mae'])
     """
 
     def __init__(

@@ -69,6 +69,15 @@ class Trajectories(FitData):
 
     Raises:
         ValueError: If the file is not usable, or has other axes.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/states.npy", np.zeros((10, 50, 3)))
+        ...     data = Trajectories(f"{folder}/states.npy", validation=0.2)
+        ...     number = len(data.sets[0])
+        >>> number, data.seen.shape, data.held_out.shape
+        (100, torch.Size([8, 50, 3]), torch.Size([2, 50, 3]))
     """
 
     def __init__(
@@ -137,6 +146,10 @@ class Hierarchy(FitTask, Task):
 
     Raises:
         ValueError: If strides are equal or below 1, or the data are shorter than a stride.
+
+    Examples:
+        >>> Hierarchy([1, 8, 64], arguments={"hidden": [32, 32]}).step_sizes
+        [1, 8, 64]
     """
 
     def __init__(
