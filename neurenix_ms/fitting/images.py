@@ -68,7 +68,8 @@ class Images(FitData):
         target_key: Name of the targets.
         reading: Further arguments of `open_array` for the inputs: shape, dtype, offset, fill.
         target_reading: The same for the targets.
-        class_weights: How often a crop has each class in its center; see `RandomCrops`.
+        class_weights: How often a crop has class 0, 1, ... in its center, relative to how often it
+            occurs; see `RandomCrops`.
         batch_size: Crops of a batch.
         num_workers: Processes that read.
         validation: Part of the images, or of the rows of a single one, that is held out.
@@ -104,7 +105,7 @@ class Images(FitData):
         target_key: str | int | None = None,
         reading: dict[str, Any] | None = None,
         target_reading: dict[str, Any] | None = None,
-        class_weights: dict[int, float] | None = None,
+        class_weights: list[float] | None = None,
         batch_size: int = 8,
         num_workers: int = 0,
         validation: float = 0.2,
@@ -120,7 +121,7 @@ class Images(FitData):
         self.first = first
         self.key, self.target_key = key, target_key
         self.reading, self.target_reading = dict(reading or {}), dict(target_reading or {})
-        self.class_weights = class_weights
+        self.class_weights = None if class_weights is None else dict(enumerate(class_weights))
 
     def build(self) -> tuple[Dataset[Any], Dataset[Any] | None]:
         """Return crops of the training images and of the held-out ones."""

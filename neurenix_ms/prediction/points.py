@@ -103,10 +103,9 @@ def evaluate_file(
     kinds = [value.dtype for value in field.parameters()] or [torch.float32]
     with torch.no_grad():
         found = field(p.to(device, kinds[0]), x.to(device, kinds[0]), chunk_size=CHUNK).cpu()
-    given = {name: p[:, i].numpy() for i, name in enumerate(parameters)}
-    given |= {name: columns[name] for name in coordinates}
+    points = {name: columns[name] for name in (*parameters, *coordinates)}
     made = {name: found[:, i].numpy() for i, name in enumerate(values)}
-    write_columns(Path(target), given | made, Path(source))
+    write_columns(Path(target), points | made, Path(source))
     return len(x)
 
 
