@@ -117,16 +117,17 @@ class DensityMaps(FitData):
     def build(self) -> tuple[Dataset[Any], Dataset[Any] | None]:
         """Open the files, and return the windows to train on and those held out."""
         files = [(self.density, self.density_key), *zip(self.fields, self.field_keys, strict=True)]
-        arrays = [open_array(path, key, **self.reading) for path, key in files]
-        shape = arrays[0].shape
-        for array in arrays:
+        opened = [open_array(path, key, **self.reading) for path, key in files]
+        shape = opened[0].shape
+        for array in opened:
             if array.shape != shape:
                 raise ValueError(
                     f"fields must have the shape {shape} of the density, got {array.shape} in "
                     f"{array.path}"
                 )
+        arrays: list[Any] = list(opened)
         if self.num_samples == "one":
-            arrays, shape = [_OneSample(array) for array in arrays], (1, *shape)
+            arrays, shape = [_OneSample(array) for array in opened], (1, *shape)
         if not 3 <= len(shape) <= 5:
             raise ValueError(
                 f"{self.density} must have a time and one to three spatial axes, got {shape}"
@@ -258,7 +259,7 @@ class Density(FitTask, RegressionTask):
         scales = maps.square().transpose(0, 1).flatten(1).mean(1).sqrt()
         scales = torch.where(scales > 0, scales, 1)
         inner = create(self.name, **{**self.arguments, **counts})
-        step = MassConserving(inner, self.method, scales=scales.tolist())  # type: ignore[arg-type]
+        step = MassConserving(inner, self.method, scales=scales.tolist())
         self.model = Unrolled(step, data.unroll)
 
     def network(self) -> nn.Module:
