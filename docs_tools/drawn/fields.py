@@ -229,6 +229,18 @@ SKETCHES = {
                 ("integrate over\ndeparture cells", "restore the mass"),
                 ("restore the mass", "density after")],
     ),
+    "MassConserving": Sketch(
+        "MassConserving(UNet(3, 1, features=[4, 8], norm=None))",
+        [
+            [data("density, fields", "x"), None],
+            [step("network", "model.network"), None],
+            [step("correct to the\nmass before", name="mass"), None],
+            [data("density after", "y"), None],
+        ],
+        "The output of a network is corrected to the mass of its input",
+        {"x": "torch.rand(2, 3, 24, 20)"},
+        "model(x)",
+    ),
     "FluxConservation": Sketch(
         "FluxConservation(2)",
         [

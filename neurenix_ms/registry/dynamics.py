@@ -105,6 +105,25 @@ DYNAMICS = [
         "Zalesak 1979",
     ),
     Preset(
+        "mass_conserving_unet",
+        "MassConserving",
+        "a U-Net of a density and two velocities on a periodic map, corrected to the mass of its input",
+        arguments={
+            "network": {
+                "class": "UNet",
+                "config": {
+                    "in_channels": 3,
+                    "out_channels": 1,
+                    "features": [8, 16, 32],
+                    "bilinear": False,
+                    "norm": None,
+                    "padding_mode": "circular",
+                    "remember": False,
+                },
+            }
+        },
+    ),
+    Preset(
         "lstm_forecaster",
         "LSTMForecaster",
         "an LSTM of 128 units that predicts the change of a state",
