@@ -118,6 +118,31 @@ SKETCHES = {
         STATE,
         "model.forecast(x, 64)",
     ),
+    "AdaptiveTimeStepper": Sketch(
+        "AdaptiveTimeStepper([TimeStepper(MLP(2, 2, [32]), s) for s in (1, 4, 16)], "
+        "StrideErrors(MLP(2, 6, [8]), [0.0, 0.0], [1.0, 1.0]), 0.01)",
+        [
+            [data("start", "x")],
+            [step("predict errors\nof all strides", has="model.errors")],
+            [step("largest stride\nwithin the tolerance", has="model.steppers")],
+            [step("shorter strides\nin between, where\nstates are curved", name="shorter")],
+            [data("forecast", "y")],
+        ],
+        "Strides that follow the state, and shorter strides in between only where they are needed",
+        STATE,
+        "model.forecast(x, 64)",
+    ),
+    "StrideErrors": Sketch(
+        "StrideErrors(MLP(2, 6, [8]), mean=[1.0, 0.0], std=[2.0, 1.0])",
+        [
+            [data("state", "x")],
+            [step("- mean, / std")],
+            [step("network", "model.network")],
+            [data("errors of 3 strides", "y")],
+        ],
+        "A network predicts the logarithms of the errors of all strides",
+        STATE,
+    ),
     "StandardizedNetwork": Sketch(
         "StandardizedNetwork(MLP(2, 2, [32]), mean=[1.0, 0.0], std=[2.0, 1.0], scale=[0.1, 0.1])",
         [
