@@ -1,7 +1,7 @@
 """Encoder, dense skip connections and outputs of nested U-Nets."""
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class DenseSkips(nn.Module):
 
 
 def _called(
-    node: DenseNode, row: list[Tensor], coarse: list[Tensor], given: dict[str, Tensor]
+    node: DenseNode, row: list[Tensor], coarse: list[Tensor], given: dict[str, Any]
 ) -> Tensor:
     """Call a node with the first of the coarser feature maps, which is released once it is merged."""
     if torch.compiler.is_compiling() or is_observed(node):
