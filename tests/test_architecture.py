@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "neurenix_ms"
 # from top to bottom; a part may import parts of lower floors
 FLOORS = [
     ["command"],
+    ["fitting"],
     ["__init__", "compat", "recipes"],
     ["weights", "bench", "prediction"],
     ["sharing"],
@@ -42,7 +43,7 @@ CORE = [
     "tracing",
     "hooks",
 ]
-PART_OF_LIGHTNING = "training"
+PARTS_OF_LIGHTNING = ("training", "fitting", "recipes")
 
 
 def part_of(path: Path) -> str:
@@ -101,7 +102,7 @@ def test_plans_are_made_without_running_them():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_extras_are_imported_where_they_are_needed(path: Path):
-    if part_of(path) in (PART_OF_LIGHTNING, "recipes"):
+    if part_of(path) in PARTS_OF_LIGHTNING:
         return
     top = {name.split(".")[0] for name in imports(path, top_level_only=True)}
     assert not top & EXTRAS

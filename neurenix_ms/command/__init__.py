@@ -1,7 +1,8 @@
 """The command `neurenix-ms`: every file and folder here is a subcommand of its name.
 
 A file has a function `add_arguments(parser)` and a function `run(options)` that returns what is to be
-written, or None; the first line of its docstring is its help. A folder holds subcommands of its own.
+written, or None; the first line of its docstring is its help. With `ANY_OPTION = True` it gets the words
+that its parser does not know as `options.others`. A folder holds subcommands of its own.
 Files import what they need inside `run`, so that the help appears at once. A `ValueError`, `OSError`,
 `ImportError` or `RuntimeError` ends the command with the first line of its message; `--debug` shows
 where it was raised.
@@ -26,7 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 where a message has been written to the standard error, or 130 after an
         interruption.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options, others = parser.parse_known_args(argv)
+    options.others = others
+    if others and not options.any_option:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         text = options.run(options)
     except KeyboardInterrupt:
@@ -67,4 +72,8 @@ def _add_subcommands(parser: argparse.ArgumentParser, package: ModuleType) -> No
             inner.add_argument(
                 "--debug", action="store_true", help="show the traceback of an error"
             )
-            inner.set_defaults(run=module.run, program=inner.prog)
+            inner.set_defaults(
+                run=module.run,
+                program=inner.prog,
+                any_option=getattr(module, "ANY_OPTION", False),
+            )

@@ -1,4 +1,8 @@
-"""Predict an array on disk from another by a model in a file, tile by tile; a killed run resumes."""
+"""Predict an array on disk from another by a model in a file, tile by tile; a killed run resumes.
+
+Of an MS-Net, the finest output is written. With --steps, a time-stepper forecasts the states in IN. With
+--coordinates and --values, an implicit field is evaluated at the points of a table or mesh.
+"""
 
 import argparse
 from argparse import ArgumentTypeError
@@ -56,20 +60,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="replace OUT, and drop an interrupted run of another model, input or options",
     )
     add("--quiet", action="store_true", help="show no progress bar")
+    states = parser.add_argument_group("forecasts of states (B, *D) in IN, by a time-stepper")
+    states.add_argument("--steps", type=int, metavar="N", help="number of steps")
+    states.add_argument(
+        "--row",
+        type=int,
+        metavar="N",
+        help="IN has trajectories (B, T, *D), of which this time step is the first; -1 is the last",
+    )
+    points = parser.add_argument_group("values at points in IN (.csv, .parquet, .vtk, .vtu, .xdmf)")
+    points.add_argument("--coordinates", type=words, metavar="NAME,...", help="columns, or x,y,z")
+    points.add_argument("--values", type=words, metavar="NAME,...", help="names in OUT")
+    points.add_argument("--parameters", type=words, default=[], metavar="NAME,...", help="columns")
+    points.add_argument(
+        "--parameter-values", type=numbers, metavar="NUMBER,...", help="the same for all points"
+    )
 
 
 def run(options: argparse.Namespace) -> str:
     """Where the result is."""
-    from importlib.util import find_spec
-
     import torch
-
-    from neurenix_ms.prediction import predict_file
 
     if options.threads is not None:
         if options.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
+    if options.steps is not None:
+        return forecast(options)
+    if options.coordinates is not None or options.values is not None:
+        return evaluate(options)
+    return predict(options)
+
+
+def forecast(options: argparse.Namespace) -> str:
+    """Forecast states by a time-stepper."""
+    from neurenix_ms.prediction import forecast_file
+
+    shape = forecast_file(
+        options.model,
+        options.source,
+        options.target,
+        options.steps,
+        row=options.row,
+        key=options.key,
+        shape=options.shape,
+        dtype=options.dtype,
+        offset=options.offset,
+        device=options.device,
+        overwrite=options.overwrite,
+    )
+    return f"{options.target}: shape {shape}, {options.steps} steps"
+
+
+def evaluate(options: argparse.Namespace) -> str:
+    """Evaluate an implicit field at points."""
+    from neurenix_ms.prediction import evaluate_file
+
+    if options.coordinates is None or options.values is None:
+        raise ValueError("points need --coordinates and --values, got one of them")
+    count = evaluate_file(
+        options.model,
+        options.source,
+        options.target,
+        coordinates=options.coordinates,
+        values=options.values,
+        parameters=options.parameters,
+        parameter_values=options.parameter_values,
+        device=options.device,
+        overwrite=options.overwrite,
+    )
+    return f"{options.target}: {', '.join(options.values)} at {count} points"
+
+
+def predict(options: argparse.Namespace) -> str:
+    """Predict images or volumes in tiles."""
+    from importlib.util import find_spec
+
+    from neurenix_ms.prediction import predict_file
+
     key = options.key
     made = predict_file(
         options.model,
@@ -106,6 +174,19 @@ def lengths(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise ArgumentTypeError(f"must be integers separated by commas, got {text!r}") from None
+
+
+def words(text: str) -> list[str]:
+    """Return names separated by commas."""
+    return text.split(",")
+
+
+def numbers(text: str) -> list[float]:
+    """Return numbers separated by commas."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ArgumentTypeError(f"must be numbers separated by commas, got {text!r}") from None
 
 
 def names(text: str) -> str | list[str]:

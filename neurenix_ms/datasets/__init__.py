@@ -6,6 +6,7 @@ from neurenix_ms.datasets.crops import RandomCrops, Windows
 from neurenix_ms.datasets.ocean import DriftDensity
 from neurenix_ms.datasets.porous import PorousConduction, effective_conductivity
 from neurenix_ms.datasets.scaled_crop import RandomScaledCrop
+from neurenix_ms.datasets.scanned import ScannedConduction
 from neurenix_ms.datasets.waves import kuramoto_sivashinsky, travelling_wave, turbulence2d
 from neurenix_ms.datasets.writers import create_array
 
@@ -15,6 +16,7 @@ __all__ = [
     "RandomCrops",
     "RandomScaledCrop",
     "SampleCache",
+    "ScannedConduction",
     "Windows",
     "create_array",
     "effective_conductivity",

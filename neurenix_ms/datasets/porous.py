@@ -154,13 +154,12 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
 
     def _make(self, index: int) -> dict[str, Tensor]:
         """Draw geometries until one conducts and its solution converges."""
-        ndimage = _import_solvers()[2]
         for draw in range(MAX_DRAWS):
             pores = self._draw(index, draw)
             if not pores.any() or pores.all():
                 continue
-            potential, conductance, converged = self._solve(pores)
-            if not converged:
+            sample = solved(pores, self.tolerance, self.max_iterations, self.device)
+            if sample is None:
                 warnings.warn(
                     f"draw {draw} of sample {index} is omitted: taufactor did not converge to "
                     f"{self.tolerance} in {self.max_iterations} iterations; the next draw replaces "
@@ -168,12 +167,7 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
                     stacklevel=2,
                 )
                 continue
-            return {
-                "pores": torch.from_numpy(pores)[None],
-                "distance": torch.from_numpy(ndimage.distance_transform_edt(pores)).float()[None],
-                "potential": potential[None],
-                "D_rel": torch.tensor(conductance),
-            }
+            return sample
         raise RuntimeError(
             f"none of {MAX_DRAWS} geometries of sample {index} conducts with a converged solution; "
             f"ask for a higher porosity than {self.porosity} or more than {self.max_iterations} "
@@ -184,7 +178,7 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         """Return a boolean array of the connected pores of one geometry."""
         import numpy as np
 
-        porespy = _import_solvers()[0]
+        porespy = import_solvers()[0]
         random = np.random.default_rng([self.seed, index, draw])
         porosity = random.uniform(*self.porosity)
         seed = int(random.integers(2**32))
@@ -204,19 +198,38 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
             np.random.set_state(state)
         return porespy.filters.trim_nonpercolating_paths(pores, axis=0)
 
-    def _solve(self, pores: Any) -> tuple[Tensor, float, bool]:
-        """Return potential, conductance relative to the empty box, and whether both converged."""
-        taufactor = _import_solvers()[1]
-        volume = pores.reshape(*self.shape, *(1,) * (3 - self.spatial_dims))
-        solver = taufactor.Solver(volume.astype("float32"), device=self.device)
-        with contextlib.redirect_stdout(io.StringIO()):  # taufactor prints its warnings
-            solver.solve(iter_limit=self.max_iterations, verbose=False, conv_crit=self.tolerance)
-        # one ghost layer on every side
-        potential = solver.field[0, 1:-1, 1:-1, 1:-1].reshape(self.shape).cpu()
-        conductance = float(solver.D_rel[0])
-        # taufactor counts a flux of NaN as converged
-        converged = bool(solver.converged) and conductance > 0 and bool(potential.isfinite().all())
-        return potential, conductance, converged
+
+def solved(
+    pores: Any, tolerance: float, max_iterations: int, device: str | torch.device = "cpu"
+) -> dict[str, Tensor] | None:
+    """Solve for the potential in pores that connect the end faces; None if it does not converge.
+
+    Args:
+        pores: Boolean array of two or three axes.
+        tolerance: See `PorousConduction`.
+        max_iterations: Likewise.
+        device: Device of the solver.
+
+    Returns:
+        An item of `PorousConduction`.
+    """
+    _, taufactor, ndimage = import_solvers()
+    volume = pores.reshape(*pores.shape, *(1,) * (3 - pores.ndim))
+    solver = taufactor.Solver(volume.astype("float32"), device=device)
+    with contextlib.redirect_stdout(io.StringIO()):  # taufactor prints its warnings
+        solver.solve(iter_limit=max_iterations, verbose=False, conv_crit=tolerance)
+    # one ghost layer on every side
+    potential = solver.field[0, 1:-1, 1:-1, 1:-1].reshape(pores.shape).cpu()
+    conductance = float(solver.D_rel[0])
+    # taufactor counts a flux of NaN as converged
+    if not (bool(solver.converged) and conductance > 0 and bool(potential.isfinite().all())):
+        return None
+    return {
+        "pores": torch.from_numpy(pores)[None],
+        "distance": torch.from_numpy(ndimage.distance_transform_edt(pores)).float()[None],
+        "potential": potential[None],
+        "D_rel": torch.tensor(conductance),
+    }
 
 
 @checked
@@ -267,7 +280,8 @@ def effective_conductivity(potential: Tensor, pores: Tensor) -> Tensor:
     return num_cells * (steps * open_faces).flatten(1).mean(dim=1)
 
 
-def _import_solvers() -> tuple[Any, Any, Any]:
+def import_solvers() -> tuple[Any, Any, Any]:
+    """Return porespy, taufactor and scipy.ndimage."""
     try:
         import porespy
         import scipy.ndimage

@@ -6,6 +6,7 @@ from neurenix_ms.implicit.derivatives import gradient, hessian, laplacian, time_
 from neurenix_ms.implicit.last_layer import LastLayerNIF
 from neurenix_ms.implicit.nif import NIF, MultiScaleNIF
 from neurenix_ms.implicit.normalizer import Normalizer
+from neurenix_ms.implicit.points import PointCloud
 from neurenix_ms.implicit.pruning import (
     PruningRound,
     PruningSchedule,
@@ -19,6 +20,7 @@ __all__ = [
     "LastLayerNIF",
     "MultiScaleNIF",
     "Normalizer",
+    "PointCloud",
     "PruningRound",
     "PruningSchedule",
     "compact",

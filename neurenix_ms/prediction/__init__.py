@@ -1,5 +1,7 @@
 """Predictions from files to files, which resume after an interruption."""
 
+from neurenix_ms.prediction.forecasts import forecast_file
+from neurenix_ms.prediction.points import evaluate_file
 from neurenix_ms.prediction.predicting import Prediction, predict_file
 
-__all__ = ["Prediction", "predict_file"]
+__all__ = ["Prediction", "evaluate_file", "forecast_file", "predict_file"]

@@ -17,6 +17,7 @@ from neurenix_ms.datasets.arrays import DiskArray, open_array
 from neurenix_ms.datasets.readers import unmap
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.execution.run.arrays import FEWER_BITS
+from neurenix_ms.msnet import MSNet
 from neurenix_ms.prediction.journal import Journal
 from neurenix_ms.prediction.results import Results
 from neurenix_ms.sharing.reading import read_network
@@ -127,6 +128,7 @@ def predict_file(
     """
     results = Results(Path(target))
     network = read_network(model, device)
+    _check_kind(network)
     array = open_array(source, key, shape=shape, dtype=dtype, offset=offset, fill=fill)
     images = array.images(_dims(network, spatial_dims), first)
     _check_channels(network, images)
@@ -152,7 +154,7 @@ def predict_file(
         "run": [device, torch.get_num_threads(), torch.__version__],
     }
     tiled = TiledModel(
-        network,
+        Finest(network) if isinstance(network, MSNet) else network,
         tile_size,
         spatial_dims=images.ndim - 2,  # type: ignore[arg-type]
         memory_limit=memory_limit,
@@ -320,6 +322,37 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file())
 
 
+class Finest(nn.Module):
+    """The finest of the outputs of a network from coarse to fine.
+
+    Args:
+        network: Returns a list, coarsest first.
+
+    Shape:
+        that of the network -> its last output
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)[-1]
+
+
+def _check_kind(network: nn.Module) -> None:
+    """Raise for networks of vectors and of points."""
+    if hasattr(network, "forecast"):
+        raise ValueError(
+            f"a {type(network).__name__} forecasts states: call forecast_file (--steps), got images"
+        )
+    if hasattr(network, "forward_grid"):
+        raise ValueError(
+            f"a {type(network).__name__} takes points: call evaluate_file (--coordinates, --values), "
+            "got images"
+        )
+
+
 def _dims(network: nn.Module, asked: Any) -> Any:
     own = getattr(network, "spatial_dims", None)
     if asked is None and own is None:
@@ -339,7 +372,7 @@ def _axes(images: DiskArray, reduce: str | None) -> list[str] | None:
 
 def _check_channels(network: nn.Module, images: DiskArray) -> None:
     """Raise a message that is clearer than that of a convolution."""
-    wanted = getattr(network, "in_channels", None)
+    wanted = getattr(network, "in_channels", getattr(network, "num_features", None))
     if isinstance(wanted, int) and images.shape[1] != wanted:
         raise ValueError(
             f"{images.path} must fit a {type(network).__name__} of {wanted} channels, got shape "

@@ -324,8 +324,14 @@ def test_every_public_callable_has_a_case():
     told = {
         *(nms.save, nms.load, nms.enable_gradient_checkpointing),  # tests/test_files.py
         *(datasets.DriftDensity, datasets.PorousConduction, datasets.SampleCache),  # on disk
+        datasets.ScannedConduction,
         *(datasets.open_array, datasets.create_array, datasets.RandomCrops, datasets.Windows),
-        *(implicit.PruningRound, implicit.prune_and_retrain, timestepping.Selection),
+        *(
+            implicit.PointCloud,
+            implicit.PruningRound,
+            implicit.prune_and_retrain,
+            timestepping.Selection,
+        ),
         weights.read_pickle,
         nms.TiledModel,  # tests/execution
         nms.LevelFeatures,  # of a flag, and made in every forward pass

@@ -9,7 +9,7 @@ from docs_tools.messages import messages, page, text_of
 from docs_tools.source import PACKAGE, Source
 
 # control flow inside the package, and methods that subclasses implement
-INSIDE = {"self.raised", "NotImplementedError", "_ReachedError"}
+INSIDE = {"self.raised", "NotImplementedError", "_ReachedError", "KeyboardInterrupt", "cause"}
 # made elsewhere and raised here
 MADE_BY = {"self._other_calls"}
 

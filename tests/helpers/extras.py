@@ -18,4 +18,8 @@ EXTRAS = {
     "torchdiffeq",
     "huggingface_hub",
     "safetensors",
+    "jsonargparse",
+    "yaml",
+    "pyarrow",
+    "meshio",
 }

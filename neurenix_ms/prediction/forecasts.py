@@ -1,0 +1,129 @@
+"""From states in a file to their forecast in another, by a time-stepper."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.checks import check_integer
+from neurenix_ms.datasets import create_array, open_array
+from neurenix_ms.sharing.reading import read_network
+
+
+@checked
+def forecast_file(
+    model: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    num_steps: int,
+    *,
+    row: int | None = None,
+    key: str | None = None,
+    shape: Sequence[int] | None = None,
+    dtype: Any = None,
+    offset: int = 0,
+    device: str = "cpu",
+    overwrite: bool = False,
+) -> tuple[int, ...]:
+    """Forecast states in a file by a time-stepper in another, and write the result.
+
+    Use it for a `HierarchicalTimeStepper` or a `TimeStepper`, as `neurenix-ms predict` does. States and
+    forecast are in memory. The result appears at its place when it is complete.
+
+    Args:
+        model: A file of `save` or a folder of `save_pretrained`.
+        source: Initial states `(B, *D)`, in a format of `open_array`; or with `row`, trajectories
+            `(B, T, *D)`.
+        target: Where the forecast `(B, num_steps, *D)` goes, in a format of `create_array`.
+        num_steps: Number of steps.
+        row: Time step of the trajectories from which the forecast starts; -1 is the last.
+        key: Name of the array in a file of several.
+        shape: See `open_array`.
+        dtype: See `open_array`.
+        offset: See `open_array`.
+        device: Where the model runs.
+        overwrite: Replace what is at `target`.
+
+    Returns:
+        The shape of the forecast.
+
+    Raises:
+        ValueError: If a file cannot be read, the model makes no forecasts, the states do not fit it, or
+            something is at `target`.
+
+    Examples:
+        >>> import tempfile
+        >>> from neurenix_ms import create, save
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(create("time_stepper"), f"{folder}/model.nx")
+        ...     np.save(f"{folder}/states.npy", np.zeros((5, 2)))
+        ...     forecast_file(
+        ...         f"{folder}/model.nx", f"{folder}/states.npy", f"{folder}/next.npy", num_steps=8
+        ...     )
+        (5, 8, 2)
+    """
+    check_integer("num_steps", num_steps, 1)
+    check_free(Path(target), overwrite)
+    network: Any = read_network(model, device)
+    if not hasattr(network, "forecast"):
+        raise ValueError(f"model must make forecasts, got a {type(network).__name__}")
+    array = np.asarray(open_array(source, key, shape=shape, dtype=dtype, offset=offset)[...])
+    states = _started(array, row, Path(source))
+    kinds = [p.dtype for p in network.parameters()] or [torch.float32]
+    with torch.no_grad():
+        try:
+            found = network.forecast(torch.from_numpy(states).to(device, kinds[0]), num_steps)
+        except RuntimeError as error:  # of a product of matrices that do not fit
+            words = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{source} must hold states that the model takes, got {states.shape}: {words}"
+            ) from error
+    write_array(Path(target), found.cpu().numpy())
+    return tuple(found.shape)
+
+
+def _started(array: np.ndarray, row: int | None, source: Path) -> np.ndarray:
+    """Return the initial states."""
+    least = 2 if row is None else 3
+    if array.ndim < least:
+        wanted = "(states, features)" if row is None else "(trajectories, time, features)"
+        raise ValueError(f"{source} must have the axes {wanted}, got shape {array.shape}")
+    if row is None:
+        return np.array(array)
+    if not -array.shape[1] <= row < array.shape[1]:
+        raise ValueError(f"row must be one of {array.shape[1]} time steps, got {row}")
+    return np.array(array[:, row])
+
+
+def check_free(target: Path, overwrite: bool) -> None:
+    """Raise if something is at a target that must not be replaced, or its folder is missing."""
+    if target.exists() and not overwrite:
+        raise ValueError(
+            f"target must be free, got {target}, which exists; pass overwrite (--overwrite) to "
+            "replace it"
+        )
+    if not target.parent.is_dir():
+        raise ValueError(f"target must be in a folder that exists, got {target}")
+
+
+def write_array(target: Path, values: np.ndarray) -> None:
+    """Write an array beside its place, and move it there when it is complete."""
+    making = target.with_name(f".making-{target.name}")
+    try:
+        array = create_array(making, values.shape, values.dtype, overwrite=True)
+        array[...] = values
+        getattr(array, "flush", lambda: None)()
+        getattr(array, "close", lambda: None)()
+        if target.is_dir():  # a rename replaces files only
+            shutil.rmtree(target)
+        os.replace(making, target)
+    finally:
+        if making.is_dir():
+            shutil.rmtree(making)
+        else:
+            making.unlink(missing_ok=True)
