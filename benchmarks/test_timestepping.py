@@ -8,7 +8,12 @@ import torch
 from benchmarks.paired import assert_equal, measure_step, only_when_timing
 from benchmarks.plain_timestepping import PlainTraining, Residual, forecast, plain_network
 from neurenix_ms.layers.mlp import MLP
-from neurenix_ms.timestepping import HierarchicalTimeStepper, TimeStepper
+from neurenix_ms.timestepping import (
+    AdaptiveTimeStepper,
+    HierarchicalTimeStepper,
+    StrideErrors,
+    TimeStepper,
+)
 from neurenix_ms.timestepping.banks import make_bank, stacking_is_faster
 from neurenix_ms.timestepping.run import TrainingRun, WindowLoss
 from neurenix_ms.timestepping.windows import WindowSource
@@ -84,3 +89,27 @@ def test_train_step(batch_size, variant, measure, request):
     ways = steps(batch_size)
     against = None if variant == "plain" else ways["plain"]
     measure(ways[variant], batch_size * len(STRIDES), rounds=5, against=against)
+
+
+def adaptive_forecasts(num_samples: int, num_steps: int) -> dict:
+    """Return an adaptive forecast of a batch, and of its trajectories one by one, as calls."""
+    steppers = list(hierarchy().only([1, 4, 16]).steppers)
+    errors = StrideErrors(MLP(2, 6, [16]), [0.0, 0.0], [1.0, 1.0])
+    model = AdaptiveTimeStepper(steppers, errors, tolerance=1.0)
+    x0 = torch.randn(num_samples, 2)
+    return {
+        "one by one": torch.no_grad()(
+            lambda: torch.cat([model.forecast(x, num_steps) for x in x0.split(1)])
+        ),
+        "ours": torch.no_grad()(lambda: model.forecast(x0, num_steps)),
+    }
+
+
+@pytest.mark.benchmark(group="timestepping/adaptive")
+@pytest.mark.parametrize("variant", ["one by one", "ours"])
+def test_adaptive_rollout(variant, measure):
+    ways = adaptive_forecasts(20, 256)
+    assert_equal(ways["ours"](), ways["one by one"]())
+    measure(
+        ways[variant], 20, rounds=3, against=None if variant == "one by one" else ways["one by one"]
+    )

@@ -19,11 +19,13 @@ from neurenix_ms._core.config import check_plain
 from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF, Normalizer
 from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.timestepping import (
+    AdaptiveTimeStepper,
     ClockworkRNN,
     EchoStateNetwork,
     HierarchicalTimeStepper,
     LSTMForecaster,
     StandardizedNetwork,
+    StrideErrors,
     TimeStepper,
 )
 
@@ -384,6 +386,12 @@ OTHERS = {
     "MLP": lambda: MLP(2, 3, [4, 5]),
     "TimeStepper": lambda: TimeStepper(MLP(2, 2, [4]), 3),
     "HierarchicalTimeStepper": lambda: HierarchicalTimeStepper([TimeStepper(MLP(2, 2, [4]), 3)]),
+    "StrideErrors": lambda: StrideErrors(MLP(2, 2, [4]), [0.0, 1.0], [1.0, 2.0]),
+    "AdaptiveTimeStepper": lambda: AdaptiveTimeStepper(
+        [TimeStepper(MLP(2, 2, [4]), 3)],
+        StrideErrors(MLP(2, 2, [4]), [0.0, 1.0], [1.0, 2.0]),
+        0.1,
+    ),
     "LSTMForecaster": lambda: LSTMForecaster(2, 4),
     "ClockworkRNN": lambda: ClockworkRNN(2, 8, 2),
     "EchoStateNetwork": lambda: EchoStateNetwork(2, 8),

@@ -118,6 +118,31 @@ SKETCHES = {
         STATE,
         "model.forecast(x, 64)",
     ),
+    "AdaptiveTimeStepper": Sketch(
+        "AdaptiveTimeStepper([TimeStepper(MLP(2, 2, [32]), s) for s in (1, 4, 16)], "
+        "StrideErrors(MLP(2, 6, [8]), [0.0, 0.0], [1.0, 1.0]), 0.01)",
+        [
+            [data("start", "x")],
+            [step("predict errors\nof all strides", has="model.errors")],
+            [step("largest stride\nwithin the tolerance", has="model.steppers")],
+            [step("shorter strides\nin between, where\nstates are curved", name="shorter")],
+            [data("forecast", "y")],
+        ],
+        "Strides that follow the state, and shorter strides in between only where they are needed",
+        STATE,
+        "model.forecast(x, 64)",
+    ),
+    "StrideErrors": Sketch(
+        "StrideErrors(MLP(2, 6, [8]), mean=[1.0, 0.0], std=[2.0, 1.0])",
+        [
+            [data("state", "x")],
+            [step("- mean, / std")],
+            [step("network", "model.network")],
+            [data("errors of 3 strides", "y")],
+        ],
+        "A network predicts the logarithms of the errors of all strides",
+        STATE,
+    ),
     "StandardizedNetwork": Sketch(
         "StandardizedNetwork(MLP(2, 2, [32]), mean=[1.0, 0.0], std=[2.0, 1.0], scale=[0.1, 0.1])",
         [
@@ -203,6 +228,18 @@ SKETCHES = {
                 ("follow the\nflow back", "integrate over\ndeparture cells"),
                 ("integrate over\ndeparture cells", "restore the mass"),
                 ("restore the mass", "density after")],
+    ),
+    "MassConserving": Sketch(
+        "MassConserving(UNet(3, 1, features=[4, 8], norm=None))",
+        [
+            [data("density, fields", "x"), None],
+            [step("network", "model.network"), None],
+            [step("correct to the\nmass before", name="mass"), None],
+            [data("density after", "y"), None],
+        ],
+        "The output of a network is corrected to the mass of its input",
+        {"x": "torch.rand(2, 3, 24, 20)"},
+        "model(x)",
     ),
     "FluxConservation": Sketch(
         "FluxConservation(2)",

@@ -61,6 +61,10 @@ def _hopf(mu: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     return 0 * mu, mu * x + y - x * square, mu * y - x - y * square
 
 
+def _fitzhugh_nagumo(v: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    return v - v**3 / 3 - w + 0.5, 0.08 * (v + 0.7 - 0.8 * w)
+
+
 def _lorenz(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
     return 10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z
 
@@ -71,6 +75,7 @@ SYSTEMS: dict[str, System] = {
     "cubic": System(_cubic, (-1, -1), (1, 1)),
     "van_der_pol": System(lambda x, y: (y, 2 * (1 - x * x) * y - x), (-2, -4), (2, 4)),
     "hopf": System(_hopf, (-0.2, -1, -1), (0.6, 2, 1)),
+    "fitzhugh_nagumo": System(_fitzhugh_nagumo, (-2, -1), (2, 2)),
     "lorenz": System(_lorenz, (-10, -10, 15), (10, 10, 35), settles=True),
 }
 

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from neurenix_ms.fitting.density import Density, DensityMaps
 from neurenix_ms.fitting.fields import Field, Points
 from neurenix_ms.fitting.images import Images
 from neurenix_ms.fitting.running import Fitted, fit
@@ -16,6 +17,8 @@ FROM_RECIPES = ("Conduction", "RockVolume")  # need the extra `demo`
 # by their short names in configs
 CLASSES = (
     "Conduction",
+    "Density",
+    "DensityMaps",
     "Field",
     "Hierarchy",
     "Images",
@@ -27,6 +30,8 @@ CLASSES = (
 )
 __all__ = [
     "Conduction",
+    "Density",
+    "DensityMaps",
     "Field",
     "Fitted",
     "Hierarchy",

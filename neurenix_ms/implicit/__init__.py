@@ -2,6 +2,7 @@
 
 from neurenix_ms._core.deprecation import renamed_classes
 from neurenix_ms.implicit.compacting import compact
+from neurenix_ms.implicit.densifying import densify
 from neurenix_ms.implicit.derivatives import gradient, hessian, laplacian, time_derivative
 from neurenix_ms.implicit.last_layer import LastLayerNIF
 from neurenix_ms.implicit.nif import NIF, MultiScaleNIF
@@ -24,6 +25,7 @@ __all__ = [
     "PruningRound",
     "PruningSchedule",
     "compact",
+    "densify",
     "gradient",
     "hessian",
     "laplacian",

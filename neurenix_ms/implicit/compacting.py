@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from neurenix_ms._core.arguments import checked
+from neurenix_ms.implicit.nif import GeneratedField
 from neurenix_ms.implicit.normalizer import Normalizer
 from neurenix_ms.implicit.pruning import Prunable, prunable
 from neurenix_ms.implicit.shape_net import Shape
@@ -47,35 +48,40 @@ def compact(model: Model) -> Model:
     small: Any = type(field)(**field.config | {"shape_nodes": nodes})
     small.to(field.last.weight).train(field.training)
     small.parameter_net.load_state_dict(field.parameter_net.state_dict())
-    rows = _rows(field.shape, small.shape).to(field.last.weight.device)
+    rows = places(field.shape, small.shape).to(field.last.weight.device)
     small.last.weight.copy_(field.last.weight[rows])
     small.last.bias.copy_(field.last.bias[rows])
+    return wrapped(model, small)
+
+
+def wrapped(model: Any, field: GeneratedField) -> Any:
+    """Return a field of other layers, in the scales of `model` if that is a `Normalizer`."""
     if not isinstance(model, Normalizer):
-        return small
-    wrapped: Any = (
-        type(model)(**model.config | {"model": small}).to(field.last.weight).train(model.training)
+        return field
+    outer: Any = (
+        type(model)(**model.config | {"model": field}).to(field.last.weight).train(model.training)
     )
     for name, value in model.named_buffers(recurse=False):
-        wrapped.get_buffer(name).copy_(value)
-    return wrapped
+        outer.get_buffer(name).copy_(value)
+    return outer
 
 
-def _rows(large: Shape, small: Shape) -> Tensor:
+def places(large: Shape, small: Shape) -> Tensor:
     """Return the indices of the small network's weights among those of the large one."""
     matrices, biases = large.slices()
     number = torch.arange(large.num_weights)
     kept_matrices, kept_biases = [], []
     outputs = list(range(large.sizes[-1][1]))
     for layer in range(large.num_layers):
-        inputs = _places(large.reads[layer], small.reads[layer])
+        inputs = _positions(large.reads[layer], small.reads[layer])
         last = layer == large.num_layers - 1
-        columns = outputs if last else _places(large.nodes[layer], small.nodes[layer])
+        columns = outputs if last else _positions(large.nodes[layer], small.nodes[layer])
         matrix = number[matrices[layer]].view(large.sizes[layer])
         kept_matrices.append(matrix[inputs][:, columns].flatten())
         kept_biases.append(number[biases[layer]][columns])
     return torch.cat([*kept_matrices, *kept_biases])
 
 
-def _places(units: list[int], kept: list[int]) -> list[int]:
+def _positions(units: list[int], kept: list[int]) -> list[int]:
     place = {unit: i for i, unit in enumerate(units)}
     return [place[unit] for unit in kept]

@@ -76,9 +76,7 @@ def prune_nodes(
     layers = range(len(field.shape.nodes))
     groups = {"global": [list(layers)], "layer": [[layer] for layer in layers]}
     together = choose(groups, scope, "scope")
-    check_rows(parameters, field.parameter_dim, "parameters", "parameter_dim")
-    if len(parameters) == 0:
-        raise ValueError("parameters must be a sample of one or more, got 0")
+    check_sample(field, parameters)
     if field.shape.act(torch.zeros(1)).abs().item() > 0:
         raise ValueError(
             "a pruned node must return 0, so the activation of 0 must be 0, "
@@ -218,6 +216,22 @@ def prune_and_retrain(
         prune_nodes(model, share, parameters, criterion, scope)
         results.append(PruningRound(sparsity(model), fit(model)))
     return results
+
+
+def node_scores(model: Prunable, parameters: Tensor) -> list[Tensor]:
+    """Return the "contribution" of every node of every layer, as in `prune_nodes`."""
+    field = prunable(model)
+    check_sample(field, parameters)
+    if isinstance(model, Normalizer):
+        parameters = model.scaled("p", parameters)
+    return _contribution(field, _mean_squares(field, parameters))
+
+
+def check_sample(field: GeneratedField, parameters: Tensor) -> None:
+    """Raise unless the parameters are one vector of the right length or more."""
+    check_rows(parameters, field.parameter_dim, "parameters", "parameter_dim")
+    if len(parameters) == 0:
+        raise ValueError("parameters must be a sample of one or more, got 0")
 
 
 def prunable(model: object) -> GeneratedField:

@@ -10,6 +10,11 @@ def _mlp(features: int, hidden: list[int]) -> dict[str, Any]:
     return {"class": "MLP", "config": config}
 
 
+def _errors(features: int, strides: int) -> dict[str, Any]:
+    config = {"in_features": features, "out_features": 2 * strides, "hidden": [32, 32]}
+    return {"class": "MLP", "config": config}
+
+
 DYNAMICS = [
     Preset(
         "mlp",
@@ -33,6 +38,36 @@ DYNAMICS = [
             "mean": [0.0, 0.0],
             "std": [1.0, 1.0],
             "scale": [1.0, 1.0],
+        },
+    ),
+    Preset(
+        "stride_errors",
+        "StrideErrors",
+        "a small MLP that predicts the errors of six strides from states of two features",
+        arguments={
+            "network": _errors(2, 6),
+            "mean": [0.0, 0.0],
+            "std": [1.0, 1.0],
+        },
+    ),
+    Preset(
+        "adaptive_time_stepper",
+        "AdaptiveTimeStepper",
+        "six steppers of vectors of two features, with strides that follow the state",
+        "Hamid et al. 2023, 'Hierarchical deep learning-based adaptive time-stepping'",
+        {
+            "steppers": [
+                {
+                    "class": "TimeStepper",
+                    "config": {"network": _mlp(2, [128, 128, 128]), "step_size": 2**k},
+                }
+                for k in range(6)
+            ],
+            "errors": {
+                "class": "StrideErrors",
+                "config": {"network": _errors(2, 6), "mean": [0.0, 0.0], "std": [1.0, 1.0]},
+            },
+            "tolerance": 0.01,
         },
     ),
     Preset(
@@ -68,6 +103,25 @@ DYNAMICS = [
         "FluxConservation",
         "a density in 2-D updated by fluxes of neighboring cells; no parameters",
         "Zalesak 1979",
+    ),
+    Preset(
+        "mass_conserving_unet",
+        "MassConserving",
+        "a U-Net of a density and two velocities on a periodic map, corrected to the mass of its input",
+        arguments={
+            "network": {
+                "class": "UNet",
+                "config": {
+                    "in_channels": 3,
+                    "out_channels": 1,
+                    "features": [8, 16, 32],
+                    "bilinear": False,
+                    "norm": None,
+                    "padding_mode": "circular",
+                    "remember": False,
+                },
+            }
+        },
     ),
     Preset(
         "lstm_forecaster",

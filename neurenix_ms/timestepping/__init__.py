@@ -1,15 +1,18 @@
 """Neural time-steppers: train, select and couple networks that advance a state by one stride."""
 
 from neurenix_ms._core.deprecation import renamed_classes
+from neurenix_ms.timestepping.adaptive import AdaptiveTimeStepper, StrideErrors
 from neurenix_ms.timestepping.baselines import ClockworkRNN, EchoStateNetwork, LSTMForecaster
 from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
 from neurenix_ms.timestepping.selection import Selection, select_strides
 from neurenix_ms.timestepping.sequences import SequenceModel, fit_sequences
 from neurenix_ms.timestepping.stepper import IntegratorStepper, TimeStepper
+from neurenix_ms.timestepping.stride_errors import fit_adaptive
 from neurenix_ms.timestepping.training import fit_hierarchy
 from neurenix_ms.timestepping.windows import StandardizedNetwork
 
 __all__ = [
+    "AdaptiveTimeStepper",
     "ClockworkRNN",
     "EchoStateNetwork",
     "HierarchicalTimeStepper",
@@ -18,7 +21,9 @@ __all__ = [
     "Selection",
     "SequenceModel",
     "StandardizedNetwork",
+    "StrideErrors",
     "TimeStepper",
+    "fit_adaptive",
     "fit_hierarchy",
     "fit_sequences",
     "select_strides",

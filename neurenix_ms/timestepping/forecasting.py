@@ -30,7 +30,7 @@ def forecast(
         chunk_size: Number of states per call of a stepper.
     """
     coupling = started(steppers, x0, num_steps, chunk_size)
-    queries = None if times is None else _queries(times, num_steps, x0.device)
+    queries = None if times is None else queries_of(times, num_steps, x0.device)
     for stepper in steppers:
         coupling.refine(stepper)
     result, computed = coupling.read(steppers[-1], queries)
@@ -47,10 +47,15 @@ def started(
     check_positive(num_steps=num_steps)
     if chunk_size is not None:
         check_positive(chunk_size=chunk_size)
+    check_states(x0)
+    return Coupling(x0, num_steps, chunk_size or fitting_chunk(steppers, x0))
+
+
+def check_states(x0: Tensor) -> None:
+    """Raise unless `x0` is a batch of finite states `(B, *D)`."""
     if x0.ndim < 2:
         raise ValueError(f"x0 must be a batch of states (B, *D), got shape {tuple(x0.shape)}")
     check_finite("x0", x0)
-    return Coupling(x0, num_steps, chunk_size or fitting_chunk(steppers, x0))
 
 
 def check_finite(name: str, x: Tensor) -> None:
@@ -73,7 +78,8 @@ def warn_of_divergence(states: Tensor, times: Tensor | None) -> None:
         warnings.warn(f"the forecast is not finite from {when} on", RuntimeWarning, stacklevel=4)
 
 
-def _queries(times: QueryTimes, num_steps: int, device: torch.device) -> Tensor:
+def queries_of(times: QueryTimes, num_steps: int, device: torch.device) -> Tensor:
+    """Return the times of a forecast as a tensor, after checking them."""
     if isinstance(times, Tensor) and (times.is_meta or times.is_complex()):
         raise ValueError(f"times must be real numbers, got {times.dtype} on {times.device}")
     queries = torch.as_tensor(times, dtype=torch.float64, device=device)

@@ -120,7 +120,7 @@ CALLED = (
 CONTENT = "state_dict", "state_dicts", "weights", "config"  # refused by the name of an entry
 STATES = "x0", "history"  # refused by the network that gets them
 WRITTEN = "root", "checkpoint"  # places on disk
-SLOW = {timestepping.fit_hierarchy, timestepping.fit_sequences}
+SLOW = {timestepping.fit_adaptive, timestepping.fit_hierarchy, timestepping.fit_sequences}
 
 
 def decay(x: torch.Tensor) -> torch.Tensor:
@@ -134,6 +134,15 @@ def small_nif() -> nn.Module:
 def hierarchy() -> timestepping.HierarchicalTimeStepper:
     steppers = [timestepping.TimeStepper(mlp.MLP(2, 2, [2]), n) for n in (1, 2)]
     return timestepping.HierarchicalTimeStepper(steppers)
+
+
+def stride_errors() -> timestepping.StrideErrors:
+    return timestepping.StrideErrors(mlp.MLP(2, 4, [2]), [0.0, 0.0], [1.0, 1.0])
+
+
+def adaptive() -> timestepping.AdaptiveTimeStepper:
+    steppers = list(hierarchy().steppers)
+    return timestepping.AdaptiveTimeStepper(steppers, stride_errors(), 0.1)
 
 
 MAP = torch.rand(1, 1, 8, 8)
@@ -204,6 +213,13 @@ MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
         "std": [1.0],
         "scale": [1.0],
     },
+    timestepping.StrideErrors: {"network": nn.Identity(), "mean": [0.0], "std": [1.0]},
+    timestepping.AdaptiveTimeStepper: {
+        "steppers": list(hierarchy().steppers),
+        "errors": stride_errors(),
+        "tolerance": 0.1,
+        "interpolation": 0.2,
+    },
     timestepping.ClockworkRNN: {"num_features": 2, "hidden_size": 4, "num_groups": 2},
     timestepping.EchoStateNetwork: {"num_features": 2, "hidden_size": 4},
     timestepping.LSTMForecaster: {"num_features": 2, "hidden_size": 2},
@@ -237,6 +253,11 @@ FUNCTIONS: dict[Callable[..., Any], dict[str, Any]] = {
     implicit.prune_nodes: {"model": small_nif(), "sparsity": 0.1, "parameters": torch.rand(3, 1)},
     implicit.sparsity: {"model": small_nif()},
     implicit.compact: {"model": small_nif()},
+    implicit.densify: {
+        "model": implicit.MultiScaleNIF(1, 1, shape_width=2, parameter_width=2),
+        "num_nodes": 1,
+        "parameters": torch.rand(3, 1),
+    },
     timestepping.select_strides: {"hierarchy": hierarchy(), "validation": ROWS},
     timestepping.fit_hierarchy: {
         "trajectories": ROWS,
@@ -246,6 +267,15 @@ FUNCTIONS: dict[Callable[..., Any], dict[str, Any]] = {
         "validation": ROWS,
         "num_iterations": 1,
         "stacked": False,
+        "progress": False,
+    },
+    timestepping.fit_adaptive: {
+        "hierarchy": hierarchy(),
+        "trajectories": ROWS,
+        "network": lambda: mlp.MLP(2, 4, [2]),
+        "tolerance": 0.1,
+        "num_windows": 4,
+        "num_iterations": 1,
         "progress": False,
     },
     timestepping.fit_sequences: {
@@ -372,6 +402,7 @@ METHODS: list[tuple[Callable[[], Any], str, dict[str, Any]]] = [
         {"x0": torch.rand(1, 2), "num_steps": 3, "times": None, "chunk_size": 2},
     ),
     (hierarchy, "only", {"step_sizes": [1]}),
+    (adaptive, "forecast", {"x0": torch.rand(1, 2), "num_steps": 3, "times": None}),
     (lambda: hierarchy().steppers[0], "forecast", {"x0": torch.rand(1, 2), "num_steps": 2}),
     (
         lambda: timestepping.LSTMForecaster(2, 2),

@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_network_is_trained_described_and_run(capsys: pytest.CaptureFixture):
+def test_a_network_is_trained_and_described(capsys: pytest.CaptureFixture):
     assert main(["fit", "segment_images", *SMALL, "--threads", "1", "--quiet"]) == 0
     said = capsys.readouterr()
     assert said.out.startswith("runs/segment_images/model: 1 epochs; train_iou ")
@@ -30,12 +30,17 @@ def test_a_network_is_trained_described_and_run(capsys: pytest.CaptureFixture):
     model = "runs/segment_images/model"
     assert main(["info", model]) == 0
     assert "preset                 unet" in capsys.readouterr().out
+    assert main(["fit", "segment_images", *SMALL]) == 0
+    assert "1 epochs, some of them by an earlier run; train_iou" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_other_subcommands_take_the_network():
+    assert main(["fit", "segment_images", *SMALL, "--quiet"]) == 0
+    model = "runs/segment_images/model"
     assert main(["predict", model, "images.npy", "out.npy", "--reduce", "argmax", "--quiet"]) == 0
     assert np.load("out.npy").shape == (1, 48, 40)
     assert main(["export", model, "--pt2", "model.pt2", "--size", "16x16"]) == 0
-    capsys.readouterr()
-    assert main(["fit", "segment_images", *SMALL]) == 0
-    assert "1 epochs, some of them by an earlier run; train_iou" in capsys.readouterr().out
 
 
 @pytest.mark.slow

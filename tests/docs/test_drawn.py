@@ -60,7 +60,8 @@ def test_every_public_module_is_drawn_and_nothing_else():
     for path in documented():
         module, _, name = path.rpartition(".")
         thing = getattr(importlib.import_module(module), name)
-        if isinstance(thing, type) and issubclass(thing, nn.Module):
+        of_config = module == "neurenix_ms.fitting"  # its tasks are those of `training`, by name
+        if isinstance(thing, type) and issubclass(thing, nn.Module) and not of_config:
             public.add(name)
     assert public == set(SKETCHES)
 

@@ -205,7 +205,13 @@ WAYS = [  # places where a value could make jsonargparse import a module
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=range(len(WAYS)))
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, id=str(i), marks=[pytest.mark.slow] if i % 3 else [])
+        for i, way in enumerate(WAYS)
+    ],
+)
 def test_no_value_imports_another_module(way: str, tmp_path: Path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -262,6 +262,7 @@ def test_losses_over_one_output_and_several():
     torch.testing.assert_close(OverOutputs(WithFloats())([x, x], y), wanted)
 
 
+@pytest.mark.slow
 def test_a_hierarchy_forecasts_circles_and_resumes(monkeypatch):
     t = np.arange(260) * 0.1
     angles = np.random.default_rng(0).random(6)[:, None] * 6 + t
@@ -291,6 +292,23 @@ def test_a_hierarchy_forecasts_circles_and_resumes(monkeypatch):
     assert weights("parts") == weights("whole")
 
 
+def test_a_short_hierarchy_is_written():
+    np.save("states.npy", np.random.default_rng(0).random((3, 40, 2)))
+    words = ["--model.step_sizes=[1, 4]", "--model.arguments.hidden=[4]", "--data.num_batches=2"]
+    made = fit("trajectories", [*words, "--trainer.max_epochs=1", "--out=r"], progress=False)
+    assert made.lines[0] == f"strides that are kept: {from_pretrained(made.folder).step_sizes}"
+
+
+def test_a_short_field_is_written_in_physical_units():
+    rows = np.random.default_rng(0).random((40, 4)) + 100
+    np.savetxt("run.csv", rows, delimiter=",", header="t,x,y,u", comments="")
+    made = fit("point_cloud", ["--trainer.max_epochs=1", "--out=r"], progress=False)
+    model = from_pretrained(made.folder)
+    with torch.no_grad():
+        found = model(torch.full((5, 1), 100.5), torch.full((5, 2), 100.5))
+    assert (found - 100.5).abs().max() < 3
+
+
 def test_trajectories_are_split_by_number_or_by_time():
     np.save("one.npy", np.zeros((100, 2)))
     np.save("many.npy", np.zeros((10, 20, 2)))
@@ -318,6 +336,7 @@ def test_trajectories_are_split_by_number_or_by_time():
             dataset[3]
 
 
+@pytest.mark.slow
 def test_a_field_is_fitted_to_scattered_points():
     rng = np.random.default_rng(0)
     t, x, y = rng.random((3, 3000))

@@ -1,5 +1,6 @@
 """The implicit recipe trains, resumes, prunes, compacts and reports on small data."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from neurenix_ms.datasets import travelling_wave
 from neurenix_ms.implicit import NIF, MultiScaleNIF, Normalizer, sparsity
 from neurenix_ms.recipes.implicit import cases as implicit_cases
 from neurenix_ms.recipes.implicit import command as implicit
+from neurenix_ms.recipes.implicit import densified
 from neurenix_ms.recipes.implicit.training import OnGrid, Rows, relative_error, train
 
 
@@ -133,3 +135,32 @@ def test_options_out_of_range_raise(words, options, capsys):
     with pytest.raises(SystemExit):
         implicit.main(["wave", *options])
     assert words in capsys.readouterr().err
+
+
+def test_dense_small_pruned_and_densified_fields_get_equal_training(tmp_path, monkeypatch):
+    trained = []
+
+    def train(model, p, x, u, folder, *, steps, iterations, **_):
+        trained.append((folder.name, steps, iterations))
+        return 0.5
+
+    monkeypatch.setattr(densified, "train", train)
+    case = dataclasses.replace(densified.DENSIFIED["wave"], width=40, fewer=2, iterations=400)
+    monkeypatch.setattr(densified, "DENSIFIED", {"wave": case})
+    folders = [f"--{name}={tmp_path}" for name in ("out", "runs", "data")]
+    text = implicit.main(["densified", "--seeds", "3", "4", *folders])
+    assert "| traveling wave | dense | 40, 40, 40 |" in text
+    assert text.count("5.0e-01 ± 0.0e+00") == 4
+    assert trained[:6] == [
+        ("dense", 800, 400),
+        ("small", 800, 400),
+        ("half", 400, 200),
+        ("pruned", 400, 200),
+        ("narrow", 200, 100),
+        ("densified", 200, 100),
+    ]
+    models = json.loads((tmp_path / "implicit_densified.json").read_text())["wave"][0]["models"]
+    most = 0.4 * models["dense"]["parameters"]
+    assert models["small"]["parameters"] == models["pruned"]["parameters"]
+    assert all(0.7 * most < models[name]["parameters"] <= most for name in ("small", "densified"))
+    assert models["densified"]["widths"][0] > models["densified"]["widths"][1]

@@ -149,8 +149,8 @@ def waves(options: Namespace) -> Result:
     seen, unseen = (
         kuramoto_sivashinsky(nu, **ring, root=options.data) for nu in (seen_nu, unseen_nu)
     )
-    p, x, u = _rows(seen)
-    q, _, v = _rows(unseen)
+    p, x, u = rows_of(seen)
+    q, _, v = rows_of(unseen)
     torch.manual_seed(options.seed)
     nif = MultiScaleNIF(
         2, 1, shape_width=32, shape_depth=3, parameter_width=32, latent_dim=4, omega_0=15.0
@@ -204,7 +204,7 @@ class Pointwise(nn.Module):
         return self.mlp(torch.cat(pairs, -1))
 
 
-def _rows(waves: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def rows_of(waves: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Return parameters (nu, t), mesh and values of all solutions."""
     nu, t = torch.meshgrid(waves["nu"], waves["t"], indexing="ij")
     p = torch.stack([nu.flatten(), t.flatten()], 1)

@@ -1,8 +1,9 @@
-"""Measure implicit fields and their pruning in three cases, with a table and a figure for each.
+"""Measure implicit fields and their pruning in four cases, with a table and a figure for each.
 
 `python -m neurenix_ms.recipes.implicit wave` trains a field on a traveling wave and prunes it; `waves`
 compares it with an MLP on Kuramoto-Sivashinsky waves of unseen parameters; `turbulence` compares it with
-POD. An interrupted run resumes; existing results are only drawn again.
+POD; `densified` compares pruned and densified fields with small ones. An interrupted run resumes;
+existing results are only drawn again.
 """
 
 import argparse
@@ -15,11 +16,13 @@ import torch
 from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.recipes.implicit import report
 from neurenix_ms.recipes.implicit.cases import turbulence, wave, waves
+from neurenix_ms.recipes.implicit.densified import densified
 from neurenix_ms.recipes.options import check_at_least
 
 CASES = {
     "wave": (wave, report.wave_table, report.draw_wave),
     "waves": (waves, report.waves_table, report.draw_waves),
+    "densified": (densified, report.densified_table, report.draw_densified),
     "turbulence": (turbulence, report.turbulence_table, report.draw_turbulence),
 }
 
@@ -63,12 +66,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--iterations", type=int, default=500, help="of L-BFGS, dense wave; a multiple of 50"
     )
     parser.add_argument("--seed", type=int, default=0, help="for weights and order")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the densified fields"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/implicit"), help="results")
     parser.add_argument("--runs", type=Path, default=Path("runs/implicit"), help="checkpoints")
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the solved waves")
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints and results")
     options = parser.parse_args(argv)
-    check_at_least(parser, options, steps=100)
+    check_at_least(parser, options, steps=100, seeds=0)
     if options.iterations % 50:
         parser.error(f"--iterations must be a multiple of 50, got {options.iterations}")
     torch.set_num_threads(1)  # the networks are small

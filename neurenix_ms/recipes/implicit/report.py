@@ -1,10 +1,13 @@
 """Tables and figures of the experiments with implicit fields."""
 
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from neurenix_ms.recipes.implicit.densified import DENSIFIED
 from neurenix_ms.recipes.reporting import markdown, save_figure
 
 Result = dict[str, Any]
@@ -149,6 +152,64 @@ def draw_turbulence(path: Path, result: Result) -> None:
     axes[3].set_xticks([3, 5, 10, 20], ["3", "5", "10", "20"])
     axes[3].set_yticks([0.2, 0.4, 0.6, 0.8, 1], ["0.2", "0.4", "0.6", "0.8", "1"])
     axes[3].legend(frameon=False)
+    save_figure(path, figure)
+
+
+MODELS = {
+    "dense": "dense",
+    "small": "small, from scratch",
+    "pruned": "pruned",
+    "densified": "pruned more, then densified",
+}
+
+
+def densified_table(result: Result) -> str:
+    """Return a Markdown table of parameters and errors, mean and deviation over the seeds."""
+    lines = [
+        ["field", "model", "nodes per layer", "parameters", "relative error"],
+        [":---", ":---", ":---", "---:", "---:"],
+    ]
+    for name, runs in result.items():
+        title = DENSIFIED[name].title
+        for key, label in MODELS.items():
+            models = [run["models"][key] for run in runs]
+            errors = [model["error"] for model in models]
+            widths = ", ".join(map(str, models[0]["widths"]))
+            numbers = f"{models[0]['parameters']:,}"
+            lines.append([title, label, widths, numbers, scientific(errors)])
+            title = ""
+    return markdown(lines)
+
+
+def scientific(values: Sequence[float]) -> str:
+    """Format the mean and the standard deviation with two digits.
+
+    Examples:
+        >>> scientific([0.001, 0.002, 0.003]), scientific([0.001])
+        ('2.0e-03 ± 1.0e-03', '1.0e-03')
+    """
+    mean = f"{statistics.mean(values):.1e}"
+    return f"{mean} ± {statistics.stdev(values):.1e}" if len(values) > 1 else mean
+
+
+def draw_densified(path: Path, result: Result) -> None:
+    """Draw the error of every model and seed."""
+    figure = Figure(figsize=(8.2, 3.2), dpi=110, layout="constrained")
+    for axis, (name, runs) in zip(
+        figure.subplots(1, len(result), squeeze=False)[0], result.items(), strict=True
+    ):
+        for run in runs:
+            errors = [run["models"][key]["error"] for key in MODELS]
+            axis.semilogy(
+                range(len(MODELS)), errors, "o-", ms=4, lw=0.8, label=f"seed {run['seed']}"
+            )
+        labels = [
+            label.replace(", ", ",\n").replace("more then", "more\nthen")
+            for label in MODELS.values()
+        ]
+        axis.set_xticks(range(len(MODELS)), labels, fontsize=8)
+        axis.set(title=DENSIFIED[name].title, ylabel="relative error")
+        axis.legend(frameon=False, fontsize=8)
     save_figure(path, figure)
 
 
