@@ -18,7 +18,8 @@ class Remembers:
 
     def clear_features(self) -> None:
         """Drop the results of the latest forward pass, so that their memory can be freed."""
-        if self._memory is not None:  # torch.export does not allow a new attribute in `forward`
+        # not read before: a compiled graph would hold only for the first call, or only for later ones
+        if not torch.compiler.is_exporting():  # torch.export allows no new attribute in `forward`
             self._memory = None
 
     def _remember(self, **results: Any) -> None:

@@ -80,7 +80,7 @@ def sizes_are_open() -> bool:
 
 def is_jit_tracing() -> bool:
     """Return whether `torch.jit.trace` records the calls."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+    return torch._C._get_tracing_state() is not None
 
 
 def is_known(condition: Any) -> bool:

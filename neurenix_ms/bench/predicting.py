@@ -168,7 +168,7 @@ def _in_tiles(
     """The tiles of the network, planned on itself and run on its copy."""
     with unset_fake_temporarily(), uncompiled():
         how = (tiled.tile_size, tiled.whole, tiled.memory_limit)
-        setting = settle(network, tuple(x.shape), like, *how)
+        setting = settle(network, tuple(x.shape), like, *how, schedule=tiled.schedule)
     empty = torch.empty(0, dtype=like.dtype, device=like.device)
 
     def run() -> None:

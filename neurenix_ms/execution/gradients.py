@@ -18,10 +18,12 @@ from neurenix_ms.execution.plan.grid import Tile
 from neurenix_ms.execution.plan.sites import Part, Site
 from neurenix_ms.execution.plan.statistics import Normalization
 from neurenix_ms.execution.run.arrays import check_array, read, read_target
-from neurenix_ms.execution.run.passes import Buffers, Passes, Values, find_values, whole_shape
+from neurenix_ms.execution.run.in_step import InStep
+from neurenix_ms.execution.run.passes import Passes, Values, find_values
 from neurenix_ms.execution.run.ranks import Ranks, checksum, ranks_of, sample_of
 from neurenix_ms.execution.run.reduction import Reduction
 from neurenix_ms.execution.run.setting import (
+    Schedule,
     TileSize,
     Whole,
     check_choices,
@@ -29,6 +31,7 @@ from neurenix_ms.execution.run.setting import (
     check_same_calls,
     settle,
 )
+from neurenix_ms.execution.run.tiles import Buffers, TiledRun, whole_shape
 
 
 @checked
@@ -43,15 +46,17 @@ def accumulate_gradients(
     whole: Annotated[Whole, UNCHECKED] = (),
     reduction: Literal["mean", "sum"] | None = None,
     mesh: DeviceMesh | None = None,
+    schedule: Schedule = "auto",
 ) -> Tensor:
     """Add the gradient of `loss(model(x), target)` to every parameter's `.grad`, tile by tile.
 
     Use it in place of forward and `backward()` where a training step does not fit into memory:
     gradients, loss and running statistics equal those of the whole input to rounding, and the memory
-    is that of a tile (and of the parts run whole). Every normalization in tiles costs two more passes
-    over the tiles, so run submodules with normalizations whole, the shallowest that fit into memory.
-    If a training step fits into memory, the plain step is faster. Gradient checkpointing is disabled
-    meanwhile, and of a compiled model the original module runs.
+    is that of a tile (and of the parts run whole). In one process, every normalization in tiles costs
+    two more passes over the tiles, so run submodules with normalizations whole, the shallowest that fit
+    into memory. With a tile for every rank of a mesh, no pass is repeated. If a training step fits into
+    memory, the plain step is faster. Gradient checkpointing is disabled meanwhile, and of a compiled
+    model the original module runs.
 
     Args:
         model: Any module that takes one tensor, and perhaps `args`, and returns tensors.
@@ -71,6 +76,9 @@ def accumulate_gradients(
         mesh: A one-dimensional device mesh whose ranks share the tiles, as in `TiledModel`. Every rank
             calls with the same model, input and target, and gets the loss and the gradients of the
             whole input: do not average them again.
+        schedule: As in `TiledModel`. "auto" is "in_step" with at most one tile per rank of a mesh, where
+            it takes the memory of a tile, else "passes": in step, the graphs of all tiles of a process
+            are in memory, which are larger than that of the whole input.
 
     Returns:
         The loss over the whole input, detached from the graph.
@@ -84,7 +92,8 @@ def accumulate_gradients(
 
     Source: tiles as in Pinckaers et al. 2022, "Streaming convolutional neural networks"; the passes
     for statistics are new here: each mean and variance is a variable of the loss, and its adjoint
-    is the starting gradient of one more pass.
+    is the starting gradient of one more pass. In step, the gradient through the statistics is summed
+    over tiles as in synchronized batch normalization (Peng et al. 2018, "MegDet").
 
     Examples:
         >>> import torch.nn.functional as F
@@ -108,14 +117,19 @@ def accumulate_gradients(
         further = check_args(args, shape)
         leaves = [_leaf_of(value) for value in further]
         with passing(leaves):
-            setting = settle(model, shape, like, tile_size, whole, None, ranks.size)
+            setting = settle(
+                model, shape, like, tile_size, whole, None, ranks.size, schedule, training=True
+            )
             check_same_calls(ranks, model, x, setting, **facts)
             parameters = _parameters(model, loss, leaves)
             if setting is None:
                 value = _of_one_piece(model, x, target, loss, like, ranks, parameters)
             else:
-                passes = setting.passes(model, x, like, lambda: None, ranks)
-                value = _accumulated(passes, target, loss, reduction, parameters)
+                run = setting.run(model, x, like, lambda: None, ranks)
+                losses = CoreLoss(run, target, loss, Reduction(loss, reduction))
+                with run.running(), _summed_gradients(ranks, parameters):
+                    value = _accumulated(run, losses)
+                run.move_running()
         _send_to(further, leaves)
         return value
 
@@ -169,20 +183,30 @@ def _of_one_piece(
     return value
 
 
-def _accumulated(
-    passes: Passes,
-    target: Any,
-    loss: Callable[[Any, Any], Tensor],
-    reduction: Literal["mean", "sum"] | None,
-    parameters: list[Tensor],
-) -> Tensor:
-    with passes.running(), _summed_gradients(passes.ranks, parameters):
-        values = find_values(passes, keep_inputs=True)
-        adjoints = Adjoints(passes, values)
-        value = adjoints.of_the_loss(target, loss, Reduction(loss, reduction))
-        for number in reversed(passes.numbers()):
-            adjoints.of_a_site(number)
-    values.move_running()
+def _accumulated(run: Passes | InStep, losses: "CoreLoss") -> Tensor:
+    return _in_step(run, losses) if isinstance(run, InStep) else _in_passes(run, losses)
+
+
+def _in_step(run: InStep, losses: "CoreLoss") -> Tensor:
+    """Run all tiles of this rank, and propagate back through all at once."""
+    with torch.enable_grad():
+        values: list[Tensor] = []
+        for _, tile, cores, structure in run.results():
+            value = losses.of(tile, cores, structure)
+            # those of no position have a backward too, which meets the others at all sites
+            values += [core.sum() for core in cores] if value is None else [value]
+        total = losses.total()
+        torch.autograd.backward([v for v in (*values, run.token) if v.requires_grad])
+    return total
+
+
+def _in_passes(passes: Passes, losses: "CoreLoss") -> Tensor:
+    """Run the passes for the values of all sites, for the loss, and for the gradient of every site."""
+    passes.values = find_values(passes, keep_inputs=True)
+    adjoints = Adjoints(passes, passes.values)
+    value = adjoints.of_the_loss(losses)
+    for number in reversed(passes.numbers()):
+        adjoints.of_a_site(number)
     return value
 
 
@@ -213,6 +237,80 @@ def _summed_gradients(ranks: Ranks, parameters: list[Tensor]) -> Iterator[None]:
         p.grad = more if grad is None else grad if more is None else grad.add_(more)
 
 
+class CoreLoss:
+    """The loss over the whole output, as a sum over its cores.
+
+    Args:
+        run: The tiles.
+        target: What the loss compares the whole output with.
+        loss: A mean or a sum of a local term.
+        reduction: Finds out which of both.
+    """
+
+    def __init__(
+        self, run: TiledRun, target: Any, loss: Callable[[Any, Any], Tensor], reduction: Reduction
+    ) -> None:
+        self.run = run
+        self.target = target
+        self.loss = loss
+        self.reduction = reduction
+        self.sum: Tensor | None = None
+
+    def of(self, tile: Tile, cores: list[Tensor], structure: Any) -> Tensor | None:
+        """Return what a core adds to the loss; None if it has no positions."""
+        wanted = self._target_of(self.target, tile, cores)
+        shares = [self._share(tile, i, core) for i, core in enumerate(cores)]
+        if not any(core.numel() for core in cores):
+            return None
+        output = tree_unflatten(cores, structure)
+        weight = self.reduction.weight(output, wanted, shares, len(self.run.grid.size))
+        value = self.loss(output, wanted) * weight
+        self.sum = value.detach() if self.sum is None else self.sum + value.detach()
+        return value
+
+    def total(self) -> Tensor:
+        """Return the loss of the cores of all ranks, which must agree on the reduction."""
+        ranks = self.run.ranks
+        self.reduction.agree(ranks, len(self.run.grid.size))
+        if ranks.size == 1:
+            known = [self.sum]
+        else:
+            known = ranks.gathered(None if self.sum is None else self.sum.cpu())
+        values = [value.to(self.run.like.device) for value in known if value is not None]
+        if not values:
+            raise ValueError("the output must have at least one position, got an empty output")
+        return sum(values[1:], values[0])
+
+    def _share(self, tile: Tile, output: int, core: Tensor) -> float:
+        place = self.run.plan.outputs[output]
+        whole = whole_shape(core, place.lines, self.run.grid.size)
+        return core.numel() / torch.Size(whole).numel()
+
+    def _target_of(self, target: Any, tile: Tile, cores: list[Tensor]) -> Any:
+        """Return the piece of every target that belongs to the core, found by its spatial size."""
+        size = self.run.grid.size
+
+        def piece(leaf: Any) -> Any:
+            if not hasattr(leaf, "shape"):
+                return leaf
+            dims = len(size)
+            sizes = []
+            for core, place in zip(cores, self.run.plan.outputs, strict=True):
+                whole = whole_shape(core, place.lines, size)
+                sizes.append(tuple(whole[line.dim] for line in place.lines))
+                if tuple(leaf.shape[-dims:]) == sizes[-1]:
+                    ranges = tile.core_of_whole(place.lines)
+                    index = [slice(None)] * (len(leaf.shape) - dims)
+                    window = (*index, *(ranges[line.dim] for line in place.lines))
+                    return read_target(leaf, window, self.run.like)
+            raise ValueError(
+                f"target must have the spatial size of an output, one of {sizes}, got shape "
+                f"{tuple(leaf.shape)}"
+            )
+
+        return tree_map(piece, target)
+
+
 class Adjoints:
     """Gradients of the loss with respect to the global value of every site.
 
@@ -232,29 +330,16 @@ class Adjoints:
             else:
                 self._give_result(number)
 
-    def of_the_loss(
-        self, target: Any, loss: Callable[[Any, Any], Tensor], reduction: Reduction
-    ) -> Tensor:
+    def of_the_loss(self, losses: CoreLoss) -> Tensor:
         """Compute the loss of every core of the output and propagate its gradient back."""
-        total: Tensor | None = None
         with torch.enable_grad():
             for _, tile, cores, structure in self.passes.outputs():
-                wanted = self._target_of(target, tile, cores)
-                shares = [self._share(tile, i, core) for i, core in enumerate(cores)]
-                if not all(core.numel() for core in cores):
-                    continue
-                output = tree_unflatten(cores, structure)
-                weight = reduction.weight(output, wanted, shares, len(self.passes.grid.size))
-                value = loss(output, wanted) * weight
-                self._send_back([value], [None])
-                total = value.detach() if total is None else total + value.detach()
-                del output, cores, value
-        ranks = self.passes.ranks
-        reduction.agree(ranks, len(self.passes.grid.size))
-        total = self._total(total)
-        if total is None:
-            raise ValueError("the output must have at least one position, got an empty output")
-        return total
+                value = losses.of(tile, cores, structure)
+                del cores
+                if value is not None:
+                    self._send_back([value], [None])
+                del value
+        return losses.total()
 
     def of_a_site(self, number: int) -> None:
         """Propagate the gradient of a site back to the weights and to earlier sites, in one pass."""
@@ -283,15 +368,6 @@ class Adjoints:
                     return
                 self._send_back([core], [seed])
                 del site, core, seed
-
-    def _total(self, value: Tensor | None) -> Tensor | None:
-        """Return the sum of the loss over all ranks."""
-        ranks, device = self.passes.ranks, self.passes.like.device
-        if ranks.size == 1:
-            return value
-        values = ranks.gathered(None if value is None else value.cpu())
-        known = [one.to(device) for one in values if one is not None]
-        return sum(known[1:], known[0]) if known else None
 
     def _merge(self, number: int) -> None:
         """Sum the gradient of a site's value over all ranks."""
@@ -367,35 +443,6 @@ class Adjoints:
             # every rank runs the part, so its weights and vectors get their gradient on rank 0 alone
             (grad,) = torch.autograd.grad([y], [x], [d_result], allow_unused=True)
             return grad, []
-
-    def _share(self, tile: Tile, output: int, core: Tensor) -> float:
-        place = self.passes.plan.outputs[output]
-        whole = whole_shape(core, place.lines, self.passes.grid.size)
-        return core.numel() / torch.Size(whole).numel()
-
-    def _target_of(self, target: Any, tile: Tile, cores: list[Tensor]) -> Any:
-        """Return the piece of every target that belongs to the core, found by its spatial size."""
-        size = self.passes.grid.size
-
-        def piece(leaf: Any) -> Any:
-            if not hasattr(leaf, "shape"):
-                return leaf
-            dims = len(size)
-            sizes = []
-            for core, place in zip(cores, self.passes.plan.outputs, strict=True):
-                whole = whole_shape(core, place.lines, size)
-                sizes.append(tuple(whole[line.dim] for line in place.lines))
-                if tuple(leaf.shape[-dims:]) == sizes[-1]:
-                    ranges = tile.core_of_whole(place.lines)
-                    index = [slice(None)] * (len(leaf.shape) - dims)
-                    window = (*index, *(ranges[line.dim] for line in place.lines))
-                    return read_target(leaf, window, self.passes.like)
-            raise ValueError(
-                f"target must have the spatial size of an output, one of {sizes}, got shape "
-                f"{tuple(leaf.shape)}"
-            )
-
-        return tree_map(piece, target)
 
 
 def _all_of(target: Any, like: Tensor) -> Any:

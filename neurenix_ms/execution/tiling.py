@@ -17,10 +17,10 @@ from neurenix_ms.execution.plan.arguments import check_args, passing
 from neurenix_ms.execution.plan.footprint import Place
 from neurenix_ms.execution.progress import progress_bar
 from neurenix_ms.execution.run.arrays import check_apart, check_outputs, check_writable, write
-from neurenix_ms.execution.run.passes import Passes, find_values, in_one_piece
 from neurenix_ms.execution.run.ranks import Index, Ranks, is_shared, ranks_of
 from neurenix_ms.execution.run.refusals import check_chunks, check_plain_parallelism
 from neurenix_ms.execution.run.setting import (
+    Schedule,
     Setting,
     TileSize,
     Whole,
@@ -30,6 +30,7 @@ from neurenix_ms.execution.run.setting import (
     settle,
     settle_early,
 )
+from neurenix_ms.execution.run.tiles import TiledRun, in_one_piece
 
 Reduce = Literal["argmax"] | None
 REDUCES: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -43,9 +44,9 @@ class TiledModel(Described, nn.Module):
 
     Use it for inference on images and volumes larger than the memory: x and out may be memory-mapped
     or zarr arrays. There is no blending and nothing to tune: the halo is measured on the model,
-    normalizations get the statistics of the whole input in separate passes, and deep levels, which
-    are small, run whole. A model that cannot run exactly in tiles raises an error. Where the whole
-    input fits into memory, the plain call is faster.
+    normalizations get the statistics of the whole input, and deep levels, which are small, run whole.
+    A model that cannot run exactly in tiles raises an error. Where the whole input fits into memory,
+    the plain call is simpler.
 
     The plan for running in tiles is made at the first call and cached, outside the model, until the
     model changes (see [`footprint`][neurenix_ms.execution.footprint]). If that takes more than two
@@ -71,7 +72,8 @@ class TiledModel(Described, nn.Module):
             "auto" takes the shallowest that fit into memory, `()` none.
         memory_limit: Bytes for what runs at a time: a tile, a part run whole, or the inputs on which
             receptive fields are measured (at least 256 MiB for these). With None, a part run whole
-            may take as much as one tile. Results of the model and of the parts are not included.
+            may take as much as one tile. Results of the model and of the parts are not included. Tiles
+            that wait for others (`schedule`) are.
         reduce: "argmax" returns the index of the largest channel instead of all channels.
         progress: Show a progress bar (needs tqdm), on the first rank of a mesh.
         mesh: A one-dimensional device mesh whose ranks share the tiles. Every rank calls with the same
@@ -80,6 +82,16 @@ class TiledModel(Described, nn.Module):
             its own tiles. `tile_size="auto"` then needs no limit and makes one tile per rank. If a
             rank fails, all ranks raise its error. With None, this process runs all tiles, also where
             torch.distributed is initialized.
+        schedule: How tiles get the statistics of normalizations and the results of parts run whole.
+            With "passes", one tile is in memory at a time; the tiles run again for every such layer.
+            With "in_step", all tiles run as far as such a layer, wait there, and continue: nothing is
+            computed twice, but the feature maps that waiting tiles still need stay in memory. "auto"
+            is in step where tiles of a process, at most 64, take no more than `memory_limit`; with
+            None, no more than 256 MiB or twice the memory of one tile. On a mesh with a tile for every
+            rank it is in step. With a limit and `tile_size="auto"`, smaller tiles in step are taken
+            instead of larger ones in passes. In step, the code of the model runs in one thread per tile,
+            never two at a time; attributes, lists and dicts of modules are kept apart, but a variable
+            outside of the modules that a forward writes before such a layer and reads after it is not.
 
     Shape:
         `(B, C, *S)` -> that of the model; with `reduce`, without its channels
@@ -117,6 +129,7 @@ class TiledModel(Described, nn.Module):
         reduce: Reduce = None,
         progress: bool = False,
         mesh: DeviceMesh | None = None,
+        schedule: Schedule = "auto",
     ) -> None:
         super().__init__()
         ranks_of(mesh)
@@ -131,6 +144,7 @@ class TiledModel(Described, nn.Module):
         self.reduce = reduce
         self.progress = progress
         self.mesh = mesh
+        self.schedule = schedule
         if in_channels is not None:
             check_positive(in_channels=in_channels)
             settle_early(plain, in_channels, spatial_dims, whole, memory_limit)
@@ -172,7 +186,7 @@ class TiledModel(Described, nn.Module):
             shape, like = check_rank_of(x, self.spatial_dims, model)
             choices = self.tile_size, self.whole, self.memory_limit
             with passing(check_args(args, shape)):
-                setting = settle(model, shape, like, *choices, ranks.size)
+                setting = settle(model, shape, like, *choices, ranks.size, self.schedule)
                 check_same_calls(ranks, model, x, setting, reduce=self.reduce)
                 if setting is None:
                     return self._in_one(model, x, like, out, ranks, skip, on_tile)
@@ -241,13 +255,12 @@ class TiledModel(Described, nn.Module):
         visible = self.progress and ranks.rank == 0
         total = -(-len(waiting) // ranks.size) + -(-tiles // ranks.size) * setting.num_sites()
         with progress_bar(visible, type(model).__name__, total) as step:
-            passes = setting.passes(model, x, like, step, ranks)
-            pieces = [self._pieces(passes, place) for place in setting.plan.outputs]
+            run = setting.run(model, x, like, step, ranks)
+            pieces = [self._pieces(run, place) for place in setting.plan.outputs]
             for leaf, own in zip(leaves or [], pieces, strict=False):
                 check_chunks(leaf, own)
-            with passes.running():
-                values = find_values(passes)
-                for number, tile, cores, layout in passes.outputs(skip):
+            with run.running():
+                for number, tile, cores, layout in run.results(skip):
                     if structure is None and out is not None:
                         if make:
                             out = make(shapes, self._dtypes(cores))
@@ -269,12 +282,12 @@ class TiledModel(Described, nn.Module):
                     if not is_shared(leaf):
                         ranks.complete(leaf, own)
                 ranks.agree()
-            values.move_running()
+            run.move_running()
         return out if out is not None else tree_unflatten(leaves or [], cast(TreeSpec, structure))
 
-    def _pieces(self, passes: Passes, place: Place) -> list[list[Index]]:
+    def _pieces(self, run: TiledRun, place: Place) -> list[list[Index]]:
         """Return what every rank writes of a result."""
-        return [[self._reduced(index) for index in own] for own in passes.pieces(place.lines)]
+        return [[self._reduced(index) for index in own] for own in run.pieces(place.lines)]
 
     def _dtypes(self, cores: list[Tensor]) -> list[torch.dtype]:
         return [core.dtype if self.reduce is None else torch.int64 for core in cores]

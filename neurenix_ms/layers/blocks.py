@@ -15,6 +15,7 @@ from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms._core.tracing import one_module, sizes_are_open
 from neurenix_ms.checkpointing import is_recorded, recomputed
 from neurenix_ms.layers.conditioning import FiLM
+from neurenix_ms.layers.inference import finished, is_inference
 from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
 
 BlockKind = Literal["single", "double", "residual"]
@@ -136,6 +137,8 @@ class ConvNormAct(nn.Module):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         conv, norm, act = self.steps()
         y = conv(x)
+        if condition is None and is_inference(y):
+            return finished(norm, act, y)
         y = recomputed(norm, y)
         if condition is not None:
             y = modulated(self.film, y, condition)
@@ -222,15 +225,16 @@ class ConvBlock(nn.Module):
         if block == "residual":  # the last activation follows the sum
             last = cast(ConvNormAct, self.layers[-1])
             last.act, self.act = self.act, last.act
-            self.shortcut = shortcut(in_channels, out_channels, spec, stride)
+            self.shortcut = make_shortcut(in_channels, out_channels, spec, stride)
         self.dropout = ChannelDropout(spec.dropout)
 
     def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
-        y = in_turn(cast(Iterable[ConvNormAct], self.layers), maps, condition)
-        if self.shortcut is not None:
-            y = recomputed(torch.add, y, self.shortcut(joined(maps)))
+        modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
+        shortcut, dropout = modules.get("shortcut"), modules["dropout"]
+        y = in_turn(modules["layers"], maps, condition)
+        if shortcut is not None:
+            y = recomputed(torch.add, y, shortcut(joined(maps)))
             y = recomputed(self.act, y)
-        dropout = self.dropout
         return dropout(y) if self.training or is_observed(dropout) else y
 
 
@@ -240,6 +244,7 @@ def in_turn(
     """Apply layers one after the other to the concatenated inputs."""
     y = joined(maps)
     compiling, recorded = torch.compiler.is_compiling(), is_recorded()
+    inference = condition is None and is_inference(y)
     for layer in layers:
         if compiling or is_observed(layer):
             y = layer(y) if condition is None else layer(y, condition)
@@ -247,6 +252,9 @@ def in_turn(
         conv, norm, act = layer.steps()
         # no frame of a call holds the input of a step through the next ones
         y = conv(y)
+        if inference:
+            y = finished(norm, act, y)
+            continue
         y = recomputed(norm, y) if recorded else norm(y)
         if condition is not None:
             y = modulated(layer.film, y, condition)
@@ -254,7 +262,9 @@ def in_turn(
     return y
 
 
-def shortcut(in_channels: int, out_channels: int, spec: ConvSpec, stride: Edge = 1) -> nn.Module:
+def make_shortcut(
+    in_channels: int, out_channels: int, spec: ConvSpec, stride: Edge = 1
+) -> nn.Module:
     """Return the identity; where channels or size differ, a 1x1 convolution with a norm."""
     if in_channels == out_channels and stride == 1:
         return nn.Identity()

@@ -1,6 +1,7 @@
 """Nested levels of an encoder-decoder network."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -59,10 +60,12 @@ class Up(nn.Module):
         self.skip = skip
 
     def forward(self, skip: Tensor, deep: Tensor, condition: Tensor | None = None) -> Tensor:
+        modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
+        up, block, merge = modules["up"], modules["block"], modules.get("skip")
         given = keyword("condition", condition)
-        if self.skip is None:
-            return self.block(skip, self.up(deep), **given)
-        return self.block(self.skip(skip, fit(self.up(deep), spatial(skip))), **given)
+        if merge is None:
+            return block(skip, up(deep), **given)
+        return block(merge(skip, fit(up(deep), spatial(skip))), **given)
 
 
 class Level(Described, nn.Module):
@@ -149,27 +152,23 @@ class Level(Described, nn.Module):
         features: "LevelFeatures | None" = None,
         condition: Tensor | None = None,
     ) -> Tensor:
+        modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
+        inner, pool, decode = (modules.get(name) for name in ("inner", "pool", "decode"))
         encoding, decoding = (keyword(name, condition) for name in self.conditions)
-        skip = checkpointed(self.encode, x, foreign=self.foreign[0], **encoding)
+        skip = checkpointed(modules["encode"], x, foreign=self.foreign[0], **encoding)
         maps = [skip]
-        if self.inner is not None and self.pool is not None:
-            half = recomputed(self.pool, skip) if self.pool_is_cheap else self.pool(skip)
-            maps.append(self._run_inner(half, features, condition))
+        if inner is not None and pool is not None:
+            half = recomputed(pool, skip) if self.pool_is_cheap else pool(skip)
+            if features is None and condition is None:  # called with one tensor where that is all
+                maps.append(inner(half))
+            else:
+                maps.append(inner(half, features, **keyword("condition", condition)))
         out = skip
-        if self.decode is not None:
-            out = checkpointed(self.decode, *maps, foreign=self.foreign[1], **decoding)
+        if decode is not None:
+            out = checkpointed(decode, *maps, foreign=self.foreign[1], **decoding)
         if features is not None:
             features.add(skip, out)
         return out
-
-    def _run_inner(
-        self, x: Tensor, features: "LevelFeatures | None", condition: Tensor | None
-    ) -> Tensor:
-        # called with one tensor and nothing else where that is all
-        assert self.inner is not None
-        if features is None and condition is None:
-            return self.inner(x)
-        return self.inner(x, features, **keyword("condition", condition))
 
     @recomputes
     def encoded(self, x: Tensor, condition: Tensor | None = None) -> list[Tensor]:

@@ -102,8 +102,10 @@ class Resize(nn.Module):
 
     @one_module
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        if equal(spatial(x), size):
-            return x
+        return x if equal(spatial(x), size) else self.resampled(x, size)
+
+    def resampled(self, x: Tensor, size: Size) -> Tensor:
+        """Return a feature map of another size, resampled."""
         return F.interpolate(
             x, tuple(size), None, self.mode, self.align_corners, antialias=self.antialias
         )

@@ -136,8 +136,8 @@ class ImageBranch(Branch):
 class JoinedProjection(nn.Module):
     """Concatenate feature maps and convolve them, one after the other.
 
-    Every feature map meets its slice of the weight as soon as it is given, and one of a single pixel is
-    added to all pixels, so no concatenated or enlarged tensor is made.
+    Every feature map meets its slice of the weight as soon as it is given, and `added` sums the results,
+    where one of a single pixel counts for all pixels, so no concatenated or enlarged tensor is made.
 
     Shape:
         feature maps `(B, C_i, *S)` or `(B, C_i, *(1,) * axes)`, one call each -> `(B, C, *S)`
@@ -160,13 +160,20 @@ class JoinedProjection(nn.Module):
         self.convolve = CONVOLVE[spatial_dims]
 
     @one_module
-    def forward(self, x: Tensor, index: int, total: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, index: int) -> Tensor:
         start = sum(self.widths[:index])
         weight = self.weight.narrow(1, start, self.widths[index])
-        if total is None:
-            y: Tensor = self.convolve(x, weight, self.bias, padding=self.padding)
-            return y
-        return total.add_(self.convolve(x, weight, padding=self.padding))
+        bias = None if index else self.bias  # added once to the sum
+        y: Tensor = self.convolve(x, weight, bias, padding=self.padding)
+        return y
+
+    @staticmethod
+    def added(total: Tensor | None, part: Tensor) -> Tensor:
+        """Return the sum of the results so far, which it overwrites, and the next one.
+
+        It is no step of `forward`, because `fully_shard` wraps the inputs of a module into views.
+        """
+        return part if total is None else total.add_(part)
 
 
 class AtrousPyramidPooling(Configured, nn.Module):
@@ -267,7 +274,7 @@ class AtrousPyramidPooling(Configured, nn.Module):
         check_normalizable(self.norm, self.training, x)
         y: Any = None
         for index, branch in enumerate(self.branches):
-            y = self.project(branch(x), index, y)
+            y = self.project.added(y, self.project(branch(x), index))
         y = recomputed(self.project_norm, y)
         return self.drop(recomputed(self.project_act, y))
 

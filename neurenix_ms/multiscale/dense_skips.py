@@ -1,7 +1,7 @@
 """Encoder, dense skip connections and outputs of nested U-Nets."""
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from neurenix_ms._core.hooks import is_observed
 from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms.checkpointing import checkpointed, recomputed
 from neurenix_ms.layers.blocks import joined
+from neurenix_ms.layers.conditioning import keyword
 from neurenix_ms.multiscale.decoder import FinalActivation, Head
 from neurenix_ms.multiscale.features import average
 from neurenix_ms.multiscale.slots import Slots
@@ -25,7 +26,8 @@ class Encoder(nn.Module):
         widths: Channels of every feature map.
 
     Shape:
-        `(B, in_channels, *S)` -> list of `(B, widths[i], *S_i)`, finest first
+        `(B, in_channels, *S)`, and the condition `(B, K)` of conditioned blocks -> list of
+        `(B, widths[i], *S_i)`, finest first
     """
 
     def __init__(self, levels: Sequence[Slots], in_channels: int, widths: Sequence[int]) -> None:
@@ -39,13 +41,14 @@ class Encoder(nn.Module):
                 down, in_channels = slots.make_down(width)
                 self.downs.append(down)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = [checkpointed(self.blocks[0], x)]
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> list[Tensor]:
+        given = keyword("condition", condition)
+        features = [checkpointed(self.blocks[0], x, **given)]
         for down, cheap, block in zip(
             self.downs, self.is_cheap, list(self.blocks)[1:], strict=True
         ):
             x = recomputed(down, features[-1]) if cheap else down(features[-1])
-            features.append(checkpointed(block, x))
+            features.append(checkpointed(block, x, **given))
         return features
 
 
@@ -53,7 +56,8 @@ class DenseNode(nn.Module):
     """All feature maps before it of one resolution, and the upsampled coarser one, in one block.
 
     Shape:
-        feature maps `(B, C, *S)` and a coarse `(B, D, *S / 2)` -> `(B, C_out, *S)`
+        feature maps `(B, C, *S)` and a coarse `(B, D, *S / 2)`, and the condition `(B, K)` of a
+        conditioned block -> `(B, C_out, *S)`
     """
 
     def __init__(self, up: nn.Module, block: nn.Module, skip: nn.Module | None) -> None:
@@ -62,8 +66,8 @@ class DenseNode(nn.Module):
         self.block = block
         self.skip = skip
 
-    def forward(self, *maps: Tensor) -> Tensor:
-        return self.block(self.merged(maps[:-1], maps[-1]))
+    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.block(self.merged(maps[:-1], maps[-1]), **keyword("condition", condition))
 
     def merged(self, row: Sequence[Tensor], deep: Tensor) -> Tensor:
         """Return what the block is called with, so that the caller can release `deep`."""
@@ -81,8 +85,9 @@ class DenseSkips(nn.Module):
         widths: Channels of every level.
 
     Shape:
-        list of `(B, widths[i], *S_i)`, finest first, which is emptied -> list of
-        `(B, widths[0], *S_0)`, one less, from the shallowest sub-network to the whole one
+        list of `(B, widths[i], *S_i)`, finest first, which is emptied, and the condition `(B, K)` of
+        conditioned nodes -> list of `(B, widths[0], *S_0)`, one less, from the shallowest sub-network
+        to the whole one
     """
 
     def __init__(self, levels: Sequence[Slots], widths: Sequence[int]) -> None:
@@ -95,21 +100,23 @@ class DenseSkips(nn.Module):
             for i in range(len(widths) - 1)
         )
 
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
+    def forward(self, features: list[Tensor], condition: Tensor | None = None) -> list[Tensor]:
         coarse = [features.pop()]
         for nodes in reversed(self.rows):
             row = [features.pop()]
             for node in cast(Iterable[DenseNode], nodes):
-                row.append(_called(node, row, coarse))
+                row.append(_called(node, row, coarse, keyword("condition", condition)))
             coarse = row
         return coarse[1:]
 
 
-def _called(node: DenseNode, row: list[Tensor], coarse: list[Tensor]) -> Tensor:
+def _called(
+    node: DenseNode, row: list[Tensor], coarse: list[Tensor], given: dict[str, Any]
+) -> Tensor:
     """Call a node with the first of the coarser feature maps, which is released once it is merged."""
     if torch.compiler.is_compiling() or is_observed(node):
-        return checkpointed(node, *row, coarse.pop(0))
-    return node.block(node.merged(row, coarse.pop(0)))
+        return checkpointed(node, *row, coarse.pop(0), **given)
+    return node.block(node.merged(row, coarse.pop(0)), **given)
 
 
 def _node(slots: Slots, width: int, column: int, deep: int) -> DenseNode:

@@ -19,7 +19,7 @@ from neurenix_ms._core.dims import (
 )
 from neurenix_ms._core.orders import check_descending, check_halving
 from neurenix_ms._core.sizes import Target, spatial, target_size
-from neurenix_ms._core.tracing import entries, one_call
+from neurenix_ms._core.tracing import entries, one_call, sizes_are_open
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.layers.resize import Resize
 
@@ -34,6 +34,8 @@ def channels_of(source: Channels) -> list[int]:
 
 def as_list(features: Features) -> Sequence[Tensor]:
     """Return feature maps as a list, from a list or a dict (as torchvision's networks return)."""
+    if type(features) is list:
+        return features
     if isinstance(features, Mapping):
         return list(features.values())
     if isinstance(features, Tensor) or not isinstance(features, (list, tuple, Proxy)):
@@ -46,7 +48,11 @@ def check_features(features: Sequence[Tensor], channels: Sequence[int], spatial_
     """Raise if the length of the list, or a rank, number of channels or batch size is wrong."""
     if len(features) != len(channels):
         raise ValueError(f"expected {len(channels)} features, got {len(features)}")
+    known = not sizes_are_open()
     for index, (x, wanted) in enumerate(zip(features, channels, strict=True)):
+        fits = known and type(x) is Tensor and x.ndim == spatial_dims + 2
+        if fits and (x.shape[0], x.shape[1]) == (features[0].shape[0], wanted):
+            continue  # the usual case, in few calls
         check_rank(x, spatial_dims)
         check_channels(x, wanted, f"feature {index}")
         if x.shape[0] != features[0].shape[0]:

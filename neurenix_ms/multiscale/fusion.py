@@ -13,9 +13,11 @@ from neurenix_ms._core.dims import (
     CONVOLVE,
     SpatialDims,
 )
+from neurenix_ms._core.hooks import is_observed
 from neurenix_ms._core.orders import check_order_of_scales
 from neurenix_ms._core.sizes import Size, Target, check_scales, check_target, spatial, target_size
 from neurenix_ms._core.tracing import entries, one_module, sizes_are_open
+from neurenix_ms.layers.inference import NormAndAct
 from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
 from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.attention import AttentionFusion, AttentionKind
@@ -76,8 +78,7 @@ class SlicedConvolution(nn.Module):
     @one_module
     def forward(self, features: Sequence[Tensor], size: Size) -> Tensor:
         if self.is_small(features):
-            stacked = torch.cat([self.resize(x, size) for x in features], dim=1)
-            return self.convolve(stacked, self.weight, self.bias)
+            return self.convolve(self._stacked(features, size), self.weight, self.bias)
         slices = self.weight.split(self.widths, dim=1)
         biases = [self.bias] + [None] * (len(self.widths) - 1)  # added once to the sum
         total: Tensor | None = None
@@ -86,6 +87,14 @@ class SlicedConvolution(nn.Module):
             total = part if total is None else total.add_(part)
         assert total is not None
         return total
+
+    def _stacked(self, features: Sequence[Tensor], size: Size) -> Tensor:
+        resize = self.resize
+        if is_observed(resize):
+            return torch.cat([resize(x, size) for x in features], dim=1)
+        return torch.cat(
+            [x if x.shape[2:] == size else resize.resampled(x, size) for x in features], dim=1
+        )
 
     def is_small(self, features: Sequence[Tensor]) -> bool:
         """Return whether one convolution is faster than several calls, as measured."""
@@ -176,7 +185,7 @@ class FeatureFusion(Configured, nn.Module):
             conv = SlicedConvolution(
                 self.in_channels, out_channels, spatial_dims, resize, bias=norm is None
             )
-            self.fuse: nn.Module = nn.Sequential(
+            self.fuse: nn.Module = NormAndAct(
                 ConcatFusion(conv, self.target),
                 make_norm(norm, out_channels, spatial_dims),
                 make_act(act),

@@ -125,8 +125,10 @@ class UPerHead(Configured, nn.Module):
         size = spatial(levels[0])
         fused: Any = None
         for index, smooth in enumerate(self.smooth):
-            fused = self.fuse(self.resize(smooth(levels[index]), size), index, fused)
-        fused = self.fuse(self.resize(levels[-1], size), len(self.smooth), fused)
+            fused = self.fuse.added(
+                fused, self.fuse(self.resize(smooth(levels[index]), size), index)
+            )
+        fused = self.fuse.added(fused, self.fuse(self.resize(levels[-1], size), len(self.smooth)))
         fused = recomputed(self.fuse_act, recomputed(self.fuse_norm, fused))
         return self.head(self.drop(fused))
 

@@ -20,10 +20,11 @@ from neurenix_ms._core.dims import (
 from neurenix_ms._core.sizes import Size, fit, spatial
 from neurenix_ms.checkpointing import checkpointed, recomputed, recomputes
 from neurenix_ms.layers.blocks import ConvSpec
+from neurenix_ms.layers.conditioning import given_condition, keyword
 from neurenix_ms.layers.levels import Double
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable, make_act, make_norm
 from neurenix_ms.multiscale.decoder import FinalActivation, Head, make_final
-from neurenix_ms.multiscale.slots import Block, per_level, slots_of_levels
+from neurenix_ms.multiscale.slots import Block, check_conditioned, per_level, slots_of_levels
 from neurenix_ms.multiscale.streams import StreamBlock, Sum
 from neurenix_ms.multiscale.unet import check_level_widths
 
@@ -98,14 +99,18 @@ class HighResolutionNetwork(Configured, nn.Module):
         padding_mode: As in `nn.Conv2d`.
         dropout: Channel dropout probability after every block.
         final_activation: As in `UNet`.
+        condition_channels: Length of the vector on which every block along a stream is conditioned, as
+            in `UNet`; the stem and the exchanges are not.
 
     Shape:
-        `(B, in_channels, *S)` -> `(B, out_channels, *S)`, or a list of `(B, features[i], *S_i)`, with
+        `(B, in_channels, *S)`, and a `condition` `(B, condition_channels)` if the network has one ->
+        `(B, out_channels, *S)`, or a list of `(B, features[i], *S_i)`, with
         `S_0 = ceil(S / 2**stem_reductions)` and each half of the one before, rounded up
 
     Raises:
         ValueError: If an argument is out of range or unknown, `hidden_channels` or `final_activation`
-            are given without `out_channels`, or the input has other channels or axes.
+            are given without `out_channels`, the input has other channels or axes, or the condition
+            does not fit.
 
     Source: Wang et al. 2019, "Deep High-Resolution Representation Learning for Visual Recognition",
     section 3; `out_channels`: HRNetV2. Deviations: the first stage has the same blocks and channels as
@@ -143,6 +148,7 @@ class HighResolutionNetwork(Configured, nn.Module):
         padding_mode: str = "zeros",
         dropout: float = 0.0,
         final_activation: FinalActivation = None,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, stem_channels=stem_channels)
@@ -154,7 +160,10 @@ class HighResolutionNetwork(Configured, nn.Module):
             spatial_dims, norm=norm, act=act, conv_bias=conv_bias, padding_mode=padding_mode,
             dropout=dropout,
         )  # fmt: skip
-        levels = slots_of_levels(len(widths) - 1, spec, None, block=block, depth=depth, stride=2)
+        levels = slots_of_levels(
+            len(widths) - 1, replace(spec, condition_channels=condition_channels), None,
+            block=block, depth=depth, stride=2,
+        )  # fmt: skip
         self.features = widths
         stem = [in_channels, *[stem_channels] * stem_reductions]
         self.stem = nn.ModuleList(spec.layer(a, b, stride=2) for a, b in pairwise(stem))
@@ -168,6 +177,7 @@ class HighResolutionNetwork(Configured, nn.Module):
                     entering = [stem[-1]]
                 stage.append(StreamBlock(levels[:count], entering, widths[:count], up))
             self.stages.append(stage)
+        check_conditioned(self.stages, condition_channels)
         self.head: Joined | None = None
         if out_channels is not None:
             hidden = sum(widths) if hidden_channels is None else hidden_channels
@@ -182,18 +192,19 @@ class HighResolutionNetwork(Configured, nn.Module):
             )
 
     @recomputes
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        streams = self._streams(x)
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor | list[Tensor]:
+        streams = self._streams(x, condition)
         return streams if self.head is None else self.head(streams, spatial(x))
 
     @recomputes
-    def forward_features(self, x: Tensor) -> list[Tensor]:
+    def forward_features(self, x: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """Return the streams after the last exchange, finest first."""
-        return self._streams(x)
+        return self._streams(x, condition)
 
-    def _streams(self, x: Tensor) -> list[Tensor]:
+    def _streams(self, x: Tensor, condition: Tensor | None) -> list[Tensor]:
         check_rank(x, self.spatial_dims)
         check_channels(x, self.in_channels)
+        given = keyword("condition", given_condition(x, condition, self.condition_channels))
         halvings = len(self.stem) + len(self.branch)
         check_normalizable(self.norm, self.training, x, halvings, rounds_up=True)
         for layer in self.stem:
@@ -203,5 +214,5 @@ class HighResolutionNetwork(Configured, nn.Module):
             if index > 0:
                 streams.append(checkpointed(self.branch[index - 1], streams[-1]))
             for module in cast(nn.ModuleList, stage):
-                streams = module(streams)
+                streams = module(streams, **given)
         return streams

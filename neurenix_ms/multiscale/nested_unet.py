@@ -13,6 +13,7 @@ from neurenix_ms._core.dims import SpatialDims, check_positive
 from neurenix_ms._core.tracing import entries
 from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.layers.blocks import ConvSpec, Edge
+from neurenix_ms.layers.conditioning import given_condition
 from neurenix_ms.layers.naming import Act, Norm
 from neurenix_ms.multiscale.decoder import FinalActivation
 from neurenix_ms.multiscale.dense_skips import Branches, DenseSkips, Encoder
@@ -28,6 +29,7 @@ from neurenix_ms.multiscale.slots import (
     Edges,
     Skip,
     Upsampling,
+    check_conditioned,
     kernels_of,
     products_of,
     slots_of_levels,
@@ -65,6 +67,7 @@ class NestedUNet(Configured, nn.Module):
         padding_mode: As in `nn.Conv2d`.
         dropout: Channel dropout probability after every block.
         final_activation: As in `UNet`.
+        condition_channels: Length of the vector on which every block is conditioned, as in `UNet`.
         deep_supervision: In training, return the outputs of all depths, that of the whole network first.
         ensemble: In evaluation, return the mean of all outputs (the paper's accurate mode), not the
             output of the whole network (its fast mode). Needs `deep_supervision`.
@@ -72,13 +75,15 @@ class NestedUNet(Configured, nn.Module):
     `block`, `down`, `up`, `skip`, `depth`, `stride` and `kernel_size` may be lists, as in `UNet`.
 
     Shape:
-        `(B, in_channels, *S)` -> `(B, out_channels, *S)`, every S at least the product of the strides,
-        `2**len(features)`; with `deep_supervision`, in training, a list of `len(features)` such outputs,
-        all of the size of the input
+        `(B, in_channels, *S)`, and a `condition` `(B, condition_channels)` if the network has one ->
+        `(B, out_channels, *S)`, every S at least the product of the strides, `2**len(features)`; with
+        `deep_supervision`, in training, a list of `len(features)` such outputs, all of the size of the
+        input
 
     Raises:
         ValueError: If an argument is out of range or unknown, the input is too small or has other
-            channels or axes, or `ensemble` is chosen without `deep_supervision`.
+            channels or axes, the condition does not fit, or `ensemble` is chosen without
+            `deep_supervision`.
 
     Source: Zhou et al. 2018, "UNet++: A Nested U-Net Architecture", equation 1 and figure 1. They
     weigh all outputs alike: `DeepSupervisionLoss(loss, weights=[1] * len(features))`; without weights,
@@ -116,6 +121,7 @@ class NestedUNet(Configured, nn.Module):
         padding_mode: str = "zeros",
         dropout: float = 0.0,
         final_activation: FinalActivation = None,
+        condition_channels: int | None = None,
         deep_supervision: bool = False,
         ensemble: bool = False,
     ) -> None:
@@ -127,7 +133,7 @@ class NestedUNet(Configured, nn.Module):
         check_positive(bottleneck_channels=bottleneck_channels)
         spec = ConvSpec(
             spatial_dims, norm=norm, act=act, conv_bias=conv_bias, padding_mode=padding_mode,
-            dropout=dropout,
+            dropout=dropout, condition_channels=condition_channels,
         )  # fmt: skip
         levels = slots_of_levels(
             len(widths), spec, kernel_size,
@@ -140,21 +146,23 @@ class NestedUNet(Configured, nn.Module):
         channels = [*widths, bottleneck_channels]
         self.encoder = Encoder(levels, in_channels, channels)
         self.nodes = DenseSkips(levels, channels)
+        check_conditioned(self, condition_channels)
         self.branches = Branches(
             len(widths), widths[0], out_channels, spatial_dims=spatial_dims,
             final_activation=final_activation, deep_supervision=deep_supervision, ensemble=ensemble,
         )  # fmt: skip
 
     @recomputes
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor | list[Tensor]:
         check_input(self, x)
-        return self.branches(self.nodes(self.encoder(x)))
+        condition = given_condition(x, condition, self.condition_channels)
+        return self.branches(self.nodes(self.encoder(x, condition), condition))
 
     @recomputes
-    def forward_features(self, x: Tensor) -> list[Tensor]:
+    def forward_features(self, x: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """Return the encoded feature maps of `x`, finest first, the bottleneck last, and keep none."""
         check_input(self, x)
-        return self.encoder(x)
+        return self.encoder(x, given_condition(x, condition, self.condition_channels))
 
     def pruned(self, num_levels: int) -> "NestedUNet":
         """Return a copy of the sub-network of so many levels, for faster inference.
@@ -207,18 +215,20 @@ class NestedUNetDecoder(Configured, nn.Module):
         padding_mode: As in `nn.Conv2d`.
         dropout: Channel dropout probability after every block.
         final_activation: As in `UNet`.
+        condition_channels: Length of the vector on which every block is conditioned, as in `UNet`.
         deep_supervision: In training, return the outputs of all depths, that of all levels first.
         ensemble: In evaluation, return the mean of all outputs.
 
     Shape:
         list of `(B, encoder_channels[i], *S_i)`, or a dict of them, finest first, each about half the
-        size of the one before -> `(B, out_channels, *S_0)`; with `deep_supervision`, in training, a
-        list of such outputs, one less than there are feature maps
+        size of the one before, and a `condition` `(B, condition_channels)` if the decoder has one ->
+        `(B, out_channels, *S_0)`; with `deep_supervision`, in training, a list of such outputs, one
+        less than there are feature maps
 
     Raises:
         ValueError: If there are fewer than two feature maps, an option is out of range or unknown, or a
             feature map has other channels, another rank or batch size, or not about half the size of
-            the one before.
+            the one before, or the condition does not fit.
 
     Source: Zhou et al. 2018, "UNet++: A Nested U-Net Architecture", equation 1.
 
@@ -250,6 +260,7 @@ class NestedUNetDecoder(Configured, nn.Module):
         padding_mode: str = "zeros",
         dropout: float = 0.0,
         final_activation: FinalActivation = None,
+        condition_channels: int | None = None,
         deep_supervision: bool = False,
         ensemble: bool = False,
     ) -> None:
@@ -259,7 +270,7 @@ class NestedUNetDecoder(Configured, nn.Module):
         self.encoder_channels = widths
         spec = ConvSpec(
             spatial_dims, norm=norm, act=act, conv_bias=conv_bias, padding_mode=padding_mode,
-            dropout=dropout,
+            dropout=dropout, condition_channels=condition_channels,
         )  # fmt: skip
         levels = slots_of_levels(
             len(widths) - 1, spec, kernel_size,
@@ -267,13 +278,15 @@ class NestedUNetDecoder(Configured, nn.Module):
         )  # fmt: skip
         self.kernel_size = kernels_of(levels) if kernel_size is None else kernel_size
         self.nodes = DenseSkips(levels, widths)
+        check_conditioned(self, condition_channels)
         self.branches = Branches(
             len(widths) - 1, widths[0], out_channels, spatial_dims=spatial_dims,
             final_activation=final_activation, deep_supervision=deep_supervision, ensemble=ensemble,
         )  # fmt: skip
 
     @recomputes
-    def forward(self, features: Features) -> Tensor | list[Tensor]:
+    def forward(self, features: Features, condition: Tensor | None = None) -> Tensor | list[Tensor]:
         features = check_encoded(features, self.encoder_channels, self.spatial_dims, self.stride)
         maps = entries(features, len(self.encoder_channels))
-        return self.branches(self.nodes(list(maps)))
+        condition = given_condition(maps[0], condition, self.condition_channels)
+        return self.branches(self.nodes(list(maps), condition))

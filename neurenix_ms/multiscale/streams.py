@@ -11,6 +11,7 @@ from neurenix_ms._core.sizes import Size, fit, multiplied, spatial
 from neurenix_ms._core.tracing import entries, one_call, sizes_are_open
 from neurenix_ms.checkpointing import checkpointed, recomputed
 from neurenix_ms.layers.blocks import ConvSpec
+from neurenix_ms.layers.conditioning import keyword
 from neurenix_ms.layers.naming import make_act
 from neurenix_ms.layers.resize import NEAREST, Resize
 from neurenix_ms.multiscale.slots import Slots
@@ -112,7 +113,8 @@ class StreamBlock(nn.Module):
         up: "nearest" or "linear".
 
     Shape:
-        list of `(B, in_channels[i], *S_i)`, which is written to -> list of `(B, widths[i], *S_i)`
+        list of `(B, in_channels[i], *S_i)`, which is written to, and the condition `(B, K)` of
+        conditioned blocks -> list of `(B, widths[i], *S_i)`
     """
 
     def __init__(
@@ -128,9 +130,10 @@ class StreamBlock(nn.Module):
         )
         self.exchange: nn.Module | None = None
         if len(widths) > 1:
-            self.exchange = Exchange(widths, levels[0].spec, up)
+            self.exchange = Exchange(widths, levels[0].spec.unconditioned(), up)
 
-    def forward(self, streams: list[Tensor]) -> list[Tensor]:
+    def forward(self, streams: list[Tensor], condition: Tensor | None = None) -> list[Tensor]:
+        given = keyword("condition", condition)
         for index, block in enumerate(self.blocks):
-            streams[index] = checkpointed(block, streams[index])
+            streams[index] = checkpointed(block, streams[index], **given)
         return streams if self.exchange is None else self.exchange(streams)

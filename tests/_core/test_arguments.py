@@ -315,7 +315,7 @@ def outcome(
     function: Callable[..., Any], options: dict[str, Any], name: str, value: Any
 ) -> str | None:
     """What is wrong with the end of a call; None if nothing is."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -328,8 +328,8 @@ def outcome(
     except Exception as error:
         names_extra = isinstance(error, ImportError) and "pip install 'neurenix_ms[" in str(error)
         return None if names_extra else f"{type(error).__name__}: {error}"
-    if time.perf_counter() - start > 2:
-        return f"it took {time.perf_counter() - start:.1f} s"
+    if time.process_time() - start > 2:
+        return f"it took {time.process_time() - start:.1f} s"
     return None
 
 

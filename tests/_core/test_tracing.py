@@ -93,3 +93,19 @@ def test_modules_in_half_precision_run_and_train_on_a_cpu(case: Case, dtype):
         assert (y.float() - wanted).abs().mean() <= 0.05 * wanted.abs().mean() + 1e-3
     sum(y.float().mean() for y in out).backward()
     assert all(y.grad.isfinite().all() for y in x)
+
+
+def test_a_compiled_network_that_remembers_has_one_graph_for_all_calls():
+    model = UNet(1, 1, [2, 4], spatial_dims=1).eval()
+    torch.compiler.reset()
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=count)
+    for size in (27, 37, 30):
+        x = torch.randn(2, 1, size)
+        torch.testing.assert_close(compiled(x), model(x))
+    assert len(graphs) == 1

@@ -9,9 +9,16 @@ from docs_tools.messages import messages, page, text_of
 from docs_tools.source import PACKAGE, Source
 
 # control flow inside the package, and methods that subclasses implement
-INSIDE = {"self.raised", "NotImplementedError", "_ReachedError", "KeyboardInterrupt", "cause"}
+INSIDE = {
+    "self.raised",
+    "NotImplementedError",
+    "_ReachedError",
+    "_ClosedError",
+    "KeyboardInterrupt",
+    "cause",
+}
 # made elsewhere and raised here
-MADE_BY = {"self._other_calls"}
+MADE_BY = {"self.other_calls"}
 
 
 @pytest.fixture(scope="module")

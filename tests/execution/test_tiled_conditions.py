@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurenix_ms import PyramidNetwork, SinusoidalEmbedding, TiledModel, UNet
+from neurenix_ms import (
+    HighResolutionNetwork,
+    NestedUNet,
+    PyramidNetwork,
+    SinusoidalEmbedding,
+    TiledModel,
+    UNet,
+)
 from neurenix_ms.execution import accumulate_gradients, footprint
 from neurenix_ms.execution.plan.arguments import passing
 from neurenix_ms.execution.plan.choice import choose_parts
@@ -49,6 +56,15 @@ def test_a_condition_reaches_every_tile_whole(dims: int, norm):
     torch.testing.assert_close(tiled(x, args=(condition,)), model(x, condition))
     # the plan does not depend on the values
     torch.testing.assert_close(tiled(x, args=(2 * condition,)), model(x, 2 * condition))
+
+
+@pytest.mark.parametrize("kind", [NestedUNet, HighResolutionNetwork])
+def test_other_networks_are_conditioned_in_tiles(kind):
+    options = {} if kind is NestedUNet else {"stem_reductions": 0}
+    model = stirred(kind(2, 1, [4, 6], condition_channels=3, **options)).eval()
+    x, z = torch.randn(1, 2, 45, 50).double(), torch.randn(1, 3).double()
+    tiled = TiledModel(model, 24, whole=())
+    torch.testing.assert_close(tiled(x, args=(z,)), model(x, z))
 
 
 @pytest.mark.parametrize("whole", ["auto", ("level.inner",), ("level.inner.inner",)])

@@ -33,9 +33,15 @@ def with_parameters() -> list[Case]:
 
 
 def made(case: Case) -> tuple[nn.Module, list[Tensor]]:
-    """The same module and batch in every process; statistics of a batch would differ between them."""
+    """Return the same module and batch in every process.
+
+    Its layers are in eval mode, because statistics of a batch would differ between processes; what
+    contains them trains, because the heads of deep supervision are used in training only.
+    """
     torch.manual_seed(0)
-    model = build(case).eval()
+    model = build(case)
+    for module in model.modules():
+        module.train(any(True for _ in module.children()))
     return model, as_list(case.inputs((16, 21), batch=SAMPLES * dist.get_world_size()))
 
 

@@ -4,6 +4,7 @@ A case is a function of the mesh. Every process writes what went wrong in each c
 """
 
 import copy
+import dataclasses
 import datetime
 import functools
 import hashlib
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
 from neurenix_ms import UNet
 from neurenix_ms.execution import RankError, TiledModel, accumulate_gradients
@@ -117,16 +119,19 @@ def raised(call: Callable[[], Any]) -> Exception:
     raise AssertionError(f"no error on rank {dist.get_rank()}")
 
 
+SCHEDULES = ("passes", "in_step")
+
+
 def check_equal(
     mesh: DeviceMesh | None,
     model: nn.Module,
     x: Tensor,
     tile_size: Any,
     loss: Loss = F.mse_loss,
-    target: Tensor | None = None,
+    target: Any = None,
     **options: Any,
 ) -> None:
-    """Compare result, loss, gradient and buffers with those of the plain model."""
+    """Compare result, loss, gradient and buffers with those of the plain model, in both schedules."""
     model.zero_grad()
     plain = copy.deepcopy(model)
     wanted = plain(x.clone())
@@ -135,16 +140,22 @@ def check_equal(
     value = loss(wanted, target)
     value.backward()
     start = copy.deepcopy(model.state_dict())
-    y = TiledModel(model, tile_size, spatial_dims=x.ndim - 2, mesh=mesh, **options)(x)
-    assert (y - wanted).abs().max() <= EXACT * wanted.detach().std(), (y - wanted).abs().max()
-    check_buffers(model, plain)
-    model.load_state_dict(start)
-    got = accumulate_gradients(model, x, target, loss, tile_size, mesh=mesh, **options)
-    assert abs(got - value) <= EXACT * abs(value), (got, value)
-    check_buffers(model, plain)
-    check_gradients(model, plain)
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    assert same_bits([y, got, *gradients, *model.buffers()])
+    for schedule in SCHEDULES:
+        options["schedule"] = schedule
+        model.zero_grad()
+        model.load_state_dict(start)
+        result = TiledModel(model, tile_size, spatial_dims=x.ndim - 2, mesh=mesh, **options)(x)
+        pairs = zip(tree_leaves(result), tree_leaves(wanted), strict=True)
+        for y, whole in pairs:
+            assert (y - whole).abs().max() <= EXACT * whole.detach().std(), (y - whole).abs().max()
+        check_buffers(model, plain)
+        model.load_state_dict(start)
+        got = accumulate_gradients(model, x, target, loss, tile_size, mesh=mesh, **options)
+        assert abs(got - value) <= EXACT * abs(value), (got, value)
+        check_buffers(model, plain)
+        check_gradients(model, plain)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert same_bits([*tree_leaves(result), got, *gradients, *model.buffers()])
 
 
 def check_buffers(model: nn.Module, plain: nn.Module) -> None:
@@ -245,6 +256,125 @@ def a_loss_with_parameters(mesh: DeviceMesh) -> None:
     plain(model(x), target).backward()
     accumulate_gradients(model, x, target, loss, 8, mesh=mesh)
     check_gradients(loss, plain)
+
+
+class Two(nn.Module):
+    """An output after one normalization and one after two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = small_net(nn.Conv1d, nn.InstanceNorm1d), nn.BatchNorm1d(2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.first(x)
+        return [y, self.second(y)]
+
+
+@case
+def a_loss_that_leaves_an_output_out_on_one_rank(mesh: DeviceMesh) -> None:
+    def loss(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
+        pairs = [(y, t) for y, t in zip(outputs, targets, strict=True) if t.any()]
+        return sum(((y * t).sum() for y, t in pairs), torch.zeros((), dtype=torch.float64))
+
+    targets = [noise(1, 2, 32), noise(1, 2, 32)]
+    targets[1][..., 16:] = 0
+    check_equal(mesh, Two().double(), noise(1, 1, 34), 17, loss, targets, whole=())
+
+
+@case
+def no_parameters_that_need_a_gradient_before_a_normalization(mesh: DeviceMesh) -> None:
+    model = nn.Sequential(nn.InstanceNorm1d(1), nn.Conv1d(1, 2, 3)).double()
+    check_equal(mesh, model, noise(2, 1, 31), 16, whole=())
+    check_equal(mesh, model, noise(2, 1, 31), 16, whole=("0",))
+
+
+@case
+def an_error_in_backward_between_two_sites(mesh: DeviceMesh) -> None:
+    last = mesh.get_local_rank() == mesh.size() - 1
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, d_y: Tensor) -> Tensor:
+            if last:
+                raise ZeroDivisionError("in backward")
+            return d_y
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.second(Fails.apply(self.first(x)))
+            return y
+
+    model, x = Model().double(), noise(1, 1, 31)
+    before = copy.deepcopy(model.state_dict())
+    for schedule in SCHEDULES:
+        options = {"tile_size": 16, "mesh": mesh, "schedule": schedule}
+        error = raised(lambda o=options: accumulate_gradients(model, x, 2 * x, F.mse_loss, **o))
+        assert isinstance(error, ZeroDivisionError), error
+        assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+        assert all(p.grad is None for p in model.parameters())
+    check_equal(mesh, small_net(nn.Conv1d, nn.BatchNorm1d), noise(1, 1, 31), 16)  # the group works
+
+
+def off(mesh: DeviceMesh, model: nn.Module, x: Tensor, schedule: str) -> float:
+    """How far the output or the gradient is from that of the plain model, on the worst rank."""
+    start, plain = copy.deepcopy(model.state_dict()), copy.deepcopy(model)
+    wanted = plain(x)
+    F.mse_loss(wanted, torch.zeros_like(wanted)).backward()
+    model.zero_grad()
+    options = {"tile_size": 20, "whole": ("3",), "mesh": mesh, "schedule": schedule}
+    y = Tiled1d(model, **options)(x)
+    model.load_state_dict(start)
+    accumulate_gradients(model, x, torch.zeros_like(wanted), F.mse_loss, **options)
+    model.load_state_dict(start)
+    pairs = zip(model.parameters(), plain.parameters(), strict=True)
+    grads = [(torch.zeros_like(p) if p.grad is None else p.grad, q.grad) for p, q in pairs]
+    differences = [float((a - b).abs().max()) for a, b in grads]
+    return max(everywhere(max(*differences, float((y - wanted).detach().abs().max()))))
+
+
+@case
+def wrong_merging_is_seen(mesh: DeviceMesh) -> None:
+    right = ranks_file.MeshRanks
+    merged, summed = right.merged, right.summed
+
+    def only_own(self: Any, moments: Any, like: Any) -> Any:
+        merged(self, moments, like)
+        return moments
+
+    def equal_weights(self: Any, moments: Any, like: Any) -> Any:
+        return merged(self, moments and dataclasses.replace(moments, count=1), like)
+
+    def averaged(self: Any, values: Any, like: Any) -> Any:
+        return [None if v is None else v / self.size for v in summed(self, values, like)]
+
+    def own_sums(self: Any, values: Any, like: Any) -> Any:
+        summed(self, values, like)
+        return list(values)
+
+    wrong = [
+        ("merged", only_own),
+        ("merged", equal_weights),
+        ("summed", averaged),
+        ("summed", own_sums),
+    ]
+    model, x = small_net(nn.Conv1d, nn.BatchNorm1d), noise(2, 1, 31)
+    for schedule in SCHEDULES:
+        assert off(mesh, model, x, schedule) < EXACT
+        for name, function in wrong:
+            setattr(right, name, function)
+            try:
+                found = off(mesh, model, x, schedule)
+            finally:
+                setattr(right, name, {"merged": merged, "summed": summed}[name])
+            assert found > 1e-5, (schedule, name, function, found)
 
 
 @case
@@ -350,6 +480,8 @@ def an_error_of_one_rank_is_raised_on_all(mesh: DeviceMesh) -> None:
         (OSError, "the disk of", lambda: Tiled1d(model, 8, mesh=mesh)(broken)),
         (OSError, "the disk of", lambda: steps(broken, target, F.mse_loss)),
         (ZeroDivisionError, "the loss of", lambda: steps(x, target, loss)),
+        (ZeroDivisionError, "the loss of", lambda: steps(x, target, loss, schedule="in_step")),
+        (OSError, "the disk of", lambda: steps(broken, target, F.mse_loss, schedule="in_step")),
         (OSError, "the disk of", lambda: steps(x, Failing(target, broken.error), F.mse_loss)),
     ]
     for kind, text, call in calls:
@@ -391,6 +523,9 @@ def calls_that_differ_by_rank(mesh: DeviceMesh) -> None:
         )(x if rank == 0 else x[..., 1:]),
         "same tile_size and parts run whole, got ((8,), ()) on rank 0": lambda: Tiled1d(
             model, 8 if rank == 0 else 9, whole=(), mesh=mesh
+        )(x),
+        "same schedule, got 'in_step' on rank 0 and 'passes' on rank 1": lambda: Tiled1d(
+            model, 8, schedule="in_step" if rank == 0 else "passes", whole=(), mesh=mesh
         )(x),
         "same reduce, got None on rank 0 and 'argmax' on rank 1": lambda: Tiled1d(
             model, 8, reduce=None if rank == 0 else "argmax", mesh=mesh

@@ -1,6 +1,7 @@
 """Networks whose blocks are conditioned on a vector."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from torch.export import Dim, export
 
 from neurenix_ms import (
     FiLM,
+    HighResolutionNetwork,
     MultiScaleModel,
+    NestedUNet,
+    NestedUNetDecoder,
     PyramidNetwork,
     UNet,
     UNetDecoder,
@@ -19,10 +23,21 @@ from neurenix_ms import (
 )
 from neurenix_ms.meter import peak_tensor_bytes
 
+NORMS = ["batch", "group", None]
 BLOCKS = ["single", "double", "residual", "preactivation", "convnext", "inverted"]
+
+
+def high_resolution(**options) -> HighResolutionNetwork:
+    """Return a network of three streams, whose kernels have one size."""
+    options.pop("kernel_size", None)
+    return HighResolutionNetwork(2, 1, [4, 4, 6], stem_reductions=0, **options)
+
+
 NETWORKS = {
     "UNet": lambda **options: UNet(2, 1, [4, 8], **options),
     "PyramidNetwork": lambda **options: PyramidNetwork(2, 1, 3, 4, **options),
+    "NestedUNet": lambda **options: NestedUNet(2, 1, [4, 8], **options),
+    "HighResolutionNetwork": lambda **options: high_resolution(**options),
 }
 EVERY = pytest.mark.parametrize("name", NETWORKS)
 
@@ -40,12 +55,20 @@ def conditioned(name: str, **options) -> nn.Module:
     return stirred(NETWORKS[name](condition_channels=3, **options))
 
 
+# every block and norm in two axes, the others in turn
+STARTS = [
+    (dims, block, norm)
+    for dims, number in itertools.product((1, 2, 3), range(len(BLOCKS) * len(NORMS)))
+    for block, norm in [(BLOCKS[number // len(NORMS)], NORMS[number % len(NORMS)])]
+    if dims == 2 or number % 4 == dims
+]
+
+
 @EVERY
-@pytest.mark.parametrize("norm", ["batch", "group", None])
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize(("dims", "block", "norm"), STARTS)
 def test_it_starts_as_if_there_was_no_condition(name: str, dims: int, block: str, norm):
     options = {"spatial_dims": dims, "block": block, "norm": norm, "depth": 2, "kernel_size": 3}
+    options["act"] = "elu"  # no unit is dead
     torch.manual_seed(0)
     plain = NETWORKS[name](**options)
     torch.manual_seed(0)
@@ -73,7 +96,8 @@ def test_samples_have_conditions_of_their_own(name: str):
 
 @EVERY
 def test_checkpointing_drops_the_conditioned_feature_maps(name: str):
-    model = conditioned(name, norm="batch", act="gelu", remember=False)
+    options = {"remember": False} if "remember" in NETWORKS[name]().config else {}
+    model = conditioned(name, norm="batch", act="gelu", **options)
     twin = copy.deepcopy(model)
     x, z = torch.randn(2, 2, 64, 48), torch.randn(2, 3, requires_grad=True)
 
@@ -124,6 +148,10 @@ def test_saved_and_loaded(name: str, tmp_path):
     assert torch.equal(load(tmp_path / "model.pt").eval()(x, z), model(x, z))
 
 
+def nodes(model: NestedUNet, x: Tensor, z: Tensor) -> list[Tensor]:
+    return model.nodes(model.encoder(x, z), z)
+
+
 def test_features_and_deep_supervision_are_conditioned():
     for model in (conditioned("UNet"), conditioned("PyramidNetwork")):
         x, z = torch.randn(2, 2, 16, 20), torch.randn(2, 3)
@@ -135,12 +163,16 @@ def test_features_and_deep_supervision_are_conditioned():
         assert not any(
             torch.equal(a, b) for a, b in zip(model.forward_features(x, z), other, strict=True)
         )
-    deep = stirred(UNet(2, 1, [4, 8], condition_channels=3, deep_supervision=True))
-    assert len(deep(x, z)) == 2
+    for kind in (UNet, NestedUNet):
+        deep = stirred(kind(2, 1, [4, 8], condition_channels=3, deep_supervision=True))
+        assert len(deep(x, z)) == 2
+    shallow = deep.pruned(1).eval()
+    assert torch.equal(shallow(x, z), deep.eval().branches.heads[0](nodes(deep, x, z)[0]))
 
 
-def test_a_decoder_is_conditioned():
-    decoder = stirred(UNetDecoder([4, 8], 1, condition_channels=3)).eval()
+@pytest.mark.parametrize("kind", [UNetDecoder, NestedUNetDecoder])
+def test_a_decoder_is_conditioned(kind):
+    decoder = stirred(kind([4, 8], 1, condition_channels=3)).eval()
     maps = [torch.randn(2, 4, 9, 7), torch.randn(2, 8, 4, 3)]
     z = torch.randn(2, 3)
     assert not torch.allclose(decoder(maps, z), decoder(maps, -z))

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from neurenix_ms._core.recomputation import statistics_kept
 from neurenix_ms.execution.plan.arguments import Others, passed
@@ -22,9 +24,11 @@ from neurenix_ms.execution.plan.sites import (
     submodules,
     without_cached_features,
 )
-from neurenix_ms.meter import peak_tensor_bytes
+from neurenix_ms.meter import LiveStorages, peak_tensor_bytes
 
 Edge = tuple[int, ...]
+MOST_IN_STEP = 64  # tiles of a process: each waits in a thread of its own
+SMALL_IN_STEP = 2**28  # bytes that tiles in step may always take, if there is no memory limit
 # single pointwise layers, which need no halo, so that running them whole gains nothing
 POINTWISE = {
     f"torch.nn.modules.{kind}"
@@ -136,25 +140,81 @@ def peak_of_tile(
     whole: tuple[str, ...],
 ) -> int:
     """Return the peak bytes of tensors while the largest tile runs, counted without running it."""
-    largest = grid.largest(plan.output_halo())
+    return _bytes_of_tile(model, shape, like, plan, grid.largest(plan.output_halo()), whole)[0]
+
+
+def edge_in_step(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    plan: Plan,
+    whole: tuple[str, ...],
+    edge: Edge,
+    memory_limit: int | None,
+    num_ranks: int,
+    smaller: bool,
+) -> Edge | None:
+    """Return this edge if all tiles of a rank fit into memory in step.
+
+    Without a limit, they may take 256 MiB, or twice the memory of one tile if that is more. Else None;
+    or, if `smaller` edges are allowed, half of it and so on, as long as their halos cost less than the
+    passes over tiles of this edge.
+    """
+    size, halo = tuple(shape[2:]), plan.widest_halo()
+    most = _pixels(Grid(size, plan.stride, edge, plan.least), plan) * (1 + plan.num_sites()) / 2
+    while True:
+        grid = Grid(size, plan.stride, edge, plan.least)
+        tiles = math.ceil(len(grid) / num_ranks)
+        if tiles > MOST_IN_STEP or _pixels(grid, plan) > most:
+            return None
+        peak, waiting = _bytes_of_tile(model, shape, like, plan, grid.largest(halo), whole)
+        limit = max(SMALL_IN_STEP, 2 * peak) if memory_limit is None else memory_limit
+        if peak + (tiles - 1) * waiting <= limit:
+            return edge
+        if not smaller or all(n <= s for n, s in zip(edge, plan.stride, strict=True)):
+            return None
+        edge = tuple(max(s, n // 2) for n, s in zip(edge, plan.stride, strict=True))
+
+
+def _pixels(grid: Grid, plan: Plan) -> int:
+    """Return the pixels of all tiles with their halos."""
+    tiles = grid.tiles(plan.output_halo())
+    return sum(math.prod(stop - start for start, stop in tile.wide) for tile in tiles)
+
+
+def _bytes_of_tile(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    plan: Plan,
+    window: tuple[tuple[int, int], ...],
+    whole: tuple[str, ...],
+) -> tuple[int, int]:
+    """Return the peak bytes of tensors while a tile runs, and the most while it is at a site."""
+    waiting = 0
 
     def given(number: int, site: Site) -> Tensor:
+        nonlocal waiting
         place = plan.sites[number]
+        if place is not None:
+            waiting = max(waiting, live.live)
         if not isinstance(site, Part) or place is None or place.result is None:
             return constants(number, site)
         size = list(place.result_shape)
         size[0] = shape[0]
-        for line, (start, stop), end in zip(place.result, largest, shape[2:], strict=True):
+        for line, (start, stop), end in zip(place.result, window, shape[2:], strict=True):
             size[line.dim] = line.length(start, stop, end)
         return site.x.new_empty(size)
 
     def run() -> None:
-        size = (stop - start for start, stop in largest)
+        size = (stop - start for start, stop in window)
         x = torch.empty(*shape[:2], *size, dtype=like.dtype, device=like.device)
         with Interception(submodules(model, whole), given):
             model(x, *passed(shape[0]))
 
-    return _peak_without_memory(model, run)
+    with _without_memory(model), LiveStorages(of_shapes=True) as live:
+        run()
+    return live.peak, waiting
 
 
 def _bytes_whole(model: nn.Module, names: tuple[str, ...], lengths: Lengths, batch: int) -> int:
@@ -183,13 +243,20 @@ def _bytes_whole(model: nn.Module, names: tuple[str, ...], lengths: Lengths, bat
 
 
 def _peak_without_memory(model: nn.Module, run: Callable[[], None]) -> int:
+    with _without_memory(model):
+        return peak_tensor_bytes(run, of_shapes=True)
+
+
+@contextmanager
+def _without_memory(model: nn.Module) -> Iterator[None]:
     with (
+        _disable_current_modes(),  # counters of operations or memory should not count it
         torch.no_grad(),
         statistics_kept(model),
         without_memory(model),
         without_cached_features(model),
     ):
-        return peak_tensor_bytes(run, of_shapes=True)
+        yield
 
 
 def _candidates(model: nn.Module, lengths: Lengths) -> dict[str, Fraction]:

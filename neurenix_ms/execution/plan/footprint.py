@@ -89,12 +89,24 @@ class Plan:
     sites: tuple[Place | None, ...]
     outputs: tuple[Place, ...]
 
+    def num_sites(self) -> int:
+        """Return the number of sites."""
+        return sum(place is not None for place in self.sites)
+
     def output_halo(self) -> tuple[Halo, ...]:
         """Return the halo that covers those of all outputs."""
-        return tuple(
-            (max(h[0] for h in axis), max(h[1] for h in axis))
-            for axis in zip(*(place.halo for place in self.outputs), strict=True)
-        )
+        return _covering(self.outputs)
+
+    def widest_halo(self) -> tuple[Halo, ...]:
+        """Return the halo that covers those of all outputs and sites."""
+        return _covering([*self.outputs, *(place for place in self.sites if place is not None)])
+
+
+def _covering(places: Sequence[Place]) -> tuple[Halo, ...]:
+    return tuple(
+        (max(h[0] for h in axis), max(h[1] for h in axis))
+        for axis in zip(*(place.halo for place in places), strict=True)
+    )
 
 
 @checked

@@ -26,12 +26,19 @@ from neurenix_ms.execution.plan.statistics import Normalization, normalization
 
 @dataclass
 class Part:
-    """A call of a submodule that runs whole, with a feature map `x` and `others`."""
+    """A call of a submodule that runs whole, with a feature map `x` and `others`.
+
+    `forward` is that of the submodule; calls inside it are no sites.
+    """
 
     name: str
-    plain: Callable[[], Tensor]
+    forward: Callable[..., Tensor]
     x: Tensor
     others: Others
+
+    def plain(self) -> Tensor:
+        """Make the call."""
+        return self.others.call(self.forward, self.x)
 
 
 Site = Normalization | Part
@@ -113,16 +120,16 @@ class Interception(TorchFunctionMode):
         return self.visit(self.count - 1, site)
 
     def _replacement(self, name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def inside(*args: Any, **kwargs: Any) -> Tensor:
+            self.inside_a_part = True
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.inside_a_part = False
+
         def replacement(*args: Any, **kwargs: Any) -> Tensor:
             if self.inside_a_part:
                 return forward(*args, **kwargs)
-
-            def plain() -> Tensor:
-                self.inside_a_part = True
-                try:
-                    return forward(*args, **kwargs)
-                finally:
-                    self.inside_a_part = False
 
             given = parted(args, kwargs)
             if given is None:
@@ -133,7 +140,7 @@ class Interception(TorchFunctionMode):
                     f"only, got tensors of shapes {tensors} and {len(leaves) - len(tensors)} other "
                     f"arguments for {name!r}"
                 )
-            return self._visited(Part(name, plain, *given))
+            return self._visited(Part(name, inside, *given))
 
         return replacement
 

@@ -1,12 +1,19 @@
 """Moments of a normalization over any part of a feature map, and its result with given moments."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from neurenix_ms.execution.plan.channels import (
+    channel_moments,
+    channel_sums,
+    in_full_precision,
+    spread,
+)
 
 Kind = Literal["batch", "instance", "group"]
 # by function: what it normalizes over, and the names of its positional arguments
@@ -60,13 +67,14 @@ class Normalization:
 
     def moments(self, core: Tensor) -> Moments:
         """Compute the moments of `core`, a part of the feature map that is normalized."""
-        x = core.float() if core.dtype in (torch.bfloat16, torch.float16) else core
+        mean, var = channel_moments(core)
+        count = core.shape[2:].numel()
+        if self.kind == "batch":
+            return _of_equal_sets(count, mean[None], var[None], 1)
         if self.kind == "group":
-            x = x.reshape(len(x), self.num_groups, -1)
-        dims = tuple(range(2, x.ndim))
-        var, mean = torch.var_mean(x, (0, *dims) if self.kind == "batch" else dims, correction=0)
-        var, mean = (t.double().reshape(-1, t.shape[-1]) for t in (var, mean))
-        return Moments(x.numel() // mean.numel(), mean, var)
+            sizes = len(mean), self.num_groups, -1
+            return _of_equal_sets(count, mean.reshape(sizes), var.reshape(sizes), 2)
+        return Moments(count, mean, var)
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """Return mean 0 and variance 1 in the shape of the moments."""
@@ -81,33 +89,68 @@ class Normalization:
 
     def normalized(self, mean: Tensor, var: Tensor) -> Tensor:
         """Normalize the input with the given moments of the whole feature map."""
-        scale = (var + self.eps).rsqrt()
-        mean, scale = self.per_channel(mean), self.per_channel(scale)
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        x = self.x.float() if self.x.dtype in (torch.bfloat16, torch.float16) else self.x
-        ones = (1,) * (x.ndim - 2)
-        scale, shift = (t.to(x.dtype).reshape(*t.shape, *ones) for t in (scale, shift))
-        return torch.addcmul(shift, x, scale).to(self._result_dtype())
+        tensors = self.x, mean, var, self.weight, self.bias
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            result: Tensor = _Normalized.apply(self.settings(), *tensors)
+            return result
+        return self.result(self.x, mean, var, self.weight, self.bias)
+
+    def settings(self) -> "Normalization":
+        """Return the call without its tensors."""
+        nothing = self.x.new_empty(0, *self.x.shape[1:])
+        return replace(self, x=nothing, weight=None, bias=None, plain=_not_again)
+
+    def result(
+        self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """Compute the result for any input, without a graph."""
+        mean, scale = self.per_channel(mean), self.per_channel((var + self.eps).rsqrt())
+        if weight is not None:
+            scale = scale * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        dtype = self._result_dtype(x)
+        x = in_full_precision(x)
+        return torch.addcmul(spread(shift, x), x, spread(scale, x)).to(dtype)
+
+    def gradients(
+        self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, d_y: Tensor
+    ) -> "NormGradients":
+        """Compute the gradients for that of the result, with mean and variance as given numbers.
+
+        With `n = (x - mean) / sqrt(var + eps)`, the result is `n * weight + bias`, so all gradients but
+        that of x follow from the sums of `d_y` and of `n * d_y` over the positions of a channel.
+        """
+        full, d_y = in_full_precision(x), in_full_precision(d_y)
+        inverse = (var + self.eps).rsqrt()
+        scale = self.per_channel(inverse)
+        products, sums = channel_sums(full, d_y, self.per_channel(mean), scale)
+        d_weight, d_bias = products.sum(0), sums.sum(0)
+        if weight is not None:
+            products, sums, scale = (t * weight for t in (products, sums, scale))
+        d_mean = -inverse * self._summed(sums)
+        d_var = -0.5 * inverse.square() * self._summed(products)
+        return NormGradients(d_y * spread(scale, d_y), d_mean, d_var, d_weight, d_bias)
 
     def of_its_shape(self) -> Tensor:
         """Return an empty tensor like the result."""
-        return torch.empty_like(self.x, dtype=self._result_dtype())
+        return torch.empty_like(self.x, dtype=self._result_dtype(self.x))
 
     def seed(self, core: Tensor, moments: Moments, d_mean: Tensor, d_var: Tensor) -> Tensor:
-        """Compute the gradient of the loss with respect to `core` through the moments.
+        """Compute the gradient of the loss with respect to `core` through the moments."""
+        slope, offset = self.through_moments(moments, d_mean, d_var)
+        full = in_full_precision(core)
+        return torch.addcmul(spread(offset, full), full, spread(slope, full)).to(core.dtype)
+
+    def through_moments(
+        self, moments: Moments, d_mean: Tensor, d_var: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradient through the moments, which is linear in x, as slope and offset.
 
         The variance is centered, so its derivative by the mean is zero and only local terms are left.
         """
-        ones = (1,) * (core.ndim - 2)
-
-        def spread(t: Tensor) -> Tensor:
-            t = self.per_channel(t)
-            return t.reshape(*t.shape, *ones)
-
-        seed = spread(d_mean) + 2 * spread(d_var) * (core - spread(moments.mean))
-        return (seed / moments.count).to(core.dtype)
+        slope = self.per_channel(2 * d_var / moments.count)
+        offset = self.per_channel(d_mean / moments.count) - slope * self.per_channel(moments.mean)
+        return slope, offset
 
     def per_channel(self, t: Tensor) -> Tensor:
         """Expand `(B, groups)` to `(B, C)`; other kinds have an entry per channel already."""
@@ -121,11 +164,65 @@ class Normalization:
             if running is not None:
                 running.lerp_(now.mean(0).to(running.dtype), self.momentum)
 
-    def _result_dtype(self) -> torch.dtype:
-        device = self.x.device.type
+    def _summed(self, t: Tensor) -> Tensor:
+        """Sum numbers per channel over all that have one mean."""
+        if self.kind == "batch":
+            return t.sum(0, keepdim=True)
+        return t.reshape(len(t), self.num_groups, -1).sum(2) if self.kind == "group" else t
+
+    def _result_dtype(self, x: Tensor) -> torch.dtype:
+        device = x.device.type
         if torch.is_autocast_enabled(device) and self.kind in ALWAYS_FLOAT32.get(device, ()):
             return torch.float32
-        return self.x.dtype
+        return x.dtype
+
+
+@dataclass
+class NormGradients:
+    """Gradients of a normalization; that of x holds for fixed moments."""
+
+    x: Tensor
+    mean: Tensor
+    var: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+class _Normalized(torch.autograd.Function):
+    """Normalize with given moments; backward computes all gradients in two passes over memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        norm: Normalization,
+        x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        ctx.norm = norm
+        ctx.save_for_backward(x, mean, var, weight)
+        return norm.result(x, mean, var, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, var, weight = ctx.saved_tensors
+        found = ctx.norm.gradients(x, mean, var, weight, d_y)
+        grads = found.x.to(x.dtype), found.mean, found.var, found.weight, found.bias
+        wanted = zip(grads, ctx.needs_input_grad[1:], strict=True)
+        return None, *(grad if needed else None for grad, needed in wanted)
+
+
+def _of_equal_sets(count: int, mean: Tensor, var: Tensor, dim: int) -> Moments:
+    """Return the moments of sets of `count` values each, along one dimension, taken together."""
+    middle = mean.mean(dim, keepdim=True)
+    together = (var + (mean - middle).square()).mean(dim)
+    return Moments(count * mean.shape[dim], middle.squeeze(dim), together)
+
+
+def _not_again() -> Tensor:
+    raise RuntimeError("the input of this call is not kept; only its settings are")
 
 
 def normalization(

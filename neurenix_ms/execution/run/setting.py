@@ -11,7 +11,13 @@ from neurenix_ms._core.checks import check_sequence, check_text
 from neurenix_ms.execution.compiled import uncompiled
 from neurenix_ms.execution.plan.arguments import kinds_passed, passed
 from neurenix_ms.execution.plan.cache import cached
-from neurenix_ms.execution.plan.choice import Edge, choose_edge, choose_parts, edge_of_ranks
+from neurenix_ms.execution.plan.choice import (
+    Edge,
+    choose_edge,
+    choose_parts,
+    edge_in_step,
+    edge_of_ranks,
+)
 from neurenix_ms.execution.plan.footprint import (
     SIZES_TO_TRY,
     Plan,
@@ -23,32 +29,36 @@ from neurenix_ms.execution.plan.grid import Grid
 from neurenix_ms.execution.plan.sites import submodules
 from neurenix_ms.execution.progress import search_for_a_plan
 from neurenix_ms.execution.run.arrays import check_array, dtype_of
+from neurenix_ms.execution.run.in_step import InStep
 from neurenix_ms.execution.run.passes import Passes
 from neurenix_ms.execution.run.ranks import Ranks, checksum, sample_of, sums_of
 from neurenix_ms.execution.run.refusals import check_plain_parallelism
 
 TileSize = int | Sequence[int] | Literal["auto"]
 Whole = Literal["auto"] | Sequence[str]
+Schedule = Literal["auto", "passes", "in_step"]
 EARLY_SIZES = {1: 256, 2: 256, 3: 64}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Plan, tiles and parts run whole, for inputs of one size."""
+    """Plan, tiles, parts run whole and schedule, for inputs of one size."""
 
     plan: Plan
     grid: Grid
     whole: tuple[str, ...]
+    in_step: bool
 
     def num_sites(self) -> int:
-        """Return the number of passes over the tiles before the one that computes the result."""
-        return sum(place is not None for place in self.plan.sites)
+        """Return how often tiles are run, or continued, before the result is computed."""
+        return self.plan.num_sites()
 
-    def passes(
+    def run(
         self, model: nn.Module, x: Any, like: Tensor, step: Callable[[], None], ranks: Ranks
-    ) -> Passes:
-        """Return the passes over one input."""
-        return Passes(model, x, self.plan, self.grid, self.whole, like, step, ranks)
+    ) -> Passes | InStep:
+        """Return the run of a model over the tiles of one input."""
+        kind = InStep if self.in_step else Passes
+        return kind(model, x, self.plan, self.grid, self.whole, like, step, ranks)
 
 
 def settle_early(
@@ -70,6 +80,8 @@ def settle(
     whole: Whole,
     memory_limit: int | None,
     num_ranks: int = 1,
+    schedule: Schedule = "auto",
+    training: bool = False,
 ) -> Setting | None:
     """Return the setting for inputs of this shape; None if one tile covers the input.
 
@@ -77,43 +89,76 @@ def settle(
     """
     whole = whole if isinstance(whole, str) else tuple(whole)
     tile_size = tile_size if isinstance(tile_size, (int, str)) else tuple(tile_size)
-    question = (
-        *("setting", shape, like.dtype, like.device),
-        *(tile_size, whole, memory_limit, num_ranks if tile_size == "auto" else 1),
-        kinds_passed(),
-    )
+    options = _Options(tile_size, whole, memory_limit, num_ranks, schedule, training)
+    question = "setting", shape, like.dtype, like.device, options, kinds_passed()
     with search_for_a_plan(model):
-        return cached(
-            model,
-            question,
-            lambda: _settled(model, shape, like, tile_size, whole, memory_limit, num_ranks),
-        )
+        return cached(model, question, lambda: _settled(model, shape, like, options))
+
+
+@dataclass(frozen=True)
+class _Options:
+    tile_size: int | tuple[int, ...] | str
+    whole: tuple[str, ...] | str
+    memory_limit: int | None
+    num_ranks: int
+    schedule: Schedule
+    training: bool
+
+    def limits_tiles(self) -> bool:
+        """Return whether the size of tiles is chosen by memory."""
+        return isinstance(self.tile_size, str) and self.memory_limit is not None
 
 
 def _settled(
+    model: nn.Module, shape: tuple[int, ...], like: Tensor, options: _Options
+) -> Setting | None:
+    size, limit = options.tile_size, options.memory_limit
+    edge = None if isinstance(size, str) else edges(size, len(shape) - 2)
+    if edge is not None and all(e >= n for e, n in zip(edge, shape[2:], strict=True)):
+        return None
+    if isinstance(options.whole, str):
+        names = choose_parts(model, shape, like, edge, limit)
+    else:
+        names = options.whole
+    plan = make_plan(model, shape, like, names, limit)
+    if limit is not None and options.limits_tiles():
+        edge = choose_edge(model, shape, like, plan, names, limit)
+    elif edge is None:
+        edge = edge_of_ranks(shape[2:], plan, options.num_ranks)
+    in_step = _edge_in_step(model, shape, like, plan, names, edge, options)
+    grid = Grid(tuple(shape[2:]), plan.stride, in_step or edge, plan.least)
+    if len(grid) == 1 and not names:
+        return None
+    return Setting(plan, grid, names, in_step is not None)
+
+
+def _edge_in_step(
     model: nn.Module,
     shape: tuple[int, ...],
     like: Tensor,
-    tile_size: TileSize,
-    whole: Whole,
-    memory_limit: int | None,
-    num_ranks: int,
-) -> Setting | None:
-    asked = None if isinstance(tile_size, str) else edges(tile_size, len(shape) - 2)
-    if asked is not None and all(e >= n for e, n in zip(asked, shape[2:], strict=True)):
+    plan: Plan,
+    names: tuple[str, ...],
+    edge: Edge,
+    options: _Options,
+) -> Edge | None:
+    """Return the edge of tiles that run in step, or None where passes are better."""
+    num_tiles = len(Grid(tuple(shape[2:]), plan.stride, edge, plan.least))
+    if options.schedule == "passes" or plan.num_sites() == 0:
         return None
-    if isinstance(whole, str):
-        names = choose_parts(model, shape, like, asked, memory_limit)
-    else:
-        names = tuple(whole)
-    plan = make_plan(model, shape, like, names, memory_limit)
-    if asked is None:
-        if memory_limit is None:
-            asked = edge_of_ranks(shape[2:], plan, num_ranks)
-        else:
-            asked = choose_edge(model, shape, like, plan, names, memory_limit)
-    grid = Grid(tuple(shape[2:]), plan.stride, asked, plan.least)
-    return None if len(grid) == 1 and not names else Setting(plan, grid, names)
+    smaller = options.limits_tiles()
+    if not smaller:
+        if options.schedule == "in_step" or 1 < options.num_ranks >= num_tiles:
+            return edge
+        if options.training:  # in step, the graph is that of the whole input
+            return None
+    limits = options.memory_limit, options.num_ranks, smaller
+    found = edge_in_step(model, shape, like, plan, names, edge, *limits)
+    if found is None and options.schedule == "in_step":
+        raise ValueError(
+            "memory_limit must hold a tile and what all other tiles keep at a site, got "
+            f"{options.memory_limit}; raise it, or pass schedule='passes'"
+        )
+    return found
 
 
 def check_same_calls(
@@ -135,6 +180,7 @@ def check_same_calls(
         "requires_grad of parameters": checksum([t.requires_grad for _, t in state]),
         "shape of x": tuple(x.shape),
         "tile_size and parts run whole": setting and (setting.grid.edge, setting.whole),
+        "schedule": setting and ("in_step" if setting.in_step else "passes"),
         "plan": checksum(setting and (setting.plan, setting.grid)),
         "values of parameters and buffers": sums_of([t for _, t in state]),
         "values of x": sample_of(x),

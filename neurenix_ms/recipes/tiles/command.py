@@ -79,7 +79,7 @@ def compare_maps(steps: int, picture: Path) -> dict[str, dict[str, float]]:
         assert isinstance(windows, Tensor)
         return windows
 
-    plain, deep = TiledModel(model, TILE, whole=()), TiledModel(model, TILE, whole=DEEP)
+    plain, deep = (TiledModel(model, TILE, whole=parts, schedule="passes") for parts in ((), DEEP))
     ways: dict[str, Callable[[], Tensor]] = {
         "whole image": lambda: model(x),
         "windows blended (MONAI, overlap 0.5)": blended,
@@ -128,7 +128,7 @@ def blurred(clean: Tensor) -> Tensor:
 def measure_volume(size: int) -> dict[str, float]:
     """Measure operations and peak of a four-level U-Net on a volume, in tiles and as a whole."""
     model = UNet(1, 1, [16, 32, 64, 128], spatial_dims=3, norm=None, remember=False).eval()
-    tiled = TiledModel(model, 64, spatial_dims=3, whole=DEEP)
+    tiled = TiledModel(model, 64, spatial_dims=3, whole=DEEP, schedule="passes")
     x, out = torch.randn(1, 1, *(size,) * 3), torch.empty(1, 1, *(size,) * 3)
     tiled(x[..., :80, :80, :80])  # makes the plan, which is not counted
     with torch.no_grad():
@@ -147,7 +147,8 @@ def measure_five_levels(size: int = 128) -> dict[str, float]:
     """Measure the same for a network of five levels, of which all but the first run whole."""
     features = [8, 16, 32, 64, 128]
     model = UNet(1, 1, features, spatial_dims=3, norm=None, remember=False).eval()
-    tiled = TiledModel(model, 64, spatial_dims=3, whole=("level.inner",))
+    parts = ("level.inner",)
+    tiled = TiledModel(model, 64, spatial_dims=3, whole=parts, schedule="passes")
     x = torch.randn(1, 1, *(size,) * 3)
     tiled(x)
     with torch.no_grad():
