@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.paired import measure_step, only_when_timing
+from benchmarks.paired import measure_forward, measure_step, only_when_timing
 from neurenix_ms import UNet
 from neurenix_ms.execution import TiledModel, accumulate_gradients
 
@@ -38,6 +38,22 @@ def test_memory_tiles(variant, measure, benchmark):
         benchmark.extra_info["error_in_std"] = off
         calls = {name: partial(way, x) for name, way in ways.items()}
         measure_step(measure, calls, variant, x, model, rounds=3)
+
+
+@pytest.mark.benchmark(group="memory/schedules")
+@pytest.mark.parametrize("variant", ["plain", "passes", "in step"])
+@pytest.mark.parametrize("size", [256, 1024])
+def test_memory_schedules(size, variant, measure, request):
+    """Forward pass of a U-Net with instance norm in four tiles; `plain` is the whole image."""
+    if size > 256:
+        only_when_timing(request)
+    model = UNet(1, 1, features=[8, 16, 32], norm="instance", remember=False).eval()
+    ways = {
+        "plain": model,
+        "passes": TiledModel(model, size // 2, whole=(), schedule="passes"),
+        "in step": TiledModel(model, size // 2, whole=(), schedule="in_step"),
+    }
+    measure_forward(measure, ways, variant, torch.randn(1, 1, size, size), rounds=3)
 
 
 @pytest.mark.benchmark(group="memory/train")

@@ -17,6 +17,7 @@ from neurenix_ms.execution import TiledModel
 from neurenix_ms.execution.plan.footprint import make_plan
 from neurenix_ms.execution.plan.statistics import Moments
 from neurenix_ms.execution.run import passes as passes_room
+from neurenix_ms.execution.run.in_step import InStep
 from neurenix_ms.execution.run.setting import settle
 from neurenix_ms.meter import peak_tensor_bytes
 from neurenix_ms.msnet import MSNet
@@ -33,7 +34,11 @@ def apart(wanted: object, got: object) -> float:
 
 
 def both(model: nn.Module, x: Tensor, tile, dims: int = 2, **options):
-    """The plain and the tiled result, and the largest difference of the buffers afterwards."""
+    """The plain and the tiled result, and the largest difference of the buffers afterwards.
+
+    Tiles run in passes, unless a schedule is given; for tiles in step see test_in_step.py.
+    """
+    options = {"schedule": "passes", **options}
     plain, tiled = copy.deepcopy(model), copy.deepcopy(model)
     with torch.no_grad():
         wanted = plain(x.clone())  # which may write over its input
@@ -294,11 +299,16 @@ def test_a_halo_one_stride_short_is_seen(monkeypatch):
             assert apart(model(x), TiledModel(model, 8, whole=())(x)) > EXACT
 
 
-def test_running_statistics_that_move_twice_are_seen(monkeypatch):
+@pytest.mark.parametrize(
+    ("schedule", "owner"),
+    [("passes", passes_room.Values), ("in_step", InStep)],
+    ids=["passes", "in step"],
+)
+def test_running_statistics_that_move_twice_are_seen(schedule, owner, monkeypatch):
     x = torch.randn(1, 1, 40, 40, dtype=torch.float64)
-    once = passes_room.Values.move_running
-    monkeypatch.setattr(passes_room.Values, "move_running", lambda s: (once(s), once(s)))
-    assert both(unet("batch").train(), x, 16)[2] > 1e-3
+    once = owner.move_running
+    monkeypatch.setattr(owner, "move_running", lambda s: (once(s), once(s)))
+    assert both(unet("batch").train(), x, 16, schedule=schedule)[2] > 1e-3
 
 
 def test_moments_of_two_sets_are_those_of_both():
