@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import plain, plain_pyramids
-from benchmarks.paired import assert_equal, measure_step, only_in_full
+from benchmarks.paired import assert_equal, measure_step, only_in_full, only_when_timing
 from neurenix_ms import FeatureFusion, PyramidNetwork, PyramidPooling, UNet
 
 FORMS = ["float32", "bf16", "channels last", "compiled"]
@@ -71,10 +71,18 @@ def as_input(form: str, x: Maps, dims: int) -> Maps:
     return maps[0] if isinstance(x, Tensor) else maps
 
 
+def is_slow_in_bf16() -> bool:
+    """Return whether convolutions run on a CPU without kernels for bf16: they take minutes there."""
+    on_cpu = torch.empty(0).device.type == "cpu"
+    return on_cpu and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+
+
 def prepared(name: str, dims: int, form: str, request: pytest.FixtureRequest, training: bool):
     """Return both implementations in this form, their input, and the context to run them in."""
     if form == "compiled":
         only_in_full(request)  # compiling takes a minute each
+    if form == "bf16" and is_slow_in_bf16():
+        only_when_timing(request)
     if form == "channels last" and dims == 1:
         pytest.skip("one axis has one order")
     ours, theirs, x = NETWORKS[name](dims)
