@@ -95,8 +95,8 @@ class Measure:
         measured = benchmark.extra_info
         measured.update(costs(call, items, median, model, dtype, device, wants_resident))
         measured["shape"] = list(x.shape) if x is not None else None
-        if against is not None and not wants_resident:
-            pairs = max(1 if median > LONG else 3, min(9, int(1.5 / median))) if median else 1
+        if against is not None and median is not None and not wants_resident:
+            pairs = max(1 if median > LONG else 3, min(9, int(1.5 / median)))
             measured["time_ratio"] = paired(call, against, pairs, device)
         words = self._session.hold(self._item, self._item.name, measured, device) if held else None
         if words:

@@ -244,6 +244,15 @@ def test_one_call_is_a_case(suite, pytester: pytest.Pytester):
     assert found["extra_info"]["time_ratio"] > 0
 
 
+def test_a_trial_run_times_nothing(suite):
+    body = """
+    measured = measure(lambda: conv(x), 2, model=conv, x=x, against=lambda: 1 / 0)
+    assert measured["flops"] > 0
+    assert "time_ratio" not in measured
+    """
+    suite(body).assert_outcomes(passed=1)
+
+
 def test_what_no_count_holds_is_listed(suite):
     result = suite('measure.compare({"a": lambda x: torch.fft.rfft2(x).abs()}, x)')
     result.stdout.fnmatch_lines(["  Not in the FLOPs: a: _fft_r2c."])
