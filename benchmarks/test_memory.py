@@ -27,8 +27,8 @@ def test_memory_tiles(variant, measure, benchmark):
     x = torch.randn(1, 1, SIZE, SIZE)
     ways = {
         "plain": model,
-        "tiles": TiledModel(model, TILE, whole=()),
-        "deep part whole": TiledModel(model, TILE, whole=("level.inner.inner",)),
+        "tiles": TiledModel(model, TILE, whole=(), schedule="passes"),
+        "deep part whole": TiledModel(model, TILE, whole=("level.inner.inner",), schedule="passes"),
         "monai": lambda x: blended(model, x),
     }
     with torch.no_grad():
