@@ -36,6 +36,7 @@ CORE = [
     "convolution",
     "operators",
     "inplace",
+    "seeds",
     "sizes",
     "config",
     "arguments",

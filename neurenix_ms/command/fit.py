@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def ready() -> list[Path]:
-    """Return the configs that the package brings."""
+    """Return the configs that the package brings, for a help that needs no extra."""
     return sorted((Path(__file__).parents[1] / "fitting" / "ready").glob("*.yaml"))
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.dims import check_positive, choose
+from neurenix_ms._core.seeds import generator_of
 from neurenix_ms.datasets.cache import SampleCache
 from neurenix_ms.datasets.currents import (
     LENGTH,
@@ -148,7 +149,7 @@ class DriftDensity(Dataset[dict[str, Tensor]]):
         return self.cache[index]
 
     def _make(self, index: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        generator = generator_of(self.seed, index)
         center = LENGTH * torch.rand(2, dtype=torch.float64, generator=generator)
         eddies = Eddies.random(generator)
         end = self.steps * INTERVAL

@@ -4,7 +4,8 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -153,20 +154,10 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         return {name: value.float() for name, value in self.cache[index].items()}
 
     def _make(self, index: int) -> dict[str, Tensor]:
-        """Draw geometries until one conducts and its solution converges."""
-        for draw in range(MAX_DRAWS):
-            pores = self._draw(index, draw)
-            if not pores.any() or pores.all():
-                continue
-            sample = solved(pores, self.tolerance, self.max_iterations, self.device)
-            if sample is None:
-                warnings.warn(
-                    f"draw {draw} of sample {index} is omitted: taufactor did not converge to "
-                    f"{self.tolerance} in {self.max_iterations} iterations; the next draw replaces "
-                    "it",
-                    stacklevel=2,
-                )
-                continue
+        sample = first_solved(
+            partial(self._draw, index), index, self.tolerance, self.max_iterations, self.device
+        )
+        if sample is not None:
             return sample
         raise RuntimeError(
             f"none of {MAX_DRAWS} geometries of sample {index} conducts with a converged solution; "
@@ -197,6 +188,37 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         finally:
             np.random.set_state(state)
         return porespy.filters.trim_nonpercolating_paths(pores, axis=0)
+
+
+def first_solved(
+    draw: Callable[[int], Any],
+    index: int,
+    tolerance: float,
+    max_iterations: int,
+    device: str | torch.device = "cpu",
+) -> dict[str, Tensor] | None:
+    """Draw geometries until one conducts and its solution converges; None if none does.
+
+    Args:
+        draw: Returns the connected pores of the draw of a number.
+        index: Number of the sample, for warnings.
+        tolerance: See `PorousConduction`.
+        max_iterations: Likewise.
+        device: Device of the solver.
+    """
+    for number in range(MAX_DRAWS):
+        pores = draw(number)
+        if not pores.any() or pores.all():
+            continue
+        sample = solved(pores, tolerance, max_iterations, device)
+        if sample is not None:
+            return sample
+        warnings.warn(
+            f"draw {number} of sample {index} is omitted: taufactor did not converge to "
+            f"{tolerance} in {max_iterations} iterations; the next draw replaces it",
+            stacklevel=3,
+        )
+    return None
 
 
 def solved(

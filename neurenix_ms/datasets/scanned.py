@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,8 @@ from torch.utils.data import Dataset
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer, check_integers, check_number
 from neurenix_ms.datasets.cache import SampleCache
-from neurenix_ms.datasets.porous import import_solvers, solved
+from neurenix_ms.datasets.porous import MAX_DRAWS, first_solved, import_solvers
 
-MAX_DRAWS = 1000
 PLANES = 16  # that are read at a time for the checksum
 
 
@@ -113,19 +112,10 @@ class ScannedConduction(Dataset[dict[str, Tensor]]):
         return {name: value.float() for name, value in self.cache[index].items()}
 
     def _make(self, index: int) -> dict[str, Tensor]:
-        """Draw boxes until one conducts and its solution converges."""
-        for draw in range(MAX_DRAWS):
-            pores = self._draw(index, draw)
-            if not pores.any() or pores.all():
-                continue
-            sample = solved(pores, self.tolerance, self.max_iterations)
-            if sample is not None:
-                return sample
-            warnings.warn(
-                f"draw {draw} of sample {index} is omitted: taufactor did not converge to "
-                f"{self.tolerance} in {self.max_iterations} iterations; the next draw replaces it",
-                stacklevel=2,
-            )
+        draw = partial(self._draw, index)
+        sample = first_solved(draw, index, self.tolerance, self.max_iterations)
+        if sample is not None:
+            return sample
         raise RuntimeError(
             f"none of {MAX_DRAWS} boxes of {self.shape} voxels conducts along the first axis with "
             f"pore_values {self.pore_values}; check the labels of the pores, or take larger boxes"

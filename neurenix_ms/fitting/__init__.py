@@ -14,20 +14,6 @@ if TYPE_CHECKING:
     from neurenix_ms.fitting.conduction import Conduction, RockVolume
 
 FROM_RECIPES = ("Conduction", "RockVolume")  # need the extra `demo`
-# by their short names in configs
-CLASSES = (
-    "Conduction",
-    "Density",
-    "DensityMaps",
-    "Field",
-    "Hierarchy",
-    "Images",
-    "Points",
-    "Regression",
-    "RockVolume",
-    "Segmentation",
-    "Trajectories",
-)
 __all__ = [
     "Conduction",
     "Density",
@@ -43,6 +29,8 @@ __all__ = [
     "Trajectories",
     "fit",
 ]
+# by their short names in configs
+CLASSES = tuple(name for name in __all__ if name not in ("Fitted", "fit"))
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """MS-Net on scanned rock: solved boxes of a volume as data, and the task that trains on them."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -202,8 +202,7 @@ class Conduction(FitTask, MultiScaleTask):
 
     def network(self) -> nn.Module:
         """Return the MS-Net, which takes what `network_inputs` of the recipe returns."""
-        network: nn.Module = self.model.msnet  # type: ignore[assignment]
-        return network
+        return cast(ConductionMSNet, self.model).msnet
 
     @torch.no_grad()
     def report(self, data: Any) -> list[str]:

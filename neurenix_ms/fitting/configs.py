@@ -21,6 +21,7 @@ except ImportError as error:
 READY = Path(__file__).parent / "ready"
 KEYS = ("seed_everything", "model", "data", "trainer", "out", "description", "license")
 CLASSES = ("model", "data")  # sections that name a class
+PARTS = ("class_path", "init_args")  # of what names one
 # where the classes of a config may be defined, besides `neurenix_ms`
 ALLOWED = (
     "torch.nn",
@@ -121,9 +122,8 @@ def checked_sections(content: Any, name: str) -> Config:
             raise ValueError(
                 f"{name} must hold {key} with a class_path and init_args, got {shown(value)}"
             )
-    for key in ("trainer",):
-        if not isinstance(content.setdefault(key, {}), dict):
-            raise ValueError(f"{name} must hold {key} as a mapping, got {shown(content[key])}")
+    if not isinstance(content.setdefault("trainer", {}), dict):
+        raise ValueError(f"{name} must hold trainer as a mapping, got {shown(content['trainer'])}")
     return content
 
 
@@ -151,9 +151,6 @@ def overridden(config: Config, words: Sequence[str]) -> Config:
             place = place.setdefault("init_args", {})
         store(place, last, value, name)
     return checked_sections(config, "the config")
-
-
-PARTS = ("class_path", "init_args")
 
 
 def options(words: Sequence[str]) -> Iterator[tuple[str, str]]:

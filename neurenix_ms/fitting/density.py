@@ -1,6 +1,6 @@
 """Maps of a density over time: windows of a file as data, and the task that conserves their mass."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from neurenix_ms._core.checks import check_integer
 from neurenix_ms.datasets import open_array
 from neurenix_ms.fitting.loading import FitData, num_held_out
-from neurenix_ms.fitting.tasks import Arguments, FitTask, optimizer_named
+from neurenix_ms.fitting.tasks import Arguments, FitTask, as_in_the_data, optimizer_named
 from neurenix_ms.registry import create
 from neurenix_ms.training import RegressionTask
 from neurenix_ms.transport import MassConserving
@@ -249,23 +249,17 @@ class Density(FitTask, RegressionTask):
         seen = data.sets[0]
         num_fields = len(data.fields)
         counts = {"in_channels": 1 + num_fields, "out_channels": 1}
-        for name, count in counts.items():
-            if self.arguments.get(name, count) != count:
-                raise ValueError(
-                    f"{name} must be {count} as in the data, got {self.arguments[name]}"
-                )
+        arguments = as_in_the_data(self.arguments, counts)
         chosen = np.linspace(0, len(seen) - 1, min(len(seen), SCALED_MAPS)).round().astype(int)
         maps = torch.stack([seen[int(i)][0][: 1 + num_fields] for i in chosen])
         scales = maps.square().transpose(0, 1).flatten(1).mean(1).sqrt()
         scales = torch.where(scales > 0, scales, 1)
-        inner = create(self.name, **{**self.arguments, **counts})
-        step = MassConserving(inner, self.method, scales=scales.tolist())
+        step = MassConserving(create(self.name, **arguments), self.method, scales=scales.tolist())
         self.model = Unrolled(step, data.unroll)
 
     def network(self) -> nn.Module:
         """Return the network of one step."""
-        network: nn.Module = self.model.model  # type: ignore[assignment]
-        return network
+        return cast(Unrolled, self.model).model
 
     @torch.no_grad()
     def report(self, data: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """Implicit fields on point clouds: rows of a file as data, and the task that trains on them."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from neurenix_ms._core.checks import check_integer
+from neurenix_ms._core.seeds import order_of
 from neurenix_ms.fitting.loading import FitData
-from neurenix_ms.fitting.tasks import Arguments, FitTask, optimizer_named
+from neurenix_ms.fitting.tasks import Arguments, FitTask, as_in_the_data, optimizer_named
 from neurenix_ms.implicit import Normalizer, PointCloud
+from neurenix_ms.implicit.nif import GeneratedField
 from neurenix_ms.registry import create
 from neurenix_ms.training import RegressionTask
 
@@ -35,8 +37,7 @@ class RowBatches(Dataset[tuple[Tensor, Tensor]]):
         if self.seed is None:
             self.order = torch.arange(len(self.cloud))
             return
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-        self.order = torch.randperm(len(self.cloud), generator=generator)
+        self.order = order_of(len(self.cloud), self.seed, epoch)
 
     def __len__(self) -> int:
         return -(-len(self.cloud) // self.batch_size)
@@ -214,20 +215,15 @@ class Field(FitTask, RegressionTask):
             "coordinate_dim": cloud.x.shape[1],
             "out_channels": cloud.u.shape[1],
         }
-        for name, count in counts.items():
-            if self.arguments.get(name, count) != count:
-                raise ValueError(
-                    f"{name} must be {count} as in the data, got {self.arguments[name]}"
-                )
-        field = Normalizer(create(self.name, **{**self.arguments, **counts}), self.method)  # type: ignore[arg-type]
+        inner = cast(GeneratedField, create(self.name, **as_in_the_data(self.arguments, counts)))
+        field = Normalizer(inner, self.method)
         field.fit(cloud.p, cloud.x, cloud.u)
         self.model = OnRows(field, counts["parameter_dim"])
         self.loss = InScaledUnits(field)
 
     def network(self) -> nn.Module:
         """Return the field in physical units."""
-        field: nn.Module = self.model.field  # type: ignore[assignment]
-        return field
+        return cast(OnRows, self.model).field
 
     @torch.no_grad()
     def report(self, data: Any) -> list[str]:

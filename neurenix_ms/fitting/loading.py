@@ -1,12 +1,12 @@
 """Data modules of `fit`, whose batches depend on the seed and the epoch alone."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sized
+from typing import Any, cast
 
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neurenix_ms._core.checks import check_integer, check_number
+from neurenix_ms._core.seeds import order_of
 
 try:
     from lightning.pytorch import LightningDataModule
@@ -24,7 +24,7 @@ class EpochOrder(Sampler[int]):
         seed: Seed of all epochs.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+    def __init__(self, dataset: Sized, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
         self.epoch = 0
@@ -36,11 +36,10 @@ class EpochOrder(Sampler[int]):
             self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        return iter(torch.randperm(len(self), generator=generator).tolist())
+        return iter(order_of(len(self), self.seed, self.epoch).tolist())
 
 
 class FitData(LightningDataModule):
@@ -69,20 +68,23 @@ class FitData(LightningDataModule):
         self.validation = validation
         self.seed = check_integer("seed", seed, 0)
         self.progress = True  # of what is computed before training
-        self.first_epoch = (
-            0  # of a resumed run, which starts to read before Lightning sets the epoch
-        )
+        # of a resumed run, which starts to read before Lightning sets the epoch
+        self.first_epoch = 0
         self._sets: tuple[Dataset[Any], Dataset[Any] | None] | None = None
 
     def build(self) -> tuple[Dataset[Any], Dataset[Any] | None]:
         """Return the training set, and the held-out one or None."""
         raise NotImplementedError
 
+    def setup(self, stage: str = "fit") -> None:
+        """Build both sets, the first time."""
+        self._sets = self._sets or self.build()
+
     @property
     def sets(self) -> tuple[Dataset[Any], Dataset[Any] | None]:
-        """The training set and the held-out one, built when they are first asked for."""
-        if self._sets is None:
-            self._sets = self.build()
+        """The training set and the held-out one."""
+        self.setup()
+        assert self._sets is not None
         return self._sets
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -95,7 +97,7 @@ class FitData(LightningDataModule):
 
     def order(self) -> Any:
         """Return the sampler of the training set."""
-        return EpochOrder(self.sets[0], self.seed)
+        return EpochOrder(cast(Sized, self.sets[0]), self.seed)
 
     def val_dataloader(self) -> Any:
         """Return the held-out batches, the same every time; none without held-out data."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from neurenix_ms._core.io.atomic import write_atomically
+from neurenix_ms._core.seeds import mixed_seed
 from neurenix_ms.fitting.configs import (
     ALLOWED,
     OWN,
@@ -337,7 +338,7 @@ class Epochs(Callback):
         self.scores: dict[str, float] = {}
 
     def on_train_epoch_start(self, trainer: Trainer, task: LightningModule) -> None:
-        torch.manual_seed(1_000_003 * self.seed + trainer.current_epoch)
+        torch.manual_seed(mixed_seed(self.seed, trainer.current_epoch))
 
     def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
         self.scores = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -1,5 +1,6 @@
 """Tasks of `fit`: networks by name, trained on pairs of images or volumes."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -24,12 +25,22 @@ def optimizer_named(name: str, arguments: Arguments | None) -> Any:
     return partial(cls, **(arguments or {}))
 
 
+def as_in_the_data(arguments: Arguments, counts: Mapping[str, int]) -> Arguments:
+    """Return arguments with the numbers of channels that the data have; raise if others are given."""
+    for name, count in counts.items():
+        if arguments.get(name, count) != count:
+            raise ValueError(f"{name} must be {count} as in the data, got {arguments[name]}")
+    return {**arguments, **counts}
+
+
 class FitTask:
     """What `fit` asks of its tasks, besides those of a Lightning module."""
 
+    model: nn.Module
+
     def network(self) -> nn.Module:
         """Return the network that is written."""
-        return self.model  # type: ignore[attr-defined]
+        return self.model
 
     def prepare(self, data: Any) -> None:
         """Take what the task needs from its data, before training; raise if they do not fit."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from neurenix_ms._core.checks import check_integer, check_integers, check_number
+from neurenix_ms._core.seeds import mixed_seed
 from neurenix_ms.datasets import open_array
 from neurenix_ms.fitting.loading import FitData, num_held_out
 from neurenix_ms.fitting.tasks import Arguments, FitTask, optimizer_named
@@ -21,7 +22,7 @@ from neurenix_ms.timestepping import (
 )
 from neurenix_ms.timestepping.banks import Bank, can_be_stacked, make_bank
 from neurenix_ms.timestepping.run import NUM_VALIDATION_WINDOWS, WindowLoss
-from neurenix_ms.timestepping.windows import WindowSource, nonzero
+from neurenix_ms.timestepping.windows import WindowSource, channel_units
 from neurenix_ms.training.step import Task
 
 
@@ -48,7 +49,7 @@ class Draws(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         if not 0 <= index < self.count:
             raise IndexError(f"index must be below {self.count}, got {index}")
-        return torch.tensor(1_000_003 * self.seed + self.epoch * self.count + index)
+        return torch.tensor(mixed_seed(self.seed, self.epoch * self.count + index))
 
 
 class Trajectories(FitData):
@@ -184,7 +185,7 @@ class Hierarchy(FitTask, Task):
 
     def prepare(self, data: Any) -> None:
         """Build the networks, with the scales of the data."""
-        data.sets  # noqa: B018, reads the file
+        data.setup()
         seen, held_out = data.seen, data.held_out
         for states, kind in ((seen, "train on"), (held_out, "hold out")):
             if states.numel() and states.shape[1] <= max(self.step_sizes):
@@ -197,8 +198,7 @@ class Hierarchy(FitTask, Task):
             self.arguments = {**features, **self.arguments}
         networks = [create(self.name, **self.arguments) for _ in self.step_sizes]
         self.source = WindowSource(seen, self.step_sizes, self.horizon, self.windows)
-        flat = seen.transpose(1, 2).transpose(0, 1).flatten(1)
-        self.units = flat.mean(1), nonzero(flat.std(1)), self.source.change_scale()
+        self.units = *channel_units(seen), self.source.change_scale()
         self.batch = data.windows
         self.model = make_bank(networks, can_be_stacked(networks))
         self.window_loss = WindowLoss(*self.units, self.source.weights)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_number
-from neurenix_ms.implicit.tables import Columns, read_columns
+from neurenix_ms.implicit.tables import Columns, read_columns, stacked
 
 Rows = tuple[Tensor, Tensor, Tensor]
 
@@ -184,12 +184,8 @@ def _rows(
     dtype: torch.dtype,
 ) -> Rows:
     """Return parameters, coordinates and values of a file."""
-
-    def stacked(names: Sequence[str]) -> Tensor:
-        return torch.from_numpy(np.stack([columns[name] for name in names], axis=1)).to(dtype)
-
-    x, u = stacked(coordinates), stacked(values)
+    x, u = stacked(columns, coordinates).to(dtype), stacked(columns, values).to(dtype)
     if parameters:
-        return stacked(parameters), x, u
+        return stacked(columns, parameters).to(dtype), x, u
     row = torch.tensor([list(given or [0.0])], dtype=dtype)
     return row.expand(len(x), -1).clone(), x, u

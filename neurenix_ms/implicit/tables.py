@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from neurenix_ms._core.io.atomic import replacing, write_atomically
 
@@ -41,6 +42,11 @@ def read_columns(path: Path, names: Sequence[str]) -> Columns:
     if not path.is_file():
         raise ValueError(f"path must be a file that exists, got {path}")
     return READERS[kind](path, names)
+
+
+def stacked(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> torch.Tensor:
+    """Return columns side by side, `(N, len(names))`."""
+    return torch.from_numpy(np.stack([columns[name] for name in names], axis=1))
 
 
 def needed(name: str, path: Path) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms.implicit.tables import read_columns, write_columns
+from neurenix_ms.implicit.tables import read_columns, stacked, write_columns
 from neurenix_ms.prediction.forecasts import check_free
 from neurenix_ms.sharing.reading import read_network
 
@@ -107,8 +107,3 @@ def evaluate_file(
     made = {name: found[:, i].numpy() for i, name in enumerate(values)}
     write_columns(Path(target), points | made, Path(source))
     return len(x)
-
-
-def stacked(columns: Any, names: Sequence[str]) -> torch.Tensor:
-    """Return columns side by side."""
-    return torch.from_numpy(np.stack([columns[name] for name in names], axis=1))

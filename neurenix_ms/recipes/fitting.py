@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from torch.utils.data import DataLoader, Sampler
 
 from neurenix_ms._core.io.atomic import write_atomically
+from neurenix_ms._core.seeds import generator_of
 
 
 def forget_other_run(folder: Path, run: dict[str, Any], fresh: bool = False) -> None:
@@ -57,7 +58,7 @@ class EveryGeometryOnce(Sampler[int]):
         return self.num_geometries
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        generator = generator_of(self.seed, self.epoch)
         order = torch.randperm(self.num_geometries, generator=generator)
         mirror = torch.randint(self.num_mirrors, order.shape, generator=generator)
         return iter((order + self.num_geometries * mirror).tolist())

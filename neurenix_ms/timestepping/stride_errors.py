@@ -13,7 +13,7 @@ from neurenix_ms.timestepping.adaptive import AdaptiveTimeStepper, StrideErrors
 from neurenix_ms.timestepping.coupling import Stepper, advanced
 from neurenix_ms.timestepping.forecasting import check_finite
 from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
-from neurenix_ms.timestepping.windows import nonzero, per_channel
+from neurenix_ms.timestepping.windows import channel_units, per_channel
 
 COMPARED = 16  # times within a stride, at most
 SMALLEST_ERROR = 1e-12  # below it the logarithm of an error says nothing
@@ -93,8 +93,7 @@ def fit_adaptive(
     check_number("learning_rate", learning_rate, above=0)
     steppers = hierarchy.coarse_first()[::-1]
     _check(trajectories, steppers[-1].step_size)
-    flat = trajectories.transpose(1, 2).transpose(0, 1).flatten(1)
-    mean, std = (value.float() for value in (flat.mean(dim=1), nonzero(flat.std(dim=1))))
+    mean, std = (value.float() for value in channel_units(trajectories))
     made = check_made("network", network).to(trajectories)
     errors = StrideErrors(made, mean.tolist(), std.tolist()).to(trajectories)
     states, measured = stride_errors(steppers, trajectories, std.to(trajectories), num_windows)

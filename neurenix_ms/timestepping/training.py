@@ -18,7 +18,7 @@ from neurenix_ms.timestepping.windows import (
     StandardizedNetwork,
     Windows,
     WindowSource,
-    nonzero,
+    channel_units,
 )
 
 Schedule = Literal["cosine", "plateau"] | None
@@ -121,9 +121,8 @@ def fit_hierarchy(
     networks = [check_made("network", network).to(trajectories) for _ in step_sizes]
     source = WindowSource(trajectories, step_sizes, horizon, windows)
     held_out = WindowSource(validation.to(trajectories), step_sizes, horizon, windows)
-    flat = trajectories.transpose(1, 2).transpose(0, 1).flatten(1)
     # rounded to float32, so that a saved network has exactly the scales it was trained with
-    units = flat.mean(dim=1), nonzero(flat.std(dim=1)), source.change_scale()
+    units = *channel_units(trajectories), source.change_scale()
     mean, std, scale = (value.float().to(trajectories) for value in units)
     loss = WindowLoss(mean, std, scale, source.weights)
     settings = {

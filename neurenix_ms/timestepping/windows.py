@@ -121,6 +121,12 @@ class WindowSource:
         return nonzero(change.square().mean(dim=-1).sqrt())
 
 
+def channel_units(trajectories: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of every channel of trajectories `(N, T, C, ...)`."""
+    flat = trajectories.transpose(1, 2).transpose(0, 1).flatten(1)
+    return flat.mean(dim=1), nonzero(flat.std(dim=1))
+
+
 def nonzero(scale: Tensor) -> Tensor:
     """Replace scales near 0 by 1, so that constant channels are not divided by 0."""
     return torch.where(scale > 1e-12, scale, torch.ones_like(scale))

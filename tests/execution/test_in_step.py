@@ -7,8 +7,6 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from random_networks import random_network
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -85,10 +83,9 @@ def small_net(norm: type[nn.Module] = nn.InstanceNorm1d, **options) -> nn.Module
     return nn.Sequential(convs[0], norms[0], nn.Tanh(), convs[1], norms[1], convs[2]).double()
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 10**6), dims=st.just(1))
-def test_random_networks(seed, dims):
-    check_random_network(seed, dims)
+def test_random_networks():
+    compared = [check_random_network(seed, 1) for seed in range(6)]
+    assert sum(compared) >= 3
 
 
 @pytest.mark.slow
@@ -97,7 +94,8 @@ def test_many_random_networks(seed):
     check_random_network(seed, 1 + seed % 2)
 
 
-def check_random_network(seed: int, dims: int) -> None:
+def check_random_network(seed: int, dims: int) -> bool:
+    """Compare a network in tiles with the whole; return whether it could be compared."""
     draw = random.Random(seed)
     model = random_network(seed, dims).double().train(draw.random() < 0.6)
     size = {1: (60, 150), 2: (30, 50)}[dims]
@@ -106,16 +104,18 @@ def check_random_network(seed: int, dims: int) -> None:
         outputs = tree_leaves(copy.deepcopy(model)(x.clone()))
         sum(y.sum() for y in outputs).backward()
     except (RuntimeError, ValueError):
-        return  # the map is too small for this network, or it writes over what backward needs
+        return False  # too small an input, or it writes over what backward needs
     try:
         found = apart(model, x, draw.randint(8, 30), summed, whole=draw.choice([(), "auto"]))
     except ValueError as error:
-        assert "be shift-equivariant by the stride" in str(error)  # noqa: PT017
-        return
+        if "be shift-equivariant by the stride" not in str(error):
+            raise
+        return False
     assert found["output"] < EXACT, found
     assert found["gradient"] < 1e-8, found
     assert found["loss"] < OF_GRADIENTS, found
     assert found["buffers"] < EXACT, found
+    return True
 
 
 @pytest.mark.parametrize(

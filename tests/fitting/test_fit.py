@@ -313,16 +313,16 @@ def test_trajectories_are_split_by_number_or_by_time():
     np.save("one.npy", np.zeros((100, 2)))
     np.save("many.npy", np.zeros((10, 20, 2)))
     one = Trajectories("one.npy", num_trajectories="one", validation=0.3)
-    one.sets  # noqa: B018
+    one.setup()
     assert (one.seen.shape, one.held_out.shape) == ((1, 70, 2), (1, 30, 2))
     many = Trajectories("many.npy", validation=0.2)
-    many.sets  # noqa: B018
+    many.setup()
     assert (many.seen.shape, many.held_out.shape) == ((8, 20, 2), (2, 20, 2))
     assert Trajectories("many.npy", validation=0.0).sets[1] is None
     with pytest.raises(
         ValueError, match=r"axes \(trajectories, time, features\), got shape \(100, 2"
     ):
-        Trajectories("one.npy").sets  # noqa: B018
+        Trajectories("one.npy").setup()
     with pytest.raises(ValueError, match=r"to train on must have more than 64 time steps.* got 20"):
         fit("trajectories", ["--data.path=many.npy"], progress=False)
     with pytest.raises(ValueError, match=r"step_sizes must be different, got \[1, 1\]"):

@@ -120,9 +120,9 @@ def test_hooks_of_the_resampling_see_every_feature_map():
     assert len(seen) == 2
 
 
-@pytest.mark.parametrize("norm", BATCH_NORMS)
-def test_an_activation_in_place_needs_no_memory(norm):
-    y = torch.randn(1, 4, *(64, 16, 8)[:norm])
+@pytest.mark.parametrize("dims", BATCH_NORMS)
+def test_an_activation_in_place_needs_no_memory(dims):
+    y = torch.randn(1, 4, *(64, 16, 8)[:dims])
     modules = nn.Identity(), nn.ReLU()
     with torch.no_grad():
         assert peak_tensor_bytes(lambda: finished(*modules, y)) == 0

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neurenix_ms import UNet, save
 from neurenix_ms._core.io.atomic import write_atomically
+from neurenix_ms._core.seeds import generator_of, order_of
 from neurenix_ms.recipes.options import check_at_least
 from neurenix_ms.training import RegressionTask
 
@@ -54,7 +55,7 @@ class NoisyWaves(Dataset[tuple[Tensor, Tensor]]):
         return self.num_maps
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + index)
+        generator = generator_of(self.seed, index)
         random = partial(torch.rand, generator=generator)
         across, down, phase = 2 * math.pi * random(3, NUM_WAVES, 1, 1)
         line = torch.linspace(0, 1, self.size)
@@ -113,8 +114,7 @@ class BatchesOfSteps(Sampler[list[int]]):
             yield batch[self.rank :: self.world_size]
 
     def _order(self, number: int) -> list[int]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + number)
-        return torch.randperm(self.num_maps, generator=generator).tolist()
+        return order_of(self.num_maps, self.seed, number).tolist()
 
 
 class Waves(LightningDataModule):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Adam
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+from neurenix_ms._core.seeds import generator_of
 from neurenix_ms.implicit import Normalizer
 from neurenix_ms.implicit.normalizer import check_finite
 from neurenix_ms.recipes.fitting import fit
@@ -63,7 +64,7 @@ class Rows(Sampler[int]):
         return self.num_drawn
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        generator = generator_of(self.seed, self.epoch)
         passes = -(-self.num_drawn // self.num_rows)
         order = [torch.randperm(self.num_rows, generator=generator) for _ in range(passes)]
         return iter(torch.cat(order)[: self.num_drawn].tolist())
