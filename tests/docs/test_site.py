@@ -84,6 +84,10 @@ STICKS_OUT = """[...document.querySelectorAll('figure.drawn svg')].flatMap(svg =
       [...svg.querySelectorAll('text')].filter(e => e.getBoundingClientRect().height < 10)
       .map(e => 'too small: ' + e.textContent));
 })"""
+# boxes for the result of code that printed nothing
+EMPTY = """[...document.querySelectorAll('.md-content pre code')]
+  .filter(e => !e.textContent.trim())
+  .map(e => 'after ' + e.closest('.highlight').previousElementSibling.textContent.slice(0, 60))"""
 UNNAMED = """[...document.querySelectorAll('img')].filter(e => !e.alt).map(e => e.src.slice(0, 80))
     .concat(
     [...document.querySelectorAll('.md-content svg[viewBox][role=img]')]
@@ -117,6 +121,7 @@ def test_a_page(page: str, scheme: str, browser: Browser, address: str):
     shown = browser.run("document.body.getAttribute('data-md-color-scheme')")
     assert shown == {"light": "default", "dark": "slate"}[scheme]
     problems = {"raw": browser.run(RAW), "no alt text": browser.run(UNNAMED)}
+    problems["no result"] = browser.run(EMPTY)
     for width in WIDTHS:
         browser.resize(width)
         problems[f"wider than {width}"] = browser.run(WIDER)
