@@ -22,15 +22,15 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def scatter(values: Sequence[float]) -> str:
+def scatter(values: Sequence[float], form: str = ".3f") -> str:
     """Format the mean and the standard deviation of some values; of one value, the value.
 
     Examples:
-        >>> scatter([0.1, 0.2, 0.3]), scatter([0.1])
-        ('0.200 ± 0.100', '0.100')
+        >>> scatter([0.1, 0.2, 0.3]), scatter([0.1]), scatter([1.0, 3.0], ".1e")
+        ('0.200 ± 0.100', '0.100', '2.0e+00 ± 1.4e+00')
     """
-    mean = f"{statistics.mean(values):.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+    mean = f"{statistics.mean(values):{form}}"
+    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
 
 
 def save_figure(path: Path, figure: Figure) -> None:

@@ -1,6 +1,5 @@
 """Table and figure of errors and network calls."""
 
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neurenix_ms.recipes.adaptive.settings import SYSTEMS
-from neurenix_ms.recipes.reporting import markdown, save_figure
+from neurenix_ms.recipes.reporting import markdown, save_figure, scatter
 
 Result = dict[str, Any]
 NAMES = {
@@ -32,24 +31,13 @@ def table(results: dict[str, list[Result]]) -> str:
             fixed = [run["rows"]["cheapest fixed"]["test"]["cost"] for run in runs]
             ratios = [row["cost"] / cost for row, cost in zip(rows, fixed, strict=True)]
             cells = [
-                spread([row["error"] for row in rows], ".1e"),
-                spread([row["calls"] for row in rows], ".0f"),
-                spread(ratios, ".2f"),
+                scatter([row["error"] for row in rows], ".1e"),
+                scatter([row["calls"] for row in rows], ".0f"),
+                scatter(ratios, ".2f"),
             ]
             lines.append([title, name, *cells])
             title = ""
     return markdown(lines)
-
-
-def spread(values: list[float], form: str) -> str:
-    """Format the mean and the standard deviation.
-
-    Examples:
-        >>> spread([1.0, 2.0, 3.0], ".2f"), spread([1.0], ".1e")
-        ('2.00 ± 1.00', '1.0e+00')
-    """
-    mean = f"{statistics.mean(values):{form}}"
-    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
 
 
 def draw(path: Path, results: dict[str, list[Result]]) -> None:

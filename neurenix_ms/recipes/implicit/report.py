@@ -1,14 +1,12 @@
 """Tables and figures of the experiments with implicit fields."""
 
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from neurenix_ms.recipes.implicit.densified import DENSIFIED
-from neurenix_ms.recipes.reporting import markdown, save_figure
+from neurenix_ms.recipes.reporting import markdown, save_figure, scatter
 
 Result = dict[str, Any]
 STYLES = {
@@ -176,20 +174,9 @@ def densified_table(result: Result) -> str:
             errors = [model["error"] for model in models]
             widths = ", ".join(map(str, models[0]["widths"]))
             numbers = f"{models[0]['parameters']:,}"
-            lines.append([title, label, widths, numbers, scientific(errors)])
+            lines.append([title, label, widths, numbers, scatter(errors, ".1e")])
             title = ""
     return markdown(lines)
-
-
-def scientific(values: Sequence[float]) -> str:
-    """Format the mean and the standard deviation with two digits.
-
-    Examples:
-        >>> scientific([0.001, 0.002, 0.003]), scientific([0.001])
-        ('2.0e-03 ± 1.0e-03', '1.0e-03')
-    """
-    mean = f"{statistics.mean(values):.1e}"
-    return f"{mean} ± {statistics.stdev(values):.1e}" if len(values) > 1 else mean
 
 
 def draw_densified(path: Path, result: Result) -> None:
