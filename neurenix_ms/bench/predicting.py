@@ -165,7 +165,9 @@ def _step(network: nn.Module, x: Any, checkpointing: bool) -> Callable[[], objec
 def _in_tiles(
     tiled: TiledModel, network: nn.Module, copied: nn.Module, x: Tensor, like: Tensor
 ) -> Callable[[], object]:
-    """The tiles of the network, planned on itself and run on its copy."""
+    """The tiles of the network, planned on itself and run on its copy in the same mode."""
+    for module, original in zip(copied.modules(), network.modules(), strict=True):
+        module.training = original.training
     with unset_fake_temporarily(), uncompiled():
         how = (tiled.tile_size, tiled.whole, tiled.memory_limit)
         setting = settle(network, tuple(x.shape), like, *how, schedule=tiled.schedule)

@@ -117,7 +117,8 @@ def _settled(
     if edge is not None and all(e >= n for e, n in zip(edge, shape[2:], strict=True)):
         return None
     if isinstance(options.whole, str):
-        names = choose_parts(model, shape, like, edge, limit)
+        ranks = 1 if options.schedule == "passes" else options.num_ranks
+        names = choose_parts(model, shape, like, edge, limit, ranks)
     else:
         names = options.whole
     plan = make_plan(model, shape, like, names, limit)
