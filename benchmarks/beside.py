@@ -70,7 +70,7 @@ def beside() -> Iterator[Beside]:
 def _serve(pipe: Any, store: str) -> None:
     torch.set_num_threads(1)
     mesh = _joined(store, 1)
-    call: Callable[[], Any] = lambda: None
+    call: Any = None
     while (job := pipe.recv()) != "stop":
         start = time.process_time()
         try:

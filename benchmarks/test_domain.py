@@ -114,7 +114,8 @@ def test_domain(variant, task, size, measure, benchmark, request, second):
         with Sent() as sent:
             wanted, got = plain(), ways[variant]()
         assert (got - wanted).abs().max() < 1e-4 * wanted.abs().max()
-        benchmark.extra_info |= {"sent_bytes": sent.bytes, "collectives": sent.calls}
+        if shared:
+            benchmark.extra_info |= {"sent_bytes": sent.bytes, "collectives": sent.calls}
         if shared and not request.config.getoption("benchmark_disable"):
             benchmark.extra_info |= cpu_of_both(ways[variant], second)
     measure_step(measure, ways, variant, volume(size, 1), model(), rounds=3)

@@ -113,7 +113,10 @@ def test_layouts_of_a_network():
 def test_processes_end_as_one_does(processes, tmp_path):
     options = ["--steps", "3"]
     assert start(processes, options, tmp_path).wait(300) == 0
-    found, one = results(tmp_path, processes), main([*SMALL, *options, "--out", str(tmp_path / "one")])
+    found, one = (
+        results(tmp_path, processes),
+        main([*SMALL, *options, "--out", str(tmp_path / "one")]),
+    )
     assert len(set(found["weights"])) == 1
     assert found["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert max(found["differences"].values()) < 1e-4

@@ -48,7 +48,8 @@ def choose_parts(
 
     Without a limit, the memory of one tile is the limit. One process takes the shallowest parts, which
     leave the smallest halo. Ranks with a tile each take those with which a rank has the fewest
-    operations: every rank runs a part on the whole input, so deeper ones with a wider halo may cost less.
+    operations: every rank runs a part on the whole input, so a deeper one may cost less in spite of
+    its wider halo.
     """
     choices = _fitting_parts(model, shape, like, edge, memory_limit, num_ranks)
     if num_ranks == 1 or edge is not None:

@@ -68,9 +68,7 @@ def _run(
         processes,
         visible=not options.quiet,
     )
-    losses = train(
-        run, options.steps, options.out / "last.pt", options.checkpoint_every, on_step
-    )
+    losses = train(run, options.steps, options.out / "last.pt", options.checkpoint_every, on_step)
     y = open_zarr(predict(run, options.out), "r+")
     found = {
         "processes": processes.size,
@@ -170,7 +168,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.no_compare and options.rounds:
         parser.error("--rounds must be 0 with --no-compare, since it runs the whole map")
     if options.scaling and not options.rounds:
-        parser.error("--rounds must be at least 1 with --scaling, which needs a measured time, got 0")
+        parser.error(
+            "--rounds must be at least 1 with --scaling, which needs a measured time, got 0"
+        )
     options.norm = None if options.norm == "none" else options.norm
     options.whole = "auto" if options.whole == ["auto"] else tuple(options.whole)
     return options

@@ -49,9 +49,7 @@ class Machine:
     exchanges: int = 40
 
 
-def relative_time(
-    layout: Layout, edge: int, dims: int, num_ranks: int, machine: Machine
-) -> float:
+def relative_time(layout: Layout, edge: int, dims: int, num_ranks: int, machine: Machine) -> float:
     """Return the time of a pass on many processes, relative to that of one process with its core alone.
 
     Every process has a core of `edge` positions along each axis, so the map grows with the number of

@@ -124,7 +124,9 @@ def _name(axis: Axes, ends: Any, rank: int) -> None:
 def _legend() -> list[Rectangle]:
     rectangles = [
         Rectangle((0, 0), 1, 1, facecolor=("gray", 0.25), edgecolor="gray", linewidth=2),
-        Rectangle((0, 0), 1, 1, facecolor="none", edgecolor="gray", linestyle="dashed", linewidth=2),
+        Rectangle(
+            (0, 0), 1, 1, facecolor="none", edgecolor="gray", linestyle="dashed", linewidth=2
+        ),
     ]
     for rectangle, label in zip(rectangles, ("core of a rank", "core with halo"), strict=True):
         rectangle.set_label(label)
