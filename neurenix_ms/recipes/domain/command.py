@@ -1,8 +1,8 @@
 """Train and predict in exact tiles that several processes share.
 
-`torchrun --nproc-per-node 2 -m neurenix_ms.recipes.domain` trains a U-Net on one map on disk, predicts
-into another, and compares output, loss and gradient with those of the whole map in one process. Without
-torchrun it runs as one process. An interrupted run, once resumed, ends with the same weights as an
+`torchrun --nproc-per-node 2 -m neurenix_ms.recipes.domain` trains a U-Net on one image or volume on
+disk, predicts into another, and compares output, loss and gradient with those of the whole input in one
+process. Without torchrun it runs as one process. An interrupted run, once resumed, ends with the same weights as an
 uninterrupted one.
 """
 
@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 from neurenix_ms._core.io.atomic import write_atomically
+from neurenix_ms.recipes.domain.arrays import make_arrays, open_zarr
 from neurenix_ms.recipes.domain.costs import Machine, layouts_of, scaling_table
-from neurenix_ms.recipes.domain.maps import make_maps, open_zarr
 from neurenix_ms.recipes.domain.measuring import costs, differences
 from neurenix_ms.recipes.domain.processes import Processes, started_processes
 from neurenix_ms.recipes.domain.report import draw, measured_table
 from neurenix_ms.recipes.domain.run import Run, digest, network, predict, train
 from neurenix_ms.recipes.options import check_at_least
 
-RUN = ("size", "dims", "features", "norm", "seed")
+RUN = ("size", "dims", "features", "norm", "precision", "seed")
 MADE = ("x.zarr", "target.zarr", "y.zarr")
 
 
@@ -56,13 +56,12 @@ def _run(
         _prepare(options, settings)
     processes.wait()
     _check_settings(options, settings)
-    single = processes.size == 1 and options.tile == "auto"
     run = Run(
         settings,
-        network(options.features, options.norm, options.dims, options.seed),
+        network(options.features, options.norm, options.dims, options.seed, options.precision),
         open_zarr(options.out / "x.zarr"),
         open_zarr(options.out / "target.zarr"),
-        options.size if single else options.tile,
+        options.tile,
         options.whole,
         options.schedule,
         processes,
@@ -87,7 +86,7 @@ def _run(
 
 
 def _prepare(options: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Make folder, settings and maps where they are missing."""
+    """Make folder, settings and arrays where they are missing."""
     options.out.mkdir(parents=True, exist_ok=True)
     note = options.out / "settings.json"
     if options.fresh:
@@ -99,7 +98,7 @@ def _prepare(options: argparse.Namespace, settings: dict[str, Any]) -> None:
         write_atomically(note, json.dumps(settings).encode())
     elif json.loads(note.read_text("utf-8")) != settings:
         return  # all processes raise
-    make_maps(options.out, options.size, options.dims, options.seed)
+    make_arrays(options.out, options.size, options.dims, options.seed)
 
 
 def _check_settings(options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -128,7 +127,7 @@ def _report(options: argparse.Namespace, run: Run, found: dict[str, Any]) -> Non
     if options.scaling:
         seconds = found["costs"]["inference, whole"]["cpu_seconds"][0] / options.size**options.dims
         layouts = layouts_of(run.model, tuple(run.x.shape))
-        table = scaling_table(layouts, options.size, options.dims, Machine(seconds))
+        table = scaling_table(layouts, options.scaling, options.dims, Machine(seconds))
         write_atomically(options.out / "scaling.md", table.encode())
         print(f"\n{table}")
     print(store)
@@ -145,28 +144,29 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dims", type=int, default=2, choices=(2, 3), help="spatial axes")
     add("--features", type=int, nargs="+", default=[8, 16, 32], help="channels of the levels")
     add("--norm", default="instance", choices=("batch", "group", "instance", "none"))
+    add("--precision", type=int, default=32, choices=(32, 64), help="bits of a number")
     add("--tile", default="auto", help="edge length of a tile, or auto: one tile per process")
     add("--whole", nargs="*", default=["auto"], help="submodules run whole, or auto")
     add("--schedule", default="auto", choices=("auto", "passes", "in_step"), help="of the tiles")
     add("--steps", type=int, default=10, help="training steps of the whole run")
     add("--checkpoint-every", type=int, default=5, help="steps between checkpoints")
     add("--threads", type=int, default=1, help="of every process")
-    add("--seed", type=int, default=0, help="of maps and weights")
+    add("--seed", type=int, default=0, help="of images and weights")
     add("--rounds", type=int, default=0, help="measure time and memory in so many rounds")
-    add("--scaling", action="store_true", help="write the predicted weak scaling")
-    add("--no-compare", action="store_true", help="for maps that one process cannot hold")
-    add("--out", type=Path, default=Path("runs/domain"), help="maps and results")
+    add("--scaling", type=int, help="predict weak scaling with cores of this edge length")
+    add("--no-compare", action="store_true", help="for inputs that one process cannot hold")
+    add("--out", type=Path, default=Path("runs/domain"), help="arrays and results")
     add("--fresh", action="store_true", help="make everything anew")
     add("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
     least = {"size": 8, "features": 1, "steps": 1, "checkpoint_every": 1, "threads": 1}
-    check_at_least(parser, options, **least, seed=0, rounds=0)
+    check_at_least(parser, options, **least, seed=0, rounds=0, scaling=1)
     if options.tile != "auto":
         if not options.tile.isdecimal() or int(options.tile) < 1:
             parser.error(f"--tile must be a number of at least 1 or auto, got {options.tile}")
         options.tile = int(options.tile)
     if options.no_compare and options.rounds:
-        parser.error("--rounds must be 0 with --no-compare, since it runs the whole map")
+        parser.error("--rounds must be 0 with --no-compare, since it runs the whole input")
     if options.scaling and not options.rounds:
         parser.error(
             "--rounds must be at least 1 with --scaling, which needs a measured time, got 0"

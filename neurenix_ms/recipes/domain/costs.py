@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,9 @@ class Machine:
 def relative_time(layout: Layout, edge: int, dims: int, num_ranks: int, machine: Machine) -> float:
     """Return the time of a pass on many processes, relative to that of one process with its core alone.
 
-    Every process has a core of `edge` positions along each axis, so the map grows with the number of
+    Every process has a core of `edge` positions along each axis, so the input grows with the number of
     processes (weak scaling), and 1 is ideal. What runs in tiles costs more by the halo, which is
-    assumed on all sides; parts run whole grow with the map, since every process runs them and receives
+    assumed on all sides; parts run whole grow with it, since every process runs them and receives
     their input.
 
     Examples:
@@ -88,16 +89,17 @@ def layouts_of(model: nn.Module, shape: Sequence[int]) -> list[Layout]:
     dims = len(shape) - 2
     inputs = _inputs(model, torch.zeros(*shape[:2], *(COUNTED[dims],) * dims), parts)
     with torch.no_grad():
-        all_flops = count_flops(lambda: model(torch.zeros(*shape[:2], *(COUNTED[dims],) * dims)))
+        flops = {
+            part: count_flops(partial(model.get_submodule(part), inputs[part])) for part in parts
+        }
+        whole = count_flops(partial(model, torch.zeros(*shape[:2], *(COUNTED[dims],) * dims)))
         found = []
         for chosen in [(), *((part,) for part in parts)]:
             plan = make_plan(model, tuple(shape), torch.empty(0), chosen)
             halo = max(max(ends) for ends in plan.widest_halo())
-            flops = sum(
-                count_flops(lambda p=part: model.get_submodule(p)(inputs[p])) for part in chosen
-            )
+            share = sum(flops[part] for part in chosen) / whole
             values = sum(inputs[part].numel() for part in chosen) / COUNTED[dims] ** dims
-            found.append(Layout(chosen, halo, flops / all_flops, values))
+            found.append(Layout(chosen, halo, share, values))
     return found
 
 

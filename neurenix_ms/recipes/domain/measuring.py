@@ -16,10 +16,10 @@ from neurenix_ms.recipes.domain.run import Run
 
 
 def differences(run: Run, y: Any) -> dict[str, float] | None:
-    """Return the largest differences from the whole map on one process; None but on the first.
+    """Return the largest differences from the whole input on one process; None but on the first.
 
     That of the output is divided by its standard deviation, that of the gradient by its largest value.
-    All processes call it, since they share the training step; only the first holds the whole map.
+    All processes call it, since they share the training step; only the first holds the whole input.
     """
     whole = _Whole(run) if run.processes.rank == 0 else None
     found: dict[str, float] = {}
@@ -50,23 +50,26 @@ def gradient(run: Run) -> Tensor:
 
 
 def costs(run: Run, y: Any, rounds: int) -> dict[str, Any]:
-    """Return time, bytes sent and peak of resident memory of tiles and of the whole map.
+    """Return time, bytes sent and peak of resident memory of tiles and of the whole input.
 
-    Times are medians of rounds in which all ways take turns, from disk to disk. The whole map runs on
+    Times are medians of rounds in which all ways take turns, from disk to disk. The whole input runs on
     the first process while the others wait.
     """
-    whole = _Whole(run) if run.processes.rank == 0 else None
+    whole = _Whole(run)
     visible, run.visible = run.visible, False
 
-    def train(step: Callable[[], Tensor]) -> None:
-        step()
-        run.model.zero_grad()
+    def train(step: Callable[[], Tensor]) -> Callable[[], None]:
+        def call() -> None:
+            step()
+            run.model.zero_grad()
+
+        return call
 
     ways: dict[str, tuple[bool, Callable[[], object], bool]] = {
-        "inference, whole": (False, lambda: whole and whole.predict(y), False),
+        "inference, whole": (False, lambda: whole.predict(y), False),
         "inference, tiles": (True, lambda: run.predict(y), False),
-        "training, whole": (False, lambda: whole and train(whole.step), True),
-        "training, tiles": (True, lambda: train(run.step), True),
+        "training, whole": (False, train(whole.step), True),
+        "training, tiles": (True, train(run.step), True),
     }
     found: dict[str, Any] = {}
     times: dict[str, list[list[float]]] = {name: [] for name in ways}
@@ -91,24 +94,27 @@ def costs(run: Run, y: Any, rounds: int) -> dict[str, Any]:
 
 
 class _Whole:
-    """Plain PyTorch on the whole map, which is read from disk as tiles are."""
+    """Plain PyTorch on the whole input, which is read from disk as tiles are."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     @torch.no_grad()
     def result(self) -> Tensor:
-        y: Tensor = self.run.model(torch.from_numpy(self.run.x[:]))
+        y: Tensor = self.run.model(self._read(self.run.x))
         return y
 
     def predict(self, out: Any) -> None:
         out[:] = self.result().numpy()
 
     def step(self) -> Tensor:
-        x, target = (torch.from_numpy(array[:]) for array in (self.run.x, self.run.target))
-        loss = F.mse_loss(self.run.model(x), target)
+        y = self.run.model(self._read(self.run.x))
+        loss = F.mse_loss(y, self._read(self.run.target))
         loss.backward()
         return loss.detach()
+
+    def _read(self, array: Any) -> Tensor:
+        return torch.from_numpy(array[:]).to(self.run.like.dtype)
 
 
 def _one(

@@ -37,7 +37,7 @@ def measured_table(results: dict[str, Any]) -> str:
             whole = found[f"{task}, whole"]
             if processes == 1:
                 told = "1 thread" if threads == 1 else f"{threads} threads"
-                rows.append(_row(f"{task}: whole map, one process, {told}", whole, None))
+                rows.append(_row(f"{task}: whole input, one process, {told}", whole, None))
             else:
                 title = f"{task}: tiles, {processes} processes"
                 rows.append(_row(title, found[f"{task}, tiles"], whole))
@@ -58,7 +58,7 @@ def _row(title: str, found: dict[str, Any], whole: dict[str, Any] | None) -> lis
 
 
 def draw(path: Path, run: Run, num_ranks: int = 4) -> None:
-    """Draw what four processes read of a map, and what they exchange for a part run whole.
+    """Draw what four processes read of the input, and what they exchange for a part run whole.
 
     Of a volume, the first slice is drawn.
     """
@@ -67,24 +67,24 @@ def draw(path: Path, run: Run, num_ranks: int = 4) -> None:
         return
     tiles = list(setting.grid.tiles(setting.plan.widest_halo()))[:num_ranks]
     parts = [place for place in setting.plan.sites if place is not None and place.result]
-    figure = Figure(figsize=(4.6 * (2 if parts else 1), 5.4), layout="constrained", dpi=110)
+    figure = Figure(figsize=(4.6 * (2 if parts else 1), 5.4), layout="constrained", dpi=90)
     axes = figure.subplots(1, 2 if parts else 1, squeeze=False)[0]
-    _draw_map(axes[0], run, tiles)
+    _draw_input(axes[0], run, tiles)
     if parts:
         _draw_part(axes[1], setting, tiles, parts[0])
     figure.legend(handles=_legend(), loc="outside lower center", ncols=3, frameon=False)
     save_figure(path, figure)
 
 
-def _draw_map(axis: Axes, run: Run, tiles: list[Tile]) -> None:
+def _draw_input(axis: Axes, run: Run, tiles: list[Tile]) -> None:
     """Draw the cores, and the halo of every process."""
     image = run.x[(0,) * (len(run.x.shape) - 2)] if len(run.x.shape) > 4 else run.x[0, 0]
     rows, columns = image.shape
     axis.imshow(image, cmap="gray", extent=(0, columns, rows, 0), alpha=0.6)
     for rank, tile in enumerate(tiles):
         core, wide = tile.core[-2:], tile.wide[-2:]
-        axis.add_patch(_box(core, COLORS[rank], 0.25, "solid"))
-        axis.add_patch(_box(wide, COLORS[rank], 0.0, "dashed"))
+        axis.add_patch(_box(core, COLORS[rank], 0.3, "none"))
+        axis.add_patch(_box(_inset(wide, rank, rows), COLORS[rank], 0.0, "dashed"))
         _name(axis, core, rank)
     axis.set_title("input: read from disk, nothing is sent", fontsize=11)
 
@@ -96,11 +96,18 @@ def _draw_part(axis: Axes, setting: Setting, tiles: list[Tile], place: Any) -> N
     rows, columns = (line.length(0, n, n) for line, n in zip(lines, size, strict=True))
     for rank, tile in enumerate(tiles):
         core = _ends(tile.core_of_whole(place.lines))
-        axis.add_patch(_box(core, COLORS[rank], 0.25, "solid"))
-        axis.add_patch(_box(_ends(tile.wide_of_whole(place.result)), COLORS[rank], 0.0, "dashed"))
+        axis.add_patch(_box(core, COLORS[rank], 0.3, "none"))
+        wide = _inset(_ends(tile.wide_of_whole(place.result)), rank, rows)
+        axis.add_patch(_box(wide, COLORS[rank], 0.0, "dashed"))
         _name(axis, core, rank)
     axis.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
     axis.set_title(f"{place.layer}: cores are sent to all processes", fontsize=11)
+
+
+def _inset(ends: Any, rank: int, size: int) -> list[tuple[float, float]]:
+    """Return a somewhat smaller range, so that the lines of several ranks do not coincide."""
+    by = (0.4 + 0.7 * rank) * size / 100
+    return [(start + by, stop - by) for start, stop in ends]
 
 
 def _ends(index: tuple[slice, ...]) -> list[tuple[int, int]]:
@@ -109,10 +116,16 @@ def _ends(index: tuple[slice, ...]) -> list[tuple[int, int]]:
 
 def _box(ends: Any, color: str, alpha: float, style: str) -> Rectangle:
     (top, bottom), (left, right) = ends
-    corner = left, top
-    size = right - left, bottom - top
-    face = (color, alpha) if alpha else "none"
-    return Rectangle(corner, *size, facecolor=face, edgecolor=color, linestyle=style, linewidth=2)
+    return Rectangle(
+        (left, top),
+        right - left,
+        bottom - top,
+        facecolor=(color, alpha) if alpha else "none",
+        edgecolor=color,
+        linestyle=style,
+        linewidth=2,
+        zorder=1 if alpha else 2,
+    )
 
 
 def _name(axis: Axes, ends: Any, rank: int) -> None:
@@ -123,11 +136,15 @@ def _name(axis: Axes, ends: Any, rank: int) -> None:
 
 def _legend() -> list[Rectangle]:
     rectangles = [
-        Rectangle((0, 0), 1, 1, facecolor=("gray", 0.25), edgecolor="gray", linewidth=2),
+        Rectangle((0, 0), 1, 1, facecolor=("gray", 0.3), edgecolor="none"),
         Rectangle(
             (0, 0), 1, 1, facecolor="none", edgecolor="gray", linestyle="dashed", linewidth=2
         ),
     ]
-    for rectangle, label in zip(rectangles, ("core of a rank", "core with halo"), strict=True):
+    for rectangle, label in zip(
+        rectangles,
+        ("core of a rank", "with its halo: what it reads, and takes of the result"),
+        strict=True,
+    ):
         rectangle.set_label(label)
     return rectangles

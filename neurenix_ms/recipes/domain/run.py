@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,20 +17,22 @@ from neurenix_ms.datasets import create_array
 from neurenix_ms.execution import TiledModel, accumulate_gradients
 from neurenix_ms.execution.progress import progress_bar
 from neurenix_ms.execution.run.setting import Schedule, Setting, TileSize, Whole, settle
-from neurenix_ms.recipes.domain.maps import open_zarr, replace_folder
+from neurenix_ms.recipes.domain.arrays import open_zarr, replace_folder
 from neurenix_ms.recipes.domain.processes import Processes
+
+Norm = Literal["batch", "group", "instance"] | None
 
 
 @dataclass
 class Run:
-    """A network, its maps, and how the processes share them.
+    """A network, its arrays, and how the processes share them.
 
     Args:
         settings: Everything that the weights depend on but the number of steps, for the checkpoint.
         model: The network.
         x: The input on disk.
         target: What the network shall return, on disk.
-        tile_size: Edge length, or "auto" for a tile per process.
+        tile_size: Edge length, or "auto" for a tile per process; then one process runs the plain model.
         whole: Names of the parts run whole, or "auto".
         schedule: Of the tiles.
         processes: Those that share the tiles.
@@ -48,16 +50,23 @@ class Run:
     visible: bool = False
 
     def step(self) -> Tensor:
-        """Add the gradients of the whole map, and return its loss."""
-        options = {"whole": self.whole, "mesh": self.processes.mesh, "schedule": self.schedule}
-        tiles = self.tile_size
-        return accumulate_gradients(self.model, self.x, self.target, F.mse_loss, tiles, **options)
+        """Add the gradients of the whole input, and return its loss."""
+        return accumulate_gradients(
+            self.model,
+            self.x,
+            self.target,
+            F.mse_loss,
+            self._tiles(self.processes.size),
+            whole=self.whole,
+            mesh=self.processes.mesh,
+            schedule=self.schedule,
+        )
 
     def predict(self, out: Any) -> None:
         """Write the result; every process writes its own tiles."""
         tiled = TiledModel(
             self.model,
-            self.tile_size,
+            self._tiles(self.processes.size),
             spatial_dims=self.dims,
             whole=self.whole,
             mesh=self.processes.mesh,
@@ -71,17 +80,30 @@ class Run:
         """Number of spatial axes."""
         return len(self.x.shape) - 2
 
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor with the dtype of the network."""
+        return next(self.model.parameters()).new_empty(0)
+
     def setting(self, num_ranks: int) -> Setting | None:
-        """Return how tiles run on this number of ranks; None where one tile holds the map."""
-        shape, like = tuple(self.x.shape), next(self.model.parameters()).detach()[:0]
-        options = self.tile_size, self.whole, None, num_ranks, self.schedule
+        """Return how tiles run on this number of ranks; None where one tile holds the input."""
+        shape, like = tuple(self.x.shape), self.like
+        options = self._tiles(num_ranks), self.whole, None, num_ranks, self.schedule
         return settle(self.model, shape, like, *options)
 
+    def _tiles(self, num_ranks: int) -> TileSize:
+        """Return the tile size for this number of processes."""
+        single = num_ranks == 1 and self.tile_size == "auto"
+        return tuple(self.x.shape[2:]) if single else self.tile_size
 
-def network(features: list[int], norm: str | None, dims: SpatialDims, seed: int) -> nn.Module:
-    """Return a U-Net of one channel."""
+
+def network(
+    features: list[int], norm: Norm, dims: SpatialDims, seed: int, precision: int
+) -> nn.Module:
+    """Return a U-Net of one channel in float32 or float64."""
     torch.manual_seed(seed)
-    return UNet(1, 1, features, norm=norm, spatial_dims=dims, remember=False)
+    model = UNet(1, 1, features, norm=norm, spatial_dims=dims, remember=False)
+    return model.double() if precision == 64 else model
 
 
 def train(
@@ -130,7 +152,8 @@ def predict(run: Run, folder: Path) -> Path:
         size = run.x.shape[2:]
         edge = size if setting is None else setting.grid.edge
         chunks = (1, 1, *(min(e, n) for e, n in zip(edge, size, strict=True)))
-        create_array(part, run.x.shape, chunks=chunks, overwrite=True)
+        dtype = str(run.like.dtype).removeprefix("torch.")
+        create_array(part, run.x.shape, dtype, chunks=chunks, overwrite=True)
     run.processes.wait()
     run.predict(open_zarr(part, "r+"))
     run.processes.wait()

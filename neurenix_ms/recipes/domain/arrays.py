@@ -1,4 +1,4 @@
-"""Arrays on disk: a noisy map and the clean one, made chunk by chunk, and room for the result."""
+"""Arrays on disk: a noisy image and the clean one, made chunk by chunk, and room for the result."""
 
 import itertools
 import math
@@ -17,10 +17,10 @@ from neurenix_ms.datasets.readers import needed
 
 NUM_WAVES = 6
 NOISE = 0.5
-CHUNK = {2: 256, 3: 48}  # edge length of the chunks of the maps
+CHUNK = {2: 256, 3: 48}  # edge length of the chunks of both
 
 
-def make_maps(folder: Path, size: int, dims: int, seed: int) -> None:
+def make_arrays(folder: Path, size: int, dims: int, seed: int) -> None:
     """Write `x.zarr` and `target.zarr` unless they are there; no more than a chunk is in memory.
 
     The target is a sum of waves whose amplitude grows along the first axis, so that tiles differ in
@@ -60,7 +60,7 @@ def _chunks(size: int, edge: int, dims: int) -> Iterator[Sequence[range]]:
 
 
 def _waves(ranges: Sequence[range], size: int, seed: int) -> Tensor:
-    """Return a piece of the clean map."""
+    """Return a piece of the clean image."""
     generator = generator_of(seed, 0)
     dims = len(ranges)
     slopes = (torch.rand(NUM_WAVES, dims, generator=generator) - 0.5) * 2 * math.pi / 6
