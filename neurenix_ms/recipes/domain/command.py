@@ -2,8 +2,8 @@
 
 `torchrun --nproc-per-node 2 -m neurenix_ms.recipes.domain` trains a U-Net on one image or volume on
 disk, predicts into another, and compares output, loss and gradient with those of the whole input in one
-process. Without torchrun it runs as one process. An interrupted run, once resumed, ends with the same weights as an
-uninterrupted one.
+process. Without torchrun it runs as one process. An interrupted run, once resumed, ends with the same
+weights as an uninterrupted one.
 """
 
 import argparse
