@@ -57,6 +57,7 @@ lint: .venv/with-dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini tests
 
 docs: .venv/with-docs  ## the site, strict, under site/
 	OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict
