@@ -275,9 +275,7 @@ def _mass_per_cell(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | N
     return _weighed(x, mask, cell_area).sum(dim=tuple(range(2, x.ndim)), keepdim=True)
 
 
-def _even_share(
-    x: Tensor, mask: Tensor | None, cell_area: Tensor | float | None
-) -> Tensor | float:
+def _even_share(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | None) -> Tensor | float:
     """Return the density of a unit of mass that is the same in all cells of the mask."""
     if mask is None and cell_area is None:
         return 1 / max(1, math.prod(x.shape[2:]))

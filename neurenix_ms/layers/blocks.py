@@ -14,7 +14,7 @@ from neurenix_ms._core.hooks import is_observed
 from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms._core.tracing import one_module, sizes_are_open
 from neurenix_ms.checkpointing import is_recorded, recomputed
-from neurenix_ms.layers.conditioning import FiLM
+from neurenix_ms.layers.conditioning import FiLM, film_of
 from neurenix_ms.layers.inference import finished, is_inference
 from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
 
@@ -68,7 +68,7 @@ class ConvSpec:
 
     def film(self, channels: int) -> FiLM | None:
         """Return the layer that conditions a feature map, None if blocks are not conditioned."""
-        return None if self.condition_channels is None else FiLM(self.condition_channels, channels)
+        return film_of(self.condition_channels, channels)
 
     def unconditioned(self) -> "ConvSpec":
         """Return the same without a condition."""
@@ -132,7 +132,7 @@ class ConvNormAct(nn.Module):
         )
         self.norm = make_norm(norm, out_channels, spatial_dims)
         self.act = make_act(act)
-        self.film = None if condition_channels is None else FiLM(condition_channels, out_channels)
+        self.film = film_of(condition_channels, out_channels)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         conv, norm, act = self.steps()

@@ -155,6 +155,11 @@ def given_condition(x: Tensor, condition: Tensor | None, channels: int | None) -
     return None if channels is None else condition
 
 
+def film_of(condition_channels: int | None, channels: int) -> FiLM | None:
+    """Return the layer that conditions a feature map, None for one without a condition."""
+    return None if condition_channels is None else FiLM(condition_channels, channels)
+
+
 def condition_name(module: nn.Module, num_maps: int = 1) -> str | None:
     """Return the name of the argument of `forward` that takes the condition, None if it has none.
 
