@@ -137,8 +137,8 @@ class ConvNormAct(nn.Module):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         conv, norm, act = self.steps()
         y = conv(x)
-        if condition is None and is_inference(y):
-            return finished(norm, act, y)
+        if is_inference(y):
+            return finished(norm, act, y, self.film, condition)
         y = recomputed(norm, y)
         if condition is not None:
             y = modulated(self.film, y, condition)
@@ -244,7 +244,7 @@ def in_turn(
     """Apply layers one after the other to the concatenated inputs."""
     y = joined(maps)
     compiling, recorded = torch.compiler.is_compiling(), is_recorded()
-    inference = condition is None and is_inference(y)
+    inference = is_inference(y)
     for layer in layers:
         if compiling or is_observed(layer):
             y = layer(y) if condition is None else layer(y, condition)
@@ -253,7 +253,7 @@ def in_turn(
         # no frame of a call holds the input of a step through the next ones
         y = conv(y)
         if inference:
-            y = finished(norm, act, y)
+            y = finished(norm, act, y, layer.film, condition)
             continue
         y = recomputed(norm, y) if recorded else norm(y)
         if condition is not None:

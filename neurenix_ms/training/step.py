@@ -163,7 +163,8 @@ class Task(LightningModule):
         return (batch[self.condition_key if isinstance(batch, Mapping) else 1],)
 
     def _unpack(self, batch: Any) -> tuple[Any, Any]:
-        keys, words = (self.input_key, self.target_key), "a pair (input, target)"
+        keys: tuple[str, ...] = (self.input_key, self.target_key)
+        words = "a pair (input, target)"
         if self.condition_key is not None:
             keys, words = (*keys, self.condition_key), "a triple (input, condition, target)"
         if isinstance(batch, Mapping):
