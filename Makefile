@@ -36,7 +36,7 @@ test-site: .venv/with-dev  ## the built site in a headless browser, if chromium 
 	$(BIN)/python -m pytest -m slow -rs tests/docs/test_site.py
 
 coverage: .venv/with-dev  ## the test suite, with the share of lines that it runs
-	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/peers --cov --cov-report=term --cov-report=html:runs/coverage
+	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/peers $(IN_PARALLEL) --cov --cov-report=term --cov-report=html:runs/coverage
 
 test-peers: .venv/with-dev .venv/with-peers  ## beside the networks of MONAI, smp, timm and torchvision
 	$(BIN)/python -m pytest tests/peers
@@ -57,6 +57,7 @@ lint: .venv/with-dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini tests
 
 docs: .venv/with-docs  ## the site, strict, under site/
 	OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict

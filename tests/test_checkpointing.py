@@ -229,7 +229,15 @@ def test_entering_inside_a_compiled_function_raises():
         inside(torch.zeros(1, 1, 8, 8))
 
 
-@pytest.mark.parametrize("make", [lambda: UNet(2, 1, [4, 8]), lambda: PyramidNetwork(2, 1, 3, 4)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: UNet(2, 1, [4, 8]), id="UNet"),
+        pytest.param(
+            lambda: PyramidNetwork(2, 1, 3, 4), marks=pytest.mark.slow, id="PyramidNetwork"
+        ),
+    ],
+)
 def test_a_compiled_step_has_the_gradients_of_an_eager_one(make):
     torch.compiler.reset()
     model = make().double()

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.dims import check_positive
 from neurenix_ms.msnet import MSNet, random_volume, scale_masks
 
 __all__ = ["MS_Net", "get_masks", "rnd_array"]
@@ -28,6 +30,7 @@ class MS_Net(MSNet):  # noqa: N801  (the name there)
         torch.Size([1, 1, 16, 16, 16])
     """
 
+    @checked
     def __init__(
         self,
         num_scales: int = 4,
@@ -36,10 +39,12 @@ class MS_Net(MSNet):  # noqa: N801  (the name there)
         summary: bool = False,
         f_mult: int = 4,
     ) -> None:
+        check_positive(num_features=num_features, num_filters=num_filters, f_mult=f_mult)
         super().__init__(num_scales, num_features, num_filters, summary, filter_growth=f_mult)
         self.f_mult = f_mult
 
 
+@checked
 def rnd_array(size: int, scales: int) -> list[Tensor]:
     """Return a random binary volume at several scales, coarsest first.
 
@@ -50,6 +55,7 @@ def rnd_array(size: int, scales: int) -> list[Tensor]:
     return random_volume(size, scales)
 
 
+@checked
 def get_masks(x: Tensor, scales: int) -> list[Tensor]:
     """Return the masks of an array: one per upsampling, coarsest first, and the binary one.
 

@@ -17,6 +17,11 @@ NEAREST: dict[int, Callable[..., Tensor]] = {
     2: torch._C._nn.upsample_nearest2d,
     3: torch._C._nn.upsample_nearest3d,
 }
+LINEAR: dict[int, Callable[..., Tensor]] = {
+    1: torch._C._nn.upsample_linear1d,
+    2: torch._C._nn.upsample_bilinear2d,
+    3: torch._C._nn.upsample_trilinear3d,
+}
 MODES = ("nearest", *LINEAR_NAMES, "bicubic", "area")
 
 
@@ -109,6 +114,12 @@ class Resize(nn.Module):
         return F.interpolate(
             x, tuple(size), None, self.mode, self.align_corners, antialias=self.antialias
         )
+
+    def resampled_soon(self, x: Tensor, size: Size) -> Tensor:
+        """Return `resampled(x, size)` for a small feature map, without the checks of `F.interpolate`."""
+        if not x.is_cpu or self.antialias or self.mode not in LINEAR_NAMES:
+            return self.resampled(x, size)
+        return LINEAR[len(size)](x, size, self.align_corners, *(None,) * len(size))
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}, align_corners={self.align_corners}"

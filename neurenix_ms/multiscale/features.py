@@ -49,10 +49,12 @@ def check_features(features: Sequence[Tensor], channels: Sequence[int], spatial_
     if len(features) != len(channels):
         raise ValueError(f"expected {len(channels)} features, got {len(features)}")
     known = not sizes_are_open()
+    batch = -1
     for index, (x, wanted) in enumerate(zip(features, channels, strict=True)):
-        fits = known and type(x) is Tensor and x.ndim == spatial_dims + 2
-        if fits and (x.shape[0], x.shape[1]) == (features[0].shape[0], wanted):
-            continue  # the usual case, in few calls
+        if known and type(x) is Tensor and len(shape := x.shape) == spatial_dims + 2:
+            batch = batch if index else shape[0]
+            if shape[0] == batch and shape[1] == wanted:
+                continue  # the usual case, in few calls
         check_rank(x, spatial_dims)
         check_channels(x, wanted, f"feature {index}")
         if x.shape[0] != features[0].shape[0]:

@@ -93,7 +93,8 @@ class SlicedConvolution(nn.Module):
         if is_observed(resize):
             return torch.cat([resize(x, size) for x in features], dim=1)
         return torch.cat(
-            [x if x.shape[2:] == size else resize.resampled(x, size) for x in features], dim=1
+            [x if x.shape[2:] == size else resize.resampled_soon(x, size) for x in features],
+            dim=1,
         )
 
     def is_small(self, features: Sequence[Tensor]) -> bool:

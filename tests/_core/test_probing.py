@@ -1,6 +1,7 @@
 """Copies of networks on meta tensors return shapes without side effects."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_the_network_and_the_generator_stay_as_they_were():
     "where", ["meta", "fake", "inference", "autocast", "double", "no_grad", "grad"]
 )
 def test_it_works_wherever_a_model_is_built(where: str):
-    context = {
+    context: Any = {
         "meta": lambda: torch.device("meta"),
         "fake": lambda: FakeTensorMode(allow_non_fake_inputs=True),
         "inference": torch.inference_mode,

@@ -6,13 +6,14 @@ import warnings
 
 import pytest
 import torch
-from cases import CASES, Case, as_list, build
+from cases import CASES, Case, as_list, build, plane_first
 from torch.fx import symbolic_trace
 
 from neurenix_ms import UNet
 from neurenix_ms.msnet import MSNet, scale_masks
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+PLANE_FIRST = pytest.mark.parametrize("case", plane_first(), ids=lambda case: case.name)
 
 
 def assert_same_at_other_sizes(case: Case, model: torch.nn.Module, traced) -> None:
@@ -22,7 +23,7 @@ def assert_same_at_other_sizes(case: Case, model: torch.nn.Module, traced) -> No
             torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
 
 
-@EVERY
+@PLANE_FIRST
 def test_fx_traces_a_graph_for_all_sizes(case: Case):
     model = build(case).eval()
     traced = symbolic_trace(model)
@@ -48,7 +49,7 @@ def test_fx_keeps_the_checks(case: Case):
         traced(wrong)
 
 
-@EVERY
+@PLANE_FIRST
 def test_jit_traces_a_graph_for_all_sizes(case: Case):
     model = build(case).eval()
     with warnings.catch_warnings():
@@ -80,7 +81,7 @@ def test_masks_as_the_published_code_makes_them_are_taken():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@EVERY
+@PLANE_FIRST
 def test_modules_in_half_precision_run_and_train_on_a_cpu(case: Case, dtype):
     model = build(case).to(dtype)
     x = [y.to(dtype).requires_grad_() for y in as_list(case.inputs(case.size(16)))]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ class Maker:
     """Makes the sample of a number and remembers which numbers it was asked for."""
 
     def __init__(self) -> None:
-        self.made = []
+        self.made: list[Any] = []
 
     def __call__(self, index):
         self.made.append(index)

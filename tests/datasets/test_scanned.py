@@ -1,5 +1,6 @@
 """Boxes of a scan with solved conduction."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +59,8 @@ def test_samples_are_cached_by_scan_and_arguments(tmp_path: Path, scan: np.ndarr
 
 
 def test_boxes_that_do_not_converge_are_replaced(tmp_path: Path, scan: np.ndarray, monkeypatch):
-    solve, calls = porous.solved, []
-    monkeypatch.setattr(
-        porous, "solved", lambda *given: calls.append(0) or (solve(*given) if calls[1:] else None)
-    )
+    solve, calls = porous.solved, itertools.count()
+    monkeypatch.setattr(porous, "solved", lambda *given: solve(*given) if next(calls) else None)
     with pytest.warns(
         UserWarning, match=r"draw 0 of sample 0 is omitted: taufactor did not conver"
     ):

@@ -266,7 +266,19 @@ def _cases(d: int) -> list[Case]:
 
 
 # whose graphs take long to compile
-SLOW = ("UNet-convnext", "UNet-conditioned", "UNet-wavelet", "PyramidNetwork-slots")
+SLOW = (
+    "UNet-convnext",
+    "UNet-conditioned",
+    "UNet-wavelet",
+    "UNet-transposed",
+    "UNet-single",
+    "UNet-instance",
+    "UNetDecoder-conditioned",
+    "PyramidNetwork-slots",
+    "PyramidNetwork-conditioned",
+    "NestedUNet-slots",
+    "HighResolutionNetwork-streams",
+)
 CASES = [case for d in (1, 2, 3) for case in _cases(d)]
 
 
@@ -276,6 +288,14 @@ def to_compile(dims: Sequence[int]) -> list[Any]:
         pytest.param(case, marks=[pytest.mark.slow] if case.name.startswith(SLOW) else [])
         for case in CASES
         if case.spatial_dims in dims
+    ]
+
+
+def plane_first() -> list[Any]:
+    """All cases, those with one and three axes marked as slow."""
+    return [
+        pytest.param(case, marks=[] if case.spatial_dims == 2 else [pytest.mark.slow])
+        for case in CASES
     ]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_traced_exported_and_compiled(name: str, block: str):
     model = conditioned(name, block=block, norm="group", kernel_size=3).eval()
     x, z = torch.randn(2, 2, 32, 24), torch.randn(2, 3)
     axes = [Dim(f"axis{k}", min=8, max=256) for k in range(2)]
-    shapes = ({2: axes[0], 3: axes[1]}, {})
+    shapes: Any = ({2: axes[0], 3: axes[1]}, {})
     program = export(model, (x, z), dynamic_shapes=shapes).module()
     traced = torch.fx.symbolic_trace(model)
     ways = [program, traced, torch.jit.trace(model, (x, z), check_trace=False)]

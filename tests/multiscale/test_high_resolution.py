@@ -47,7 +47,7 @@ def by_definition(model: HighResolutionNetwork, x: Tensor) -> list[Tensor]:
     for index, stage in enumerate(model.stages):
         if index:
             streams.append(model.branch[index - 1](streams[-1]))
-        for module in stage:
+        for module in stage.children():
             streams = [block(y) for block, y in zip(module.blocks, streams, strict=True)]
             if index:
                 sums = []

@@ -186,7 +186,8 @@ def test_a_run_that_ended_before_its_folder_was_removed_is_complete(folder: Path
     for step in ("replace", "rmtree"):
         with monkeypatch.context() as patch:
             if step == "replace":
-                real, calls = os.replace, []
+                calls: list[Any] = []
+                real = os.replace
 
                 def replace(source: Any, target: Any, real=real, calls=calls) -> None:
                     if Path(target).name == "out.npy":

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ class Hub:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.calls = []
+        self.calls: list[Any] = []
 
     def snapshot_download(self, repo_id: str, **options) -> str:
         self.calls.append(("download", repo_id, options))

@@ -181,7 +181,7 @@ def test_a_custom_schedule_gets_the_number_of_steps(tmp_path):
     assert seen == [6]
 
 
-class StopAt(pl.Callback):
+class StopAt(pl.Callback):  # type: ignore[name-defined]
     """Ends a run as a crash would."""
 
     def __init__(self, epoch):

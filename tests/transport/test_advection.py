@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,9 @@ def between_walls(edges: list[Tensor], time: float) -> tuple[Tensor, Tensor, Ten
     The velocity along every axis is `+-sin(pi x)`, so that `tan(pi x / 2)` grows or shrinks by
     `exp(pi t)`. The density is a product of functions of one coordinate each.
     """
-    start, end, velocities = [], [], []
+    start: list[Any] = []
+    end: list[Any] = []
+    velocities: list[Any] = []
     for axis, edge in enumerate(edges):
         sign = (-1) ** axis
         origin = (
