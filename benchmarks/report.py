@@ -27,6 +27,26 @@ def table(json_path: str | Path, group: str | None = None) -> str:
     return tables.as_markdown(read(json_path), group)
 
 
+def measured(json_path: str | Path, *groups: str) -> str:
+    """Return the tables of those groups that a run has, or a line that says that it has none.
+
+    Args:
+        json_path: File written by `pytest --benchmark-json`.
+        groups: Names of the groups.
+
+    Returns:
+        Markdown, without the machine; a name precedes its table if several groups are asked for.
+    """
+    report = read(json_path)
+    known = [name for name in groups if name in report.groups]
+    if not known:
+        return f"*Not measured in this run:* {', '.join(f'`{name}`' for name in groups)}."
+    tables_of = {name: tables.as_markdown(report, name).partition("\n\n")[2] for name in known}
+    if len(groups) == 1:
+        return tables_of[known[0]]
+    return "\n\n".join(f"### {name}\n\n{text}" for name, text in tables_of.items())
+
+
 def bars(json_path: str | Path, group: str, field: str) -> str:
     """Return a bar chart with one bar per case, the plain variant in gray.
 

@@ -1,5 +1,6 @@
 """Mass of density fields, mass-conserving corrections, a loss, and autoregressive rollouts."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -91,16 +92,16 @@ def conserve_mass(
     mass = partial(_mass_per_cell, mask=mask, cell_area=cell_area)
     # masked first, because a NaN outside of the mask would make the gradient NaN
     pred, kind = _masked(pred, mask), pred.dtype
-    wanted, area = mass(reference), mass(torch.ones_like(pred))
-    even = 1 / torch.where(area > 0, area, 1)
+    wanted, even = mass(reference), _even_share(pred, mask, cell_area)
     if method == "shift":
         kept = pred + (wanted - mass(pred)) * even
     else:
-        positive = pred.clamp(min=0)
+        positive, wanted = pred.clamp(min=0), wanted.clamp(min=0)
         given = mass(positive)
         empty = given <= eps
-        share = torch.where(empty, even, positive / torch.where(empty, 1, given))
-        kept = share * wanted.clamp(min=0)
+        # in one pass over all cells: an even density, or a multiple of the prediction
+        factor = torch.where(empty, 0, wanted / torch.where(empty, 1, given))
+        kept = torch.addcmul(torch.where(empty, wanted * even, 0), positive, factor)
     return _masked(kept, mask).to(kind)
 
 
@@ -271,8 +272,15 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def _mass_per_cell(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | None) -> Tensor:
     """Return the mass, in a shape that can be broadcast to the density."""
-    mass = total_mass(x, mask, cell_area)
-    return mass.reshape(mass.shape + (1,) * (x.ndim - 2))
+    return _weighed(x, mask, cell_area).sum(dim=tuple(range(2, x.ndim)), keepdim=True)
+
+
+def _even_share(x: Tensor, mask: Tensor | None, cell_area: Tensor | float | None) -> Tensor | float:
+    """Return the density of a unit of mass that is the same in all cells of the mask."""
+    if mask is None and cell_area is None:
+        return 1 / max(1, math.prod(x.shape[2:]))
+    area = _mass_per_cell(torch.ones_like(x), mask, cell_area)
+    return 1 / torch.where(area > 0, area, 1)
 
 
 def check_fit(name: str, given: Tensor, x: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from neurenix_ms._core.arguments import UNCHECKED, checked
-from neurenix_ms._core.checks import check_integers, shown
+from neurenix_ms._core.checks import check_integers, check_sequence, shown
 from neurenix_ms._core.hooks import estimating_memory
 from neurenix_ms._core.probing import memoryless_copy
 from neurenix_ms.bench.comparing import loss_of
@@ -20,6 +20,7 @@ from neurenix_ms.bench.results import in_bytes
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.execution.compiled import plain_module, uncompiled
+from neurenix_ms.execution.plan.arguments import check_args, passing
 from neurenix_ms.execution.plan.footprint import like_parameters
 from neurenix_ms.execution.run.ranks import OneProcess
 from neurenix_ms.execution.run.setting import settle
@@ -67,6 +68,7 @@ def predict_memory(
     model: nn.Module,
     shape: Annotated[Shape, UNCHECKED],
     *,
+    args: Annotated[Sequence[Sequence[int]], UNCHECKED] = (),
     train: bool = False,
     checkpointing: bool = False,
     tile_size: int | None = None,
@@ -81,6 +83,8 @@ def predict_memory(
     Args:
         model: Any module; it is not changed. The kernels are those of its device.
         shape: Shape of the input, `(B, C, *S)`, or a list of shapes for a list of feature maps.
+        args: Shapes of further tensors that the network is called with, such as a condition `(B, K)`, or
+            velocities beside a density.
         train: Predict a training step (forward and backward of a mean square) instead of a forward
             pass without gradients.
         checkpointing: Train inside `enable_gradient_checkpointing`.
@@ -103,6 +107,9 @@ def predict_memory(
     """
     several = len(shape) > 0 and isinstance(shape[0], Sequence)
     shapes = [_as_shape(one) for one in (shape if several else [shape])]
+    others = [
+        _as_shape(one, f"args[{i}]") for i, one in enumerate(check_sequence("args", args, "shapes"))
+    ]
     if checkpointing and not train:
         raise ValueError("checkpointing must come with train=True, got train=False")
     tiled = model if isinstance(model, TiledModel) else None
@@ -119,14 +126,17 @@ def predict_memory(
         )
 
     def call(copied: nn.Module) -> Callable[[], object]:
-        xs = [torch.empty(s, dtype=kind, device=like.device) for s in shapes]
-        x = xs if several else xs[0]
+        xs, more = (
+            [torch.empty(s, dtype=kind, device=like.device) for s in given]
+            for given in (shapes, others)
+        )
         if tiled is not None:
-            return _in_tiles(tiled, network, copied, xs[0], like)
-        return _step(copied, x, checkpointing) if train else partial(_forward, copied, x)
+            return _in_tiles(tiled, network, copied, xs[0], like, more)
+        values = (xs if several else xs[0], *more)
+        return _step(copied, values, checkpointing) if train else partial(_forward, copied, values)
 
     weights = sum(t.nbytes for t in [*network.parameters(), *network.buffers()])
-    inputs = sum(math.prod(s) for s in shapes) * kind.itemsize
+    inputs = sum(math.prod(s) for s in [*shapes, *others]) * kind.itemsize
     return MemoryPrediction(weights, inputs, _peak(network, call, train))
 
 
@@ -147,15 +157,15 @@ def _peak(
         ) from error
 
 
-def _forward(network: nn.Module, x: Any) -> None:
+def _forward(network: nn.Module, values: Sequence[Any]) -> None:
     with torch.no_grad():
-        network(x)
+        network(*values)
 
 
-def _step(network: nn.Module, x: Any, checkpointing: bool) -> Callable[[], object]:
+def _step(network: nn.Module, values: Sequence[Any], checkpointing: bool) -> Callable[[], object]:
     def step() -> None:
         with enable_gradient_checkpointing(checkpointing):
-            loss = loss_of(network(x))
+            loss = loss_of(network(*values))
         loss.backward()
         network.zero_grad()
 
@@ -163,18 +173,25 @@ def _step(network: nn.Module, x: Any, checkpointing: bool) -> Callable[[], objec
 
 
 def _in_tiles(
-    tiled: TiledModel, network: nn.Module, copied: nn.Module, x: Tensor, like: Tensor
+    tiled: TiledModel,
+    network: nn.Module,
+    copied: nn.Module,
+    x: Tensor,
+    like: Tensor,
+    args: Sequence[Tensor],
 ) -> Callable[[], object]:
     """The tiles of the network, planned on itself and run on its copy in the same mode."""
     for module, original in zip(copied.modules(), network.modules(), strict=True):
         module.training = original.training
     with unset_fake_temporarily(), uncompiled():
         how = (tiled.tile_size, tiled.whole, tiled.memory_limit)
-        setting = settle(network, tuple(x.shape), like, *how, schedule=tiled.schedule)
+        values = [like.new_zeros(a.shape) for a in args]
+        with passing(check_args(values, x.shape)):
+            setting = settle(network, tuple(x.shape), like, *how, schedule=tiled.schedule)
     empty = torch.empty(0, dtype=like.dtype, device=like.device)
 
     def run() -> None:
-        with torch.no_grad(), uncompiled():
+        with torch.no_grad(), uncompiled(), passing(args):
             if setting is None:
                 tiled._in_one(copied, x, empty, None, OneProcess())
             else:
@@ -183,5 +200,5 @@ def _in_tiles(
     return run
 
 
-def _as_shape(shape: Any) -> tuple[int, ...]:
-    return tuple(check_integers("shape", shape, 1, min_length=1))
+def _as_shape(shape: Any, name: str = "shape") -> tuple[int, ...]:
+    return tuple(check_integers(name, shape, 1, min_length=1))

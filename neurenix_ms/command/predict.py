@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help="layers of the model that run once, on their whole feature map",
     )
+    add(
+        "--condition",
+        type=numbers,
+        metavar="NUMBER,...",
+        help="the vector of a network with condition_channels, such as --condition=-0.5,1",
+    )
     add("--reduce", choices=("argmax",), help="write the index of the largest channel")
     add("--out-dtype", metavar="DTYPE", help="by default that of the model; of indices uint8")
     add("--device", default="cpu", help="where the model runs, such as cuda:0")
@@ -153,6 +159,7 @@ def predict(options: argparse.Namespace) -> str:
         tile_size=options.tile,
         memory_limit=options.memory,
         whole=options.whole,
+        condition=options.condition,
         reduce=options.reduce,
         out_dtype=options.out_dtype,
         device=options.device,

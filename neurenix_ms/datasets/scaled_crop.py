@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,14 +120,15 @@ class RandomScaledCrop:
         if not x.is_floating_point():
             y = y.to(torch.float32)
         first = x.ndim - len(windows)
-        mixtures = {}
-        for axis, window in enumerate(windows, start=first):
-            n, source = y.shape[axis], _inside(window)
+        for axis, (window, n) in enumerate(zip(windows, y.shape[first:], strict=True), start=first):
+            inside = _inside(window)
+            read = inside if window[0] == n else _taps(n, window[0], inside)[0]
+            y = y.narrow(axis, read.start, len(read))
+        for axis, (window, n) in enumerate(zip(windows, x.shape[first:], strict=True), start=first):
             if window[0] != n:
-                source, mixtures[axis] = linear_weights(n, window[0], source, y.dtype)
-            y = y.narrow(axis, source.start, len(source))
-        for axis, weights in mixtures.items():
-            y = _mixed(y, axis, weights.to(y.device))
+                weights = linear_weights(n, window[0], _inside(window), y.dtype)[1]
+                y = _mixed(y, axis, weights.to(y.device))
+                del weights  # before those of the next axis
         if not x.is_floating_point():
             limits = torch.iinfo(x.dtype) if x.dtype != torch.bool else None
             y = y.round().clamp(limits.min, limits.max) if limits else y >= 0.5
@@ -160,17 +162,23 @@ def linear_weights(
         >>> linear_weights(4, 2, range(0, 1))[1]
         tensor([[0.4286, 0.4286, 0.1429, 0.0000]], dtype=torch.float64)
     """
+    source, places, taps = _taps(size, rescaled, inside)
+    weights = np.zeros((len(inside), len(source)))
+    np.add.at(weights, (np.arange(len(inside))[:, None], places - source.start), taps)
+    return source, torch.from_numpy(weights).to(dtype)
+
+
+def _taps(size: int, rescaled: int, inside: range) -> tuple[range, np.ndarray, np.ndarray]:
+    """Return the pixels that are read, and for every pixel of the result its pixels and weights."""
     ratio = size / rescaled
     reach = max(1.0, ratio)
-    centers = (torch.arange(inside.start, inside.stop, dtype=torch.float64) + 0.5) * ratio
-    first = (centers - reach + 0.5).floor()[:, None] + torch.arange(int(2 * reach) + 2)
-    taps = (1 - (first + 0.5 - centers[:, None]).abs() / reach).clamp(min=0)
-    taps = taps * ((first >= 0) & (first < size))
-    places = first.clamp(0, size - 1).long()
-    low, high = int(places[0, 0]), int(places[-1, -1]) + 1
-    weights = taps.new_zeros(len(inside), high - low).to(dtype)
-    weights.scatter_add_(1, places - low, (taps / taps.sum(1, keepdim=True)).to(dtype))
-    return range(low, high), weights
+    centers = (np.arange(inside.start, inside.stop) + 0.5) * ratio
+    first = np.floor(centers - reach + 0.5)[:, None] + np.arange(int(2 * reach) + 2)
+    taps = np.clip(1 - np.abs(first + 0.5 - centers[:, None]) / reach, 0, None)
+    taps *= (first >= 0) & (first < size)
+    taps /= taps.sum(1, keepdims=True)
+    places = np.clip(first, 0, size - 1).astype(np.int64)
+    return range(int(places[0, 0]), int(places[-1, -1]) + 1), places, taps
 
 
 def _mixed(x: Tensor, axis: int, weights: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class TiledModel(Described, nn.Module):
             the call), and returns tensors; it is not modified.
         tile_size: Edge length of a tile in pixels or voxels, or one per axis, without the halo. It is
             rounded down to a multiple of the stride. "auto" takes the largest that fits
-            `memory_limit`.
+            `memory_limit`; where the whole input does, it runs at once, as any model can.
         spatial_dims: Number of spatial axes.
         in_channels: Channels of the input. If given, a model that cannot run in tiles raises here
             rather than at the first call; not for models with further arguments.

@@ -1,5 +1,7 @@
 """Maps of a density over time: windows of a file as data, and the task that conserves their mass."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -8,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from neurenix_ms._core.checks import check_integer
+from neurenix_ms.conservation import total_mass
 from neurenix_ms.datasets import open_array
+from neurenix_ms.datasets.arrays import DiskArray
 from neurenix_ms.fitting.loading import FitData, num_held_out
 from neurenix_ms.fitting.tasks import Arguments, FitTask, as_in_the_data, optimizer_named
 from neurenix_ms.registry import create
@@ -16,6 +20,8 @@ from neurenix_ms.training import RegressionTask
 from neurenix_ms.transport import MassConserving
 
 SCALED_MAPS = 64  # maps from which the scales are computed, at most
+IN_MEMORY = 2**28  # bytes; slices of NetCDF files take milliseconds each
+MISSED = 1.5  # ratio of time steps from which one is missing; months have 28 to 31 days
 
 
 class Steps(Dataset[tuple[Tensor, Tensor]]):
@@ -25,14 +31,21 @@ class Steps(Dataset[tuple[Tensor, Tensor]]):
         arrays: The density and the fields, each `(N, T, *S)`; slices are read when they are needed.
         places: Sample and first time of every window.
         unroll: Steps of a window.
+        cells: Area of every cell, 0 on land, as the first field of every step; None for none.
 
     Shape:
         an item is the input `(1 + F * unroll, *S)`, density and fields of every step, and the densities
         after it `(unroll, *S)`
     """
 
-    def __init__(self, arrays: list[Any], places: list[tuple[int, int]], unroll: int) -> None:
-        self.arrays, self.places, self.unroll = arrays, places, unroll
+    def __init__(
+        self,
+        arrays: list[Any],
+        places: list[tuple[int, int]],
+        unroll: int,
+        cells: Tensor | None = None,
+    ) -> None:
+        self.arrays, self.places, self.unroll, self.cells = arrays, places, unroll, cells
 
     def __len__(self) -> int:
         return len(self.places)
@@ -45,6 +58,8 @@ class Steps(Dataset[tuple[Tensor, Tensor]]):
         density, *fields = (self._read(array, sample, rows) for array in self.arrays)
         # the fields of a step are the mean of those at its beginning and its end
         means = [(one[:-1] + one[1:]) / 2 for one in fields]
+        if self.cells is not None:
+            means.insert(0, self.cells.expand_as(density[1:]))
         driving = torch.stack(means, dim=1).flatten(0, 1) if means else density[:0]
         return torch.cat([density[:1], driving]), density[1:]
 
@@ -52,11 +67,46 @@ class Steps(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(np.array(array[sample, rows], "float32"))
 
 
+class _AtSea:
+    """An array `(N, T, *S)` that is 0 on land, and must have values elsewhere.
+
+    Args:
+        array: The array, with NaN where a value is missing.
+        land: Cells of land `(*S)`.
+        fill: What replaces values that are missing at sea; None raises an error.
+        path: Its file, for the message.
+    """
+
+    def __init__(self, array: Any, land: np.ndarray, fill: float | None, path: Any) -> None:
+        self.array, self.land, self.fill, self.path = array, land, fill, path
+
+    def __getitem__(self, index: tuple[int, slice]) -> np.ndarray:
+        values = np.array(self.array[index])
+        values[..., self.land] = 0
+        missing = np.isnan(values)
+        if missing.any():
+            if self.fill is None:
+                time, *place = np.argwhere(missing)[0].tolist()
+                raise ValueError(
+                    f"{self.path} must have values at sea, got {int(missing.sum())} missing ones in "
+                    f"{len(values)} time steps, the first in step {index[1].start + time} at "
+                    f"{tuple(place)}, where the density has one at the first time; "
+                    "--data.reading='{fill: 0}' replaces them"
+                )
+            values[missing] = self.fill
+        return values
+
+
 class DensityMaps(FitData):
     """Maps of a density and of what drives it, at equal time steps, for `Density`.
 
     Use it for ocean fields, such as tracers or drifting plastic, with the currents as fields. The last
-    samples are held out; of a single one, its last time steps. Only the windows are read.
+    samples are held out; of a single one, its last time steps. Files of more than 256 MiB in total are
+    read window by window, others as a whole.
+
+    With land, or with cells of unequal area, the first field of every step is the area of every cell,
+    in units of the largest, and 0 on land. `Density` takes the mass from it: the density there must be
+    per area.
 
     Args:
         density: File of the density, `(T, *S)` or `(N, T, *S)`.
@@ -65,7 +115,11 @@ class DensityMaps(FitData):
         density_key: Name of the density in a file of several arrays.
         field_keys: Names of the fields.
         num_samples: "one" for `(T, *S)`, "many" for `(N, T, *S)`.
-        reading: Further arguments of `open_array` for all files; fill replaces land.
+        reading: Further arguments of `open_array` for all files; fill replaces missing values.
+        land: "missing" takes the cells for land in which the density is missing at the first time;
+            "none" if there is no land.
+        areas: "latitude" for areas by the cosine of the latitude, of a NetCDF file with a coordinate lat
+            or latitude; "equal" for cells of one area.
         unroll: Steps of a window, for which the network is rolled out in training.
         batch_size: Windows of a batch.
         num_workers: Processes that read.
@@ -73,8 +127,8 @@ class DensityMaps(FitData):
         seed: Seed of the order.
 
     Raises:
-        ValueError: If a file is not usable, the files have different shapes, or there are too few time
-            steps.
+        ValueError: If a file is not usable, the files have different shapes, there are too few time
+            steps or some are missing; for an item, if a value is missing at sea.
 
     Examples:
         >>> import tempfile
@@ -95,6 +149,8 @@ class DensityMaps(FitData):
         field_keys: list[str] | None = None,
         num_samples: Literal["one", "many"] = "one",
         reading: dict[str, Any] | None = None,
+        land: Literal["none", "missing"] = "none",
+        areas: Literal["equal", "latitude"] = "equal",
         unroll: int = 1,
         batch_size: int = 8,
         num_workers: int = 0,
@@ -112,12 +168,24 @@ class DensityMaps(FitData):
             )
         self.num_samples = num_samples
         self.reading = dict(reading or {})
+        self.land, self.areas = land, areas
         self.unroll = check_integer("unroll", unroll, 1)
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether the first field of a step is the area of the cells."""
+        return self.land != "none" or self.areas != "equal"
+
+    @property
+    def num_fields(self) -> int:
+        """Number of fields of a step."""
+        return len(self.fields) + self.has_cells
 
     def build(self) -> tuple[Dataset[Any], Dataset[Any] | None]:
         """Open the files, and return the windows to train on and those held out."""
         files = [(self.density, self.density_key), *zip(self.fields, self.field_keys, strict=True)]
-        opened = [open_array(path, key, **self.reading) for path, key in files]
+        reading = {**self.reading, "fill": "keep"} if self.land == "missing" else self.reading
+        opened = [open_array(path, key, **reading) for path, key in files]
         shape = opened[0].shape
         for array in opened:
             if array.shape != shape:
@@ -125,13 +193,32 @@ class DensityMaps(FitData):
                     f"fields must have the shape {shape} of the density, got {array.shape} in "
                     f"{array.path}"
                 )
-        arrays: list[Any] = list(opened)
+        size = sum(array.dtype.itemsize * math.prod(shape) for array in opened)
+        arrays: list[Any] = [array[...] for array in opened] if size <= IN_MEMORY else list(opened)
         if self.num_samples == "one":
-            arrays, shape = [_OneSample(array) for array in opened], (1, *shape)
+            arrays, shape = [_OneSample(array) for array in arrays], (1, *shape)
         if not 3 <= len(shape) <= 5:
             raise ValueError(
                 f"{self.density} must have a time and one to three spatial axes, got {shape}"
             )
+        if self.land == "missing":
+            for array in opened:
+                if array.dtype.kind != "f":
+                    raise ValueError(
+                        f"land='missing' needs numbers with NaN or a fill value, got {array.dtype} in "
+                        f"{array.path}"
+                    )
+                array.fill = np.nan  # also for a fill value that the file names
+        check_times(opened[0], 0 if self.num_samples == "one" else 1)
+        cells = self._cells(opened[0], arrays[0], shape[2:])
+        if self.land == "missing":
+            given = self.reading.get("fill")
+            fill = None if given == "keep" else given
+            land = (cells == 0).numpy()
+            arrays = [
+                _AtSea(array, land, fill, one.path)
+                for array, one in zip(arrays, opened, strict=True)
+            ]
         count, times = shape[:2]
         if count > 1:
             cut = count - num_held_out(count, self.validation)
@@ -148,8 +235,51 @@ class DensityMaps(FitData):
                 f"{self.density} must have {self.unroll + 1} time steps to train on and as many to hold "
                 f"out, got {times} of {count} samples"
             )
-        sets = [Steps(arrays, some, self.unroll) for some in places]
+        sets = [
+            Steps(arrays, some, self.unroll, cells if self.has_cells else None) for some in places
+        ]
         return sets[0], sets[1] if places[1] else None
+
+    def _cells(self, opened: DiskArray, density: Any, size: Sequence[int]) -> Tensor:
+        """Return the area of every cell, in units of the largest; 0 on land."""
+        cells = torch.ones(*size)
+        if self.areas == "latitude":
+            axis, latitude = latitudes(opened, len(size))
+            cosine = torch.from_numpy(np.cos(np.radians(latitude))).float()
+            cells = cells * cosine.view(-1, *(1,) * (len(size) - axis - 1))
+        if self.land == "missing":
+            land = np.isnan(density[0, slice(0, 1)][0])
+            if land.all():
+                raise ValueError(
+                    f"{opened.path} must have values at the first time, got none: all would be land"
+                )
+            cells[torch.from_numpy(land)] = 0
+        return cells / cells.max()
+
+
+def check_times(opened: DiskArray, axis: int) -> None:
+    """Raise if the file says the times, and steps of very different lengths are among them."""
+    name = (opened.axes or {axis: ""})[axis]
+    steps = np.diff(np.asarray(opened.attributes.get("coordinates", {}).get(name, []), float))
+    if steps.size and not 0 < steps.max() <= MISSED * steps.min():
+        at = int(steps.argmax())
+        raise ValueError(
+            f"{opened.path} must have equal time steps, got steps of {steps.min():g} and "
+            f"{steps.max():g} in {name!r}, the longest from {at} to {at + 1}"
+        )
+
+
+def latitudes(opened: DiskArray, spatial_dims: int) -> tuple[int, np.ndarray]:
+    """Return the number of the spatial axis of latitudes, and their values in degrees."""
+    names = (opened.axes or ())[-spatial_dims:]
+    known = opened.attributes.get("coordinates", {})
+    for axis, name in enumerate(names):
+        if str(name).lower() in ("lat", "latitude") and name in known:
+            return axis, np.asarray(known[name], float)
+    raise ValueError(
+        f"areas='latitude' needs a NetCDF file with a coordinate lat or latitude, got {opened.path} "
+        f"with the axes {names}"
+    )
 
 
 class _OneSample:
@@ -201,8 +331,8 @@ class RelativeError(nn.Module):
 class Density(FitTask, RegressionTask):
     """Train a network by name to predict the next density, with the mass of the one before.
 
-    The network is wrapped in `MassConserving`, with the units of the data, so the conservation is part
-    of what is written.
+    The network is wrapped in `MassConserving`, with the units, the land and the areas of the data, so
+    the conservation is part of what is written.
 
     Args:
         network: One of `neurenix-ms list`; its input channels are those of the data.
@@ -247,14 +377,21 @@ class Density(FitTask, RegressionTask):
     def prepare(self, data: Any) -> None:
         """Build the network, with the scales of the data."""
         seen = data.sets[0]
-        num_fields = len(data.fields)
+        num_fields = data.num_fields
         counts = {"in_channels": 1 + num_fields, "out_channels": 1}
         arguments = as_in_the_data(self.arguments, counts)
         chosen = np.linspace(0, len(seen) - 1, min(len(seen), SCALED_MAPS)).round().astype(int)
         maps = torch.stack([seen[int(i)][0][: 1 + num_fields] for i in chosen])
         scales = maps.square().transpose(0, 1).flatten(1).mean(1).sqrt()
         scales = torch.where(scales > 0, scales, 1)
-        step = MassConserving(create(self.name, **arguments), self.method, scales=scales.tolist())
+        cells = 1 if data.has_cells else None
+        step = MassConserving(
+            create(self.name, **arguments),
+            self.method,
+            scales=scales.tolist(),
+            mask_channel=cells,
+            area_channel=cells,
+        )
         self.model = Unrolled(step, data.unroll)
 
     def network(self) -> nn.Module:
@@ -271,10 +408,12 @@ class Density(FitTask, RegressionTask):
         for i in range(len(data.sets[1])):
             x, after = data.sets[1][i]
             before, truth = x[None, :1], after[None, :1]
-            found = step(x[None, : 1 + len(data.fields)])
+            found = step(x[None, : 1 + data.num_fields])
             errors.append(float((found - truth).norm() / truth.norm()))
             still.append(float((before - truth).norm() / truth.norm()))
-            lost.append(float((found.sum() - before.sum()).abs() / before.sum().abs()))
+            area = x[None, 1:2] if data.has_cells else None
+            mass = [float(total_mass(one, cell_area=area)) for one in (before, found)]
+            lost.append(abs(mass[1] - mass[0]) / abs(mass[0]))
         return [
             f"relative error of a step on {len(errors)} held-out maps: {np.mean(errors):.3g}; if "
             f"nothing moved: {np.mean(still):.3g}; largest relative change of the mass: {max(lost):.1g}"

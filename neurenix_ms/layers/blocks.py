@@ -14,7 +14,7 @@ from neurenix_ms._core.hooks import is_observed
 from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms._core.tracing import one_module, sizes_are_open
 from neurenix_ms.checkpointing import is_recorded, recomputed
-from neurenix_ms.layers.conditioning import FiLM
+from neurenix_ms.layers.conditioning import FiLM, film_of
 from neurenix_ms.layers.inference import finished, is_inference
 from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
 
@@ -68,7 +68,7 @@ class ConvSpec:
 
     def film(self, channels: int) -> FiLM | None:
         """Return the layer that conditions a feature map, None if blocks are not conditioned."""
-        return None if self.condition_channels is None else FiLM(self.condition_channels, channels)
+        return film_of(self.condition_channels, channels)
 
     def unconditioned(self) -> "ConvSpec":
         """Return the same without a condition."""
@@ -132,13 +132,13 @@ class ConvNormAct(nn.Module):
         )
         self.norm = make_norm(norm, out_channels, spatial_dims)
         self.act = make_act(act)
-        self.film = None if condition_channels is None else FiLM(condition_channels, out_channels)
+        self.film = film_of(condition_channels, out_channels)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         conv, norm, act = self.steps()
         y = conv(x)
-        if condition is None and is_inference(y):
-            return finished(norm, act, y)
+        if is_inference(y):
+            return finished(norm, act, y, self.film, condition)
         y = recomputed(norm, y)
         if condition is not None:
             y = modulated(self.film, y, condition)
@@ -244,7 +244,7 @@ def in_turn(
     """Apply layers one after the other to the concatenated inputs."""
     y = joined(maps)
     compiling, recorded = torch.compiler.is_compiling(), is_recorded()
-    inference = condition is None and is_inference(y)
+    inference = is_inference(y)
     for layer in layers:
         if compiling or is_observed(layer):
             y = layer(y) if condition is None else layer(y, condition)
@@ -253,7 +253,7 @@ def in_turn(
         # no frame of a call holds the input of a step through the next ones
         y = conv(y)
         if inference:
-            y = finished(norm, act, y)
+            y = finished(norm, act, y, layer.film, condition)
             continue
         y = recomputed(norm, y) if recorded else norm(y)
         if condition is not None:

@@ -56,9 +56,15 @@ class FiLM(Configured, nn.Module):
     @one_module
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         check_condition(x, condition, self.condition_channels)
-        maps = F.linear(condition, self.weight, self.bias)
-        gamma, beta = maps.unflatten(-1, (2, -1, *(1,) * (x.ndim - 2))).unbind(1)
-        return torch.mul(x, 1 + gamma).add_(beta)  # faster than addcmul where beta is broadcast
+        factor, beta = self.maps(condition, x.ndim - 2)
+        return torch.mul(x, factor).add_(beta)  # faster than addcmul where beta is broadcast
+
+    def maps(self, condition: Tensor, spatial_dims: int) -> tuple[Tensor, Tensor]:
+        """Return factor and summand of every channel of every sample, `(B, channels, 1, ...)`."""
+        parameters: dict[str, Any] = self._parameters  # attributes of a module are slow to look up
+        maps = F.linear(condition, parameters["weight"], parameters["bias"])
+        gamma, beta = maps.unflatten(-1, (2, -1, *(1,) * spatial_dims)).unbind(1)
+        return 1 + gamma, beta
 
 
 class SinusoidalEmbedding(Configured, nn.Module):
@@ -153,6 +159,11 @@ def given_condition(x: Tensor, condition: Tensor | None, channels: int | None) -
     """Return the condition that blocks are called with, checked; None for a network without one."""
     check_condition(x, condition, channels)
     return None if channels is None else condition
+
+
+def film_of(condition_channels: int | None, channels: int) -> FiLM | None:
+    """Return the layer that conditions a feature map, None for one without a condition."""
+    return None if condition_channels is None else FiLM(condition_channels, channels)
 
 
 def condition_name(module: nn.Module, num_maps: int = 1) -> str | None:

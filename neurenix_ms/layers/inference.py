@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from neurenix_ms._core.dims import BATCH_NORMS, INSTANCE_NORMS
 from neurenix_ms._core.hooks import is_dense, is_observed, is_watched
 from neurenix_ms._core.tracing import sizes_are_open
+from neurenix_ms.layers.conditioning import FiLM
 
 # by exact type: a subclass may do something else
 FIXED_STATISTICS = frozenset(BATCH_NORMS.values())
@@ -31,15 +32,31 @@ def is_inference(x: Tensor) -> bool:
     return is_dense(x) and not (torch.is_grad_enabled() or sizes_are_open() or is_watched())
 
 
-def finished(norm: nn.Module, act: nn.Module, y: Tensor) -> Tensor:
+def finished(
+    norm: nn.Module,
+    act: nn.Module,
+    y: Tensor,
+    film: FiLM | None = None,
+    condition: Tensor | None = None,
+) -> Tensor:
     """Return the activation of the normalized result of a convolution, which it may overwrite.
 
-    The values are those of `act(norm(y))`, to the last bit. For small feature maps, most of the time is
-    that of Python calls, and here they are fewer; for large ones, an activation in place saves memory.
+    The values are those of `act(norm(y))`, or `act(film(norm(y), condition))`, to the last bit. For
+    small feature maps, most of the time is that of Python calls, and here they are fewer; for large
+    ones, an activation in place saves memory.
     """
-    if type(norm) not in NORMS or type(act) not in IN_PLACE or is_observed(norm, act):
-        return act(norm(y))
-    return IN_PLACE[type(act)](act, _normalized(norm, y))
+    known = type(norm) in NORMS and type(act) in IN_PLACE
+    if film is None or condition is None:
+        if not known or is_observed(norm, act):
+            return act(norm(y))
+        return IN_PLACE[type(act)](act, _normalized(norm, y))
+    if not known or is_observed(norm, act, film):
+        return act(film(norm(y), condition))
+    y = _normalized(norm, y)
+    factor, beta = film.maps(condition, y.ndim - 2)
+    same = factor.dtype == y.dtype  # else, under autocast, the product has another one
+    y = y.mul_(factor) if same else y * factor
+    return IN_PLACE[type(act)](act, y.add_(beta))
 
 
 class NormAndAct(nn.Sequential):

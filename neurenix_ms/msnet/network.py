@@ -23,6 +23,7 @@ from neurenix_ms._core.sizes import spatial
 from neurenix_ms._core.tracing import entries
 from neurenix_ms.checkpointing import checkpointed, recomputes
 from neurenix_ms.layers.blocks import ConvNormAct
+from neurenix_ms.layers.conditioning import given_condition, keyword
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable
 from neurenix_ms.layers.resize import doubled
 from neurenix_ms.meter import format_parameter_table
@@ -35,7 +36,7 @@ class Stage(nn.Module):
     """The network of one scale: convolutions of equal width, then a 1x1 convolution to the output.
 
     Shape:
-        `(B, C_in, *S)` -> `(B, C_out, *S)`
+        `(B, C_in, *S)`, and the condition `(B, K)` of a conditioned stage -> `(B, C_out, *S)`
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Stage(nn.Module):
         norm: Norm,
         act: Act,
         padding_mode: str,
+        condition_channels: int | None,
     ) -> None:
         super().__init__()
         if norm == "instance":  # as published, without weight, bias and running statistics
@@ -60,6 +62,7 @@ class Stage(nn.Module):
             act=act,
             conv_bias=True,
             padding_mode=padding_mode,
+            condition_channels=condition_channels,
         )
         last = num_layers - 1
         self.layers = nn.Sequential(
@@ -70,7 +73,11 @@ class Stage(nn.Module):
         )
         self.tail = CONVOLUTIONS[spatial_dims](width, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is not None:
+            for layer in self.layers:
+                x = layer(x, condition)
+            return self.tail(x)
         if can_pack(self.layers, self.tail, x):
             return packed(self.layers, self.tail, x)
         return self.tail(self.layers(x))
@@ -84,8 +91,8 @@ class MSNet(Configured, nn.Module):
     memory, and the prediction depends on the whole array.
 
     Without gradients, in float32 on a CPU, stages of few channels run in a form that is twice as fast
-    and has the same result up to rounding. Stages with hooks, autocast, tracing and export use the plain
-    form.
+    and has the same result up to rounding. Stages with hooks, autocast, tracing, export and a condition
+    use the plain form.
 
     Args:
         num_scales: Number of scales; each coarser one has half the size.
@@ -102,14 +109,18 @@ class MSNet(Configured, nn.Module):
         act: "celu", or as in `UNet`.
         padding_mode: As in `nn.Conv3d`; "circular" for periodic media.
         mask_output: Whether to multiply the finest output by the mask of the pores.
+        condition_channels: Length of the vector on which every convolution of a stage is conditioned, as
+            in `UNet`; None: no condition.
 
     Shape:
-        `(B, num_features, *S)`, or a list of `num_scales` such arrays, coarsest first -> a list of
-        `num_scales` arrays `(B, out_channels, *S)`, coarsest first
+        `(B, num_features, *S)`, or a list of `num_scales` such arrays, coarsest first, and a `condition`
+        `(B, condition_channels)` if the network has one -> a list of `num_scales` arrays
+        `(B, out_channels, *S)`, coarsest first
 
     Raises:
         ValueError: If a number is below 1, a list has the wrong length, its sizes do not double, an
-            entry has the wrong number of channels, or a mask the wrong size; the message names it.
+            entry has the wrong number of channels, a mask the wrong size, or the condition does not fit;
+            the message names it.
 
     Source: Santos et al. 2021, "Computationally Efficient Multiscale Neural Networks Applied to
     Fluid Flow in Complex 3D Porous Media", section 2.
@@ -141,6 +152,7 @@ class MSNet(Configured, nn.Module):
         act: Act = "celu",
         padding_mode: str = "zeros",
         mask_output: bool = False,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_positive(
@@ -163,6 +175,7 @@ class MSNet(Configured, nn.Module):
                 norm,
                 act,
                 padding_mode,
+                condition_channels,
             )
             for k in range(num_scales)
         )
@@ -171,15 +184,19 @@ class MSNet(Configured, nn.Module):
 
     @recomputes
     def forward(
-        self, x: Tensor | Sequence[Tensor], masks: Sequence[Tensor] | None = None
+        self,
+        x: Tensor | Sequence[Tensor],
+        masks: Sequence[Tensor] | None = None,
+        condition: Tensor | None = None,
     ) -> list[Tensor]:
         scales, masks = self._prepared(x, masks)
-        outputs = [checkpointed(self.stages[0], scales[0])]
+        given = keyword("condition", given_condition(scales[0], condition, self.condition_channels))
+        outputs = [checkpointed(self.stages[0], scales[0], **given)]
         for k in range(1, self.num_scales):
             coarse = doubled(outputs[-1])
             if masks is not None:
                 coarse = coarse * masks[k - 1]
-            stage = checkpointed(self.stages[k], torch.cat([scales[k], coarse], dim=1))
+            stage = checkpointed(self.stages[k], torch.cat([scales[k], coarse], dim=1), **given)
             outputs.append(stage + coarse)
         if self.mask_output and masks is not None:
             outputs[-1] = outputs[-1] * masks[-1]
@@ -188,7 +205,12 @@ class MSNet(Configured, nn.Module):
     @checked
     @torch.no_grad()
     def predict(
-        self, x: Tensor, tile_size: int | None = None, *, mesh: DeviceMesh | None = None
+        self,
+        x: Tensor,
+        tile_size: int | None = None,
+        *,
+        condition: Tensor | None = None,
+        mesh: DeviceMesh | None = None,
     ) -> Tensor:
         """Return the finest prediction for an array of any size, at its size, without gradients.
 
@@ -196,6 +218,7 @@ class MSNet(Configured, nn.Module):
             x: Array `(B, num_features, *S)`.
             tile_size: Size of a tile in voxels, for arrays that do not fit into memory: a stage with a
                 larger array runs tile by tile, with the same result up to rounding.
+            condition: Condition `(B, condition_channels)`, if the network has one.
             mesh: Processes that share the tiles, as in
                 [`TiledModel`][neurenix_ms.execution.TiledModel]; each has all of x, and returns the
                 whole prediction.
@@ -206,12 +229,13 @@ class MSNet(Configured, nn.Module):
         if tile_size is None and mesh is not None:
             raise ValueError(f"mesh needs a tile_size, got tile_size {tile_size}")
         if tile_size is None:
-            finest = self(x)[-1]
+            finest = self(x, condition=condition)[-1]
         else:
             check_rank(x, self.spatial_dims)
             check_channels(x, self.num_features)
             choices = tile_size, self.spatial_dims, self.mask_output, mesh
-            finest = predicted_in_tiles(list(self.stages), x, *choices)
+            condition = given_condition(x, condition, self.condition_channels)
+            finest = predicted_in_tiles(list(self.stages), x, *choices, condition)
         return finest[(slice(None), slice(None), *(slice(n) for n in spatial(x)))]
 
     def _prepared(

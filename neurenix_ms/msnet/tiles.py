@@ -28,6 +28,7 @@ def predicted_in_tiles(
     spatial_dims: SpatialDims,
     mask_output: bool,
     mesh: DeviceMesh | None = None,
+    condition: Tensor | None = None,
 ) -> Tensor:
     """Return the finest prediction, at the size of the padded array."""
     num_scales = len(stages)
@@ -41,12 +42,13 @@ def predicted_in_tiles(
     def tiled(stage: nn.Module) -> TiledModel:
         return TiledModel(stage, tile_size, spatial_dims=spatial_dims, whole=(), mesh=mesh)
 
-    y = tiled(stages[0])(scales[0])
+    args = () if condition is None else (condition,)
+    y = tiled(stages[0])(scales[0], args=args)
     for stage, fine, (coarse_share, share) in zip(
         stages[1:], scales[1:], pairwise(shares), strict=True
     ):
         joined = Joined(fine, y, share, coarse_share)
-        y = tiled(stage)(joined)  # the stage itself, so that its plan is reused
+        y = tiled(stage)(joined, args=args)  # the stage itself, so that its plan is reused
         correct(y, joined, mask_output and fine is scales[-1])
     return y
 

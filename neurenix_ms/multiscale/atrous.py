@@ -25,7 +25,8 @@ from neurenix_ms._core.sizes import Size, spatial
 from neurenix_ms._core.tracing import one_module, placeholder_in, sizes_are_open
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import recomputed, recomputes
-from neurenix_ms.layers.blocks import ChannelDropout
+from neurenix_ms.layers.blocks import ChannelDropout, modulated
+from neurenix_ms.layers.conditioning import FiLM, film_of, given_condition, keyword
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable, make_act, make_norm
 
 MOST_BRANCHES = 64
@@ -92,20 +93,24 @@ class DilatedConvolution(nn.Module):
 
 
 class Branch(nn.Module):
-    """A convolution, a norm and an activation.
+    """A convolution, a norm, a `FiLM` of the condition if there is one, and an activation.
 
     Shape:
-        `(B, C_in, *S)` -> `(B, C_out, *S)`
+        `(B, C_in, *S)`, and the condition `(B, K)` of a conditioned branch -> `(B, C_out, *S)`
     """
 
-    def __init__(self, conv: nn.Module, norm: nn.Module, act: Act) -> None:
+    def __init__(
+        self, conv: nn.Module, norm: nn.Module, act: Act, film: FiLM | None = None
+    ) -> None:
         super().__init__()
         self.conv = conv
         self.norm = norm
         self.act = make_act(act)
+        self.film = film
 
-    def forward(self, x: Tensor) -> Tensor:
-        return recomputed(self.act, recomputed(self.norm, self.conv(x)))
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        y = recomputed(self.norm, self.conv(x))
+        return recomputed(self.act, modulated(self.film, y, condition))
 
 
 class ImageBranch(Branch):
@@ -115,10 +120,11 @@ class ImageBranch(Branch):
     normalizes with its running statistics, and leaves them.
 
     Shape:
-        `(B, C_in, *S)` -> `(B, C_out, *(1,) * axes)`
+        `(B, C_in, *S)`, and the condition `(B, K)` of a conditioned branch ->
+        `(B, C_out, *(1,) * axes)`
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         conv: Any = self.conv
         norm: Any = self.norm
         y = conv(x.mean(tuple(range(2, 2 + len(conv.kernel_size))), keepdim=True))
@@ -129,7 +135,7 @@ class ImageBranch(Branch):
             )
         else:
             y = norm(y)
-        z: Tensor = self.act(y)
+        z: Tensor = self.act(modulated(self.film, y, condition))
         return z
 
 
@@ -194,12 +200,16 @@ class AtrousPyramidPooling(Configured, nn.Module):
             none with "instance".
         act: Activation of branches and projection.
         dropout: Probability of dropping a channel after the projection.
+        condition_channels: Length of a vector on which all branches and the projection are conditioned,
+            as in `UNet`.
 
     Shape:
-        `(B, in_channels, *S)` -> `(B, out_channels, *S)`
+        `(B, in_channels, *S)`, and a `condition` `(B, condition_channels)` if the module has one ->
+        `(B, out_channels, *S)`
 
     Raises:
-        ValueError: If a count or dilation is below 1, or the feature map has other channels or axes.
+        ValueError: If a count or dilation is below 1, the feature map has other channels or axes, or the
+            condition does not fit.
 
     Source: Chen et al. 2017, "Rethinking Atrous Convolution", section 3.3; `separable` Chen et al. 2018,
     "Encoder-Decoder with Atrous Separable Convolution", section 3.1. Deviation: for a batch of one in
@@ -226,6 +236,7 @@ class AtrousPyramidPooling(Configured, nn.Module):
         norm: Norm = "batch",
         act: Act = "relu",
         dropout: float = 0.0,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(in_channels, Backbone):
@@ -238,7 +249,10 @@ class AtrousPyramidPooling(Configured, nn.Module):
         conv, bias = CONVOLUTIONS[spatial_dims], norm is None
 
         def branch(layer: nn.Module) -> Branch:
-            return Branch(layer, make_norm(norm, out_channels, spatial_dims), act)
+            return Branch(layer, make_norm(norm, out_channels, spatial_dims), act, film())
+
+        def film() -> FiLM | None:
+            return film_of(condition_channels, out_channels)
 
         self.branches = nn.ModuleList([branch(conv(in_channels, out_channels, 1, bias=bias))])
         for dilation in per_axis(self.dilations, spatial_dims):
@@ -258,24 +272,28 @@ class AtrousPyramidPooling(Configured, nn.Module):
                     conv(in_channels, out_channels, 1, bias=of_image is None),
                     make_norm(of_image, out_channels, spatial_dims),
                     act,
+                    film(),
                 )
             )
         self.project = JoinedProjection(
             [out_channels] * len(self.branches), out_channels, bias=bias, spatial_dims=spatial_dims
         )
         self.project_norm = make_norm(norm, out_channels, spatial_dims)
+        self.project_film = film()
         self.project_act = make_act(act)
         self.drop = ChannelDropout(dropout)
 
     @recomputes
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         check_rank(x, self.spatial_dims)
         check_channels(x, self.in_channels)
         check_normalizable(self.norm, self.training, x)
+        condition = given_condition(x, condition, self.condition_channels)
+        given = keyword("condition", condition)
         y: Any = None
         for index, branch in enumerate(self.branches):
-            y = self.project.added(y, self.project(branch(x), index))
-        y = recomputed(self.project_norm, y)
+            y = self.project.added(y, self.project(branch(x, **given), index))
+        y = modulated(self.project_film, recomputed(self.project_norm, y), condition)
         return self.drop(recomputed(self.project_act, y))
 
 

@@ -18,7 +18,8 @@ from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms._core.tracing import entries, one_module
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.checkpointing import recomputed, recomputes
-from neurenix_ms.layers.blocks import ConvNormAct
+from neurenix_ms.layers.blocks import ConvNormAct, modulated
+from neurenix_ms.layers.conditioning import film_of, given_condition, keyword
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable, make_act, make_norm
 from neurenix_ms.layers.resize import enlarged
 from neurenix_ms.multiscale.features import (
@@ -83,8 +84,10 @@ class WeightedSum(nn.Module):
 class Node(nn.Module):
     """Fuse feature maps into one of the same level: weighted sum, activation, convolution, norm.
 
+    With `condition_channels`, a `FiLM` of the condition comes last.
+
     Shape:
-        as `WeightedSum`
+        as `WeightedSum`, and the condition `(B, K)` of a conditioned node
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Node(nn.Module):
         norm: Norm,
         act: Act,
         conv_bias: bool | None,
+        condition_channels: int | None,
     ) -> None:
         super().__init__()
         conv = partial(CONVOLUTIONS[spatial_dims], channels, channels)
@@ -108,18 +112,21 @@ class Node(nn.Module):
         self.depthwise = conv(3, padding=1, groups=channels, bias=False) if separable else None
         self.conv = conv(1, bias=bias) if separable else conv(3, padding=1, bias=bias)
         self.norm = make_norm(norm, channels, spatial_dims)
+        self.film = film_of(condition_channels, channels)
 
-    def steps(self) -> Iterator[Callable[[Tensor], Tensor]]:
+    def steps(self, condition: Tensor | None) -> Iterator[Callable[[Tensor], Tensor]]:
         """What follows the sum, step by step, so that the caller can release each input."""
         yield partial(recomputed, self.act)
         if self.depthwise is not None:
             yield self.depthwise
         yield self.conv
         yield partial(recomputed, self.norm)
+        if condition is not None:
+            yield partial(modulated, self.film, condition=condition)
 
-    def forward(self, *maps: Tensor) -> Tensor:
+    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
         y: Tensor = self.sum(*maps)
-        for step in self.steps():
+        for step in self.steps(condition):
             y = step(y)
         return y
 
@@ -136,7 +143,8 @@ class BidirectionalLayer(nn.Module):
         shortcuts: Lead the input of a level to its node of the bottom-up path too.
 
     Shape:
-        list of `(B, C_i, *S_i)`, finest first -> list of `(B, C, *S_i)`
+        list of `(B, C_i, *S_i)`, finest first, and the condition `(B, K)` of conditioned nodes -> list
+        of `(B, C, *S_i)`
     """
 
     def __init__(
@@ -157,20 +165,20 @@ class BidirectionalLayer(nn.Module):
         self.outer = nn.ModuleDict({str(level): node for level, node in outer.items()})
         self.downs = nn.ModuleList(downs)
 
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        inputs = self.top_down(list(entries(maps, self.num_levels)))
+    def forward(self, maps: list[Tensor], condition: Tensor | None = None) -> list[Tensor]:
+        inputs = self.top_down(list(entries(maps, self.num_levels)), condition)
         results: list[Tensor] = []
         for level, given in enumerate(inputs):
             if results:
                 finer = self.downs[level - 1](results[-1])
                 given.append(fit(finer, spatial(given[0])))
             if str(level) in self.outer:
-                results.append(fused(self.outer[str(level)], given))
+                results.append(fused(self.outer[str(level)], given, condition))
             else:
                 results.append(given[0])
         return results
 
-    def top_down(self, maps: list[Tensor]) -> list[list[Tensor]]:
+    def top_down(self, maps: list[Tensor], condition: Tensor | None) -> list[list[Tensor]]:
         """Return what the node of every level gets from its input and from the top-down path."""
         inputs: list[list[Tensor]] = []
         above: list[Tensor] = []
@@ -181,20 +189,20 @@ class BidirectionalLayer(nn.Module):
                 kept = own[:] if self.again is None else [self.again[level](maps[level])]
             maps.pop()
             if str(level) in self.inner:
-                own = [fused(self.inner[str(level)], own + above)]
+                own = [fused(self.inner[str(level)], own + above, condition)]
                 kept += own
             above = own
             inputs.insert(0, kept)
         return inputs
 
 
-def fused(node: Any, maps: list[Tensor]) -> Tensor:
+def fused(node: Any, maps: list[Tensor], condition: Tensor | None) -> Tensor:
     """Call a node, which empties the list of its inputs as soon as they are added."""
     if is_observed(node) or torch.compiler.is_compiling():
-        return node(*maps)
+        return node(*maps, **keyword("condition", condition))
     y: Tensor = node.sum(*maps)
     maps.clear()
-    for step in node.steps():
+    for step in node.steps(condition):
         y = step(y)
     return y
 
@@ -226,16 +234,18 @@ class BidirectionalFusion(Configured, nn.Module):
             convolution.
         act: Activation in front of the convolution of a node.
         conv_bias: Bias of the convolutions; None is only where no norm follows.
+        condition_channels: Length of the vector on which every node is conditioned, as in `UNet`.
 
     Shape:
-        list of `(B, in_channels[i], *S_i)`, each about half the size of the one before -> list of
+        list of `(B, in_channels[i], *S_i)`, each about half the size of the one before, and a
+        `condition` `(B, condition_channels)` if the neck has one -> list of
         `(B, out_channels, *S_i)`, then `extra_levels` of them with `ceil(S / 2)` of the one before; a
         dict of feature maps gives an ordered dict with the same names, then "extra0", "extra1", ...
 
     Raises:
         ValueError: If an argument is out of range or unknown, there are fewer than two levels, the list
-            is of another length, or a feature map has other channels, another rank or batch size, or
-            not about half the size of the one before.
+            is of another length, a feature map has other channels, another rank or batch size, or not
+            about half the size of the one before, or the condition does not fit.
 
     Source: Tan et al. 2020, "EfficientDet", figure 3 and section 3.3; "panet" without weights, with
     `separable=False` and `downsample="conv"`: Liu et al. 2018, "Path Aggregation Network", section 3.1.
@@ -267,6 +277,7 @@ class BidirectionalFusion(Configured, nn.Module):
         norm: Norm = "batch",
         act: Act = "silu",
         conv_bias: bool | None = None,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(in_channels, Backbone):
@@ -290,6 +301,7 @@ class BidirectionalFusion(Configured, nn.Module):
         self.norm = norm
         self.act = act
         self.conv_bias = conv_bias
+        self.condition_channels = condition_channels
         choose(CONVOLUTIONS, spatial_dims, "spatial_dims")
         self.extra_projection = self._projection(self.in_channels[-1]) if extra_levels else None
         self.extra = nn.ModuleList(self._down() for _ in range(extra_levels))
@@ -298,22 +310,30 @@ class BidirectionalFusion(Configured, nn.Module):
         self.layers = nn.ModuleList([first, *others])
 
     @overload
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]: ...
+    def forward(
+        self, features: Sequence[Tensor], condition: Tensor | None = None
+    ) -> list[Tensor]: ...
     @overload
-    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
-    def forward(self, features: Features) -> list[Tensor] | dict[str, Tensor]:
+    def forward(
+        self, features: Mapping[str, Tensor], condition: Tensor | None = None
+    ) -> dict[str, Tensor]: ...
+    def forward(
+        self, features: Features, condition: Tensor | None = None
+    ) -> list[Tensor] | dict[str, Tensor]:
         names = list(features) if isinstance(features, Mapping) else None
         features = as_list(features)
         check_features(features, self.in_channels, self.spatial_dims)
         check_halving(features, "features")
-        maps = self._exchanged(list(entries(features, len(self.in_channels))))
+        maps = list(entries(features, len(self.in_channels)))
+        condition = given_condition(maps[-1], condition, self.condition_channels)
+        maps = self._exchanged(maps, condition)
         if names is None:
             return maps
         names += [f"extra{k}" for k in range(self.extra_levels)]
         return OrderedDict(zip(names, maps, strict=True))
 
     @recomputes
-    def _exchanged(self, maps: list[Tensor]) -> list[Tensor]:
+    def _exchanged(self, maps: list[Tensor], condition: Tensor | None) -> list[Tensor]:
         if self.extra_projection is not None:
             y = self.extra_projection(maps[-1])
             for down in self.extra:
@@ -321,7 +341,7 @@ class BidirectionalFusion(Configured, nn.Module):
                 maps.append(y)
         check_normalizable(self.norm, self.training, maps[-1])
         for layer in self.layers:
-            maps = layer(maps)
+            maps = layer(maps, **keyword("condition", condition))
         return maps
 
     def _layer(self, widths: Sequence[int]) -> BidirectionalLayer:
@@ -336,6 +356,7 @@ class BidirectionalFusion(Configured, nn.Module):
             norm=self.norm,
             act=self.act,
             conv_bias=self.conv_bias,
+            condition_channels=self.condition_channels,
         )
         inner = {k: node(1 + (k < last), enlarges=True) for k in range(last if bifpn else last + 1)}
         outer = {

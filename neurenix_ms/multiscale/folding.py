@@ -10,6 +10,8 @@ from neurenix_ms._core.dims import CONVOLUTIONS, CONVOLVE, SpatialDims
 from neurenix_ms._core.sizes import spatial
 from neurenix_ms._core.tracing import one_module
 from neurenix_ms.checkpointing import recomputed
+from neurenix_ms.layers.blocks import modulated
+from neurenix_ms.layers.conditioning import FiLM
 from neurenix_ms.layers.naming import Act, make_act
 from neurenix_ms.layers.resize import Resize
 
@@ -96,20 +98,27 @@ class FoldedConvolution(nn.Module):
 
 
 class Projection(nn.Module):
-    """Convolution of a feature map and grids, then norm and activation.
+    """Convolution of a feature map and grids, then norm, `FiLM` of a condition, and activation.
 
     Shape:
-        `(B, C, *S)` and a list of grids -> `(B, C_out, *S)`
+        `(B, C, *S)` and a list of grids, and the condition `(B, K)` if there is one ->
+        `(B, C_out, *S)`
     """
 
-    def __init__(self, conv: FoldedConvolution, norm: nn.Module, act: Act) -> None:
+    def __init__(
+        self, conv: FoldedConvolution, norm: nn.Module, act: Act, film: FiLM | None = None
+    ) -> None:
         super().__init__()
         self.conv = conv
         self.norm = norm
         self.act = make_act(act)
+        self.film = film
 
-    def forward(self, x: Tensor, views: Sequence[Tensor]) -> Tensor:
-        return recomputed(self.act, recomputed(self.norm, self.conv(x, views)))
+    def forward(
+        self, x: Tensor, views: Sequence[Tensor], condition: Tensor | None = None
+    ) -> Tensor:
+        y = recomputed(self.norm, self.conv(x, views))
+        return recomputed(self.act, modulated(self.film, y, condition))
 
 
 def by_taps(grid: Tensor, kernel: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from neurenix_ms._core.orders import check_descending
 from neurenix_ms._core.sizes import spatial
 from neurenix_ms._core.tracing import entries
 from neurenix_ms.checkpointing import recomputed, recomputes
-from neurenix_ms.layers.blocks import ChannelDropout, ConvNormAct
+from neurenix_ms.layers.blocks import ChannelDropout, ConvNormAct, modulated
+from neurenix_ms.layers.conditioning import film_of, given_condition, keyword
 from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
 from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.atrous import (
@@ -50,13 +51,15 @@ class UPerHead(Configured, nn.Module):
         act: Activation after every norm.
         dropout: Probability of dropping a channel in front of the last convolution.
         final_activation: As in `UNet`.
+        condition_channels: Length of the vector on which every convolution is conditioned, as in `UNet`.
 
     Shape:
-        list of `(B, in_channels[i], *S_i)`, finest first, or a dict of them -> `(B, out_channels, *S_0)`
+        list of `(B, in_channels[i], *S_i)`, finest first, or a dict of them, and a `condition`
+        `(B, condition_channels)` if the head has one -> `(B, out_channels, *S_0)`
 
     Raises:
-        ValueError: If a count is below 1, the list is of another length or order, or a feature map has
-            other channels, another rank or batch size.
+        ValueError: If a count is below 1, the list is of another length or order, a feature map has
+            other channels, another rank or batch size, or the condition does not fit.
 
     Source: Xiao et al. 2018, "Unified Perceptual Parsing", figure 4. The convolution over all levels is
     taken level by level, without concatenating them.
@@ -82,12 +85,18 @@ class UPerHead(Configured, nn.Module):
         act: Act = "relu",
         dropout: float = 0.0,
         final_activation: FinalActivation = None,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         widths = check_widths(in_channels, out_channels)
         check_positive(hidden_channels=hidden_channels)
         self.in_channels = widths
-        options: dict[str, Any] = {"spatial_dims": spatial_dims, "norm": norm, "act": act}
+        options: dict[str, Any] = {
+            "spatial_dims": spatial_dims,
+            "norm": norm,
+            "act": act,
+            "condition_channels": condition_channels,
+        }
         self.context = PyramidPooling(
             widths[-1], hidden_channels, bins, branch_channels=hidden_channels, **options
         )
@@ -107,29 +116,32 @@ class UPerHead(Configured, nn.Module):
             kernel_size=3,
         )
         self.fuse_norm = make_norm(norm, hidden_channels, spatial_dims)
+        self.fuse_film = film_of(condition_channels, hidden_channels)
         self.fuse_act = make_act(act)
         self.drop = ChannelDropout(dropout)
         self.resize = Resize("bilinear", spatial_dims)
         self.head = Head(hidden_channels, out_channels, spatial_dims, final_activation)
 
     @recomputes
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: Features, condition: Tensor | None = None) -> Tensor:
         features = as_list(features)
         check_features(features, self.in_channels, self.spatial_dims)
         check_descending(features, "features")
         *finer, coarsest = entries(features, len(self.in_channels))
-        levels = [self.context(coarsest)]
+        condition = given_condition(coarsest, condition, self.condition_channels)
+        given = keyword("condition", condition)
+        levels = [self.context(coarsest, **given)]
         for x, lateral in zip(finer[::-1], list(self.laterals)[::-1], strict=True):
-            y = lateral(x)
+            y = lateral(x, **given)
             levels.insert(0, self.resize(levels[0], spatial(y)) + y)
         size = spatial(levels[0])
         fused: Any = None
         for index, smooth in enumerate(self.smooth):
-            fused = self.fuse.added(
-                fused, self.fuse(self.resize(smooth(levels[index]), size), index)
-            )
+            level = self.resize(smooth(levels[index], **given), size)
+            fused = self.fuse.added(fused, self.fuse(level, index))
         fused = self.fuse.added(fused, self.fuse(self.resize(levels[-1], size), len(self.smooth)))
-        fused = recomputed(self.fuse_act, recomputed(self.fuse_norm, fused))
+        fused = modulated(self.fuse_film, recomputed(self.fuse_norm, fused), condition)
+        fused = recomputed(self.fuse_act, fused)
         return self.head(self.drop(fused))
 
 
@@ -154,14 +166,17 @@ class DeepLabHead(Configured, nn.Module):
         act: Activation after every norm.
         dropout: Probability of dropping a channel of the pooled context.
         final_activation: As in `UNet`.
+        condition_channels: Length of the vector on which every convolution is conditioned, as in `UNet`.
 
     Shape:
-        list of `(B, in_channels[i], *S_i)`, finest first, or a dict of them ->
-        `(B, out_channels, *S)` of the fine feature map, or of the coarsest one
+        list of `(B, in_channels[i], *S_i)`, finest first, or a dict of them, and a `condition`
+        `(B, condition_channels)` if the head has one -> `(B, out_channels, *S)` of the fine feature
+        map, or of the coarsest one
 
     Raises:
         ValueError: If a count is below 1, there is no such level, the list is of another length or
-            order, or a feature map has other channels, another rank or batch size.
+            order, a feature map has other channels, another rank or batch size, or the condition does
+            not fit.
 
     Source: Chen et al. 2018, "Encoder-Decoder with Atrous Separable Convolution", figure 2, with one
     convolution after the join.
@@ -190,6 +205,7 @@ class DeepLabHead(Configured, nn.Module):
         act: Act = "relu",
         dropout: float = 0.0,
         final_activation: FinalActivation = None,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         widths = check_widths(in_channels, out_channels)
@@ -202,7 +218,13 @@ class DeepLabHead(Configured, nn.Module):
         self.spatial_dims = spatial_dims
         self.norm = norm
         self.act = act
-        options: dict[str, Any] = {"spatial_dims": spatial_dims, "norm": norm, "act": act}
+        self.condition_channels = condition_channels
+        options: dict[str, Any] = {
+            "spatial_dims": spatial_dims,
+            "norm": norm,
+            "act": act,
+            "condition_channels": condition_channels,
+        }
         self.context = AtrousPyramidPooling(
             widths[-1], hidden_channels, dilations, separable=separable, dropout=dropout, **options
         )
@@ -217,15 +239,17 @@ class DeepLabHead(Configured, nn.Module):
         self.head = Head(hidden_channels, out_channels, spatial_dims, final_activation)
 
     @recomputes
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: Features, condition: Tensor | None = None) -> Tensor:
         features = as_list(features)
         check_features(features, self.in_channels, self.spatial_dims)
         check_descending(features, "features")
         features = entries(features, len(self.in_channels))
-        y = self.refine(self.context(features[-1]))
+        condition = given_condition(features[-1], condition, self.condition_channels)
+        given = keyword("condition", condition)
+        y = self.refine(self.context(features[-1], **given), **given)
         if self.fine is not None and self.join is not None and self.fine_level is not None:
-            fine = self.fine(features[self.fine_level])
-            y = self.join(torch.cat([self.resize(y, spatial(fine)), fine], dim=1))
+            fine = self.fine(features[self.fine_level], **given)
+            y = self.join(torch.cat([self.resize(y, spatial(fine)), fine], dim=1), **given)
         return self.head(y)
 
     def _wide(self, in_channels: int) -> Branch:
@@ -237,4 +261,6 @@ class DeepLabHead(Configured, nn.Module):
             bias=self.norm is None,
             spatial_dims=self.spatial_dims,
         )
-        return Branch(conv, make_norm(self.norm, self.hidden_channels, self.spatial_dims), self.act)
+        norm = make_norm(self.norm, self.hidden_channels, self.spatial_dims)
+        film = film_of(self.condition_channels, self.hidden_channels)
+        return Branch(conv, norm, self.act, film)

@@ -25,6 +25,7 @@ from neurenix_ms._core.tracing import one_module
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.layers.adaptive_pool import AdaptivePool
 from neurenix_ms.layers.blocks import ChannelDropout, ConvNormAct
+from neurenix_ms.layers.conditioning import film_of, given_condition, keyword
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable, make_norm
 from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.folding import FoldedConvolution, Projection
@@ -132,6 +133,19 @@ class MultiScalePooling(Configured, nn.Module):
         return torch.cat([pool(x) for pool in self.pools], dim=1)
 
 
+class PooledBranch(nn.Sequential):
+    """Pool over bins, and mix the channels of every bin, conditioned if the convolution is.
+
+    Shape:
+        `(B, C_in, *S)`, and the condition `(B, K)` if there is one -> `(B, C_out, *(n,) * axes)`
+    """
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        pool, conv = self
+        y: Tensor = conv(pool(x), **keyword("condition", condition))
+        return y
+
+
 class PyramidPooling(Configured, nn.Module):
     """Concatenate a feature map with its averages over coarse grids, as context for every pixel.
 
@@ -151,14 +165,17 @@ class PyramidPooling(Configured, nn.Module):
         mode: Interpolation of a branch to the size of the input.
         align_corners: As in `F.interpolate`.
         dropout: Channel dropout probability after the projection.
+        condition_channels: Length of a vector on which branches and projection are conditioned, as in
+            `UNet`.
 
     Shape:
-        `(B, in_channels, *S)` -> `(B, out_channels, *S)`, or without `project`
+        `(B, in_channels, *S)`, and a `condition` `(B, condition_channels)` if the module has one ->
+        `(B, out_channels, *S)`, or without `project`
         `(B, in_channels + len(bins) * branch_channels, *S)`, the input first
 
     Raises:
-        ValueError: If a branch has no channels, a number of bins is below 1, or the input has the wrong
-            number of channels or axes.
+        ValueError: If a branch has no channels, a number of bins is below 1, the input has the wrong
+            number of channels or axes, or the condition does not fit.
 
     Source: Zhao et al. 2017, "Pyramid Scene Parsing Network", section 3.2. Deviation: the one-bin
     branch has a bias instead of a norm, so that a batch of one can be trained.
@@ -190,6 +207,7 @@ class PyramidPooling(Configured, nn.Module):
         mode: str = "bilinear",
         align_corners: bool = False,
         dropout: float = 0.0,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(in_channels, Backbone):
@@ -205,9 +223,15 @@ class PyramidPooling(Configured, nn.Module):
                 f"every one of the {len(self.bins)} branches needs a channel, "
                 f"got in_channels {in_channels} and branch_channels {branch_channels}"
             )
-        point = partial(ConvNormAct, spatial_dims=spatial_dims, kernel_size=1, act=act)
+        point = partial(
+            ConvNormAct,
+            spatial_dims=spatial_dims,
+            kernel_size=1,
+            act=act,
+            condition_channels=condition_channels,
+        )
         self.branches = nn.ModuleList(
-            nn.Sequential(
+            PooledBranch(
                 AdaptivePool(n, pool_type, spatial_dims),
                 point(in_channels, width, norm=None if n == 1 else norm),
             )
@@ -225,18 +249,23 @@ class PyramidPooling(Configured, nn.Module):
                 spatial_dims,
                 bias=norm is None,
             )
-            self.projection = Projection(conv, make_norm(norm, out_channels, spatial_dims), act)
+            film = film_of(condition_channels, out_channels)
+            self.projection = Projection(
+                conv, make_norm(norm, out_channels, spatial_dims), act, film
+            )
         self.drop = ChannelDropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         check_rank(x, self.spatial_dims)
         check_channels(x, self.in_channels)
         if self.project:
             check_normalizable(self.norm, self.training, x)
-        views = [branch(x) for branch in self.branches]
+        condition = given_condition(x, condition, self.condition_channels)
+        given = keyword("condition", condition)
+        views = [branch(x, **given) for branch in self.branches]
         if self.projection is None:
             return torch.cat([x, *(self.resize(view, spatial(x)) for view in views)], dim=1)
-        return self.drop(self.projection(x, views))
+        return self.drop(self.projection(x, views, **given))
 
 
 class SpatialPyramidPooling(Configured, nn.Module):

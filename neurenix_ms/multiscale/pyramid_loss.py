@@ -1,13 +1,16 @@
 """A loss between the Laplacian pyramids of two images."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.config import Described
 from neurenix_ms._core.dims import SpatialDims
+from neurenix_ms._core.sizes import spatial
 from neurenix_ms.multiscale.pyramids import LaplacianPyramid
 from neurenix_ms.training.losses import check_same_shapes
 
@@ -79,5 +82,13 @@ class LaplacianPyramidLoss(Described, nn.Module):
     def per_level(self, prediction: Tensor, target: Tensor) -> list[Tensor]:
         """The unweighted loss of every level, finest first."""
         check_same_shapes([prediction], [target])
-        levels = self.pyramid(prediction - target)
-        return [y.abs().mean() if self.loss == "l1" else y.square().mean() for y in levels]
+        *finer, coarsest = self.pyramid.gaussian(prediction - target)
+        losses = []
+        for fine, coarse in pairwise([*finer, coarsest]):  # details are released one by one
+            losses.append(self._mean(fine - self.pyramid.resize(coarse, spatial(fine))))
+        return [*losses, self._mean(coarsest)]
+
+    def _mean(self, y: Tensor) -> Tensor:
+        order = 1 if self.loss == "l1" else 2  # norms make no tensor of absolute values or squares
+        norm = torch.linalg.vector_norm(y, order)
+        return norm / y.numel() if order == 1 else norm.square() / y.numel()

@@ -16,7 +16,9 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms.datasets.arrays import DiskArray, open_array
 from neurenix_ms.datasets.readers import unmap
 from neurenix_ms.execution import TiledModel
+from neurenix_ms.execution.plan.footprint import like_parameters
 from neurenix_ms.execution.run.arrays import FEWER_BITS
+from neurenix_ms.layers.conditioning import condition_name, keyword
 from neurenix_ms.msnet import MSNet
 from neurenix_ms.prediction.journal import Journal
 from neurenix_ms.prediction.results import Results
@@ -67,6 +69,7 @@ def predict_file(
     tile_size: int | Sequence[int] | Literal["auto"] = "auto",
     memory_limit: int = MEMORY,
     whole: Literal["auto"] | Sequence[str] = "auto",
+    condition: Sequence[float] | None = None,
     reduce: Literal["argmax"] | None = None,
     out_dtype: Any = None,
     device: str = "cpu",
@@ -96,6 +99,7 @@ def predict_file(
         memory_limit: Bytes for the tensors of a tile, as in `TiledModel`; what the process itself and
             its convolutions take comes on top.
         whole: Names of submodules that run once, on their whole feature map, as in `TiledModel`.
+        condition: The vector of a network with `condition_channels`, the same for all images.
         reduce: "argmax" writes the index of the largest channel instead of all channels.
         out_dtype: Type of the result; by default that of the model, with `reduce` uint8.
         device: Where the model runs.
@@ -150,6 +154,7 @@ def predict_file(
             whole,
             reduce,
             str(out_dtype),
+            *([] if condition is None else [list(condition)]),
         ],
         "run": [device, torch.get_num_threads(), torch.__version__],
     }
@@ -165,8 +170,9 @@ def predict_file(
     with results.alone():
         journal = _resumed(results, facts, overwrite)
         run = _Run(results, journal, facts, "uint8" if reduce and out_dtype is None else out_dtype)
+        args = _arguments(network, condition, images)
         try:
-            made = run.predict(tiled, images)
+            made = run.predict(tiled, images, args)
         except BaseException:
             run.end()
             raise
@@ -217,7 +223,9 @@ class _Run:
         self.array: Any = None
         self.num_resumed = len(journal.finished) if journal else 0
 
-    def predict(self, tiled: TiledModel, images: DiskArray) -> Prediction:
+    def predict(
+        self, tiled: TiledModel, images: DiskArray, args: Sequence[torch.Tensor]
+    ) -> Prediction:
         """Run the tiles that are not finished."""
         done = frozenset(self.journal.finished) if self.journal else frozenset()
         if self.journal and not self.results.growing.exists():  # all tiles were finished
@@ -233,6 +241,7 @@ class _Run:
         tiled(
             _Planes(images),
             self._create if self.array is None else self.array,
+            args=args,
             skip=done,
             on_tile=on_tile,
         )
@@ -336,8 +345,9 @@ class Finest(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network(x)[-1]
+    def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        y: torch.Tensor = self.network(x, **keyword("condition", condition))[-1]
+        return y
 
 
 def _check_kind(network: nn.Module) -> None:
@@ -351,6 +361,21 @@ def _check_kind(network: nn.Module) -> None:
             f"a {type(network).__name__} takes points: call evaluate_file (--coordinates, --values), "
             "got images"
         )
+
+
+def _arguments(
+    network: nn.Module, condition: Sequence[float] | None, images: DiskArray
+) -> tuple[torch.Tensor, ...]:
+    """Return the condition of all images as further arguments of a network."""
+    if condition is None:
+        return ()
+    if condition_name(network) is None:
+        raise ValueError(
+            "condition must be left out for a network whose forward has no argument 'condition', got "
+            f"{list(condition)} and a {type(network).__name__}"
+        )
+    like = like_parameters(network)
+    return (like.new_tensor(list(condition)).expand(images.shape[0], -1),)
 
 
 def _dims(network: nn.Module, asked: Any) -> Any:

@@ -88,9 +88,8 @@ class MultiScaleStructuralSimilarity(Described, nn.Module):
         scales = min(len(self.weights), max(spatial(target)).bit_length())
         found = []
         for scale in range(scales):
-            luminance, contrast = self._compared(prediction, target, counted)
             last = scale == scales - 1
-            found.append(_mean(luminance * contrast if last else contrast, counted))
+            found.append(_mean(self._compared(prediction, target, counted, last), counted))
             if not last:
                 halve = partial(_halved, counted=counted)
                 prediction, target = halve(prediction), halve(target)
@@ -99,23 +98,24 @@ class MultiScaleStructuralSimilarity(Described, nn.Module):
         used = used * (sum(self.weights) / used.sum().clamp(min=LEAST))
         return torch.stack(found, dim=1).clamp(min=LEAST).pow(used).prod(dim=1)
 
-    def _compared(self, x: Tensor, y: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        """Similarity of the means, and of the contrasts and patterns, of the window of every pixel."""
+    def _compared(self, x: Tensor, y: Tensor, counted: Tensor, with_means: bool) -> Tensor:
+        """Similarity of contrast and pattern of the window of every pixel, and perhaps of its mean."""
         axes = tuple(range(2, x.ndim))
         # what is far from zero would leave no digits to the difference of two squares
         middle = (y * counted).mean(axes, keepdim=True) / counted.mean(axes, keepdim=True)
         a, b = (x - middle) * counted, (y - middle) * counted
-        every = counted.expand(len(x), -1, *spatial(x))
-        maps = torch.cat([a, b, a * a, b * b, a * b, every], dim=1)
-        *sums, share = self._smoothed(maps).split([x.shape[1]] * 5 + [1], dim=1)
-        first, second, xx, yy, xy = (total / share.clamp(min=LEAST) for total in sums)
-        of_x = (xx - first * first).clamp(min=0)
-        of_y = (yy - second * second).clamp(min=0)
-        common = xy - first * second
+        share = self._smoothed(counted).clamp(min=LEAST)
+        # one after the other: together they would take five times the memory of an image at once
+        first, second = (self._smoothed(z) / share for z in (a, b))
+        squares = (self._smoothed(a * a) / share - first * first).clamp(min=0)
+        squares = squares + (self._smoothed(b * b) / share - second * second).clamp(min=0)
+        common = self._smoothed(a * b) / share - first * second
+        c1, c2 = ((k * self.data_range) ** 2 for k in (self.k1, self.k2))
+        contrast = (2 * common + c2) / (squares + c2)
+        if not with_means:
+            return contrast
         first, second = first + middle, second + middle
-        c1, c2 = (k * self.data_range for k in (self.k1, self.k2))
-        luminance = (2 * first * second + c1**2) / (first**2 + second**2 + c1**2)
-        return luminance, (2 * common + c2**2) / (of_x + of_y + c2**2)
+        return (2 * first * second + c1) / (first**2 + second**2 + c1) * contrast
 
     def _smoothed(self, x: Tensor) -> Tensor:
         """The sum of every window, Gaussian along each axis, with zeros outside."""

@@ -46,6 +46,7 @@ class Task(LightningModule):
         schedule: Schedule | None = None,
         input_key: str = "input",
         target_key: str = "target",
+        condition_key: str | None = None,
         tile_size: int | Sequence[int] | None = None,
         whole: Literal["auto"] | Sequence[str] = "auto",
         domain_size: int | None = None,
@@ -65,6 +66,7 @@ class Task(LightningModule):
         self.schedule = schedule
         self.input_key = input_key
         self.target_key = target_key
+        self.condition_key = condition_key
         self.tile_size = tile_size
         self.whole = whole
         self.domain_size = domain_size
@@ -94,7 +96,9 @@ class Task(LightningModule):
 
     def predict_step(self, batch: Any, batch_index: int = 0) -> Any:
         """Return the output for a batch, which may be an input tensor without a target."""
-        return self._output(batch if isinstance(batch, Tensor) else self._unpack(batch)[0])
+        if isinstance(batch, Tensor):
+            return self._output(batch)
+        return self._output(self._unpack(batch)[0], *self._condition(batch))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters(), lr=self.learning_rate)
@@ -114,12 +118,13 @@ class Task(LightningModule):
 
     def _step(self, batch: Any, stage: str, metrics: MetricCollection) -> Tensor:
         inputs, target = self._unpack(batch)
+        args = self._condition(batch)
         if stage == "train" and self.tile_size is not None:
             output = None  # the whole output is never computed
             choices = self.tile_size, self.whole, self._domain()
-            loss = loss_in_tiles(self.model, inputs, target, self.loss, *choices)
+            loss = loss_in_tiles(self.model, inputs, target, self.loss, *choices, args=args)
         else:
-            output = self._output(inputs)
+            output = self._output(inputs, *args)
             loss = call_intact(self.loss, output, target)  # the metrics need both unmodified
         size = len(inputs if isinstance(inputs, Tensor) else inputs[0])
         self.log(
@@ -136,14 +141,14 @@ class Task(LightningModule):
             self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=size)
         return loss
 
-    def _output(self, inputs: Any) -> Any:
+    def _output(self, inputs: Any, *args: Tensor) -> Any:
         if self.tile_size is None or self.training:
-            return self(inputs)
+            return self(inputs, *args)
         dims, mesh = inputs.ndim - 2, self._domain()
         tiled = TiledModel(
             self.model, self.tile_size, spatial_dims=dims, whole=self.whole, mesh=mesh
         )
-        return tiled(inputs)
+        return tiled(inputs, args=args)
 
     def _domain(self) -> DeviceMesh | None:
         """Return the ranks that share an input, made once, after the Trainer has started them."""
@@ -151,17 +156,26 @@ class Task(LightningModule):
             self._mesh = domain_mesh(self.domain_size, self.device)
         return self._mesh
 
+    def _condition(self, batch: Any) -> tuple[Tensor, ...]:
+        """Return the condition of an unpacked batch as further arguments of the model, if it has one."""
+        if self.condition_key is None:
+            return ()
+        return (batch[self.condition_key if isinstance(batch, Mapping) else 1],)
+
     def _unpack(self, batch: Any) -> tuple[Any, Any]:
-        keys = (self.input_key, self.target_key)
+        keys: tuple[str, ...] = (self.input_key, self.target_key)
+        words = "a pair (input, target)"
+        if self.condition_key is not None:
+            keys, words = (*keys, self.condition_key), "a triple (input, condition, target)"
         if isinstance(batch, Mapping):
             if not all(key in batch for key in keys):
                 raise ValueError(f"a batch must have the keys {keys}, got {list(batch)}")
             return batch[self.input_key], batch[self.target_key]
-        if isinstance(batch, list | tuple) and len(batch) == 2:
-            return batch[0], batch[1]
+        if isinstance(batch, list | tuple) and len(batch) == len(keys):
+            return batch[0], batch[-1]
         length = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
         raise ValueError(
-            f"a batch must be a pair (input, target) or a dict with the keys {keys}, "
+            f"a batch must be {words} or a dict with the keys {keys}, "
             f"got a {type(batch).__name__}{length}"
         )
 

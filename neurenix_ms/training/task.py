@@ -28,6 +28,8 @@ class RegressionTask(Task):
             the optimizer and that number and returns a scheduler.
         input_key: Key of the input if a batch is a dict; otherwise a batch is a pair.
         target_key: Key of the target if a batch is a dict.
+        condition_key: Key of the condition of a network that takes one, if a batch is a dict; otherwise,
+            where a key is given, a batch is a triple of input, condition and target.
         tile_size: Edge length of tiles, to train on inputs that do not fit into memory, with the same
             result and the same gradient (see `accumulate_gradients`). Training metrics are omitted
             then, because the whole output is never computed.
@@ -42,7 +44,8 @@ class RegressionTask(Task):
 
     Raises:
         ValueError: If the learning rate is not positive, the schedule is unknown or needs a number of
-            steps that the Trainer does not have, or a batch is neither a pair nor such a dict.
+            steps that the Trainer does not have, or a batch is neither a pair (with `condition_key`, a
+            triple) nor such a dict.
 
     Examples:
         >>> import torch
@@ -73,6 +76,7 @@ class SegmentationTask(Task):
         schedule: `None`, `"one_cycle"` or a callable.
         input_key: Key of the input if a batch is a dict.
         target_key: Key of the target if a batch is a dict.
+        condition_key: Key of the condition of a network that takes one.
         tile_size: Edge length of tiles, for inputs that do not fit into memory.
         whole: Parts run whole, if `tile_size` is given.
         domain_size: Number of ranks that share the tiles of one batch.
@@ -116,6 +120,7 @@ class MultiScaleTask(Task):
         schedule: `None`, `"one_cycle"` or a callable.
         input_key: Key of the input if a batch is a dict.
         target_key: Key of the target if a batch is a dict.
+        condition_key: Key of the condition of a network that takes one.
         tile_size: Edge length of tiles, for inputs that do not fit into memory.
         whole: Parts run whole, if `tile_size` is given.
         domain_size: Number of ranks that share the tiles of one batch.
@@ -148,6 +153,7 @@ class MultiScaleTask(Task):
         schedule: Schedule | None = None,
         input_key: str = "input",
         target_key: str = "target",
+        condition_key: str | None = None,
         tile_size: int | Sequence[int] | None = None,
         whole: Literal["auto"] | Sequence[str] = "auto",
         domain_size: int | None = None,
@@ -161,6 +167,7 @@ class MultiScaleTask(Task):
             schedule=schedule,
             input_key=input_key,
             target_key=target_key,
+            condition_key=condition_key,
             tile_size=tile_size,
             whole=whole,
             domain_size=domain_size,

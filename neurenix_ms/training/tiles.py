@@ -19,8 +19,9 @@ def loss_in_tiles(
     tile_size: int | Sequence[int],
     whole: Literal["auto"] | Sequence[str],
     mesh: DeviceMesh | None = None,
+    args: Sequence[Any] = (),
 ) -> Tensor:
-    """Return `loss(model(x), target)`, whose `backward()` adds the gradients found in tiles.
+    """Return `loss(model(x, *args), target)`, whose `backward()` adds the gradients found in tiles.
 
     So the usual operations of a Trainer work: scaling a loss, summing several, clipping gradients.
     """
@@ -29,7 +30,9 @@ def loss_in_tiles(
     for p in parameters:
         p.grad = None
     try:
-        value = accumulate_gradients(model, x, target, loss, tile_size, whole=whole, mesh=mesh)
+        value = accumulate_gradients(
+            model, x, target, loss, tile_size, args=args, whole=whole, mesh=mesh
+        )
         found = [p.grad for p in parameters]
     finally:
         for p, grad in zip(parameters, before, strict=True):

@@ -27,6 +27,8 @@ class MassConserving(Configured, nn.Module):
         scales: Units of the channels, by which they are divided in front of the network; the output is
             multiplied by that of the density. None for none.
         mask_channel: Channel of the input that is not 0 in the cells to include; all by default.
+        area_channel: Channel of the input that holds the area of every cell, in any unit, such as the
+            cosine of the latitude; all cells are equal by default. It can be the channel of the mask.
 
     Shape:
         `(B, 1 + F, *S)` -> `(B, 1, *S)`
@@ -49,11 +51,13 @@ class MassConserving(Configured, nn.Module):
         *,
         scales: Sequence[float] | None = None,
         mask_channel: int | None = None,
+        area_channel: int | None = None,
     ) -> None:
         super().__init__()
         choose({"scale": 0, "shift": 0}, method, "method")
-        if mask_channel is not None:
-            check_integer("mask_channel", mask_channel, 1)
+        for name, channel in (("mask_channel", mask_channel), ("area_channel", area_channel)):
+            if channel is not None:
+                check_integer(name, channel, 1)
         self.network = network
         units = None
         if scales is not None:
@@ -80,7 +84,9 @@ class MassConserving(Configured, nn.Module):
         else:
             units = self.units.to(x.dtype).view(-1, *(1,) * (x.ndim - 2))
             y = self.network(x / units) * units[0]
-        mask = None
+        mask, area = None, None
         if self.mask_channel is not None:
             mask = x[:, self.mask_channel : self.mask_channel + 1] != 0
-        return conserve_mass(y, density, mask, method=self.method)
+        if self.area_channel is not None:
+            area = x[:, self.area_channel : self.area_channel + 1]
+        return conserve_mass(y, density, mask, area, self.method)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from neurenix_ms._core.hooks import DENSE
 from neurenix_ms._core.tracing import sizes_are_open
-from neurenix_ms.transport.fluxes import inflow, through_open_faces, with_limited_outflow
-from neurenix_ms.transport.grid import Boundary, extended, moving
+from neurenix_ms.transport.fluxes import after_inflow, through_open_faces, with_limited_outflow
+from neurenix_ms.transport.grid import Boundary, extended, moving, weighted_sum
 
 RIM = 3
 UPWIND = (2 / 60, -13 / 60, 47 / 60, 27 / 60, -3 / 60)
@@ -39,13 +40,22 @@ def advected(
         `(B, 1, *S)` and twice `(B, D, *S)` -> `(B, 1, *S)`
     """
     h = 1 / substeps
-    begin = through_open_faces(_at_faces(start, boundaries), boundaries, mask) * h
-    change = through_open_faces(_at_faces(end, boundaries), boundaries, mask) * h - begin
-    _check_courant(begin, begin + change, substeps)
+
+    def courant_numbers(velocity: Tensor) -> list[Tensor]:
+        faces = through_open_faces(_at_faces(velocity, boundaries), boundaries, mask)
+        return [h * v for v in faces]
+
+    begin = courant_numbers(start)
+    last = begin if end is start else courant_numbers(end)
+    _check_courant([begin, last], substeps)
+    change = None if last is begin else [b - a for a, b in zip(begin, last, strict=True)]
 
     def euler(mass: Tensor, time: float) -> Tensor:
-        fluxes = _upwind_fluxes(mass, begin + time * change, boundaries)
-        return mass + inflow(with_limited_outflow(fluxes, mass))
+        now = begin
+        if change is not None:
+            now = [a + time * b for a, b in zip(begin, change, strict=True)]
+        fluxes = _upwind_fluxes(mass, now, boundaries)
+        return after_inflow(mass, with_limited_outflow(fluxes, mass))
 
     for step in range(substeps):
         time = step * h
@@ -55,32 +65,33 @@ def advected(
     return mass
 
 
-def _at_faces(velocity: Tensor, boundaries: Sequence[Boundary]) -> Tensor:
-    """Return the normal velocity at the upper face of every cell, of fourth order."""
+def _at_faces(velocity: Tensor, boundaries: Sequence[Boundary]) -> list[Tensor]:
+    """Return the normal velocity at the upper face of every cell, of fourth order, for every axis."""
     faces = []
-    for axis, boundary in enumerate(boundaries):
-        v, dim = velocity[:, axis : axis + 1], 2 + axis
+    for dim, (v, boundary) in enumerate(zip(velocity.split(1, dim=1), boundaries, strict=True), 2):
         a, b, c, d = moving(extended(v, dim, boundary, 2, odd=True), dim, v.shape[dim])[1:]
         faces.append((9 * (b + c) - (a + d)) / 16)
-    return torch.cat(faces, dim=1)
+    return faces
 
 
-def _upwind_fluxes(mass: Tensor, velocity: Tensor, boundaries: Sequence[Boundary]) -> Tensor:
+def _upwind_fluxes(
+    mass: Tensor, velocities: Sequence[Tensor], boundaries: Sequence[Boundary]
+) -> list[Tensor]:
     fluxes = []
-    for axis, boundary in enumerate(boundaries):
-        v, dim = velocity[:, axis : axis + 1], 2 + axis
+    for dim, (v, boundary) in enumerate(zip(velocities, boundaries, strict=True), start=2):
         cells = moving(extended(mass, dim, boundary, RIM), dim, mass.shape[dim])[1:]  # -2 to 3
-        below = sum(w * cell for w, cell in zip(UPWIND, cells[:5], strict=True))
-        above = sum(w * cell for w, cell in zip(UPWIND, cells[:0:-1], strict=True))
+        below, above = weighted_sum(cells[:5], UPWIND), weighted_sum(cells[:0:-1], UPWIND)
         fluxes.append(v * torch.where(v > 0, below, above))
-    return torch.cat(fluxes, dim=1)
+    return fluxes
 
 
-def _check_courant(begin: Tensor, end: Tensor, substeps: int) -> None:
+def _check_courant(velocities: Sequence[Sequence[Tensor]], substeps: int) -> None:
     """Raise if a flow crosses more than a cell in a substep, where its speed is known."""
-    if sizes_are_open() or begin.is_meta or begin.numel() == 0:
+    first = velocities[0][0]
+    if sizes_are_open() or type(first) not in DENSE or first.is_meta or first.numel() == 0:
         return
-    fastest = max(float(v.detach().abs().sum(1).max()) for v in (begin, end))
+    speeds = (sum(v.detach().abs() for v in per_axis) for per_axis in velocities)
+    fastest = max(float(speed.max()) for speed in speeds)  # type: ignore[union-attr]
     if fastest > 1:
         raise ValueError(
             f"the flow must cross at most 1 cell in a substep, the sum over the axes, got "

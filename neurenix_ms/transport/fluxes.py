@@ -74,10 +74,10 @@ class FluxConservation(Configured, nn.Module):
         if check_tensor("fluxes", fluxes).shape != wanted:
             raise ValueError(f"fluxes must have shape {wanted}, got {tuple(fluxes.shape)}")
         mass = density if cell_area is None else density * cell_area
-        fluxes = through_open_faces(fluxes, self.boundaries, mask)
+        faces = through_open_faces(fluxes.split(1, dim=1), self.boundaries, mask)
         if self.nonnegative:
-            fluxes = with_limited_outflow(fluxes, mass)
-        mass = mass + inflow(fluxes)
+            faces = with_limited_outflow(faces, mass)
+        mass = after_inflow(mass, faces)
         return mass if cell_area is None else mass / cell_area
 
 
@@ -90,12 +90,11 @@ def check_density(density: Tensor, mask: Tensor | None) -> None:
 
 
 def through_open_faces(
-    fluxes: Tensor, boundaries: Sequence[Boundary], mask: Tensor | None
-) -> Tensor:
-    """Set the fluxes through walls and through faces of closed cells to 0."""
+    fluxes: Sequence[Tensor], boundaries: Sequence[Boundary], mask: Tensor | None
+) -> list[Tensor]:
+    """Set the fluxes of every axis through walls and through faces of closed cells to 0."""
     kept = []
-    for axis, boundary in enumerate(boundaries):
-        dim, flux = 2 + axis, fluxes[:, axis : axis + 1]
+    for dim, (flux, boundary) in enumerate(zip(fluxes, boundaries, strict=True), start=2):
         if mask is not None:
             sea = mask.bool().expand_as(flux)
             flux = torch.where(sea & sea.roll(-1, dim), flux, 0)
@@ -103,29 +102,34 @@ def through_open_faces(
             inner = flux.narrow(dim, 0, flux.shape[dim] - 1)
             flux = torch.cat([inner, torch.zeros_like(flux.narrow(dim, 0, 1))], dim)
         kept.append(flux)
-    return torch.cat(kept, dim=1)
+    return kept
 
 
-def inflow(fluxes: Tensor) -> Tensor:
-    """Return what every cell gains: the fluxes through its lower faces minus those through its upper.
+def after_inflow(mass: Tensor, fluxes: Sequence[Tensor]) -> Tensor:
+    """Return the mass of every cell after the fluxes through its lower and its upper faces.
 
     Walls are closed, so the flux through the last face of an axis is also that through the first.
     """
-    gains = [f.roll(1, 1 + axis) - f for axis, f in enumerate(fluxes.unbind(1))]
-    return sum(gains[1:], start=gains[0]).unsqueeze(1)
+    total = None  # a new tensor, which is written to
+    for dim, flux in enumerate(fluxes, start=2):
+        entering = flux.roll(1, dim)
+        total = mass + entering if total is None else total.add_(entering)
+        total = total.sub_(flux)
+    return mass if total is None else total
 
 
-def with_limited_outflow(fluxes: Tensor, mass: Tensor) -> Tensor:
+def with_limited_outflow(fluxes: Sequence[Tensor], mass: Tensor) -> list[Tensor]:
     """Scale the fluxes out of a cell down where together they exceed its mass."""
-    out = torch.zeros_like(mass)
-    for axis in range(fluxes.shape[1]):
-        flux = fluxes[:, axis : axis + 1]
-        out = out + flux.clamp(min=0) + (-flux).clamp(min=0).roll(1, 2 + axis)
+    out = None
+    for dim, flux in enumerate(fluxes, start=2):
+        downwards = flux.neg().relu().roll(1, dim)
+        out = downwards if out is None else out.add_(downwards)
+        out = out.add_(flux.relu())
+    assert out is not None
     info = torch.finfo(mass.dtype)
     least = 1 - 8 * info.eps  # so that rounding leaves nothing negative
-    share = (least * mass / out.clamp(min=info.tiny)).clamp(0, 1)
-    kept = []
-    for axis in range(fluxes.shape[1]):
-        flux = fluxes[:, axis : axis + 1]
-        kept.append(flux * torch.where(flux > 0, share, share.roll(-1, 2 + axis)))
-    return torch.cat(kept, dim=1)
+    share = (least * mass.relu() / out.clamp(min=info.tiny)).clamp(max=1)
+    return [
+        flux * torch.where(flux > 0, share, share.roll(-1, dim))
+        for dim, flux in enumerate(fluxes, start=2)
+    ]

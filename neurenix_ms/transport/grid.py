@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from neurenix_ms._core.dims import choose
+from neurenix_ms._core.tracing import sizes_are_open
 
 Boundary = Literal["periodic", "wall"]
 BOUNDARIES = dict.fromkeys(("periodic", "wall"))
@@ -33,6 +34,12 @@ def extended(x: Tensor, dim: int, boundary: Boundary, rim: int, odd: bool = Fals
         odd: Whether mirrored values change their sign, as a velocity towards the wall does.
     """
     n = x.shape[dim]
+    if not sizes_are_open() and 0 < rim <= n:  # one copy, without a table of cells
+        first, last = x.narrow(dim, 0, rim), x.narrow(dim, n - rim, rim)
+        if boundary == "periodic":
+            return torch.cat([last, x, first], dim)
+        below, above = first.flip(dim), last.flip(dim)
+        return torch.cat([-below, x, -above] if odd else [below, x, above], dim)
     cells = torch.arange(-rim, n + rim, device=x.device)
     if boundary == "periodic":
         return x.index_select(dim, cells % n)
@@ -71,3 +78,11 @@ def extended_vector(v: Tensor, boundaries: Sequence[Boundary], rim: int) -> Tens
 def moving(x: Tensor, dim: int, size: int) -> list[Tensor]:
     """Return all views of `size` consecutive cells of an extended dimension, in order."""
     return [x.narrow(dim, start, size) for start in range(x.shape[dim] - size + 1)]
+
+
+def weighted_sum(cells: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the sum of tensors with weights, in one new tensor."""
+    total = cells[0] * weights[0]
+    for cell, weight in zip(cells[1:], weights[1:], strict=True):
+        total = total.add_(cell, alpha=weight)
+    return total

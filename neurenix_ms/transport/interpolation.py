@@ -7,7 +7,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from neurenix_ms.transport.grid import Boundary, extended, moving
+from neurenix_ms.transport.grid import Boundary, extended, moving, weighted_sum
 
 RIM = 2  # cells beyond a boundary that the kernels reach
 Kernel = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
@@ -110,8 +110,8 @@ def at_point(x: Tensor, dim: int, offset: float, size: int) -> Tensor:
     """
     near = range(-RIM, RIM + 1)
     weights = [math.prod([(offset - k) / (j - k) for k in near if k != j]) for j in near]
-    terms = [w * cell for w, cell in zip(weights, moving(x, dim, size), strict=True) if w]
-    return sum(terms[1:], start=terms[0])
+    used = [(cell, w) for cell, w in zip(moving(x, dim, size), weights, strict=True) if w]
+    return weighted_sum(*zip(*used, strict=True))
 
 
 def derivative(x: Tensor, dim: int, boundary: Boundary, odd: bool) -> Tensor:

@@ -99,3 +99,16 @@ def test_resident_memory_comes_from_the_run_beside(results: Path):
     from benchmarks.report import table
 
     assert "| 7 B |" in table(results, "pool/forward")
+
+
+def test_groups_that_were_not_measured_are_said(results: Path):
+    from benchmarks.report import measured, table
+
+    assert measured(results, "unet") == table(results, "unet").partition("\n\n")[2]
+    several = measured(results, "unet", "necks/forward", "pool/forward")
+    assert [line for line in several.splitlines() if line.startswith("#")] == [
+        "### unet",
+        "### pool/forward",
+    ]
+    words = "*Not measured in this run:* `necks/forward`, `heads/forward`."
+    assert measured(results, "necks/forward", "heads/forward") == words

@@ -13,6 +13,7 @@ from neurenix_ms.bench import predict_memory
 from neurenix_ms.bench.comparing import loss_of
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.meter import peak_tensor_bytes
+from neurenix_ms.transport import Advection
 
 QUICK = {
     "UNet-2d",
@@ -73,6 +74,42 @@ def test_other_networks_and_dtypes_are_predicted():
     assert predict_memory(nn.ReLU(), (4,), dtype="bfloat16").peak == 8
 
 
+def test_further_arguments_are_predicted():
+    model = UNet(1, 2, [4, 8], norm="group", condition_channels=3, remember=False)
+    x, z = torch.randn(2, 1, 40, 48), torch.randn(2, 3)
+    for train in (False, True):
+        found = predict_memory(model.train(train), x.shape, args=[z.shape], train=train)
+        call = Called(model, z)
+        assert found.peak == pytest.approx(measured(call, x, train), rel=0.02, abs=SMALL)
+    assert found.inputs == x.nbytes + z.nbytes
+    step, density = Advection(2, scheme="flux", substeps=4), torch.rand(1, 1, 32, 24)
+    call = Called(step, 0.1 * torch.rand(1, 2, 32, 24))
+    peak = predict_memory(step, density.shape, args=[(1, 2, 32, 24)]).peak
+    assert peak == pytest.approx(measured(call, density, False), rel=0.02, abs=SMALL)
+
+
+@pytest.mark.slow
+def test_further_arguments_of_tiles_are_predicted():
+    z = torch.randn(2, 3)
+    model = UNet(1, 2, [4], norm=None, condition_channels=3, spatial_dims=1, remember=False)
+    tiled, x = TiledModel(model.eval(), 64, spatial_dims=1), torch.randn(2, 1, 500)
+    tiled(x, args=(z,))
+    peak = peak_tensor_bytes(lambda: tiled(x, args=(z,)))
+    tiles = predict_memory(tiled, x.shape, args=[z.shape]).peak
+    assert tiles == pytest.approx(peak, rel=0.02, abs=SMALL)
+
+
+class Called(nn.Module):
+    """A module that is always called with the same second argument."""
+
+    def __init__(self, module: nn.Module, second: torch.Tensor) -> None:
+        super().__init__()
+        self.module, self.second = module, second
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.module(x, self.second)
+
+
 def test_a_shape_that_the_network_refuses_is_refused_in_its_words():
     with pytest.raises(
         ValueError,
@@ -96,6 +133,8 @@ class DependsOnValues(nn.Module):
             "model must run on tensors of this shape without their values",
         ),
         (nn.ReLU(), (3, -1), {}, r"shape\[1\] must be at least 1, got -1"),
+        (nn.ReLU(), (3,), {"args": [(0,)]}, r"args\[0\]\[0\] must be at least 1, got 0"),
+        (nn.ReLU(), (3,), {"args": 3}, "args must be .* shapes, got 3"),
         (nn.ReLU(), (), {}, "shape must have at least 1 entry"),
         (nn.ReLU(), (3,), {"checkpointing": True}, "checkpointing must come with train=True"),
         (
@@ -132,7 +171,8 @@ def test_tiles_are_predicted(norm: str | None):
         peak, rel=0.02, abs=SMALL
     )
     assert predict_memory(tiled, x.shape).peak == pytest.approx(peak, rel=0.02, abs=SMALL)
-    assert peak < predict_memory(model, x.shape).peak
+    passes = TiledModel(model, 64, spatial_dims=1, schedule="passes")  # in step, all tiles wait
+    assert predict_memory(passes, x.shape).peak < predict_memory(model, x.shape).peak
     whole = predict_memory(model, (1, 1, 40), tile_size=64).peak
     assert whole == pytest.approx(
         measured(model, torch.randn(1, 1, 40), False), rel=0.02, abs=SMALL

@@ -1,7 +1,7 @@
 """The stored results of conditioned networks are those of the stored table, and as the page says."""
 
 import json
-from statistics import mean
+from statistics import mean, stdev
 
 from docs_tools.source import ROOT
 from neurenix_ms.recipes.conditioned.report import table
@@ -23,3 +23,7 @@ def test_the_condition_is_ahead_at_speeds_that_were_not_seen():
     errors = {way: [mean(r["unseen"]) for r in results if r["way"] == way] for way in WAYS}
     assert len(errors["condition"]) >= 3
     assert mean(errors["condition"]) < mean(errors["channel"]) < mean(errors["none"])
+    pairs = zip(errors["condition"], errors["channel"], strict=True)  # seed by seed
+    assert all(condition < channel for condition, channel in pairs)
+    gap = mean(errors["channel"]) - mean(errors["condition"])
+    assert gap > max(stdev(errors["condition"]), stdev(errors["channel"]))

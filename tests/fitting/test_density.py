@@ -80,3 +80,71 @@ def test_maps_that_do_not_fit_are_refused():
     }.items():
         with pytest.raises(ValueError, match=message):
             fit("density_maps", [*SMALL, words], progress=False)
+
+
+def test_a_netcdf_file_has_land_areas_and_fill_values():
+    xarray = pytest.importorskip("xarray")
+    density, u = np.load("density.npy"), np.load("u.npy")
+    for maps in (density, u):
+        maps[:, 4:7, 11] = np.nan  # land
+    lat = np.linspace(40, 70, 16)
+    axes, places = ("time", "lat", "lon"), {"time": np.arange(12), "lat": lat}
+    given = {"tracer": (axes, density), "u": (axes, u)}
+    encoding = {name: {"dtype": "float32", "_FillValue": 1e30} for name in given}
+    xarray.Dataset(given, places).to_netcdf("sea.nc", encoding=encoding)
+    options = {"density_key": "tracer", "field_keys": ["u"], "land": "missing", "areas": "latitude"}
+    x, _ = DensityMaps("sea.nc", ["sea.nc"], **options, unroll=2, validation=0.3).sets[0][0]
+    area = np.cos(np.radians(lat)) / np.cos(np.radians(40))
+    np.testing.assert_allclose(x[1, :, 0], area, rtol=1e-6)
+    assert torch.equal(x[1], x[3])  # the areas are the first field of both steps
+    assert not x[:, 4:7, 11].any()
+    np.testing.assert_allclose(x[2, 0, 0], (u[0] + u[1])[0, 0] / 2)
+    words = [f"--data.{name}={value}" for name, value in options.items()]
+    words += [
+        "--data.validation=0.3",
+        "--data.density=sea.nc",
+        "--data.fields=[sea.nc]",
+        "--data.field_keys=[u]",
+    ]
+    made = fit("density_maps", [*SMALL, *words], progress=False)
+    assert float(made.lines[0].rpartition(" ")[2]) < 1e-6  # the change of the mass
+    xarray.DataArray(x[:3].numpy(), dims=("channel", "lat", "lon")).to_netcdf("step.nc")
+    assert main(["predict", str(made.folder), "step.nc", "next.nc", "--quiet"]) == 0
+    with xarray.open_dataset("next.nc") as file:
+        found = file["data"].values[0, 0]
+    assert not found[4:7, 11].any()
+    mass = (found * area[:, None]).sum(), np.nansum(density[0] * area[:, None])
+    np.testing.assert_allclose(*mass, rtol=1e-5)
+
+
+def test_a_netcdf_file_that_does_not_fit_is_refused():
+    xarray = pytest.importorskip("xarray")
+    density = np.load("density.npy").astype("float32")
+    density[:, 2, 3] = np.nan
+    axes = ("time", "lat", "lon")
+    xarray.Dataset({"c": (axes, density)}).to_netcdf("plain.nc")
+    times = np.delete(np.arange(13), 5)
+    xarray.Dataset({"c": (axes, density)}, {"time": times}).to_netcdf("gap.nc")
+    density[7, 9, 9] = np.nan
+    xarray.Dataset({"c": (axes, density)}).to_netcdf("hole.nc")
+    xarray.Dataset({"c": (axes, density * np.nan)}).to_netcdf("empty.nc")
+    np.save("whole.npy", np.ones((12, 16, 16), "int32"))
+    for name, options, message in (
+        ("plain.nc", {}, r"must have a value everywhere, got 12 missing values"),
+        (
+            "plain.nc",
+            {"land": "missing", "areas": "latitude"},
+            r"with a coordinate lat or latitude, got plain.nc",
+        ),
+        ("gap.nc", {"land": "missing"}, r"got steps of 1 and 2 in 'time', the longest from 4 to 5"),
+        ("empty.nc", {"land": "missing"}, r"values at the first time, got none: all would be land"),
+        ("whole.npy", {"land": "missing"}, r"with NaN or a fill value, got int32 in whole.npy"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DensityMaps(name, **options).setup()
+    seen, _ = DensityMaps("hole.nc", land="missing").sets
+    with pytest.raises(ValueError, match=r"got 1 missing .* the first in step 7 at \(9, 9\)"):
+        seen[6]
+    filled, _ = DensityMaps("hole.nc", land="missing", reading={"fill": 0.5}).sets
+    assert filled[6][1][0, 9, 9] == 0.5
+    assert filled[6][1][0, 2, 3] == 0  # land

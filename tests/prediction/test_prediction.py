@@ -374,6 +374,24 @@ def test_channels_and_axes_that_do_not_fit_are_named(folder: Path):
     assert left() == ["image.npy", "model.nx", "out.npy"]
 
 
+def test_all_images_get_the_condition(folder: Path):
+    torch.manual_seed(0)
+    model = nms.UNet(1, 1, [4], norm=None, condition_channels=2).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    nms.save(model, "model.nx")
+    predict(tile_size=64, condition=[0.5, -1])
+    x = torch.from_numpy(np.load("image.npy"))[None, None].float()
+    wanted = model(x, torch.tensor([[0.5, -1]])).detach().numpy()
+    np.testing.assert_allclose(np.load("out.npy"), wanted, rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match=r"condition must be a tensor of shape \(B, 2\)"):
+        predict("other.npy")
+    nms.save(nms.BlurPool(1), "model.nx")
+    words = r"has no argument 'condition', got \[1.0\] and a BlurPool"
+    with pytest.raises(ValueError, match=words):
+        predict("third.npy", condition=[1])
+
+
 def test_a_model_of_several_results_is_refused(folder: Path):
     nms.save(nms.GaussianPyramid(2), "model.nx")
     with pytest.raises(ValueError, match="the model must return one tensor, got 2"):

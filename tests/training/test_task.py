@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 pl = pytest.importorskip("lightning.pytorch")
 torchmetrics = pytest.importorskip("torchmetrics")
 
+from neurenix_ms import FiLM, UNet  # noqa: E402
 from neurenix_ms.training import MultiScaleTask, RegressionTask, SegmentationTask  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -412,3 +413,24 @@ def test_known_gradients_are_added_and_scaled():
     mse(other(x), x).backward()
     torch.testing.assert_close(model.weight.grad, 1 + 3 * other.weight.grad)
     torch.testing.assert_close(model.bias.grad, 3 * other.bias.grad)
+
+
+@pytest.mark.parametrize("tile_size", [None, 8])
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_a_condition_reaches_the_network(as_dict: bool, tile_size: int | None):
+    torch.manual_seed(0)
+    model = UNet(1, 1, [4], norm=None, condition_channels=2)
+    for film in (m for m in model.modules() if isinstance(m, FiLM)):
+        nn.init.normal_(film.weight)
+    x, z, y = torch.randn(2, 1, 20, 20), torch.randn(2, 2), torch.randn(2, 1, 20, 20)
+    batch = {"input": x, "speed": z, "target": y} if as_dict else (x, z, y)
+    task = RegressionTask(model, condition_key="speed", tile_size=tile_size)
+    task.log = lambda *_, **__: None
+    wanted = nn.functional.mse_loss(model(x, z), y)
+    for step in (task.training_step, task.validation_step):
+        torch.testing.assert_close(step(batch, 0).detach(), wanted.detach())
+    torch.testing.assert_close(task.eval().predict_step(batch), model(x, z))
+    keys = r"\('input', 'target', 'speed'\)"
+    words = rf"triple \(input, condition, target\) .*keys {keys}, got a tuple of 2"
+    with pytest.raises(ValueError, match=words):
+        task.training_step((x, y), 0)

@@ -45,6 +45,16 @@ def test_cells_outside_of_the_mask_are_empty():
     torch.testing.assert_close(y.sum(), x[:, 0].sum())
 
 
+@pytest.mark.parametrize("method", ["scale", "shift"])
+def test_the_mass_of_cells_of_unequal_area_stays(method: str):
+    x = torch.rand(2, 3, 6, 6)
+    x[:, 2] *= torch.rand(6, 6) > 0.3  # the area is 0 on land
+    y = MassConserving(network(), method, mask_channel=2, area_channel=2)(x)
+    mass = [(one * x[:, 2]).flatten(1).sum(1) for one in (y[:, 0], x[:, 0])]
+    torch.testing.assert_close(*mass)
+    assert (y[x[:, 2:] == 0] == 0).all()
+
+
 def test_files_and_folders_keep_it(tmp_path: Path):
     model = MassConserving(network(), "shift", scales=[2.0, 1.0, 1.0], mask_channel=1).eval()
     x = torch.rand(1, 3, 8, 8)
@@ -62,6 +72,8 @@ def test_a_wrong_argument_is_named():
         MassConserving(network(), scales=[1.0, 0.0])
     with pytest.raises(ValueError, match=r"mask_channel must be at least 1, got 0"):
         MassConserving(network(), mask_channel=0)
+    with pytest.raises(ValueError, match=r"area_channel must be at least 1, got 0"):
+        MassConserving(network(), area_channel=0)
     with pytest.raises(
         ValueError, match=r"pred and reference must have one shape .*, got \(1, 2, 4"
     ):

@@ -172,6 +172,15 @@ def _factors(most: int, count: int) -> Iterator[tuple[int, ...]]:
             yield first, *others
 
 
+def peak_of_whole(model: nn.Module, shape: tuple[int, ...], like: Tensor) -> int:
+    """Return the peak bytes of tensors while the whole input runs, counted without running it."""
+
+    def run() -> None:
+        model(torch.empty(shape, dtype=like.dtype, device=like.device), *passed(shape[0]))
+
+    return _peak_without_memory(model, run)
+
+
 def peak_of_tile(
     model: nn.Module,
     shape: tuple[int, ...],

@@ -17,6 +17,7 @@ from neurenix_ms.execution.plan.choice import (
     choose_parts,
     edge_in_step,
     edge_of_ranks,
+    peak_of_whole,
 )
 from neurenix_ms.execution.plan.footprint import (
     SIZES_TO_TRY,
@@ -108,6 +109,11 @@ class _Options:
         """Return whether the size of tiles is chosen by memory."""
         return isinstance(self.tile_size, str) and self.memory_limit is not None
 
+    def may_take_all(self) -> bool:
+        """Return whether the whole input is a choice of a tile."""
+        one = self.num_ranks == 1 and not self.training
+        return one and self.limits_tiles() and isinstance(self.whole, str)
+
 
 def _settled(
     model: nn.Module, shape: tuple[int, ...], like: Tensor, options: _Options
@@ -116,6 +122,8 @@ def _settled(
     edge = None if isinstance(size, str) else edges(size, len(shape) - 2)
     if edge is not None and all(e >= n for e, n in zip(edge, shape[2:], strict=True)):
         return None
+    if options.may_take_all() and peak_of_whole(model, shape, like) <= (limit or 0):
+        return None  # also of models that cannot run in tiles
     if isinstance(options.whole, str):
         ranks = 1 if options.schedule == "passes" else options.num_ranks
         names = choose_parts(model, shape, like, edge, limit, ranks)

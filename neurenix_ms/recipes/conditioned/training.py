@@ -11,8 +11,8 @@ from neurenix_ms.multiscale import UNet
 
 Way = Literal["condition", "channel", "none"]
 WAYS: tuple[Way, ...] = ("condition", "channel", "none")
-SEEN = (-1.0, -0.6, -0.2, 0.2, 0.6, 1.0)
-UNSEEN = (-0.8, -0.4, 0.0, 0.4, 0.8)
+SEEN = (-1.0, -0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+UNSEEN = (-0.9, -0.7, -0.5, -0.3, -0.1, 0.1, 0.3, 0.5, 0.7, 0.9)
 NUM_POINTS = 64
 FARTHEST = 6.0  # points that a wave of speed 1 travels in a step
 NUM_WAVES = 12
