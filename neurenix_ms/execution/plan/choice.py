@@ -28,6 +28,7 @@ from neurenix_ms.meter import LiveStorages, count_flops, peak_tensor_bytes
 
 Edge = tuple[int, ...]
 MOST_IN_STEP = 64  # tiles of a process: each waits in a thread of its own
+WORTH_A_HALO = 0.9  # of the operations: a wider halo also takes memory, and time besides
 SMALL_IN_STEP = 2**28  # bytes that tiles in step may always take, if there is no memory limit
 # single pointwise layers, which need no halo, so that running them whole gains nothing
 POINTWISE = {
@@ -48,8 +49,8 @@ def choose_parts(
 
     Without a limit, the memory of one tile is the limit. One process takes the shallowest parts, which
     leave the smallest halo. Ranks with a tile each take those with which a rank has the fewest
-    operations: every rank runs a part on the whole input, so a deeper one may cost less in spite of
-    its wider halo.
+    operations, or somewhat more with a smaller halo: every rank runs a part on the whole input, so a
+    deeper one may cost less in spite of its wider halo.
     """
     choices = _fitting_parts(model, shape, like, edge, memory_limit, num_ranks)
     if num_ranks == 1 or edge is not None:
@@ -57,8 +58,8 @@ def choose_parts(
     best: tuple[int, tuple[str, ...]] | None = None
     for names, plan in choices:
         operations = _operations_of_rank(model, shape, like, plan, names, num_ranks)
-        if best is not None and operations >= best[0]:
-            break  # a wider halo costs more than a smaller part saves
+        if best is not None and operations > WORTH_A_HALO * best[0]:
+            break
         best = operations, names
     return () if best is None else best[1]
 
