@@ -172,8 +172,12 @@ def _lifted(
 def _add_shifted(
     target: Tensor, source: Tensor, offset: int, weight: float, axis: int, periodic: bool
 ) -> None:
+    pieces = _pieces(source, offset, target.shape[axis], axis, periodic)
+    if len(pieces) == 1:
+        target.add_(pieces[0], alpha=weight)
+        return
     start = 0
-    for piece in _pieces(source, offset, target.shape[axis], axis, periodic):
+    for piece in pieces:
         target.narrow(axis, start, piece.shape[axis]).add_(piece, alpha=weight)
         start += piece.shape[axis]
 
@@ -182,17 +186,29 @@ def _pieces(source: Tensor, offset: int, length: int, axis: int, periodic: bool)
     """Return the entries `offset`, `offset + 1`, ... as views, periodic or repeated beyond the ends."""
     n = source.shape[axis]
     before, after = max(0, -offset), max(0, offset + length - n)
-    middle = source.narrow(axis, before + offset, length - before - after)
+    inner = length - before - after
+    pieces = []  # in few calls, which are most of the time of a small band
+    if before > 0:
+        pieces.append(_beyond(source, 0, n - before, before, axis, periodic))
+    if inner > 0:
+        pieces.append(source if inner == n else source.narrow(axis, before + offset, inner))
+    if after > 0:
+        pieces.append(_beyond(source, n - 1, 0, after, axis, periodic))
+    return pieces
+
+
+def _beyond(
+    source: Tensor, edge: int, opposite: int, count: int, axis: int, periodic: bool
+) -> Tensor:
+    """Return what is read beyond an end: from the other end on, or the nearest entry, repeated."""
     if periodic:
-        ends = [source.narrow(axis, n - before, before), source.narrow(axis, 0, after)]
-    else:
-        shape = [-1] * source.ndim
-        ends = []
-        for at, count in ((0, before), (n - 1, after)):
-            shape[axis] = count
-            ends.append(source.narrow(axis, at, 1).expand(shape))
-    pieces = (ends[0], middle, ends[1])
-    return [piece for piece in pieces if piece.shape[axis] > 0]
+        return source.narrow(axis, opposite, count)
+    nearest = source.narrow(axis, edge, 1)
+    if count == 1:
+        return nearest
+    shape = [-1] * source.ndim
+    shape[axis] = count
+    return nearest.expand(shape)
 
 
 def _gathered(source: Tensor, offset: int, length: int, axis: int, periodic: bool) -> Tensor:
