@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neurenix_ms._core.hooks import is_watched
+from neurenix_ms._core.hooks import is_dense, is_watched
 from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms._core.tracing import is_jit_tracing, is_known, sizes_are_open
 
@@ -130,11 +130,21 @@ def _merge_axis(bands: list[Tensor], n: int, axis: int, wavelet: Wavelet, period
     if _is_one(n):
         return bands[LOW] * (wavelet.scales[LOW] / ROOT2)
     length = bands[LOW].shape[axis]
+    if wavelet.is_pairwise and _is_plain(bands[LOW]) and n == 2 * length:
+        return _paired(*bands, axis)
     back = [(band, {k: -w for k, w in taps.items()}) for band, taps in reversed(wavelet.steps)]
     bands[HIGH] = bands[HIGH].narrow(axis, 0, n // 2)
     bands = _lifted(bands, back, axis, wavelet, periodic, fresh=[True, True])
     bands[HIGH] = _fitted(bands[HIGH], length, axis)
     return torch.stack(bands, axis + 1).flatten(axis, axis + 1).narrow(axis, 0, n)
+
+
+def _paired(low: Tensor, high: Tensor, axis: int) -> Tensor:
+    """Return the inverse of the Haar steps, written to its places without copies of both halves."""
+    y = low.new_empty(*low.shape[: axis + 1], 2, *low.shape[axis + 1 :])
+    torch.sub(low, high, alpha=0.5, out=y.select(axis + 1, 0))
+    torch.add(low, high, alpha=0.5, out=y.select(axis + 1, 1))
+    return y.flatten(axis, axis + 1)
 
 
 def _lifted(
@@ -234,6 +244,12 @@ def _fitted(x: Tensor, length: int, axis: int) -> Tensor:
 
 def _is_one(n: int) -> bool:
     return not is_jit_tracing() and is_known(n == 1)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Return whether results may be written to a given tensor."""
+    wrapped = is_watched() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return is_dense(x) and _is_overwritten(x) and not wrapped
 
 
 def _is_overwritten(fresh: Tensor) -> bool:
