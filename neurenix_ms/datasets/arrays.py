@@ -9,6 +9,7 @@ import numpy as np
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import shown
+from neurenix_ms.datasets.chunks import KeptChunks
 from neurenix_ms.datasets.readers import READERS, FileError, kind_of, open_raw, state_of, unmap
 
 
@@ -159,17 +160,31 @@ class DiskArray:
         self._check_state()
         index = self._whole(index)
         slices = [at if isinstance(at, slice) else slice(at, at + 1) for at in index]
-        added = tuple(i for i, axis in enumerate(self._order) if axis is None)
-        wanted = tuple(at for i, at in enumerate(slices) if i not in added)
+        added = tuple([i for i, axis in enumerate(self._order) if axis is None])
+        wanted = tuple([at for i, at in enumerate(slices) if i not in added])
         try:
-            piece = np.expand_dims(np.asarray(self._source.array[wanted]), added)
+            piece = np.asarray(self._source.array[wanted])
+            piece = np.expand_dims(piece, added) if added else piece
         except Exception as error:  # of a reader, at a piece that is cut off or corrupted
             raise ValueError(
                 f"{self.path} must be a complete file, got an error of its reader: {error}"
             ) from error
-        piece = piece[tuple(at if i in added else slice(None) for i, at in enumerate(slices))]
+        if added:
+            piece = piece[tuple(at if i in added else slice(None) for i, at in enumerate(slices))]
         piece = self._filled(piece, slices)
+        if all([isinstance(at, slice) for at in index]):  # noqa: C419, lists are faster here
+            return piece
         return piece[tuple(slice(None) if isinstance(at, slice) else 0 for at in index)]
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """Return the values at points `(N, ndim)`, those of integers without a slice for each."""
+        source = self._source.array
+        plain = self.dtype.kind in "biu" and self._source.missing is None
+        if not plain or not isinstance(source, np.ndarray | KeptChunks):
+            return np.array([self[tuple(point)] for point in points.tolist()], self.dtype)
+        self._check_state()
+        known = points[:, [i for i, axis in enumerate(self._order) if axis is not None]]
+        return source.at(known) if isinstance(source, KeptChunks) else source[tuple(known.T)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[...], dtype)
@@ -212,17 +227,15 @@ class DiskArray:
     def _whole(self, index: Any) -> tuple[int | slice, ...]:
         """Return one integer or slice per axis."""
         given = index if isinstance(index, tuple) else (index,)
-        if sum(at is Ellipsis for at in given) > 1 or len(given) > self.ndim + (Ellipsis in given):
+        if given.count(Ellipsis) > 1 or len(given) > self.ndim + (Ellipsis in given):
             raise IndexError(f"an index must have at most {self.ndim} entries, got {shown(index)}")
         if Ellipsis in given:
             at = given.index(Ellipsis)
             rest = (slice(None),) * (self.ndim + 1 - len(given))
             given = (*given[:at], *rest, *given[at + 1 :])
         given = (*given, *(slice(None),) * (self.ndim - len(given)))
-        return tuple(
-            self._along(axis, at, length)
-            for axis, (at, length) in enumerate(zip(given, self.shape, strict=True))
-        )
+        pairs = enumerate(zip(given, self.shape, strict=True))
+        return tuple([self._along(axis, at, length) for axis, (at, length) in pairs])
 
     def _along(self, axis: int, at: Any, length: int) -> int | slice:
         if isinstance(at, slice):
@@ -238,6 +251,9 @@ class DiskArray:
 
     def _filled(self, piece: np.ndarray, slices: Sequence[slice]) -> np.ndarray:
         if self.fill == "keep":
+            return piece
+        whole = piece.dtype.kind not in "fc" or (piece.size > 0 and not np.isnan(piece.min()))
+        if whole and self._source.missing is None:
             return piece
         missing = self._missing(piece)
         if missing is None or not missing.any():

@@ -12,6 +12,7 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer, check_integers, check_number
 
 MOST_DRAWS = 10_000  # of a center, before a crop is given up
+DRAWN_AT_ONCE = 32  # centers whose class is read together
 Item = Tensor | tuple[Tensor, Tensor]
 
 
@@ -69,11 +70,11 @@ class RandomCrops(Dataset[Item]):
         self.seed = check_integer("seed", seed, 0)
         self.epoch = 0
         self._check()
-        places = [
-            np.prod([n - k + 1 for n, k in zip(_spatial(x), self.size, strict=True)], dtype=float)
-            for x in self.inputs
-        ]
-        self._shares = np.array(places) / np.sum(places)
+        self._most = max(self.class_weights.values()) if self.class_weights else 1.0
+        self._half = np.array(self.size) // 2
+        self._free = np.array([_spatial(x) for x in self.inputs]) - self.size + 1  # corners
+        places = self._free.prod(1, dtype=float)
+        self._ends = np.cumsum(places / places.sum())[:-1]
 
     def _check(self) -> None:
         dims = len(self.size)
@@ -133,26 +134,35 @@ class RandomCrops(Dataset[Item]):
 
     def _drawn(self, random: np.random.Generator) -> tuple[int, tuple[int, ...]]:
         """Return the number of an array and the first corner of a crop of it."""
-        most = max(self.class_weights.values()) if self.class_weights else 1.0
-        for _ in range(MOST_DRAWS):
-            number = int(random.choice(len(self.inputs), p=self._shares))
-            free = [
-                n - k + 1 for n, k in zip(_spatial(self.inputs[number]), self.size, strict=True)
-            ]
-            corner = tuple(int(random.integers(n)) for n in free)
-            center = tuple(c + k // 2 for c, k in zip(corner, self.size, strict=True))
-            if random.random() * most < self._weight(number, center):
-                return number, corner
+        plain = self.mask is None and self.class_weights is None
+        for _ in range(0, MOST_DRAWS, DRAWN_AT_ONCE):
+            count = 1 if plain else DRAWN_AT_ONCE
+            numbers = np.searchsorted(self._ends, random.random(count), side="right")
+            corners = (random.random((count, len(self.size))) * self._free[numbers]).astype(int)
+            if plain:
+                return int(numbers[0]), tuple(corners[0].tolist())
+            taken = random.random(count) < self._weights(numbers, corners + self._half)
+            if taken.any():
+                first = int(taken.argmax())
+                return int(numbers[first]), tuple(corners[first].tolist())
         raise ValueError(
             f"mask and class_weights must leave centers to draw, got none in {MOST_DRAWS} draws"
         )
 
-    def _weight(self, number: int, center: tuple[int, ...]) -> float:
-        if self.mask is not None and not self.mask[number][center]:
-            return 0.0
-        if self.class_weights is None or self.targets is None:
-            return 1.0
-        return self.class_weights.get(int(self.targets[number][center]), 0.0)
+    def _weights(self, numbers: np.ndarray, centers: np.ndarray) -> np.ndarray:
+        """Return the weights of centers, relative to the largest."""
+        weights = np.ones(len(centers))
+        for number in np.unique(numbers).tolist():
+            here = np.flatnonzero(numbers == number)
+            if self.mask is not None:
+                here = here[_values(self.mask[number], centers[here]) != 0]
+                weights[numbers == number] = 0
+                weights[here] = 1
+            if self.class_weights is not None and self.targets is not None:
+                classes = _values(self.targets[number], centers[here]).astype(int)
+                known = [self.class_weights.get(one, 0.0) for one in classes.tolist()]
+                weights[here] = np.array(known) / self._most
+        return weights
 
 
 class Windows(Dataset[Item]):
@@ -220,6 +230,15 @@ def _listed(arrays: Any) -> list[Any]:
                 f"arrays must be tensors, NumPy arrays or from open_array, got {type(array).__name__}"
             )
     return listed
+
+
+def _values(array: Any, points: np.ndarray) -> np.ndarray:
+    """Return the values of an array at points `(N, dims)`."""
+    if isinstance(array, Tensor | np.ndarray):
+        return np.asarray(array[tuple(points.T)])
+    if hasattr(array, "at"):
+        return array.at(points)
+    return np.array([array[tuple(point)] for point in points.tolist()])
 
 
 def _edges(size: Any, dims: int) -> list[int]:

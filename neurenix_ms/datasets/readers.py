@@ -3,6 +3,7 @@
 import math
 import mmap
 import os
+import stat
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from neurenix_ms._core.checks import shown
+from neurenix_ms.datasets.chunks import KeptChunks
 
 RAW = (".raw", ".bin", ".dat")
 KINDS = {
@@ -133,7 +135,8 @@ def _zarr(path: Path, key: Key) -> Source:
     attributes = dict(found.attrs)
     names = getattr(found.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
     units = attributes.get("units")
-    return Source(found, _names(names), units, attributes.get("_FillValue"), attributes)
+    fill = attributes.get("_FillValue")
+    return Source(KeptChunks(found), _names(names), units, fill, attributes)
 
 
 def _check_codecs(path: Path, array: Any) -> None:
@@ -225,7 +228,8 @@ def _tiff(path: Path, key: Key) -> Source:
     array = zarr.open(series.aszarr(), mode="r")
     if isinstance(array, zarr.Group):
         array = array["0"]
-    return Source(array, tuple(series.axes), attributes={"levels": len(levels)}, close=file.close)
+    about = {"levels": len(levels)}
+    return Source(KeptChunks(array), tuple(series.axes), attributes=about, close=file.close)
 
 
 def _stack(path: Path, key: Key) -> Source:
@@ -242,7 +246,7 @@ def _stack(path: Path, key: Key) -> Source:
     if len(shapes) > 1:
         raise FileError(f"{path} must hold images of one size, got {sorted(shapes)}")
     array = zarr.open(tifffile.TiffSequence(files).aszarr(), mode="r")
-    return Source(array, attributes={"files": len(files)})
+    return Source(KeptChunks(array), attributes={"files": len(files)})
 
 
 class _Scaled:
@@ -313,9 +317,9 @@ def needed(package: str) -> Any:
 
 def state_of(path: Path) -> tuple[int, int] | None:
     """Return what changes when a file is written to; None for a folder."""
-    if path.is_dir():
-        return None
     found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        return None
     return found.st_mtime_ns, found.st_size
 
 

@@ -4,6 +4,7 @@ import glob
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -41,6 +42,13 @@ class View:
             index = (0, *index)
         channels, first, *rest = index
         return self.images[(self.number, channels, self._moved(first), *rest)]
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """Return the values at points of one channel, as `DiskArray.at` does."""
+        front = [self.number] if self.with_channels else [self.number, 0]
+        moved = points.copy()
+        moved[:, int(self.with_channels)] += self.start
+        return self.images.at(np.concatenate([np.tile(front, (len(points), 1)), moved], axis=1))
 
     def _moved(self, at: Any) -> Any:
         if isinstance(at, slice):

@@ -1,11 +1,14 @@
 """Random crops are pieces of their arrays, the same for a seed, an epoch and a number."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from neurenix_ms.datasets import RandomCrops, Windows, open_array
+from neurenix_ms.datasets import RandomCrops, Windows, create_array, open_array
+from neurenix_ms.datasets.chunks import KeptChunks
 
 
 def arrays(*size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,3 +137,47 @@ def test_series_that_are_too_short_are_refused():
         Windows([torch.zeros(5), torch.zeros(2)], 4, horizon=2)
     with pytest.raises(IndexError, match="index must be below 2, got 2"):
         Windows(torch.zeros(5), 4)[2]
+
+
+@pytest.mark.parametrize("kind", ["npy", "zarr"])
+def test_crops_of_files_are_those_of_memory(kind, tmp_path, monkeypatch):
+    if kind == "zarr":
+        pytest.importorskip("zarr")
+    monkeypatch.setattr("neurenix_ms.datasets.chunks.ROOM", 6000)
+    x, y = (one.numpy() for one in arrays(40, 31))
+    y = (y * (np.arange(31) < 9)).astype("uint8")
+    mask = np.ones_like(y)
+    mask[:, ::3] = 0
+    opened = []
+    for number, values in enumerate((x, y, mask)):
+        path = tmp_path / f"{number}.{kind}"
+        made = create_array(path, values.shape, values.dtype, chunks=(1, 8, 12)[-values.ndim :])
+        made[...] = values
+        opened.append(open_array(path))
+    options = {"size": 7, "num_samples": 30, "class_weights": {0: 1, 1: 9}}
+    memory = RandomCrops([x, x], [y, y], mask=[mask, mask], **options)
+    disk = RandomCrops(*([one, one] for one in opened[:2]), mask=[opened[2]] * 2, **options)
+    for i in range(30):
+        for one, other in zip(memory[i], disk[i], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_chunks_are_read_once_while_there_is_room():
+    class Counting:
+        shape, dtype, chunks = (20, 15), np.dtype("int16"), (8, 6)
+        reads: ClassVar[list] = []
+
+        def __getitem__(self, index):
+            self.reads.append(index)
+            return values[index]
+
+    values = np.arange(300, dtype="int16").reshape(20, 15)
+    kept = KeptChunks(Counting(), room=4 * 8 * 6 * 2)  # four chunks
+    for index in (np.s_[7:9, 4:14], np.s_[0:16, 0:5], np.s_[3:3, 2:9], np.s_[18:20, 13:15]):
+        np.testing.assert_array_equal(kept[index], values[index])
+    points = np.array([[19, 14], [0, 0], [8, 6]])
+    np.testing.assert_array_equal(kept.at(points), values[tuple(points.T)])
+    assert len(Counting.reads) == 6  # a slice, and five chunks
+    np.testing.assert_array_equal(kept[0:20:3, 0:15], values[::3])  # left to the array
+    np.testing.assert_array_equal(kept[0:20, 0:15], values)
+    assert len(Counting.reads) == 8

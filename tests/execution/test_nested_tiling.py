@@ -54,7 +54,7 @@ class Halves(nn.Module):
         return self.last(torch.cat([x, self.part(x)], 1))
 
 
-@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("dims", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("whole", ["auto", (), ("inner",), ("inner.inner",)])
 def test_nested_levels(dims, training, whole):
