@@ -131,7 +131,7 @@ def _merge_axis(bands: list[Tensor], n: int, axis: int, wavelet: Wavelet, period
         return bands[LOW] * (wavelet.scales[LOW] / ROOT2)
     length = bands[LOW].shape[axis]
     if wavelet.is_pairwise and _is_plain(bands[LOW]) and n == 2 * length:
-        return _paired(*bands, axis)
+        return _paired(bands[LOW], bands[HIGH], axis)
     back = [(band, {k: -w for k, w in taps.items()}) for band, taps in reversed(wavelet.steps)]
     bands[HIGH] = bands[HIGH].narrow(axis, 0, n // 2)
     bands = _lifted(bands, back, axis, wavelet, periodic, fresh=[True, True])
@@ -248,8 +248,9 @@ def _is_one(n: int) -> bool:
 
 def _is_plain(x: Tensor) -> bool:
     """Return whether results may be written to a given tensor."""
-    wrapped = is_watched() or torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return is_dense(x) and _is_overwritten(x) and not wrapped
+    if not _is_overwritten(x) or is_watched():  # first, because compilers do not know the others
+        return False
+    return is_dense(x) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _is_overwritten(fresh: Tensor) -> bool:
