@@ -1,8 +1,9 @@
 """Saving and loading of models, with atomic writes and without running code of a file."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -10,13 +11,28 @@ from torch import nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import PLAIN, Configured, check_plain, is_plain, library_classes
-from neurenix_ms._core.io.atomic import replacing
-from neurenix_ms._core.io.records import DTYPES
+from neurenix_ms._core.io.atomic import replacing, write_atomically
+from neurenix_ms._core.io.records import DTYPES, LONGEST_NAME
+from neurenix_ms._core.io.safe import (
+    check_dtypes,
+    metadata_of,
+    safetensors,
+    tensor_records,
+    unshared,
+)
+from neurenix_ms._core.io.safe import read_weights as read_safe
 from neurenix_ms._core.io.stored import FORMAT, VERSION, Stored, build, read_stored, read_weights
+
+SAFE = "neurenix_ms"  # name of class and config in the metadata of a safetensors file
 
 
 @checked
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    format: Literal["nx", "safetensors"] = "nx",
+) -> None:
     """Write a model to one file, from which `load` rebuilds it.
 
     The file holds class name, config and state dict: one dict of plain values and tensors, which
@@ -27,11 +43,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         model: Any module. `load` rebuilds classes of the library; for others it needs its argument
             `model`.
         path: Path of the file, with any extension.
+        format: "safetensors" writes a file whose weights other programs read, with class and config as
+            JSON in its metadata; "nx" one of torch.save, which keeps more dtypes and shared memory.
 
     Raises:
         ValueError: If `load` could not read the file, because an argument of the model is not a plain
-            value, such as a NumPy number, or an entry of its state dict is not a dense tensor. Nothing
-            is written then.
+            value, such as a NumPy number, or an entry of its state dict is not a dense tensor, or has a
+            dtype that safetensors does not have. Nothing is written then.
+        ImportError: If safetensors is asked for and missing.
 
     Examples:
         >>> import tempfile
@@ -44,6 +63,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     state = model.state_dict()
     for name, value in state.items():
         state[name] = storable(name, value)
+    if format == "safetensors":
+        check_dtypes(state)
+        about = {"version": VERSION, **described(model), "versions": versions_of(model)}
+        metadata = {"format": "pt", SAFE: json.dumps(about, allow_nan=False)}
+        write_atomically(path, safetensors().torch.save(unshared(state), metadata))
+        return
     content = {"format": FORMAT, "version": VERSION, **described(model), "state_dict": state}
     with replacing(path) as file:
         _write(content, file)
@@ -87,14 +112,18 @@ def load(
         True
     """
     with open(path, "rb") as file:
-        stored = read_stored(file, path)
+        safe = file.read(9)[8:] == b"{"  # after the length of the header of safetensors
+        file.seek(0)
+        stored = _read_safe(path) if safe else read_stored(file, path)
         if model is None and stored.has_backbone:
             with torch.device("meta"):  # check the fit before memory is allocated
                 check_fit(build(stored, path), stored, path)
         target = build(stored, path) if model is None else model
         check_fit(target, stored, path)
         try:
-            state = read_weights(stored, map_location)
+            state = (
+                _safe_weights(path, map_location) if safe else read_weights(stored, map_location)
+            )
         except ValueError as error:
             raise ValueError(
                 f"{path} must be a file of neurenix_ms.save, got a corrupted or foreign file: {error}"
@@ -104,6 +133,49 @@ def load(
     else:
         target.load_state_dict(state)
     return target
+
+
+def _read_safe(path: str | os.PathLike[str]) -> Stored:
+    """Read and check everything in a safetensors file of `save` but the values of the weights."""
+    text = metadata_of(path).get(SAFE)
+    if text is None:
+        raise ValueError(
+            f"{path} must be a file of neurenix_ms.save, got safetensors without a class"
+        )
+    try:
+        content = json.loads(text)
+        check_plain("metadata", content)
+        name, config, versions = (content[key] for key in ("class", "config", "versions"))
+        version = content["version"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} does not hold a model: {error}") from error
+    if type(version) is not int or version > VERSION:
+        raise ValueError(
+            f"{path} must have a format version of at most {VERSION}, got {shown(version)}; "
+            "upgrade neurenix_ms to read it"
+        )
+    named = isinstance(versions, dict) and all(type(n) is int for n in versions.values())
+    if type(name) is not str or len(name) > LONGEST_NAME or not isinstance(config, dict | None):
+        named = False
+    if not named:
+        raise ValueError(
+            f"{path} must hold a class name, its config and versions, got {shown(content)}"
+        )
+    metadata = {name: {"version": n} for name, n in versions.items()}
+    return Stored(name, config, tensor_records(path), metadata, lambda key: b"")
+
+
+def _safe_weights(path: str | os.PathLike[str], device: Any) -> Any:
+    """Return the tensors of a safetensors file, which stores none of their devices."""
+    return read_safe(path, device.get("cpu") if isinstance(device, Mapping) else device)
+
+
+def versions_of(model: nn.Module) -> dict[str, int]:
+    """Return the versions of the state dicts of classes of the library that have changed."""
+    metadata: Any = getattr(model.state_dict(), "_metadata", {})
+    ours = {name for name, part in model.named_modules() if isinstance(part, Configured)}
+    found = {name: entry.get("version", 1) for name, entry in metadata.items() if name in ours}
+    return {name: version for name, version in found.items() if version not in (1, None)}
 
 
 def described(model: nn.Module) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A file gives back the model, or says why not; nothing is executed, nothing is half-done."""
 
 import copy
+import json
 import os
 import pickle
 import signal
@@ -442,3 +443,49 @@ def test_an_attention_model_saved_before_its_first_forward_by_version_1_is_loade
     torch.save(content, tmp_path / "new.nx")
     with pytest.raises(ValueError, match=r"missing \['.*scores\.0\.bias"):
         load(tmp_path / "new.nx", model=copy.deepcopy(model) if nested else None)
+
+
+def test_a_safetensors_file_is_the_same_model(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = UNet(1, 2, features=[4, 8], norm="batch").to(torch.bfloat16)
+    save(model, tmp_path / "m.safetensors", format="safetensors")
+    again = load(tmp_path / "m.safetensors")
+    assert again.config == model.config
+    wanted = model.state_dict()
+    for found in (again.state_dict(), safetensors.load_file(tmp_path / "m.safetensors")):
+        assert sorted(found) == sorted(wanted)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert all(found[name].dtype == wanted[name].dtype for name in wanted)
+    own = nn.Sequential(nn.Linear(3, 2))
+    save(own, tmp_path / "own", format="safetensors")
+    same = load(tmp_path / "own", nn.Sequential(nn.Linear(3, 2)), {"cpu": "cpu"})
+    assert torch.equal(same[0].weight, own[0].weight)
+    with pytest.raises(ValueError, match="holds a Sequential that cannot be rebuilt from the file"):
+        load(tmp_path / "own")
+
+
+def test_a_safetensors_file_that_does_not_fit_is_refused(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "m"
+    good = {"version": 1, "class": "UNet", "config": {"in_channels": 1}, "versions": {}}
+    for metadata, message in (
+        (None, "must be a file of neurenix_ms.save, got safetensors without a class"),
+        ("{", "does not hold a model: "),
+        (json.dumps(good | {"version": 9}), "a format version of at most 1, got 9; upgrade"),
+        (json.dumps(good | {"class": "os.system"}), "must hold one of .*, got 'os.system'"),
+        (json.dumps(good | {"versions": {"": "x"}}), "must hold a class name, its config and ver"),
+        (json.dumps(good | {"config": {"in_channels": 10**9}}), "has too few weights for config"),
+    ):
+        about = None if metadata is None else {"neurenix_ms": metadata}
+        safetensors.save_file({"w": torch.zeros(2)}, path, about)
+        with pytest.raises(ValueError, match=message):
+            load(path)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="must be a safetensors file, got a corrupted or foreign"):
+        load(path)
+    wide = nn.Linear(2, 2).to(torch.complex128)
+    with pytest.raises(
+        ValueError, match=r"must have a dtype of safetensors, got torch\.complex128"
+    ):
+        save(wide, tmp_path / "wide", format="safetensors")
+    assert not (tmp_path / "wide").exists()

@@ -180,7 +180,9 @@ def _in_tiles(
     like: Tensor,
     args: Sequence[Tensor],
 ) -> Callable[[], object]:
-    """The tiles of the network, planned on itself and run on its copy."""
+    """The tiles of the network, planned on itself and run on its copy in the same mode."""
+    for module, original in zip(copied.modules(), network.modules(), strict=True):
+        module.training = original.training
     with unset_fake_temporarily(), uncompiled():
         how = (tiled.tile_size, tiled.whole, tiled.memory_limit)
         values = [like.new_zeros(a.shape) for a in args]

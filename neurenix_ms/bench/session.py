@@ -71,7 +71,7 @@ class Session:
             return None
         key = self.key(item, name)
         if self.storing:
-            self._found[key] = {figure: measured[figure] for figure in stored.FIGURES}
+            self._found[key] = stored.figures_of(measured)
             return None
         return stored.complaint(key, measured, self.stored)
 

@@ -8,6 +8,7 @@ from typing import Any
 from neurenix_ms._core.io.atomic import write_atomically
 
 FIGURES = ("tensor_peak_bytes", "flops")
+EXCHANGED = ("sent_bytes", "collectives")  # of cases on several processes
 MAY_GROW_BY = 0.01
 ADVICE = "store them with pytest --bench-store"
 
@@ -46,6 +47,12 @@ def store(cases: Mapping[str, Mapping[str, int]], path: Path) -> None:
     write_atomically(path, (text + "\n").encode())
 
 
+def figures_of(measured: Mapping[str, Any]) -> dict[str, int]:
+    """Return what is stored of a case."""
+    exchanged = (figure for figure in EXCHANGED if figure in measured)
+    return {figure: measured[figure] for figure in (*FIGURES, *exchanged)}
+
+
 def complaint(
     case: str, measured: Mapping[str, Any], stored: Mapping[str, Mapping[str, int]]
 ) -> str | None:
@@ -54,8 +61,8 @@ def complaint(
         return f"{case} has no stored figures; {ADVICE}"
     grown = [
         f"{name} was {stored[case][name]:,} and is {measured[name]:,}"
-        for name in FIGURES
-        if (measured[name] or 0) > (1 + MAY_GROW_BY) * stored[case][name]
+        for name in figures_of(stored[case])
+        if (measured.get(name) or 0) > (1 + MAY_GROW_BY) * stored[case][name]
     ]
     if not grown:
         return None

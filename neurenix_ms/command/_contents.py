@@ -53,7 +53,7 @@ def of_folder(path: Path) -> Rows:
 
 def of_weights(path: Path) -> Rows:
     """Return what a safetensors file holds."""
-    from neurenix_ms.sharing.weights import tensor_records
+    from neurenix_ms._core.io.safe import tensor_records
 
     records = tensor_records(path).values()
     sizes = [(r.size, str(r.dtype)) for r in records]

@@ -59,8 +59,10 @@ def report_long_search() -> None:
 
 
 @contextmanager
-def progress_bar(wanted: bool, title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after every tile, which advances a progress bar if `wanted`."""
+def progress_bar(
+    wanted: bool, title: str, total: int, unit: str = "tile"
+) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after every tile or step, which advances a progress bar if `wanted`."""
     if not wanted:
         yield lambda: None
         return
@@ -68,5 +70,5 @@ def progress_bar(wanted: bool, title: str, total: int) -> Iterator[Callable[[], 
         from tqdm.auto import tqdm
     except ImportError as error:
         raise ImportError("a progress bar needs tqdm: pip install tqdm") from error
-    with tqdm(total=total, desc=title, unit="tile") as bar:
+    with tqdm(total=total, desc=title, unit=unit) as bar:
         yield lambda: cast(None, bar.update())

@@ -11,9 +11,9 @@ from torch import nn
 from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import check_plain
 from neurenix_ms._core.io.records import LONGEST_NAME
+from neurenix_ms._core.io.safe import checksum, read_weights, tensor_records
 from neurenix_ms._core.io.stored import Stored, build
 from neurenix_ms.files import check_fit, load, take_over
-from neurenix_ms.sharing.weights import checksum, read_weights, tensor_records
 from neurenix_ms.sharing.writing import CONFIG, FORMAT, VERSION, WEIGHTS
 
 KEYS = {"format", "version", "class", "config", "preset", "versions", "sha256"}

@@ -11,9 +11,9 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import Configured, check_plain, library_classes
 from neurenix_ms._core.io.atomic import replacing_folder
-from neurenix_ms.files import described, storable
+from neurenix_ms._core.io.safe import write_weights
+from neurenix_ms.files import described, storable, versions_of
 from neurenix_ms.sharing.cards import model_card
-from neurenix_ms.sharing.weights import write_weights
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
@@ -83,14 +83,6 @@ def save_pretrained(
         text = json.dumps(content, indent=2, allow_nan=False)
         (made / CONFIG).write_text(f"{text}\n", encoding="utf-8")
         (made / CARD).write_text(card, encoding="utf-8")
-
-
-def versions_of(model: nn.Module) -> dict[str, int]:
-    """Return the versions of the state dicts of classes of the library that have changed."""
-    metadata: Any = getattr(model.state_dict(), "_metadata", {})
-    ours = {name for name, part in model.named_modules() if isinstance(part, Configured)}
-    found = {name: entry.get("version", 1) for name, entry in metadata.items() if name in ours}
-    return {name: version for name, version in found.items() if version not in (1, None)}
 
 
 def check_writable(path: str, value: Any) -> None:

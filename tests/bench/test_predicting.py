@@ -151,6 +151,16 @@ def test_a_wrong_argument_is_named(model: nn.Module, shape, options: dict[str, A
         predict_memory(model, shape, **options)
 
 
+@pytest.mark.parametrize("schedule", ["passes", "in_step"])
+def test_tiles_of_a_model_in_training_mode_are_predicted(schedule: str):
+    model = nn.Sequential(nn.Conv1d(1, 8, 3), nn.BatchNorm1d(8), nn.Conv1d(8, 8, 3)).train()
+    tiled, x = TiledModel(model, 64, spatial_dims=1, schedule=schedule), torch.randn(1, 1, 500)
+    tiled(x)
+    peak = peak_tensor_bytes(lambda: tiled(x))
+    assert predict_memory(tiled, x.shape).peak == pytest.approx(peak, rel=0.02, abs=SMALL)
+    assert model.training
+
+
 @pytest.mark.parametrize("norm", [None, pytest.param("instance", marks=pytest.mark.slow)])
 def test_tiles_are_predicted(norm: str | None):
     model = UNet(1, 2, [4, 8], norm=norm, remember=False, spatial_dims=1).eval()

@@ -350,6 +350,17 @@ def test_the_schedule_is_chosen_by_memory(monkeypatch):
     assert not settle(plain, shape, like, 800, (), None, schedule="in_step").in_step  # no site
 
 
+def test_ranks_take_the_parts_with_the_fewest_operations():
+    model = UNet(1, 1, [8, 8], norm=None, spatial_dims=1).eval()
+
+    def parts(schedule: str) -> tuple[str, ...]:
+        shape, like = (1, 1, 640), torch.empty(0)
+        return settle(model, shape, like, "auto", "auto", None, 4, schedule).whole
+
+    assert parts("in_step") == ("level.inner.inner",)
+    assert parts("passes") == ("level.inner",)  # a normalization in tiles would repeat a pass
+
+
 def test_a_memory_limit_is_kept_in_step():
     model, x, out = small_net().eval(), noise(1, 1, 16_000), noise(1, 2, 15_998)
     chosen = {}

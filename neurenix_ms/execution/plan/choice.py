@@ -24,7 +24,7 @@ from neurenix_ms.execution.plan.sites import (
     submodules,
     without_cached_features,
 )
-from neurenix_ms.meter import LiveStorages, peak_tensor_bytes
+from neurenix_ms.meter import LiveStorages, count_flops, peak_tensor_bytes
 
 Edge = tuple[int, ...]
 MOST_IN_STEP = 64  # tiles of a process: each waits in a thread of its own
@@ -42,11 +42,36 @@ def choose_parts(
     like: Tensor,
     edge: Edge | None,
     memory_limit: int | None,
+    num_ranks: int = 1,
 ) -> tuple[str, ...]:
-    """Return the shallowest parts, at half the resolution or less, that fit into memory when run whole.
+    """Return parts, at half the resolution or less, that fit into memory when run whole.
 
-    Without a limit, the memory of one tile is the limit.
+    Without a limit, the memory of one tile is the limit. One process takes the shallowest parts, which
+    leave the smallest halo. Ranks with a tile each take those with which a rank has the fewest
+    operations: every rank runs a part on the whole input, so a deeper one may cost less in spite of
+    its wider halo.
     """
+    choices = _fitting_parts(model, shape, like, edge, memory_limit, num_ranks)
+    if num_ranks == 1 or edge is not None:
+        return next((names for names, _ in choices), ())
+    best: tuple[int, tuple[str, ...]] | None = None
+    for names, plan in choices:
+        operations = _operations_of_rank(model, shape, like, plan, names, num_ranks)
+        if best is not None and operations >= best[0]:
+            break  # a wider halo costs more than a smaller part saves
+        best = operations, names
+    return () if best is None else best[1]
+
+
+def _fitting_parts(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    edge: Edge | None,
+    memory_limit: int | None,
+    num_ranks: int,
+) -> Iterator[tuple[tuple[str, ...], Plan]]:
+    """Yield the choices of parts that fit into memory, shallowest first, with the plan for each."""
     with torch.inference_mode(False):  # inference tensors have no version counter
         lengths = measure_lengths(model, (1, *shape[1:]), like, {})
     calls = _candidates(model, lengths)
@@ -72,8 +97,24 @@ def choose_parts(
             grid = Grid(shape[2:], plan.stride, edge or shape[2:], plan.least)
             if needed > peak_of_tile(model, shape, like, plan, grid, names):
                 continue
-        return names
-    return ()
+        yield names, plan
+
+
+def _operations_of_rank(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    plan: Plan,
+    names: tuple[str, ...],
+    num_ranks: int,
+) -> int:
+    """Count the operations of a rank with one tile, and of the parts that it runs whole."""
+    edge = edge_of_ranks(shape[2:], plan, num_ranks)
+    window = Grid(shape[2:], plan.stride, edge, plan.least).largest(plan.widest_halo())
+    whole = tuple((0, n) for n in shape[2:])
+    tile = _operations(model, shape, like, plan, window, names)
+    parts = _operations(model, shape, like, plan, whole, ())
+    return tile + parts - _operations(model, shape, like, plan, whole, names)
 
 
 def choose_edge(
@@ -202,11 +243,43 @@ def _bytes_of_tile(
     """Return the peak bytes of tensors while a tile runs, and the most while it is at a site."""
     waiting = 0
 
-    def given(number: int, site: Site) -> Tensor:
+    def at_site() -> None:
         nonlocal waiting
-        place = plan.sites[number]
+        waiting = max(waiting, live.live)
+
+    with _without_memory(model), LiveStorages(of_shapes=True) as live:
+        _run_tile(model, shape, like, plan, window, whole, at_site)
+    return live.peak, waiting
+
+
+def _operations(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    plan: Plan,
+    window: tuple[tuple[int, int], ...],
+    whole: tuple[str, ...],
+) -> int:
+    """Count the operations of a tile without those of the parts."""
+    with _without_memory(model):
+        return count_flops(lambda: _run_tile(model, shape, like, plan, window, whole))
+
+
+def _run_tile(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    plan: Plan,
+    window: tuple[tuple[int, int], ...],
+    whole: tuple[str, ...],
+    at_site: Callable[[], None] = lambda: None,
+) -> None:
+    """Run the model on a tile, with arbitrary results of the parts."""
+
+    def given(number: int, site: Site) -> Tensor:
+        place = plan.sites[number] if number < len(plan.sites) else None
         if place is not None:
-            waiting = max(waiting, live.live)
+            at_site()
         if not isinstance(site, Part) or place is None or place.result is None:
             return constants(number, site)
         size = list(place.result_shape)
@@ -215,15 +288,10 @@ def _bytes_of_tile(
             size[line.dim] = line.length(start, stop, end)
         return site.x.new_empty(size)
 
-    def run() -> None:
-        size = (stop - start for start, stop in window)
-        x = torch.empty(*shape[:2], *size, dtype=like.dtype, device=like.device)
-        with Interception(submodules(model, whole), given):
-            model(x, *passed(shape[0]))
-
-    with _without_memory(model), LiveStorages(of_shapes=True) as live:
-        run()
-    return live.peak, waiting
+    size = (stop - start for start, stop in window)
+    x = torch.empty(*shape[:2], *size, dtype=like.dtype, device=like.device)
+    with Interception(submodules(model, whole), given):
+        model(x, *passed(shape[0]))
 
 
 def _bytes_whole(model: nn.Module, names: tuple[str, ...], lengths: Lengths, batch: int) -> int:

@@ -125,7 +125,8 @@ def _settled(
     if options.may_take_all() and peak_of_whole(model, shape, like) <= (limit or 0):
         return None  # also of models that cannot run in tiles
     if isinstance(options.whole, str):
-        names = choose_parts(model, shape, like, edge, limit)
+        ranks = 1 if options.schedule == "passes" else options.num_ranks
+        names = choose_parts(model, shape, like, edge, limit, ranks)
     else:
         names = options.whole
     plan = make_plan(model, shape, like, names, limit)

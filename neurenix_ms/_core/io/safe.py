@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,18 @@ def safetensors() -> Any:
     return safetensors
 
 
-def write_weights(state: dict[str, Tensor], path: Path) -> str:
-    """Write the entries of a state dict, and return the checksum of the file.
-
-    Raises:
-        ValueError: If an entry has a dtype that the format does not have.
-    """
+def check_dtypes(state: Mapping[str, Tensor]) -> None:
+    """Raise if an entry has a dtype that the format does not have."""
     for name, value in state.items():
         if value.dtype not in DTYPES.values():
             raise ValueError(
                 f"state_dict[{name!r}] must have a dtype of safetensors, got {value.dtype}; "
-                "convert it, or use neurenix_ms.save"
+                "convert it, or use neurenix_ms.save with the format 'nx'"
             )
+
+
+def unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the entries on the CPU, none of which shares memory with another."""
     whole: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, value in state.items():
@@ -62,7 +63,17 @@ def write_weights(state: dict[str, Tensor], path: Path) -> str:
             value = value.clone()  # the format has no tensors that share memory
         storages.add(storage.data_ptr())
         whole[name] = value
-    safetensors().torch.save_file(whole, path, metadata={"format": "pt"})
+    return whole
+
+
+def write_weights(state: dict[str, Tensor], path: Path) -> str:
+    """Write the entries of a state dict, and return the checksum of the file.
+
+    Raises:
+        ValueError: If an entry has a dtype that the format does not have.
+    """
+    check_dtypes(state)
+    safetensors().torch.save_file(unshared(state), path, metadata={"format": "pt"})
     return checksum(path)
 
 
@@ -94,6 +105,22 @@ def tensor_records(path: str | os.PathLike[str]) -> dict[str, TensorRecord]:
             f"{path} must be a safetensors file, got a corrupted or foreign one: {error}"
         ) from error
     return found
+
+
+def metadata_of(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the texts by name in front of the tensors of a file.
+
+    Raises:
+        ValueError: If the file is corrupted.
+    """
+    package = safetensors()
+    try:
+        with package.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (package.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} must be a safetensors file, got a corrupted or foreign one: {error}"
+        ) from error
 
 
 def read_weights(path: str | os.PathLike[str], device: str | torch.device | None) -> Any:

@@ -1,0 +1,176 @@
+"""Train and predict in exact tiles that several processes share.
+
+`torchrun --nproc-per-node 2 -m neurenix_ms.recipes.domain` trains a U-Net on one image or volume on
+disk, predicts into another, and compares output, loss and gradient with those of the whole input in one
+process. Without torchrun it runs as one process. An interrupted run, once resumed, ends with the same
+weights as an uninterrupted one.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neurenix_ms._core.io.atomic import write_atomically
+from neurenix_ms.recipes.domain.arrays import make_arrays, open_zarr
+from neurenix_ms.recipes.domain.costs import Machine, layouts_of, scaling_table
+from neurenix_ms.recipes.domain.measuring import costs, differences
+from neurenix_ms.recipes.domain.processes import Processes, started_processes
+from neurenix_ms.recipes.domain.report import draw, measured_table
+from neurenix_ms.recipes.domain.run import Run, digest, network, predict, train
+from neurenix_ms.recipes.options import check_at_least
+
+RUN = ("size", "dims", "features", "norm", "precision", "seed")
+MADE = ("x.zarr", "target.zarr", "y.zarr")
+
+
+def main(
+    argv: Sequence[str] | None = None, on_step: Callable[[int], None] = lambda step: None
+) -> dict[str, Any]:
+    """Train or resume, predict, compare, and return what was found.
+
+    Args:
+        argv: Command line without the name of the program; by default that of the process.
+        on_step: Called with the number of every finished training step.
+
+    Raises:
+        ValueError: If `--out` holds a run with other settings. The number of processes, tiles and
+            steps may change.
+    """
+    options = _options(argv)
+    torch.set_num_threads(options.threads)
+    with started_processes() as processes:
+        return _run(options, processes, on_step)
+
+
+def _run(
+    options: argparse.Namespace, processes: Processes, on_step: Callable[[int], None]
+) -> dict[str, Any]:
+    first = processes.rank == 0
+    settings = {name: getattr(options, name) for name in RUN}
+    if first:
+        _prepare(options, settings)
+    processes.wait()
+    _check_settings(options, settings)
+    run = Run(
+        settings,
+        network(options.features, options.norm, options.dims, options.seed, options.precision),
+        open_zarr(options.out / "x.zarr"),
+        open_zarr(options.out / "target.zarr"),
+        options.tile,
+        options.whole,
+        options.schedule,
+        processes,
+        visible=not options.quiet,
+    )
+    losses = train(run, options.steps, options.out / "last.pt", options.checkpoint_every, on_step)
+    y = open_zarr(predict(run, options.out), "r+")
+    found = {
+        "processes": processes.size,
+        "threads": options.threads,
+        "losses": losses,
+        "weights": processes.gathered(digest(run.model)),
+    }
+    if not options.no_compare:
+        found["differences"] = differences(run, y)
+    if options.rounds:
+        found["costs"] = costs(run, y, options.rounds)
+    if first:
+        _report(options, run, found)
+    processes.wait()
+    return found
+
+
+def _prepare(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Make folder, settings and arrays where they are missing."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    note = options.out / "settings.json"
+    if options.fresh:
+        for name in MADE:
+            shutil.rmtree(options.out / name, ignore_errors=True)
+        for path in (note, options.out / "last.pt", options.out / "results.json"):
+            path.unlink(missing_ok=True)
+    if not note.exists():
+        write_atomically(note, json.dumps(settings).encode())
+    elif json.loads(note.read_text("utf-8")) != settings:
+        return  # all processes raise
+    make_arrays(options.out, options.size, options.dims, options.seed)
+
+
+def _check_settings(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    known = json.loads((options.out / "settings.json").read_text("utf-8"))
+    if known != settings:
+        raise ValueError(
+            f"--out must hold a run with {settings}, got {known}; choose another --out, or --fresh"
+        )
+
+
+def _report(options: argparse.Namespace, run: Run, found: dict[str, Any]) -> None:
+    """Add what was found to the results of other numbers of processes; write tables and figure."""
+    store = options.out / "results.json"
+    results: dict[str, Any] = json.loads(store.read_text("utf-8")) if store.exists() else {}
+    results[f"{found['processes']}x{found['threads']}"] = found
+    write_atomically(store, (json.dumps(results, indent=1) + "\n").encode())
+    losses = found["losses"]
+    print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f} on {found['processes']} process(es)")
+    for name, value in found.get("differences", {}).items():
+        print(f"largest difference from one process, {name}: {value:.1e}")
+    if options.rounds:
+        table = measured_table(results)
+        write_atomically(options.out / "domain.md", table.encode())
+        print(f"\n{table}")
+    draw(options.out / "domain.png", run)
+    if options.scaling:
+        seconds = found["costs"]["inference, whole"]["cpu_seconds"][0] / options.size**options.dims
+        layouts = layouts_of(run.model, tuple(run.x.shape))
+        table = scaling_table(layouts, options.scaling, options.dims, Machine(seconds))
+        write_atomically(options.out / "scaling.md", table.encode())
+        print(f"\n{table}")
+    print(store)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m neurenix_ms.recipes.domain",
+        description="Train and predict in exact tiles that the processes of torchrun share.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--size", type=int, default=512, help="pixels or voxels along each axis")
+    add("--dims", type=int, default=2, choices=(2, 3), help="spatial axes")
+    add("--features", type=int, nargs="+", default=[8, 16, 32], help="channels of the levels")
+    add("--norm", default="instance", choices=("batch", "group", "instance", "none"))
+    add("--precision", type=int, default=32, choices=(32, 64), help="bits of a number")
+    add("--tile", default="auto", help="edge length of a tile, or auto: one tile per process")
+    add("--whole", nargs="*", default=["auto"], help="submodules run whole, or auto")
+    add("--schedule", default="auto", choices=("auto", "passes", "in_step"), help="of the tiles")
+    add("--steps", type=int, default=10, help="training steps of the whole run")
+    add("--checkpoint-every", type=int, default=5, help="steps between checkpoints")
+    add("--threads", type=int, default=1, help="of every process")
+    add("--seed", type=int, default=0, help="of images and weights")
+    add("--rounds", type=int, default=0, help="measure time and memory in so many rounds")
+    add("--scaling", type=int, help="predict weak scaling with cores of this edge length")
+    add("--no-compare", action="store_true", help="for inputs that one process cannot hold")
+    add("--out", type=Path, default=Path("runs/domain"), help="arrays and results")
+    add("--fresh", action="store_true", help="make everything anew")
+    add("--quiet", action="store_true", help="no progress bars")
+    options = parser.parse_args(argv)
+    least = {"size": 8, "features": 1, "steps": 1, "checkpoint_every": 1, "threads": 1}
+    check_at_least(parser, options, **least, seed=0, rounds=0, scaling=1)
+    if options.tile != "auto":
+        if not options.tile.isdecimal() or int(options.tile) < 1:
+            parser.error(f"--tile must be a number of at least 1 or auto, got {options.tile}")
+        options.tile = int(options.tile)
+    if options.no_compare and options.rounds:
+        parser.error("--rounds must be 0 with --no-compare, since it runs the whole input")
+    if options.scaling and not options.rounds:
+        parser.error(
+            "--rounds must be at least 1 with --scaling, which needs a measured time, got 0"
+        )
+    options.norm = None if options.norm == "none" else options.norm
+    options.whole = "auto" if options.whole == ["auto"] else tuple(options.whole)
+    return options

@@ -1,0 +1,145 @@
+"""Model of the cost of tiles on many processes, and the weak scaling that it predicts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from neurenix_ms.execution.plan.footprint import make_plan
+from neurenix_ms.meter import count_flops
+from neurenix_ms.recipes.reporting import markdown
+
+BYTES = 4  # of a value
+COUNTED = {2: 64, 3: 32}  # edge length at which operations are counted
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a network runs in tiles.
+
+    Args:
+        whole: Names of the parts run whole.
+        halo: Of a tile, on every side, in positions of the input.
+        share: Ratio of the operations of the parts to those of the network.
+        values: Values of the parts' inputs per position of the network's input.
+    """
+
+    whole: tuple[str, ...]
+    halo: int
+    share: float
+    values: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Speeds of the processes and of the network between them.
+
+    Args:
+        seconds: Per position of the input, for one pass of the network on one process.
+        bandwidth: Bytes per second that a process receives.
+        latency: Seconds of one exchange between two processes.
+        exchanges: Number of collectives of a pass.
+    """
+
+    seconds: float
+    bandwidth: float = 1.25e9
+    latency: float = 2e-5
+    exchanges: int = 40
+
+
+def relative_time(layout: Layout, edge: int, dims: int, num_ranks: int, machine: Machine) -> float:
+    """Return the time of a pass on many processes, relative to that of one process with its core alone.
+
+    Every process has a core of `edge` positions along each axis, so the input grows with the number of
+    processes (weak scaling), and 1 is ideal. What runs in tiles costs more by the halo, which is
+    assumed on all sides; parts run whole grow with it, since every process runs them and receives
+    their input.
+
+    Examples:
+        >>> machine = Machine(seconds=1e-6)
+        >>> round(relative_time(Layout((), 0, 0.0, 0.0), 128, 3, 1, machine), 3)
+        1.0
+        >>> round(relative_time(Layout(("level.inner",), 4, 0.2, 1.0), 128, 3, 8, machine), 2)
+        2.59
+    """
+    alone = machine.seconds * edge**dims
+    tile = (1 - layout.share) * (1 + 2 * layout.halo / edge) ** dims
+    if num_ranks == 1:
+        return 1.0
+    received = BYTES * layout.values * edge**dims * (num_ranks - 1) / machine.bandwidth
+    waiting = machine.exchanges * math.log2(num_ranks) * machine.latency
+    return tile + layout.share * num_ranks + (received + waiting) / alone
+
+
+def layouts_of(model: nn.Module, shape: Sequence[int]) -> list[Layout]:
+    """Measure halo, operations and inputs of a U-Net for parts from every level on.
+
+    Args:
+        model: A network whose levels are nested as `level.inner`, `level.inner.inner` and so on.
+        shape: Of the input for which the tiles are planned.
+    """
+    names = [name for name, _ in model.named_modules()]
+    parts, name = [], "level.inner"
+    while name in names:
+        parts.append(name)
+        name += ".inner"
+    dims = len(shape) - 2
+    inputs = _inputs(model, torch.zeros(*shape[:2], *(COUNTED[dims],) * dims), parts)
+    with torch.no_grad():
+        flops = {
+            part: count_flops(partial(model.get_submodule(part), inputs[part])) for part in parts
+        }
+        whole = count_flops(partial(model, torch.zeros(*shape[:2], *(COUNTED[dims],) * dims)))
+        found = []
+        for chosen in [(), *((part,) for part in parts)]:
+            plan = make_plan(model, tuple(shape), torch.empty(0), chosen)
+            halo = max(max(ends) for ends in plan.widest_halo())
+            share = sum(flops[part] for part in chosen) / whole
+            values = sum(inputs[part].numel() for part in chosen) / COUNTED[dims] ** dims
+            found.append(Layout(chosen, halo, share, values))
+    return found
+
+
+def _inputs(model: nn.Module, x: Tensor, parts: Sequence[str]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> None:
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            found[name] = arguments[0]
+
+        handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
+
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    for part in parts:
+        keep(part)
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def scaling_table(
+    layouts: Sequence[Layout],
+    edge: int,
+    dims: int,
+    machine: Machine,
+    num_ranks: Sequence[int] = (8, 64, 1024),
+) -> str:
+    """Return the predicted weak scaling as Markdown."""
+    heads = [f"{count:,} processes" for count in num_ranks]
+    rows = [
+        ["parts run whole", "halo", "share of the operations", *heads],
+        [":---", *["---:"] * (2 + len(heads))],
+    ]
+    for layout in layouts:
+        times = [relative_time(layout, edge, dims, count, machine) for count in num_ranks]
+        name = ", ".join(f"`{part}`" for part in layout.whole) or "none"
+        cells = [str(layout.halo), f"{layout.share:.3f}", *(f"{t:.3g} x" for t in times)]
+        rows.append([name, *cells])
+    return markdown(rows) + "\n"

@@ -1,0 +1,143 @@
+"""Tiles of several processes train and predict as one process does, also after an interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+pytest.importorskip("zarr")
+
+from neurenix_ms import UNet
+from neurenix_ms.datasets import open_array
+from neurenix_ms.recipes.domain.arrays import make_arrays
+from neurenix_ms.recipes.domain.command import main
+from neurenix_ms.recipes.domain.costs import Layout, Machine, layouts_of, relative_time
+
+MODULE = "neurenix_ms.recipes.domain"
+ROOT = Path(__file__).parents[2]
+SMALL = ["--size", "40", "--features", "2", "--whole", "level.inner", "--quiet"]
+
+
+def start(processes: int, options: list[str], out: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, "-m", *torchrun, "-m", MODULE, *SMALL, *options, "--out", str(out)]
+    return subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
+
+
+def results(folder: Path, processes: int) -> dict:
+    return json.loads((folder / "results.json").read_text())[f"{processes}x1"]
+
+
+def test_arrays_do_not_depend_on_what_is_there(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        make_arrays(tmp_path / name, 30, 3, seed=1)
+    one, two = (open_array(tmp_path / name / "x.zarr")[:] for name in ("one", "two"))
+    assert np.array_equal(one, two)
+    clean = open_array(tmp_path / "one" / "target.zarr")[:]
+    assert (one - clean).std() == pytest.approx(0.5, rel=0.1)
+    assert clean[:, :, 15:].std() > 1.2 * clean[:, :, :15].std()  # tiles that differ
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, capsys):
+    def stop(step: int) -> None:
+        if step == 3:
+            raise RuntimeError("stopped")
+
+    options = [*SMALL, "--steps", "4", "--checkpoint-every", "2"]
+    whole = main([*options, "--out", str(tmp_path / "whole")])
+    with pytest.raises(RuntimeError, match="stopped"):
+        main([*options, "--out", str(tmp_path / "stopped")], stop)
+    assert not (tmp_path / "stopped/results.json").exists()
+    assert main([*options, "--out", str(tmp_path / "stopped")]) == whole
+    assert whole["losses"][-1] < whole["losses"][0]
+    assert whole["differences"] == {"output": 0, "loss": 0, "gradient": 0}  # one tile
+    assert "largest difference from one process, gradient: " in capsys.readouterr().out
+    assert open_array(tmp_path / "whole/y.zarr")[:].std() > 0
+    assert (tmp_path / "whole/domain.png").stat().st_size > 10_000
+    words = r"must hold a run with \{.*'seed': 1\}, got \{.*'seed': 0\}"
+    with pytest.raises(ValueError, match=words):
+        main([*options, "--seed", "1", "--out", str(tmp_path / "whole")])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--size", "7"], "--size must be at least 8, got 7"),
+        (["--tile", "0"], "--tile must be a number of at least 1 or auto, got 0"),
+        (["--scaling", "0"], "--scaling must be at least 1, got 0"),
+        (["--no-compare", "--rounds", "1"], "--rounds must be 0 with --no-compare"),
+        (["--scaling", "64"], "--rounds must be at least 1 with --scaling"),
+    ],
+)
+def test_wrong_options_raise(wrong, message, capsys):
+    with pytest.raises(SystemExit):
+        main(wrong)
+    assert message in capsys.readouterr().err
+
+
+def test_time_grows_with_what_every_process_runs():
+    machine = Machine(1e-6)
+
+    def times(layout: Layout) -> list[float]:
+        return [relative_time(layout, 64, 2, count, machine) for count in (1, 8, 64)]
+
+    one, few, many = times(Layout((), 16, 0.0, 0.0))
+    assert one == 1.0
+    assert few == pytest.approx(many, rel=0.2)  # the halo only
+    assert few >= 1.5**2
+    one, few, many = times(Layout(("part",), 0, 0.5, 1.0))
+    assert few >= 0.5 + 0.5 * 8
+    assert many >= 0.5 + 0.5 * 64
+
+
+def test_layouts_of_a_network():
+    whole, upper = layouts_of(UNet(1, 1, features=[8], norm=None), (1, 1, 64, 64))
+    assert (whole.whole, upper.whole) == ((), ("level.inner",))
+    assert whole.halo > upper.halo > 0
+    assert 0 == whole.share < upper.share < 1
+    assert (whole.values, upper.values) == (0.0, 2.0)  # 8 / 2²
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_processes_end_as_one_does(processes, tmp_path):
+    options = ["--steps", "3", "--precision", "64"]
+    assert start(processes, options, tmp_path).wait(300) == 0
+    found, one = (
+        results(tmp_path, processes),
+        main([*SMALL, *options, "--out", str(tmp_path / "one")]),
+    )
+    assert len(set(found["weights"])) == 1
+    assert found["losses"] == pytest.approx(one["losses"], rel=1e-10)
+    assert max(found["differences"].values()) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", ["auto", "8"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tile, tmp_path):
+    options = ["--tile", tile, "--steps", "40", "--checkpoint-every", "3"]
+    assert start(2, options, tmp_path / "whole").wait(300) == 0
+    run = start(2, options, tmp_path / "killed")
+    last = tmp_path / "killed/last.pt"
+    while not last.exists():
+        assert run.poll() is None
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGKILL)
+    assert run.wait(60) == -signal.SIGKILL
+    assert 3 <= len(torch.load(last, weights_only=True)["losses"]) < 40
+    assert not (tmp_path / "killed/results.json").exists()
+    assert start(2, options, tmp_path / "killed").wait(300) == 0
+    whole, killed = (results(tmp_path / name, 2) for name in ("whole", "killed"))
+    assert killed["weights"] == whole["weights"] == whole["weights"][:1] * 2
+    assert killed["losses"] == whole["losses"]
