@@ -44,7 +44,9 @@ def _measured(tree: Path, only: Sequence[str], file: Path) -> Report:
 
 
 def _run(*command: str, cwd: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(cwd)}  # its own package, not the installed one
+    # the package of the tree comes first, not the installed one
+    paths = [str(cwd), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     try:
         done = subprocess.run(
             command, cwd=cwd, env=environment, check=True, capture_output=True, text=True

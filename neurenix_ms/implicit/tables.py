@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neurenix_ms._core.io.atomic import replacing, write_atomically
+from neurenix_ms._core.io.atomic import replacing, to_disk, write_atomically
 
 MESHES = (".vtk", ".vtu", ".xdmf")
 KINDS = {".csv": "csv", ".parquet": "parquet", **dict.fromkeys(MESHES, "mesh")}
@@ -175,6 +175,7 @@ def _write_mesh(path: Path, columns: Mapping[str, np.ndarray], source: Path | No
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         mesh.write(temporary)
+        to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neurenix_ms._core.hooks import is_watched
+from neurenix_ms._core.hooks import is_dense, is_watched
 from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms._core.tracing import is_jit_tracing, is_known, sizes_are_open
 
@@ -130,11 +130,21 @@ def _merge_axis(bands: list[Tensor], n: int, axis: int, wavelet: Wavelet, period
     if _is_one(n):
         return bands[LOW] * (wavelet.scales[LOW] / ROOT2)
     length = bands[LOW].shape[axis]
+    if wavelet.is_pairwise and _is_plain(bands[LOW]) and n == 2 * length:
+        return _paired(bands[LOW], bands[HIGH], axis)
     back = [(band, {k: -w for k, w in taps.items()}) for band, taps in reversed(wavelet.steps)]
     bands[HIGH] = bands[HIGH].narrow(axis, 0, n // 2)
     bands = _lifted(bands, back, axis, wavelet, periodic, fresh=[True, True])
     bands[HIGH] = _fitted(bands[HIGH], length, axis)
     return torch.stack(bands, axis + 1).flatten(axis, axis + 1).narrow(axis, 0, n)
+
+
+def _paired(low: Tensor, high: Tensor, axis: int) -> Tensor:
+    """Return the inverse of the Haar steps, written to its places without copies of both halves."""
+    y = low.new_empty(*low.shape[: axis + 1], 2, *low.shape[axis + 1 :])
+    torch.sub(low, high, alpha=0.5, out=y.select(axis + 1, 0))
+    torch.add(low, high, alpha=0.5, out=y.select(axis + 1, 1))
+    return y.flatten(axis, axis + 1)
 
 
 def _lifted(
@@ -172,8 +182,12 @@ def _lifted(
 def _add_shifted(
     target: Tensor, source: Tensor, offset: int, weight: float, axis: int, periodic: bool
 ) -> None:
+    pieces = _pieces(source, offset, target.shape[axis], axis, periodic)
+    if len(pieces) == 1:
+        target.add_(pieces[0], alpha=weight)
+        return
     start = 0
-    for piece in _pieces(source, offset, target.shape[axis], axis, periodic):
+    for piece in pieces:
         target.narrow(axis, start, piece.shape[axis]).add_(piece, alpha=weight)
         start += piece.shape[axis]
 
@@ -182,17 +196,29 @@ def _pieces(source: Tensor, offset: int, length: int, axis: int, periodic: bool)
     """Return the entries `offset`, `offset + 1`, ... as views, periodic or repeated beyond the ends."""
     n = source.shape[axis]
     before, after = max(0, -offset), max(0, offset + length - n)
-    middle = source.narrow(axis, before + offset, length - before - after)
+    inner = length - before - after
+    pieces = []  # in few calls, which are most of the time of a small band
+    if before > 0:
+        pieces.append(_beyond(source, 0, n - before, before, axis, periodic))
+    if inner > 0:
+        pieces.append(source if inner == n else source.narrow(axis, before + offset, inner))
+    if after > 0:
+        pieces.append(_beyond(source, n - 1, 0, after, axis, periodic))
+    return pieces
+
+
+def _beyond(
+    source: Tensor, edge: int, opposite: int, count: int, axis: int, periodic: bool
+) -> Tensor:
+    """Return what is read beyond an end: from the other end on, or the nearest entry, repeated."""
     if periodic:
-        ends = [source.narrow(axis, n - before, before), source.narrow(axis, 0, after)]
-    else:
-        shape = [-1] * source.ndim
-        ends = []
-        for at, count in ((0, before), (n - 1, after)):
-            shape[axis] = count
-            ends.append(source.narrow(axis, at, 1).expand(shape))
-    pieces = (ends[0], middle, ends[1])
-    return [piece for piece in pieces if piece.shape[axis] > 0]
+        return source.narrow(axis, opposite, count)
+    nearest = source.narrow(axis, edge, 1)
+    if count == 1:
+        return nearest
+    shape = [-1] * source.ndim
+    shape[axis] = count
+    return nearest.expand(shape)
 
 
 def _gathered(source: Tensor, offset: int, length: int, axis: int, periodic: bool) -> Tensor:
@@ -218,6 +244,13 @@ def _fitted(x: Tensor, length: int, axis: int) -> Tensor:
 
 def _is_one(n: int) -> bool:
     return not is_jit_tracing() and is_known(n == 1)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Return whether results may be written to a given tensor."""
+    if not _is_overwritten(x) or is_watched():  # first, because compilers do not know the others
+        return False
+    return is_dense(x) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _is_overwritten(fresh: Tensor) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer
+from neurenix_ms._core.io.atomic import to_disk
 from neurenix_ms.datasets import create_array, open_array
 from neurenix_ms.sharing.reading import read_network
 
@@ -119,6 +120,7 @@ def write_array(target: Path, values: np.ndarray) -> None:
         array[...] = values
         getattr(array, "flush", lambda: None)()
         getattr(array, "close", lambda: None)()
+        to_disk(making)
         if target.is_dir():  # a rename replaces files only
             shutil.rmtree(target)
         os.replace(making, target)

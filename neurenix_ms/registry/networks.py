@@ -82,8 +82,9 @@ NETWORKS = [
     Preset(
         "attention_unet",
         "UNet",
-        "a U-Net that gates its skips, with outputs on every level; the gates are MONAI's, but it pools "
-        "where MONAI strides, and gates the finest skip too",
+        "a U-Net that gates its skips, with outputs on every level; the gates are those of MONAI's "
+        "AttentionUnet, which strides instead of pooling, and whose decoder blocks are single, with "
+        "instance norm and PReLU, unlike those of its encoder",
         "Oktay et al. 2018, 'Attention U-Net', figures 1 and 2",
         {
             "in_channels": 1,

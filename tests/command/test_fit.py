@@ -1,7 +1,9 @@
 """`neurenix-ms fit`: options, messages and exit status."""
 
+import errno
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +102,47 @@ def test_the_help_lists_the_ready_configs(capsys: pytest.CaptureFixture):
     assert all(path.stem in shown for path in fit.ready())
     assert len(fit.ready()) >= 4
     assert max(map(len, shown.splitlines())) <= 105
+
+
+@pytest.mark.parametrize("name", ["config", "checkpoint", "network"])
+def test_a_full_disk_is_one_line_and_the_run_resumes(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place = {
+        "config": "neurenix_ms.fitting.running.write_atomically",
+        "checkpoint": "torch.save",
+        "network": "neurenix_ms.sharing.writing.write_weights",
+    }
+    words = ["fit", "segment_images", *SMALL, "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setattr(place[name], full)
+        assert main(words) == 1
+    assert capsys.readouterr().err == "neurenix-ms fit: [Errno 28] No space left on device\n"
+    left = [path.name for path in Path("runs").rglob("*") if path.is_file()]
+    assert "model.safetensors" not in left
+    assert not [one for one in left if "tmp" in one]
+    assert main(words) == 0
+    assert main(["info", "runs/segment_images/model"]) == 0
+
+
+def test_a_read_only_folder_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def forbidden(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", forbidden)
+        assert main(["fit", "segment_images", *SMALL, "--quiet"]) == 1
+    said = capsys.readouterr().err
+    assert said == "neurenix-ms fit: [Errno 13] Permission denied: 'runs/segment_images'\n"
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(not find_spec("tensorboard"), reason="needs tensorboard")
+def test_scores_are_in_tensorboard():
+    assert main(["fit", "segment_images", *SMALL, "--quiet"]) == 0
+    assert list(Path("runs/segment_images/tensorboard").rglob("events.out.tfevents.*"))

@@ -122,6 +122,21 @@ def test_the_gates_of_attention_unet_have_the_widths_of_monai():
     assert sorted(gates[:4]) == sorted(gates[4:])
 
 
+def test_the_gates_of_attention_unet_are_those_of_monai():
+    """The networks differ: MONAI's decoder has other norms and activations than its encoder."""
+    module = pytest.importorskip("monai.networks.nets.attentionunet")
+    ours = scrambled(create("attention_unet", features=[4, 6], bottleneck_channels=8))
+    gates = [m for m in ours.modules() if type(m).__name__ == "AttentionGate"]
+    for gate, width in zip(gates, (6, 4), strict=True):
+        theirs = module.AttentionBlock(3, width // 2, width, width).double()
+        for mine, part in ((gate.of_skip, theirs.W_x), (gate.of_deep, theirs.W_g)):
+            with_weights_of(mine, part)
+        with_weights_of(gate.score, theirs.psi)
+        skip, deep = torch.randn(2, 2, width, 5, 6, 7, dtype=torch.float64)
+        weighted = theirs.eval()(deep, skip)
+        torch.testing.assert_close(gate(skip, deep), torch.cat([weighted, deep], dim=1))
+
+
 def test_upernet_head_is_that_of_smp():
     pytest.importorskip("segmentation_models_pytorch")
     widths = [8, 12, 16, 6]

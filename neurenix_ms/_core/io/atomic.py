@@ -37,6 +37,15 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         file.write(content)
 
 
+def to_disk(path: str | os.PathLike[str]) -> None:
+    """Bring the content of a file, or of all files in a folder, to the disk."""
+    found = Path(path)
+    for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+
+
 @contextmanager
 def replacing_folder(path: str | os.PathLike[str], names: Collection[str]) -> Iterator[Path]:
     """Make a temporary folder that becomes the target when the context ends without error.
@@ -66,9 +75,7 @@ def replacing_folder(path: str | os.PathLike[str], names: Collection[str]) -> It
     temporary.mkdir()
     try:
         yield temporary
-        for entry in temporary.iterdir():
-            with open(entry, "rb") as file:
-                os.fsync(file.fileno())
+        to_disk(temporary)
         if target.exists():
             os.replace(target, old)
         try:
