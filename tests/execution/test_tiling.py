@@ -1,7 +1,10 @@
 """Tiles against the whole map: equal, whatever the network, the size and the tile."""
 
 import copy
+import itertools
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +83,7 @@ def test_random_networks_are_equal_or_refused(seed, dims):
     assert moved < 1e-10
 
 
-@pytest.mark.parametrize("size", [45, 61, 80, 97])
+@pytest.mark.parametrize("size", [45, pytest.param(61, marks=pytest.mark.slow), 80, pytest.param(97, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("num_levels", [3, 4])
 def test_pyramids_of_any_length_run_in_tiles(size, num_levels):
     model = PyramidNetwork(1, 1, num_levels, 4, spatial_dims=1).double().eval()
@@ -164,9 +167,16 @@ def test_few_random_networks_are_refused(dims):
     assert refused <= 6
 
 
-@pytest.mark.parametrize("norm", [None, "batch", "instance", "group"])
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("whole", [(), "auto", ("level.inner",)])
+def norms_and_modes() -> Iterator[Any]:
+    """All of them; slow are those whose norm is the same in both modes, or whose parts say as much."""
+    for norm, training, whole in itertools.product(
+        [None, "batch", "instance", "group"], [False, True], [(), "auto", ("level.inner",)]
+    ):
+        alike = (norm != "batch" and training) or (norm != "instance" and whole == "auto")
+        yield pytest.param(norm, training, whole, marks=[pytest.mark.slow] if alike else [])
+
+
+@pytest.mark.parametrize(("norm", "training", "whole"), norms_and_modes())
 def test_networks_with_every_norm(norm, training, whole):
     x = torch.randn(2, 1, 51, 43, dtype=torch.float64)
     wanted, got, moved = both(unet(norm).train(training), x, 16, whole=whole)
