@@ -116,7 +116,7 @@ SKETCHES = {
         [
             [data("prediction", "x"), data("target", "t")],
             [step("difference", "x - t")],
-            [step("Laplacian pyramid", "model.pyramid")],
+            [step("Laplacian pyramid", "model.pyramid(x - t)")],
             [step("mean of absolute values, add", "torch.stack(model.per_level(x, t))")],
             [data("loss", "y")],
         ],

@@ -61,8 +61,7 @@ class FiLM(Configured, nn.Module):
 
     def maps(self, condition: Tensor, spatial_dims: int) -> tuple[Tensor, Tensor]:
         """Return factor and summand of every channel of every sample, `(B, channels, 1, ...)`."""
-        parameters: dict[str, Any] = self._parameters  # attributes of a module are slow to look up
-        maps = F.linear(condition, parameters["weight"], parameters["bias"])
+        maps = F.linear(condition, self.weight, self.bias)
         gamma, beta = maps.unflatten(-1, (2, -1, *(1,) * spatial_dims)).unbind(1)
         return 1 + gamma, beta
 

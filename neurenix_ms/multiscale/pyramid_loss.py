@@ -89,6 +89,12 @@ class LaplacianPyramidLoss(Described, nn.Module):
         return [*losses, self._mean(coarsest)]
 
     def _mean(self, y: Tensor) -> Tensor:
-        order = 1 if self.loss == "l1" else 2  # norms make no tensor of absolute values or squares
-        norm = torch.linalg.vector_norm(y, order)
-        return norm / y.numel() if order == 1 else norm.square() / y.numel()
+        wide = torch.promote_types(
+            y.dtype, torch.float32
+        )  # a sum may be too large for half precision
+        # norms make no tensor of absolute values or squares
+        if self.loss == "l1":
+            mean = torch.linalg.vector_norm(y, 1, dtype=wide) / y.numel()
+        else:
+            mean = torch.linalg.vector_norm(y, 2, dtype=wide).square() / y.numel()
+        return mean.to(y.dtype)

@@ -58,3 +58,10 @@ def test_gradients_are_right_and_zero_is_no_trouble(dims):
 def test_bad_input_is_refused_by_what_it_is(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("loss", ["l1", "mse"])
+def test_sums_beyond_half_precision_do_not_overflow(loss):
+    x = 2 * torch.ones(1, 1, 300, 300, dtype=torch.float16)
+    compare = LaplacianPyramidLoss(1, loss)
+    assert compare(x, torch.zeros_like(x)).item() == (2 if loss == "l1" else 4)
