@@ -137,8 +137,10 @@ class UPerHead(Configured, nn.Module):
         size = spatial(levels[0])
         fused: Any = None
         for index, smooth in enumerate(self.smooth):
-            level = self.resize(smooth(levels[index], **given), size)
-            fused = self.fuse.added(fused, self.fuse(level, index))
+            # no name for a level, which would keep it until the next one is made
+            fused = self.fuse.added(
+                fused, self.fuse(self.resize(smooth(levels[index], **given), size), index)
+            )
         fused = self.fuse.added(fused, self.fuse(self.resize(levels[-1], size), len(self.smooth)))
         fused = modulated(self.fuse_film, recomputed(self.fuse_norm, fused), condition)
         fused = recomputed(self.fuse_act, fused)
