@@ -1,6 +1,9 @@
 """The networks of the page "Write your own network" are compiled without a break."""
 
+import sys
 import textwrap
+import types
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,12 +15,15 @@ PAGE = ROOT / "docs" / "tutorials" / "own_network.md"
 
 
 @pytest.fixture(scope="module")
-def names() -> dict:
-    found: dict = {"__name__": "page"}
+def names() -> Iterator[dict]:
+    page = types.ModuleType("own_network_page")
+    sys.modules[page.__name__] = page  # the compiler of torch 2.13 imports it by name
+    found = page.__dict__
     blocks = [textwrap.dedent(block[3]) for block in PYTHON_BLOCK.finditer(PAGE.read_text("utf-8"))]
     for code in (*blocks[:2], blocks[-1]):  # what builds the networks, and what compiles them
         exec(compile(code, PAGE, "exec"), found)
-    return found
+    yield found
+    del sys.modules[page.__name__]
 
 
 @pytest.mark.parametrize("name", ["wnet", "transformer"])
