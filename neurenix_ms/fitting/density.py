@@ -193,6 +193,14 @@ class DensityMaps(FitData):
                     f"fields must have the shape {shape} of the density, got {array.shape} in "
                     f"{array.path}"
                 )
+        if self.land == "missing":
+            for array in opened:
+                if array.dtype.kind != "f":
+                    raise ValueError(
+                        f"land='missing' needs numbers with NaN or a fill value, got {array.dtype} in "
+                        f"{array.path}"
+                    )
+                array.fill = np.nan  # before anything is read, for a fill value that the file names
         size = sum(array.dtype.itemsize * math.prod(shape) for array in opened)
         arrays: list[Any] = [array[...] for array in opened] if size <= IN_MEMORY else list(opened)
         if self.num_samples == "one":
@@ -201,14 +209,6 @@ class DensityMaps(FitData):
             raise ValueError(
                 f"{self.density} must have a time and one to three spatial axes, got {shape}"
             )
-        if self.land == "missing":
-            for array in opened:
-                if array.dtype.kind != "f":
-                    raise ValueError(
-                        f"land='missing' needs numbers with NaN or a fill value, got {array.dtype} in "
-                        f"{array.path}"
-                    )
-                array.fill = np.nan  # also for a fill value that the file names
         check_times(opened[0], 0 if self.num_samples == "one" else 1)
         cells = self._cells(opened[0], arrays[0], shape[2:])
         if self.land == "missing":

@@ -115,8 +115,8 @@ class Resize(nn.Module):
             x, tuple(size), None, self.mode, self.align_corners, antialias=self.antialias
         )
 
-    def resampled_soon(self, x: Tensor, size: Size) -> Tensor:
-        """Return `resampled(x, size)` for a small feature map, without the checks of `F.interpolate`."""
+    def resampled_unchecked(self, x: Tensor, size: Size) -> Tensor:
+        """Return `resampled(x, size)` without the checks of `F.interpolate`, slow on small inputs."""
         if not x.is_cpu or self.antialias or self.mode not in LINEAR_NAMES:
             return self.resampled(x, size)
         return LINEAR[len(size)](x, size, self.align_corners, *(None,) * len(size))

@@ -93,7 +93,7 @@ class SlicedConvolution(nn.Module):
         if is_observed(resize):
             return torch.cat([resize(x, size) for x in features], dim=1)
         return torch.cat(
-            [x if x.shape[2:] == size else resize.resampled_soon(x, size) for x in features],
+            [x if x.shape[2:] == size else resize.resampled_unchecked(x, size) for x in features],
             dim=1,
         )
 

@@ -1,6 +1,7 @@
 """Advection in flux form: a finite-volume scheme of fifth order with a limit on outflow."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -90,8 +91,8 @@ def _check_courant(velocities: Sequence[Sequence[Tensor]], substeps: int) -> Non
     first = velocities[0][0]
     if sizes_are_open() or type(first) not in DENSE or first.is_meta or first.numel() == 0:
         return
-    speeds = (sum(v.detach().abs() for v in per_axis) for per_axis in velocities)
-    fastest = max(float(speed.max()) for speed in speeds)  # type: ignore[union-attr]
+    speeds = (reduce(torch.add, (v.detach().abs() for v in axes)) for axes in velocities)
+    fastest = max(float(speed.max()) for speed in speeds)
     if fastest > 1:
         raise ValueError(
             f"the flow must cross at most 1 cell in a substep, the sum over the axes, got "

@@ -169,7 +169,7 @@ def test_few_random_networks_are_refused(dims):
 
 
 def norms_and_modes() -> Iterator[Any]:
-    """All of them; slow are those whose norm is the same in both modes, or whose parts say as much."""
+    """All combinations; those that take the same path as another one are marked as slow."""
     for norm, training, whole in itertools.product(
         [None, "batch", "instance", "group"], [False, True], [(), "auto", ("level.inner",)]
     ):

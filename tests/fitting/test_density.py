@@ -9,6 +9,7 @@ import torch
 from neurenix_ms import from_pretrained
 from neurenix_ms.command import main
 from neurenix_ms.fitting import DensityMaps
+from neurenix_ms.fitting import density as reading
 from neurenix_ms.fitting.density import RelativeError, Unrolled
 from neurenix_ms.fitting.running import fit
 
@@ -115,6 +116,24 @@ def test_a_netcdf_file_has_land_areas_and_fill_values():
     assert not found[4:7, 11].any()
     mass = (found * area[:, None]).sum(), np.nansum(density[0] * area[:, None])
     np.testing.assert_allclose(*mass, rtol=1e-5)
+
+
+@pytest.mark.parametrize("in_memory", [0, 2**28])
+def test_land_is_where_the_fill_value_of_a_file_is(in_memory, monkeypatch):
+    zarr = pytest.importorskip("zarr")
+    monkeypatch.setattr(reading, "IN_MEMORY", in_memory)
+    maps = np.load("density.npy").astype("float32")
+    maps[:, 4:7, 11] = 9e36
+    array = zarr.create_array("sea.zarr", shape=maps.shape, dtype=maps.dtype)
+    array.attrs["_FillValue"] = 9e36
+    array[:] = maps
+    x, after = DensityMaps("sea.zarr", land="missing", unroll=1, validation=0.3).sets[0][0]
+    land = torch.zeros(16, 16)
+    land[4:7, 11] = 1
+    assert torch.equal(x[1] == 0, land == 1)
+    assert not x[0][land == 1].any()
+    assert not after[0][land == 1].any()
+    np.testing.assert_array_equal(x[0][land == 0], maps[0][land.numpy() == 0])
 
 
 def test_a_netcdf_file_that_does_not_fit_is_refused():
