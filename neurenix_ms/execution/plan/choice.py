@@ -75,6 +75,8 @@ def _fitting_parts(
     """Yield the choices of parts that fit into memory, shallowest first, with the plan for each."""
     with torch.inference_mode(False):  # inference tensors have no version counter
         lengths = measure_lengths(model, (1, *shape[1:]), like, {})
+    # without a limit, no tile takes more than the whole input; to compare with that first saves plans
+    most = peak_of_whole(model, shape, like) if memory_limit is None else memory_limit
     calls = _candidates(model, lengths)
     # layers that cannot run in tiles, so parts run whole must contain them
     outside = {seen.layer for seen, _ in uneven_resizing(lengths)}
@@ -86,7 +88,7 @@ def _fitting_parts(
         if not all(any(_is_inside(layer, name) for name in names) for layer in outside):
             continue
         needed = _bytes_whole(model, names, lengths, shape[0])
-        if memory_limit is not None and needed > memory_limit:
+        if needed > most:
             continue
         try:
             plan = make_plan(model, shape, like, names, memory_limit)

@@ -86,7 +86,7 @@ class Lengths:
 
     def bytes_per_position(self) -> float:
         """Return the bytes of all tensors of a run per position of the input."""
-        storages = {id(s.tensor.untyped_storage()): s.tensor for s in self.run.seen}
+        storages = {s.tensor.untyped_storage()._cdata: s.tensor for s in self.run.seen}
         total = sum(t.numel() * t.element_size() for t in storages.values())
         return total / math.prod(self.size)
 

@@ -65,7 +65,8 @@ class Probe:
         self.x = x
         self.asked = asked
         # copies of the input, here and below, because models may overwrite it
-        self.whole = observe(model, x.clone(), parts, constants, asked=asked)
+        self.given = x.clone()
+        self.whole = observe(model, self.given, parts, constants, asked=asked)
         self.tensors = [t for _, t in self.whole.tensors()]
         numbers = {id(t): i for i, (_, t) in enumerate(lengths.run.tensors())}
         matched = counterparts(self.whole, lengths.run)
@@ -247,9 +248,14 @@ def find_halos(
 
 
 def _samples(probe: Probe) -> int:
-    """Return the batch size at which every tensor has enough values at every position."""
+    """Return the batch size at which every computed tensor has enough values at every position."""
+    given = probe.given.untyped_storage()._cdata
     pairs = zip(probe.tensors, probe.lines, strict=True)
-    lengths = [t.numel() // max(1, t.shape[line.dim]) for t, line in pairs if line is not None]
+    lengths = [
+        t.numel() // max(1, t.shape[line.dim])
+        for t, line in pairs
+        if line is not None and t.untyped_storage()._cdata != given
+    ]
     return math.ceil(ENOUGH_VALUES / max(1, min(lengths, default=ENOUGH_VALUES)))
 
 
