@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,66 @@ from neurenix_ms._core.checks import check_integers, check_number, check_tensor
 
 # of one axis: size once rescaled, first position, number of positions
 Window = tuple[int, int, int]
+BLOCK = 32  # pixels of the result that are computed at a time
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Weights with which pixels of one rescaled axis are interpolated.
+
+    A weight falls linearly with the distance, and reaches as far as a pixel of the result where the
+    axis shrinks, as `antialias` of `F.interpolate` does.
+    """
+
+    size: int  # of the axis
+    first: np.ndarray  # for every pixel of the result, that of its first weight; it may be below 0
+    weights: np.ndarray  # 0 outside the axis
+
+    @classmethod
+    def of(cls, size: int, rescaled: int, inside: range) -> "Kernel":
+        """Return the kernel for the pixels `inside` of an axis that is rescaled."""
+        ratio = size / rescaled
+        reach = max(1.0, ratio)
+        centers = (np.arange(inside.start, inside.stop) + 0.5) * ratio
+        first = np.floor(centers - reach + 0.5)
+        places = first[:, None] + np.arange(int(2 * reach) + 2)
+        weights = np.maximum(1 - np.abs(places + 0.5 - centers[:, None]) / reach, 0)
+        weights[(places < 0) | (places >= size)] = 0
+        weights /= weights.sum(1, keepdims=True)
+        return cls(size, first.astype(np.int64), weights)
+
+    def read(self, block: slice = slice(None)) -> range:
+        """Return the pixels that a block of the result reads."""
+        first = self.first[block]
+        return range(max(0, int(first[0])), min(self.size, int(first[-1]) + self.weights.shape[1]))
+
+    def matrix(self, block: slice) -> np.ndarray:
+        """Return the weights of these pixels in the block."""
+        first, weights, read = self.first[block], self.weights[block], self.read(block)
+        rows, taps = weights.shape
+        matrix = np.zeros((rows, first[-1] - first[0] + taps))
+        columns = (first - first[0])[:, None] + np.arange(taps)
+        matrix[np.arange(rows)[:, None], columns] = weights
+        return matrix[:, read.start - first[0] : read.stop - first[0]]
+
+    def applied(self, x: Tensor, axis: int) -> Tensor:
+        """Interpolate an axis that holds the pixels to read.
+
+        A pixel of the result reads few others, so blocks are products with small matrices.
+        """
+        count, start = len(self.first), self.read().start
+        before, after = x.shape[:axis], x.shape[axis + 1 :]
+        rows = x.reshape(math.prod(before), x.shape[axis], math.prod(after))
+        y = x.new_empty(len(rows), count, rows.shape[2])
+        for stop in range(BLOCK, count + BLOCK, BLOCK):
+            block = slice(stop - BLOCK, min(stop, count))
+            places, matrix = self.read(block), torch.from_numpy(self.matrix(block)).to(x)
+            read = rows[:, places.start - start : places.stop - start]
+            if y.shape[2] == 1:
+                torch.matmul(read[..., 0], matrix.T, out=y[:, block, 0])
+            else:
+                torch.bmm(matrix.expand(len(rows), -1, -1), read, out=y[:, block])
+        return y.reshape(*before, count, *after)
 
 
 class RandomScaledCrop:
@@ -120,15 +181,15 @@ class RandomScaledCrop:
         if not x.is_floating_point():
             y = y.to(torch.float32)
         first = x.ndim - len(windows)
+        kernels: dict[int, Kernel] = {}
         for axis, (window, n) in enumerate(zip(windows, y.shape[first:], strict=True), start=first):
-            inside = _inside(window)
-            read = inside if window[0] == n else _taps(n, window[0], inside)[0]
-            y = y.narrow(axis, read.start, len(read))
-        for axis, (window, n) in enumerate(zip(windows, x.shape[first:], strict=True), start=first):
+            read = _inside(window)
             if window[0] != n:
-                weights = linear_weights(n, window[0], _inside(window), y.dtype)[1]
-                y = _mixed(y, axis, weights.to(y.device))
-                del weights  # before those of the next axis
+                kernels[axis] = Kernel.of(n, window[0], read)
+                read = kernels[axis].read()
+            y = y.narrow(axis, read.start, len(read))
+        for axis, kernel in kernels.items():
+            y = kernel.applied(y, axis)
         if not x.is_floating_point():
             limits = torch.iinfo(x.dtype) if x.dtype != torch.bool else None
             y = y.round().clamp(limits.min, limits.max) if limits else y >= 0.5
@@ -142,53 +203,6 @@ class RandomScaledCrop:
             places = (2 * torch.arange(inside.start, inside.stop) + 1) * n // (2 * window[0])
             y = y.index_select(axis, places.to(y.device))
         return _padded(y, windows, first, self.label_fill).as_subclass(type(x))
-
-
-def linear_weights(
-    size: int, rescaled: int, inside: range, dtype: torch.dtype = torch.float64
-) -> tuple[range, Tensor]:
-    """Return the pixels of one axis that are read, and their weight in every pixel of the result.
-
-    The weight falls linearly with the distance, and reaches as far as a pixel of the result where the
-    axis shrinks, as `antialias` of `F.interpolate` does.
-
-    Args:
-        size: Pixels of the axis.
-        rescaled: Pixels once it is rescaled.
-        inside: Those that are wanted.
-        dtype: Of the weights.
-
-    Examples:
-        >>> linear_weights(4, 2, range(0, 1))[1]
-        tensor([[0.4286, 0.4286, 0.1429, 0.0000]], dtype=torch.float64)
-    """
-    source, places, taps = _taps(size, rescaled, inside)
-    weights = np.zeros((len(inside), len(source)))
-    np.add.at(weights, (np.arange(len(inside))[:, None], places - source.start), taps)
-    return source, torch.from_numpy(weights).to(dtype)
-
-
-def _taps(size: int, rescaled: int, inside: range) -> tuple[range, np.ndarray, np.ndarray]:
-    """Return the pixels that are read, and for every pixel of the result its pixels and weights."""
-    ratio = size / rescaled
-    reach = max(1.0, ratio)
-    centers = (np.arange(inside.start, inside.stop) + 0.5) * ratio
-    first = np.floor(centers - reach + 0.5)[:, None] + np.arange(int(2 * reach) + 2)
-    taps = np.clip(1 - np.abs(first + 0.5 - centers[:, None]) / reach, 0, None)
-    taps *= (first >= 0) & (first < size)
-    taps /= taps.sum(1, keepdims=True)
-    places = np.clip(first, 0, size - 1).astype(np.int64)
-    return range(int(places[0, 0]), int(places[-1, -1]) + 1), places, taps
-
-
-def _mixed(x: Tensor, axis: int, weights: Tensor) -> Tensor:
-    """Multiply one axis by a matrix, without moving the others."""
-    if axis == x.ndim - 1:
-        return x @ weights.T
-    before, after = x.shape[:axis], x.shape[axis + 1 :]
-    rows = x.reshape(math.prod(before), x.shape[axis], math.prod(after))
-    y = torch.bmm(weights.expand(len(rows), -1, -1), rows)
-    return y.reshape(*before, len(weights), *after)
 
 
 def _inside(window: Window) -> range:
