@@ -33,7 +33,7 @@ test-slow: .venv/with-dev  ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
 test-site: .venv/with-dev  ## the built site in a headless browser, if chromium is there
-	$(BIN)/python -m pytest -m slow -rs tests/docs/test_site.py
+	$(BIN)/python -m pytest -m slow -rs $(IN_PARALLEL) tests/docs/test_site.py
 
 coverage: .venv/with-dev  ## the test suite, with the share of lines that it runs
 	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/peers $(IN_PARALLEL) --cov --cov-report=term --cov-report=html:runs/coverage
@@ -80,7 +80,7 @@ bench-full: .venv/with-bench .venv/with-peers  ## those, with large sizes and co
 	$(BENCH) --full --benchmark-json=$(RESULTS).json
 
 bench-smoke: .venv/with-bench .venv/with-peers  ## every benchmark once: bytes and operations as stored?
-	$(BENCH) --benchmark-disable
+	$(BENCH) --benchmark-disable $(IN_PARALLEL)
 
 bench-baseline: .venv/with-bench .venv/with-peers  ## store bytes and operations as what may be used
 	$(BENCH) --benchmark-disable --bench-store

@@ -102,7 +102,7 @@ class _Fixture:
                 config.stash[SESSION] = Session(config)
             except ValueError as error:
                 pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
-        if _in_parallel(config):
+        if _in_parallel(config) and not config.getoption("benchmark_disable"):
             request.node.warn(pytest.PytestWarning(IN_PARALLEL))
         session = config.stash[SESSION]
         threads = torch.get_num_threads()
