@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--reduce", choices=("argmax",), help="write the index of the largest channel")
     add("--out-dtype", metavar="DTYPE", help="by default that of the model; of indices uint8")
+    add(
+        "--time-step",
+        type=float,
+        metavar="NUMBER",
+        help="OUT is a forecast: the time of a NetCDF file moves on by so much, in its unit",
+    )
+    add("--units", help="unit of the values in OUT; of a forecast that in IN")
     add("--device", default="cpu", help="where the model runs, such as cuda:0")
     add("--threads", type=int, metavar="N", help="threads of the processor")
     add(
@@ -112,6 +119,7 @@ def forecast(options: argparse.Namespace) -> str:
         shape=options.shape,
         dtype=options.dtype,
         offset=options.offset,
+        time_step=options.time_step,
         device=options.device,
         overwrite=options.overwrite,
     )
@@ -162,6 +170,8 @@ def predict(options: argparse.Namespace) -> str:
         condition=options.condition,
         reduce=options.reduce,
         out_dtype=options.out_dtype,
+        time_step=options.time_step,
+        units=options.units,
         device=options.device,
         overwrite=options.overwrite,
         progress=not options.quiet and find_spec("tqdm") is not None,

@@ -10,6 +10,7 @@ import numpy as np
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import shown
 from neurenix_ms.datasets.chunks import KeptChunks
+from neurenix_ms.datasets.coordinates import Coordinate
 from neurenix_ms.datasets.readers import READERS, FileError, kind_of, open_raw, state_of, unmap
 
 
@@ -128,6 +129,12 @@ class DiskArray:
     def attributes(self) -> Mapping[str, Any]:
         """What else the file says: attributes, coordinates, voxel sizes."""
         return self._source.attributes
+
+    @property
+    def coordinates(self) -> dict[str, Coordinate]:
+        """Coordinates of a NetCDF file with the bounds of its cells: tuples of the names of their axes,
+        their values and attributes, by name. They are read at every call."""
+        return self._source.coordinates()
 
     def images(
         self, spatial_dims: Literal[1, 2, 3], first: Literal["channels", "batch"] = "channels"

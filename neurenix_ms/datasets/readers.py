@@ -14,6 +14,7 @@ import numpy as np
 
 from neurenix_ms._core.checks import shown
 from neurenix_ms.datasets.chunks import KeptChunks
+from neurenix_ms.datasets.coordinates import Coordinate, bounds_of, read_coordinates
 
 RAW = (".raw", ".bin", ".dat")
 KINDS = {
@@ -50,6 +51,7 @@ class Source:
         missing: The value that marks missing ones, beside NaN.
         attributes: What else the file says.
         close: Closes the file.
+        coordinates: Reads the coordinates by name.
     """
 
     array: Any
@@ -58,6 +60,7 @@ class Source:
     missing: float | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     close: Callable[[], None] = lambda: None
+    coordinates: Callable[[], dict[str, Coordinate]] = dict
 
 
 def kind_of(path: Path) -> str:
@@ -198,6 +201,8 @@ def _netcdf(path: Path, key: Key) -> Source:
     xarray = needed("xarray")
     data = xarray.open_dataset(path, decode_times=False, cache=False)
     fields = {name: item for name, item in data.data_vars.items() if item.ndim}
+    if key is None:
+        fields = {name: item for name, item in fields.items() if name not in bounds_of(data)}
     try:
         found = fields[_chosen(path, key, fields)]
     except FileError:
@@ -211,6 +216,7 @@ def _netcdf(path: Path, key: Key) -> Source:
         None,
         {**found.attrs, "coordinates": coordinates},
         data.close,
+        lambda: read_coordinates(data, found),
     )
 
 

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integers
+from neurenix_ms.datasets.coordinates import Coordinate
 from neurenix_ms.datasets.readers import kind_of, needed
 
 CHUNK = 2**20  # values of a chunk, if nothing else is asked for
@@ -24,6 +26,8 @@ def create_array(
     chunks: Sequence[int] | None = None,
     axes: Sequence[str] | None = None,
     units: str | None = None,
+    coordinates: Mapping[str, Any] | None = None,
+    attributes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Any:
     """Create an array on disk to write slices into, such as the `out` of `TiledModel`.
@@ -38,6 +42,9 @@ def create_array(
         chunks: Shape of the chunks of `.zarr`, `.h5` and `.nc`; about a million values by default.
         axes: Names of the axes, for `.zarr`, `.h5` and `.nc`.
         units: Unit of the values, likewise.
+        coordinates: Coordinates for `.nc` by name, as xarray takes them: tuples of the names of their
+            axes, their values and attributes. An axis that is not one of `axes` is added to the file.
+        attributes: What else the file says about the values, for `.zarr`, `.h5` and `.nc`.
         overwrite: Replace what is there.
 
     Returns:
@@ -70,8 +77,63 @@ def create_array(
         raise ValueError(f"path must be free, or overwrite=True, got {target}, which exists")
     if not target.parent.is_dir():
         raise ValueError(f"path must be in a folder that exists, got {target}")
-    pieces = tuple(chunks) if chunks is not None else default_chunks(shape)
-    return WRITERS[kind](target, tuple(shape), np.dtype(dtype), pieces, axes, units)
+    about = _About(
+        tuple(chunks) if chunks is not None else default_chunks(shape),
+        None if axes is None else tuple(axes),
+        {**(attributes or {}), **({} if units is None else {"units": units})},
+        {name: _coordinate(name, given) for name, given in (coordinates or {}).items()},
+    )
+    _check_lengths(dict(zip(about.names(len(shape)), shape, strict=True)), about.coordinates)
+    return WRITERS[kind](target, tuple(shape), np.dtype(dtype), about)
+
+
+@dataclass
+class _About:
+    """What a file says beside the values.
+
+    Args:
+        chunks: Shape of its chunks.
+        axes: Names of the axes.
+        attributes: Attributes of the array.
+        coordinates: Coordinates by name.
+    """
+
+    chunks: tuple[int, ...]
+    axes: tuple[str, ...] | None
+    attributes: dict[str, Any]
+    coordinates: dict[str, Coordinate] = field(default_factory=dict)
+
+    def names(self, dims: int) -> tuple[str, ...]:
+        """Return the names of the axes, in a format in which all have one."""
+        return self.axes or tuple(f"dim_{number}" for number in range(dims))
+
+
+def _coordinate(name: str, given: Any) -> Coordinate:
+    """Return a coordinate of a tuple, or raise."""
+    if not isinstance(given, Sequence) or len(given) != 3:
+        raise ValueError(
+            f"coordinates must be tuples (axes, values, attributes), got {type(given).__name__} for "
+            f"{name!r}"
+        )
+    dims, values, about = given
+    names = (dims,) if isinstance(dims, str) else tuple(str(dim) for dim in dims)
+    made = Coordinate(names, np.asarray(values), dict(about))
+    if made.values.ndim != len(made.dims):
+        raise ValueError(
+            f"coordinate {name!r} must have an axis for each of {made.dims}, got values of shape "
+            f"{made.values.shape}"
+        )
+    return made
+
+
+def _check_lengths(lengths: dict[str, int], coordinates: Mapping[str, Coordinate]) -> None:
+    """Raise if the coordinates do not have the lengths of the axes."""
+    for name, (dims, values, _) in coordinates.items():
+        for dim, length in zip(dims, values.shape, strict=True):
+            if lengths.setdefault(dim, length) != length:
+                raise ValueError(
+                    f"coordinate {name!r} must have {lengths[dim]} values along {dim!r}, got {length}"
+                )
 
 
 def default_chunks(shape: Sequence[int]) -> tuple[int, ...]:
@@ -81,48 +143,63 @@ def default_chunks(shape: Sequence[int]) -> tuple[int, ...]:
     return (*(1,) * front, *(min(n, edge) for n in shape[front:]))
 
 
-def _npy(path: Path, shape: Any, dtype: np.dtype, *_: Any) -> Any:
+def _npy(path: Path, shape: Any, dtype: np.dtype, about: _About) -> Any:
     return np.lib.format.open_memmap(path, "w+", dtype, shape)
 
 
-def _raw(path: Path, shape: Any, dtype: np.dtype, *_: Any) -> Any:
+def _raw(path: Path, shape: Any, dtype: np.dtype, about: _About) -> Any:
     return np.memmap(path, dtype, "w+", shape=shape)
 
 
-def _zarr(path: Path, shape: Any, dtype: np.dtype, chunks: Any, axes: Any, units: Any) -> Any:
-    attributes = {} if units is None else {"units": units}
+def _zarr(path: Path, shape: Any, dtype: np.dtype, about: _About) -> Any:
     return needed("zarr").create_array(
         path,
         shape=shape,
         dtype=dtype,
-        chunks=chunks,
-        dimension_names=axes,
-        attributes=attributes,
+        chunks=about.chunks,
+        dimension_names=about.axes,
+        attributes=about.attributes,
         overwrite=True,
     )
 
 
-def _hdf5(path: Path, shape: Any, dtype: np.dtype, chunks: Any, axes: Any, units: Any) -> Any:
+def _hdf5(path: Path, shape: Any, dtype: np.dtype, about: _About) -> Any:
     file = needed("h5py").File(path, "w")
-    made = file.create_dataset("data", shape, dtype, chunks=chunks)
-    for number, name in enumerate(axes or ()):
+    made = file.create_dataset("data", shape, dtype, chunks=about.chunks)
+    for number, name in enumerate(about.axes or ()):
         made.dims[number].label = name
-    if units is not None:
-        made.attrs["units"] = units
+    made.attrs.update(about.attributes)
     return _OfFile(made, file)
 
 
-def _netcdf(path: Path, shape: Any, dtype: np.dtype, chunks: Any, axes: Any, units: Any) -> Any:
+def _netcdf(path: Path, shape: Any, dtype: np.dtype, about: _About) -> Any:
     file = needed("h5netcdf").File(path, "w")
-    names = list(axes or (f"dim_{number}" for number in range(len(shape))))
-    file.dimensions = dict(zip(names, shape, strict=True))
-    made = file.create_variable("data", names, dtype, chunks=chunks)
-    if units is not None:
-        made.attrs["units"] = units
+    names = about.names(len(shape))
+    lengths = dict(zip(names, shape, strict=True))
+    for dims, values, _ in about.coordinates.values():
+        lengths |= dict(zip(dims, values.shape, strict=True))
+    file.dimensions = lengths
+    made = file.create_variable("data", names, dtype, chunks=about.chunks)
+    made.attrs.update(about.attributes)
+    for name, (dims, values, attributes) in about.coordinates.items():
+        text = values.dtype.kind in "OUS"
+        kind = needed("h5py").string_dtype() if text else values.dtype
+        one = file.create_variable(name, dims, kind, data=values.astype(object) if text else values)
+        one.attrs.update(attributes)
+    if others := _auxiliary(about, names):
+        made.attrs["coordinates"] = " ".join(others)
     return _OfFile(made, file)
 
 
-def _tiff(path: Path, shape: Any, dtype: np.dtype, *_: Any) -> Any:
+def _auxiliary(about: _About, names: Sequence[str]) -> list[str]:
+    """Return the coordinates that readers find by name only (CF conventions, 5): of no axis of their
+    own, and neither bounds nor a projection."""
+    related = {about.attributes.get("grid_mapping")}
+    related |= {one.attributes.get("bounds") for one in about.coordinates.values()}
+    return [name for name in about.coordinates if name not in names and name not in related]
+
+
+def _tiff(path: Path, shape: Any, dtype: np.dtype, about: _About) -> Any:
     large = math.prod(shape) * dtype.itemsize > 2**31
     return needed("tifffile").memmap(path, shape=shape, dtype=dtype, bigtiff=large)
 

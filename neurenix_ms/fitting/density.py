@@ -1,7 +1,9 @@
 """Maps of a density over time: windows of a file as data, and the task that conserves their mass."""
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -11,8 +13,9 @@ from torch.utils.data import Dataset
 
 from neurenix_ms._core.checks import check_integer
 from neurenix_ms.conservation import total_mass
-from neurenix_ms.datasets import open_array
+from neurenix_ms.datasets import create_array, open_array
 from neurenix_ms.datasets.arrays import DiskArray
+from neurenix_ms.datasets.coordinates import Coordinate
 from neurenix_ms.fitting.loading import FitData, num_held_out
 from neurenix_ms.fitting.tasks import Arguments, FitTask, as_in_the_data, optimizer_named
 from neurenix_ms.registry import create
@@ -210,6 +213,7 @@ class DensityMaps(FitData):
                 f"{self.density} must have a time and one to three spatial axes, got {shape}"
             )
         check_times(opened[0], 0 if self.num_samples == "one" else 1)
+        self.opened = opened[0]
         cells = self._cells(opened[0], arrays[0], shape[2:])
         if self.land == "missing":
             given = self.reading.get("fill")
@@ -239,6 +243,74 @@ class DensityMaps(FitData):
             Steps(arrays, some, self.unroll, cells if self.has_cells else None) for some in places
         ]
         return sets[0], sets[1] if places[1] else None
+
+    def write_step(
+        self,
+        path: str | os.PathLike[str],
+        first: int = -2,
+        sample: int = 0,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Write the input of the network for one step, for `neurenix-ms predict`.
+
+        A NetCDF file (`.nc`) has the coordinates of the density, the time at which the step starts, and
+        the step itself, so that the prediction has the time at its end.
+
+        Args:
+            path: A new file, in a format of `create_array`.
+            first: Number of the time at which the step starts. Fields must be there for its end, too:
+                -2 is the last step.
+            sample: Number of the sample, for `num_samples="many"`.
+            overwrite: Replace what is there.
+
+        Raises:
+            ValueError: If there is no such step, or something is at `path`.
+
+        Examples:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     np.save(f"{folder}/density.npy", np.ones((9, 16, 12)))
+            ...     data = DensityMaps(f"{folder}/density.npy", validation=0.4)
+            ...     data.write_step(f"{folder}/step.npy")
+            ...     np.load(f"{folder}/step.npy").shape
+            (1, 16, 12)
+        """
+        steps = cast(Steps, self.sets[0])
+        lengths = (1, *self.opened.shape) if self.num_samples == "one" else self.opened.shape
+        start = first + lengths[1] if first < 0 else first
+        if not 0 <= start < lengths[1] - 1:
+            raise ValueError(
+                f"first must be the number of a time that has a next one of {lengths[1]}, got {first}"
+            )
+        if not 0 <= sample < lengths[0]:
+            raise ValueError(f"sample must be below {lengths[0]}, got {sample}")
+        x, _ = Steps(steps.arrays, [(sample, start)], 1, steps.cells)[0]
+        said: dict[str, Any] = {}
+        if self.opened.axes is not None:
+            said = self._said(self.opened, lengths[2:], start)
+        array = create_array(path, x.shape, "float32", **said, overwrite=overwrite)
+        array[...] = x.numpy()
+        getattr(array, "flush", lambda: None)()
+        getattr(array, "close", lambda: None)()
+
+    def _said(self, opened: DiskArray, size: Sequence[int], start: int) -> dict[str, Any]:
+        """Return what the file of a step says beside its values."""
+        names = [str(name) for name in opened.axes or ()]
+        axis, spatial = names[-len(size) - 1], names[-len(size) :]
+        known, others = opened.coordinates, {*names[: -len(size)]}
+        found = {name: one for name, one in known.items() if not others & {*one.dims}}
+        about: dict[str, Any] = {} if opened.units is None else {"forecast_units": opened.units}
+        if axis in known:
+            times, said = known[axis].values, known[axis].attributes
+            said = {name: value for name, value in said.items() if name != "bounds"}
+            found[axis] = Coordinate((), times[start], said)
+            about["forecast_step"] = float(times[start + 1] - times[start])
+        keys = zip((self.density, *self.fields), (self.density_key, *self.field_keys), strict=True)
+        density, *fields = [key or Path(path).stem for path, key in keys]
+        channels = [density, *(["cell_area"] if self.has_cells else []), *fields]
+        found["channel"] = Coordinate(("channel",), np.array(channels), {})
+        return {"axes": ["channel", *spatial], "coordinates": found, "attributes": about}
 
     def _cells(self, opened: DiskArray, density: Any, size: Sequence[int]) -> Tensor:
         """Return the area of every cell, in units of the largest; 0 on land."""

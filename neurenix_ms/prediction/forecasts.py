@@ -13,6 +13,7 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer
 from neurenix_ms._core.io.atomic import to_disk
 from neurenix_ms.datasets import create_array, open_array
+from neurenix_ms.prediction.grids import Said, said_of_states, time_step_of
 from neurenix_ms.sharing.reading import read_network
 
 
@@ -28,6 +29,7 @@ def forecast_file(
     shape: Sequence[int] | None = None,
     dtype: Any = None,
     offset: int = 0,
+    time_step: float | None = None,
     device: str = "cpu",
     overwrite: bool = False,
 ) -> tuple[int, ...]:
@@ -35,6 +37,10 @@ def forecast_file(
 
     Use it for a `HierarchicalTimeStepper` or a `TimeStepper`, as `neurenix-ms predict` does. States and
     forecast are in memory. The result appears at its place when it is complete.
+
+    From NetCDF to NetCDF, the forecast has the unit and the coordinates of the source, and the times
+    after that of `row`, if the times of the source are equally spaced: their steps are taken for those
+    of the model.
 
     Args:
         model: A file of `save` or a folder of `save_pretrained`.
@@ -47,6 +53,8 @@ def forecast_file(
         shape: See `open_array`.
         dtype: See `open_array`.
         offset: See `open_array`.
+        time_step: Length of a step of the model in the unit of the source's time; by default, with
+            `row`, that of the source.
         device: Where the model runs.
         overwrite: Replace what is at `target`.
 
@@ -73,8 +81,11 @@ def forecast_file(
     network: Any = read_network(model, device)
     if not hasattr(network, "forecast"):
         raise ValueError(f"model must make forecasts, got a {type(network).__name__}")
-    array = np.asarray(open_array(source, key, shape=shape, dtype=dtype, offset=offset)[...])
-    states = _started(array, row, Path(source))
+    opened = open_array(source, key, shape=shape, dtype=dtype, offset=offset)
+    states = _started(np.asarray(opened[...]), row, Path(source))
+    if time_step is not None:
+        time_step_of(opened, time_step, Path(target))
+    said = said_of_states(opened, row, num_steps, time_step)
     kinds = [p.dtype for p in network.parameters()] or [torch.float32]
     with torch.no_grad():
         try:
@@ -84,7 +95,7 @@ def forecast_file(
             raise ValueError(
                 f"{source} must hold states that the model takes, got {states.shape}: {words}"
             ) from error
-    write_array(Path(target), found.cpu().numpy())
+    write_array(Path(target), found.cpu().numpy(), said)
     return tuple(found.shape)
 
 
@@ -112,11 +123,13 @@ def check_free(target: Path, overwrite: bool) -> None:
         raise ValueError(f"target must be in a folder that exists, got {target}")
 
 
-def write_array(target: Path, values: np.ndarray) -> None:
+def write_array(target: Path, values: np.ndarray, said: Said) -> None:
     """Write an array beside its place, and move it there when it is complete."""
     making = target.with_name(f".making-{target.name}")
     try:
-        array = create_array(making, values.shape, values.dtype, overwrite=True)
+        array = create_array(
+            making, values.shape, values.dtype, **said.arguments(target), overwrite=True
+        )
         array[...] = values
         getattr(array, "flush", lambda: None)()
         getattr(array, "close", lambda: None)()

@@ -20,6 +20,7 @@ from neurenix_ms.execution.plan.footprint import like_parameters
 from neurenix_ms.execution.run.arrays import FEWER_BITS
 from neurenix_ms.layers.conditioning import condition_name, keyword
 from neurenix_ms.msnet import MSNet
+from neurenix_ms.prediction.grids import said_of_images, time_step_of
 from neurenix_ms.prediction.journal import Journal
 from neurenix_ms.prediction.results import Results
 from neurenix_ms.sharing.reading import read_network
@@ -72,6 +73,8 @@ def predict_file(
     condition: Sequence[float] | None = None,
     reduce: Literal["argmax"] | None = None,
     out_dtype: Any = None,
+    time_step: float | None = None,
+    units: str | None = None,
     device: str = "cpu",
     overwrite: bool = False,
     progress: bool = False,
@@ -83,6 +86,12 @@ def predict_file(
     It is equal to the result for the whole input up to rounding, as that of `TiledModel`. The target
     appears when it is complete; until then the tiles are in the hidden folder `.NAME.part` beside it.
     This is `neurenix-ms predict` on the command line.
+
+    From NetCDF to NetCDF, the result has the coordinates of the source, with their attributes and
+    bounds, along all axes whose length is that in the source. If the result is a forecast, give
+    `time_step`: its time is later by so much, and its unit is that of the source. (A source of
+    `DensityMaps.write_step` names both itself.) If time is the axis of the channels, the result has the
+    times after the last one.
 
     Args:
         model: A file of `neurenix_ms.save`, or a folder of `save_pretrained`.
@@ -102,6 +111,8 @@ def predict_file(
         condition: The vector of a network with `condition_channels`, the same for all images.
         reduce: "argmax" writes the index of the largest channel instead of all channels.
         out_dtype: Type of the result; by default that of the model, with `reduce` uint8.
+        time_step: By how much the result is later than the source, in the unit of its time.
+        units: Unit of the result, for targets that hold one.
         device: Where the model runs.
         overwrite: Replace what is at `target`, and drop an interrupted run with another model, input
             or options.
@@ -136,6 +147,7 @@ def predict_file(
     array = open_array(source, key, shape=shape, dtype=dtype, offset=offset, fill=fill)
     images = array.images(_dims(network, spatial_dims), first)
     _check_channels(network, images)
+    time_step = time_step_of(images, time_step, Path(target))
     facts = {
         "model": digest(Path(model)),
         "input": [
@@ -176,7 +188,9 @@ def predict_file(
         except BaseException:
             run.end()
             raise
-        results.finish(_axes(images, reduce))
+        axes = _axes(images, reduce)
+        said = said_of_images(images, axes, made.shape, time_step, units)
+        results.finish(said.arguments(results.target))
     array.close()
     return made
 

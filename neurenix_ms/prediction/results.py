@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,13 +82,17 @@ class Results:
         array.flush()
         unmap(array)
 
-    def finish(self, axes: Sequence[str] | None) -> None:
-        """Give the result the format of the target, and move it to its place."""
+    def finish(self, said: Mapping[str, Any]) -> None:
+        """Give the result the format of the target, and move it to its place.
+
+        Args:
+            said: Arguments of `create_array`: what the file says beside the values.
+        """
         if self.growing.exists():
             if self.kind in AS_WRITTEN:
                 os.replace(self.growing, self.complete)
             else:
-                self._convert(axes)
+                self._convert(said)
                 _remove(self.complete)
                 os.replace(self._making, self.complete)
                 self.growing.unlink()
@@ -103,11 +107,11 @@ class Results:
         """Remove the folder with all that is in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _convert(self, axes: Sequence[str] | None) -> None:
+    def _convert(self, said: Mapping[str, Any]) -> None:
         """Copy the result chunk by chunk into a file of the target's format."""
         source = np.lib.format.open_memmap(self.growing, "r")
         _remove(self._making)
-        written = create_array(self._making, source.shape, source.dtype, axes=axes)
+        written = create_array(self._making, source.shape, source.dtype, **said)
         try:
             for index in blocks(source.shape):
                 written[index] = source[index]
