@@ -7,6 +7,7 @@ from neurenix_ms.datasets.ocean import DriftDensity
 from neurenix_ms.datasets.porous import PorousConduction, effective_conductivity
 from neurenix_ms.datasets.scaled_crop import RandomScaledCrop
 from neurenix_ms.datasets.scanned import ScannedConduction
+from neurenix_ms.datasets.smoothing import SmoothedTrajectories, smooth_trajectories
 from neurenix_ms.datasets.waves import kuramoto_sivashinsky, travelling_wave, turbulence2d
 from neurenix_ms.datasets.writers import create_array
 
@@ -17,11 +18,13 @@ __all__ = [
     "RandomScaledCrop",
     "SampleCache",
     "ScannedConduction",
+    "SmoothedTrajectories",
     "Windows",
     "create_array",
     "effective_conductivity",
     "kuramoto_sivashinsky",
     "open_array",
+    "smooth_trajectories",
     "travelling_wave",
     "turbulence2d",
 ]

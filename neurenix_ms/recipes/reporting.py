@@ -5,9 +5,14 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from neurenix_ms._core.io.atomic import write_atomically
+
+FRAME = 500  # milliseconds
+SLOW = 3  # ratio of the duration of the last frame of an animation to that of the others
 
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:
@@ -37,5 +42,26 @@ def save_figure(path: Path, figure: Figure) -> None:
     """Write a PNG atomically; its folder is made if it is missing."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+
+
+def save_animation(path: Path, frames: Iterable[Figure]) -> None:
+    """Write a GIF atomically, which repeats; its folder is made if it is missing."""
+    images = []
+    for figure in frames:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+        images.append(drawn.convert("RGB").quantize(128, dither=Image.Dither.NONE))
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer,
+        "GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=[FRAME] * (len(images) - 1) + [FRAME * SLOW],
+        loop=0,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())

@@ -43,8 +43,33 @@ def test_one_command_writes_table_and_figure_and_resumes(small, tmp_path, monkey
     assert (out / "table.md").read_text().strip() == text
     result = json.loads((out / "cubic_1.json").read_text())
     assert set(result["errors"]) == {"1", "4", "16", "coupled", "hybrid"}
+    assert result["errors"]["coupled"] > 0
     monkeypatch.setattr(hierarchy, "trained", None)  # nothing is trained again
     assert run(tmp_path, "--noise", "0", "0.01") == text
+
+
+def test_seeds_and_smoothed_trajectories_have_rows(small, tmp_path):
+    text = run(tmp_path, "--noise", "0.01", "--seeds", "2")
+    assert text.count("| cubic | 1 % |") == 1  # the mean of both seeds
+    assert "±" in text.splitlines()[2]
+    text = run(tmp_path, "--noise", "0.01", "--smooth")
+    assert "| cubic | 1 %, smoothed |" in text
+    assert "| cubic | 1 % |" in text
+    names = {path.name for path in (tmp_path / "out").glob("*.json")}
+    assert names == {"cubic_1.json", "cubic_1_seed1.json", "cubic_1_smoothed.json"}
+    noisy, smoothed = (
+        json.loads((tmp_path / "out" / f"cubic_1{more}.json").read_text())["errors"]["1"]
+        for more in ("", "_smoothed")
+    )
+    assert noisy != smoothed
+
+
+def test_smoothing_removes_most_of_the_noise():
+    times = torch.linspace(0, 6, 300, dtype=torch.float64)
+    truth = torch.stack([times.sin(), times.cos()], dim=-1)[None].repeat(20, 1, 1)
+    rough, smooth = (hierarchy_settings.measured(truth, 0.02, 1, on) for on in (False, True))
+    assert rough.dtype == torch.float32
+    assert (smooth - truth).norm() < 0.4 * (rough - truth).norm()
 
 
 def test_the_picture_shows_every_stride_also_one_that_diverges(tmp_path):

@@ -6,6 +6,7 @@ table and a figure. An interrupted run resumes.
 """
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -26,7 +27,7 @@ from neurenix_ms.recipes.hierarchy.settings import (
     SETTINGS,
     STEP_SIZES,
     Settings,
-    noisy,
+    measured,
     trajectories,
 )
 from neurenix_ms.recipes.options import check_at_least
@@ -53,20 +54,29 @@ def main(argv: Sequence[str] | None = None) -> str:
     iterations = options.iterations or settings.num_iterations
     data = trajectories(options.system, settings.dt, options.data)
     options.out.mkdir(parents=True, exist_ok=True)
-    for noise in options.noise:
+    for noise, turn in itertools.product(options.noise, range(options.seeds)):
+        seed = options.seed + turn
         name = f"{options.system}_{100 * noise:g}"
+        name += ("_smoothed" if options.smooth else "") + (f"_seed{seed}" if seed else "")
         note = options.out / f"{name}.json"
         if options.fresh:
             for old in options.out.glob(f"{name}.*"):
                 old.unlink()
         if note.exists() and json.loads(note.read_text())["iterations"] == iterations:
             continue
-        print(f"{options.system}, {100 * noise:g} % noise")
-        model, seconds = trained(settings, data, noise, iterations, options, name)
-        result = scores(options.system, settings, model, data, noise, options.seed)
+        print(f"{options.system}, {100 * noise:g} % noise, seed {seed}")
+        seen, held_out = (
+            measured(data[part], noise, seed + i, options.smooth)
+            for i, part in enumerate(("train", "validation"))
+        )
+        fitted = settings, seen, held_out, iterations, options.horizon, seed
+        model, seconds = trained(*fitted, options.out / name)
+        result = scores(options.system, settings, model, held_out, data["test"])
         result |= {
             "system": options.system,
             "noise": noise,
+            "smoothed": options.smooth,
+            "seed": seed,
             "iterations": iterations,
             "batch_size": settings.batch_size,
             "threads": torch.get_num_threads(),
@@ -75,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> str:
         write_atomically(note, json.dumps(result, indent=1).encode())
     results = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
     for result in results:
-        if result["system"] == options.system and result["noise"] == 0:
+        clean = result["noise"] == 0 and not result.get("smoothed")
+        if result["system"] == options.system and clean and not result.get("seed"):
             draw(options.out / f"{options.system}.png", result)
     text = table(results)
     write_atomically(options.out / "table.md", f"{text}\n".encode())
@@ -85,32 +96,28 @@ def main(argv: Sequence[str] | None = None) -> str:
 
 def trained(
     settings: Settings,
-    data: dict[str, Tensor],
-    noise: float,
+    seen: Tensor,
+    held_out: Tensor,
     iterations: int,
-    options: argparse.Namespace,
-    name: str,
+    horizon: int,
+    seed: int,
+    path: Path,
 ) -> tuple[HierarchicalTimeStepper, float]:
     """Train a stepper per stride; return the hierarchy and the wall time of the last run."""
-    target = options.out / f"{name}.nx"
-    seen, held_out = (
-        noisy(data[part], noise, options.seed + i).float()
-        for i, part in enumerate(("train", "validation"))
-    )
-    torch.manual_seed(options.seed)
+    target, checkpoint = path.with_name(f"{path.name}.nx"), path.with_name(f"{path.name}.ckpt")
+    torch.manual_seed(seed)
     start = time.perf_counter()
     dims = seen.shape[-1]
-    checkpoint = options.out / f"{name}.ckpt"
     model = fit_hierarchy(
         seen,
         settings.dt,
         STEP_SIZES,
         lambda: MLP(dims, dims, settings.hidden),
         validation=held_out,
-        horizon=options.horizon,
+        horizon=horizon,
         num_iterations=iterations,
         batch_size=settings.batch_size,
-        seed=options.seed,
+        seed=seed,
         checkpoint=checkpoint,
     )
     save(model, target)
@@ -124,14 +131,11 @@ def scores(
     system: str,
     settings: Settings,
     model: HierarchicalTimeStepper,
-    data: dict[str, Tensor],
-    noise: float,
-    seed: int,
+    held_out: Tensor,
+    test: Tensor,
 ) -> dict[str, Any]:
     """Compute the mean squared errors of all forecasts, over all steps and as functions of time."""
-    held_out = noisy(data["validation"], noise, seed + 1).float()
-    truth = data["test"][:, 1:]
-    x0 = data["test"][:, 0].float()
+    truth, x0 = test[:, 1:], test[:, 0].float()
     selection = selected(model, held_out[:NUM_SELECTING])
     fine = IntegratorStepper(SYSTEMS[system].rhs, settings.dt, INTEGRATOR_STRIDE)
     coarsest = max(selection.hierarchy.step_sizes)
@@ -177,12 +181,16 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--noise", type=float, nargs="+", default=[0.0], help="in standard deviations of the states"
     )
+    parser.add_argument(
+        "--smooth", action="store_true", help="smooth the noisy trajectories before training"
+    )
     parser.add_argument("--iterations", type=int, help="steps of Adam; by default by system")
     parser.add_argument("--horizon", type=int, default=1, help="strides per training window")
     parser.add_argument("--seed", type=int, default=0, help="for weights, windows and noise")
+    parser.add_argument("--seeds", type=int, default=1, help="runs, with seeds from --seed on")
     parser.add_argument("--out", type=Path, default=Path("runs/hierarchy"), help="results")
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of trajectories")
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
     options = parser.parse_args(argv)
-    check_at_least(parser, options, iterations=1, horizon=1, noise=0)
+    check_at_least(parser, options, iterations=1, horizon=1, noise=0, seeds=1)
     return options

@@ -1,6 +1,7 @@
 """Table and figure of the errors of time-steppers."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from neurenix_ms.recipes.hierarchy.settings import SETTINGS
-from neurenix_ms.recipes.reporting import markdown, save_figure
+from neurenix_ms.recipes.reporting import markdown, save_figure, scatter
 
 COLUMNS = ("finest alone", "best single", "coupled", "hybrid")
 
@@ -18,37 +19,46 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     """Return a Markdown table: a row of our errors per system and noise, and the published ones below.
 
     Args:
-        results: Results of the experiment, one per system and noise.
+        results: Results of the experiment, one per system, noise and seed.
     """
     head = ["system", "noise", *COLUMNS, "strides coupled", "training"]
     lines = [head, [":---", "---:", *["---:"] * len(COLUMNS), ":---", "---:"]]
-    order = list(SETTINGS)
-    for result in sorted(results, key=lambda r: (order.index(r["system"]), r["noise"])):
-        single = {int(k): v for k, v in result["errors"].items() if k.isdigit()}
-        finite = {size: error for size, error in single.items() if math.isfinite(error)}
-        best = min(finite, key=lambda size: finite[size])
+    runs: dict[tuple[int, float, bool], list[dict[str, Any]]] = {}
+    for result in sorted(results, key=lambda result: result.get("seed", 0)):
+        place = list(SETTINGS).index(result["system"])
+        smoothed = bool(result.get("smoothed"))
+        runs.setdefault((place, result["noise"], smoothed), []).append(result)
+    for (_, noise, smoothed), seeds in sorted(runs.items(), key=lambda item: item[0]):
+        errors = {way: [run["errors"][way] for run in seeds] for way in seeds[0]["errors"]}
+        single = {int(way): values for way, values in errors.items() if way.isdigit()}
+        finite = [size for size, values in single.items() if all(map(math.isfinite, values))]
+        best = min(finite, key=lambda size: sum(single[size]))
         ours = [
             shown(single[min(single)]),
-            f"{shown(finite[best])} ({best})",
-            f"**{shown(result['errors']['coupled'])}**",
-            shown(result["errors"]["hybrid"]),
+            f"{shown(single[best])} ({best})",
+            f"**{shown(errors['coupled'])}**",
+            shown(errors["hybrid"]),
         ]
-        strides = ", ".join(map(str, sorted(result["selected"])))
-        minutes = f"{result['iterations']:,} steps, {result['seconds'] / 60:.0f} min"
-        name = result["system"].replace("_", " ")
-        lines.append([name, f"{100 * result['noise']:g} %", *ours, strides, minutes])
-        lines.append(["", "", *_published(result), "published", ""])
+        strides = "; ".join(
+            dict.fromkeys(", ".join(map(str, sorted(run["selected"]))) for run in seeds)
+        )
+        minutes = statistics.mean(run["seconds"] for run in seeds) / 60
+        cost = f"{seeds[0]['iterations']:,} steps, {minutes:.0f} min"
+        name = seeds[0]["system"].replace("_", " ")
+        noisy = f"{100 * noise:g} %{', smoothed' if smoothed else ''}"
+        lines.append([name, noisy, *ours, strides, cost])
+        lines.append(["", "", *_published(seeds[0]), "published", ""])
     return markdown(lines)
 
 
-def shown(error: float) -> str:
-    """Format an error for the table.
+def shown(errors: Sequence[float]) -> str:
+    """Format the errors of runs for the table; of several, their mean and standard deviation.
 
     Examples:
-        >>> shown(0.00123), shown(float("nan"))
-        ('1.2e-03', 'diverges')
+        >>> shown([0.00123]), shown([0.001, 0.003]), shown([0.1, float("nan")])
+        ('1.2e-03', '2.0e-03 ± 1.4e-03', 'diverges')
     """
-    return f"{error:.1e}" if math.isfinite(error) else "diverges"
+    return scatter(errors, ".1e") if all(map(math.isfinite, errors)) else "diverges"
 
 
 def _published(result: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neurenix_ms.datasets import SampleCache
+from neurenix_ms.datasets import SampleCache, smooth_trajectories
 from neurenix_ms.datasets.dynamics import initial_states, simulate
 
 NUM_STEPS = 5120
@@ -76,3 +76,9 @@ def noisy(states: Tensor, noise: float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     scale = noise * states.flatten(0, 1).std(dim=0)
     return states + scale * torch.randn(states.shape, generator=generator, dtype=states.dtype)
+
+
+def measured(states: Tensor, noise: float, seed: int, smooth: bool = False) -> Tensor:
+    """Return states as they would be measured, in single precision: with noise, perhaps smoothed."""
+    states = noisy(states, noise, seed)
+    return (smooth_trajectories(states).states if smooth else states).float()

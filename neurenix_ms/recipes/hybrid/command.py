@@ -1,8 +1,8 @@
 """Correct the advection of a drifting density by the fluxes of a U-Net, and score it for three days.
 
 `python -m neurenix_ms.recipes.hybrid` trains hybrids and plain U-Nets on the densities of the recipe
-`ocean`, rolls them out on unseen samples of five kinds of currents, and writes a table and two figures.
-An interrupted run resumes.
+`ocean`, rolls them out on unseen samples of five kinds of currents, and writes a table, figures and an
+animation. An interrupted run resumes.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from neurenix_ms.recipes.hybrid.models import (
     carried,
     images_of,
 )
-from neurenix_ms.recipes.hybrid.report import draw_densities, draw_errors, table_of
+from neurenix_ms.recipes.hybrid.report import animate, draw_densities, draw_errors, table_of
 from neurenix_ms.recipes.ocean.command import SINK
 from neurenix_ms.recipes.ocean.options import noted, parsed
 from neurenix_ms.recipes.ocean.rollouts import HELD_OUT_SEED, Step, samples_of, scored, stacked
@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> str:
     draw_errors(options.out / "hybrid_errors.png", result)
     truth = {kind: density for kind, (density, _) in unseen.items()}
     draw_densities(options.out / "hybrid.png", truth, shown)
-    print(f"\n{table}\n\n{options.out / 'hybrid'}.json, .md and .png")
+    animate(options.out / "hybrid.gif", truth, shown)
+    print(f"\n{table}\n\n{options.out / 'hybrid'}.json, .md, .png and .gif")
     return table
 
 

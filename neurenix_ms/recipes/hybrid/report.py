@@ -1,15 +1,16 @@
-"""Table, curves and images of advection and its correction."""
+"""Table, curves, images and animation of advection and its correction."""
 
 import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from neurenix_ms.datasets.ocean import INTERVAL
-from neurenix_ms.recipes.reporting import markdown, save_figure
+from neurenix_ms.recipes.reporting import markdown, save_animation, save_figure
 
 Result = dict[str, Any]
 COLORS = {
@@ -104,17 +105,54 @@ def draw_densities(
     columns = ["start", "truth", *DRAWN]
     figure = Figure(figsize=(2.2 * len(columns), 2.3 * len(SHOWN)), dpi=100, layout="constrained")
     axes = figure.subplots(len(SHOWN), len(columns), squeeze=False)
-    for row, (kind, largest) in zip(axes, SHOWN.items(), strict=True):
+    for row, kind in zip(axes, SHOWN, strict=True):
         start, end = truth[kind][0, 0], truth[kind][0, -1]
-        peak = int(start.flatten().argmax())
-        shift = [start.shape[0] // 2 - i for i in divmod(peak, start.shape[1])]
         images = [start, end, *(predicted[kind][name][-1] for name in DRAWN)]
-        for axis, image in zip(row, images, strict=True):
-            centered = image.roll(shift, (0, 1)).T
-            norm = PowerNorm(0.5, 0, largest)
-            axis.imshow(centered, norm=norm, cmap="magma", origin="lower", interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(kind)
-    for axis, name in zip(axes[0], columns, strict=True):
-        axis.set_title(name.replace("advection of ", "advection of\n"), fontsize=10)
+        _show(row, images, kind, _to_middle(start))
+    _name_columns(axes, columns)
     save_figure(path, figure)
+
+
+def animate(path: Path, truth: dict[str, Tensor], predicted: dict[str, dict[str, Tensor]]) -> None:
+    """Animate the first unseen sample: truth, advection and the hybrid.
+
+    Args:
+        path: GIF to write.
+        truth: As for `draw_densities`.
+        predicted: As for `draw_densities`.
+    """
+    steps = len(truth["eddies"][0])
+    save_animation(path, (_frame(truth, predicted, step) for step in range(steps)))
+
+
+def _frame(truth: dict[str, Tensor], predicted: dict[str, dict[str, Tensor]], step: int) -> Figure:
+    names = [name for name in DRAWN if name != "U-Net"]
+    figure = Figure(figsize=(2.2 * (1 + len(names)), 6.9), dpi=90, layout="constrained")
+    axes = figure.subplots(len(SHOWN), 1 + len(names), squeeze=False)
+    for row, kind in zip(axes, SHOWN, strict=True):
+        first = truth[kind][0]
+        ways = (torch.cat([first[:1], predicted[kind][name]]) for name in names)
+        _show(row, [images[step] for images in (first, *ways)], kind, _to_middle(first[0]))
+    _name_columns(axes, ["truth", *names])
+    figure.suptitle(f"{step * INTERVAL:.0f} hours", fontsize=11)
+    return figure
+
+
+def _to_middle(density: Tensor) -> list[int]:
+    """Return the cells by which to roll a periodic density to center its maximum."""
+    peak = int(density.flatten().argmax())
+    return [density.shape[0] // 2 - i for i in divmod(peak, density.shape[1])]
+
+
+def _show(row: Any, images: list[Tensor], kind: str, shift: list[int]) -> None:
+    for axis, image in zip(row, images, strict=True):
+        norm = PowerNorm(0.5, 0, SHOWN[kind], clip=True)
+        centered = image.roll(shift, (0, 1)).T
+        axis.imshow(centered, norm=norm, cmap="magma", origin="lower", interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+    row[0].set_ylabel(kind)
+
+
+def _name_columns(axes: Any, names: list[str]) -> None:
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(name.replace("advection of ", "advection of\n"), fontsize=10)

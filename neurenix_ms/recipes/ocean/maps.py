@@ -1,28 +1,23 @@
 """Figure and animation of true and predicted density maps."""
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
-from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets.currents import LENGTH
 from neurenix_ms.datasets.ocean import INTERVAL
-from neurenix_ms.recipes.reporting import save_figure
+from neurenix_ms.recipes.reporting import save_animation, save_figure
 
 Predicted = dict[str, dict[str, Tensor]]
 LARGEST = {"eddies": 1.2, "sink": 6.0}  # of the colors, in densities at the release
 DRAWN = ["semi-Lagrangian, corrected", "double", "single", "double, mass kept", "double, seen all"]
 ANIMATED = ["semi-Lagrangian, corrected", "double", "double, seen all"]
-SLOW = 3  # ratio of the duration of the last frame to that of the others
 
 
 def draw_maps(path: Path, truth: dict[str, Tensor], predicted: Predicted) -> None:
@@ -60,29 +55,21 @@ def animate(path: Path, truth: dict[str, Tensor], predicted: Predicted) -> None:
         predicted: As for `draw_maps`.
     """
     rows = _rows(truth, predicted, ANIMATED)
+    save_animation(path, (_frame(rows, time) for time in range(len(truth["eddies"][0]))))
+
+
+def _frame(rows: Predicted, time: int) -> Figure:
     names = list(rows["eddies"])
-    frames = []
-    for time in range(len(truth["eddies"][0])):
-        figure = Figure(figsize=(2.1 * len(names), 4.7), dpi=90, layout="constrained")
-        axes = figure.subplots(2, len(names), squeeze=False)
-        for row, (kind, maps) in zip(axes, rows.items(), strict=True):
-            for axis, name in zip(row, names, strict=True):
-                _show(axis, maps[name][time], kind)
-            row[0].set_ylabel(kind, fontsize=10)
-        for axis, name in zip(axes[0], names, strict=True):
-            axis.set_title(_broken(name), fontsize=10)
-        figure.suptitle(f"{time * INTERVAL:.0f} hours", fontsize=11)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        drawn = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
-        frames.append(drawn.convert("RGB"))
-    indexed = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
-    buffer = io.BytesIO()
-    durations = [500] * (len(frames) - 1) + [500 * SLOW]
-    indexed[0].save(
-        buffer, "GIF", save_all=True, append_images=indexed[1:], duration=durations, loop=0
-    )
-    write_atomically(path, buffer.getvalue())
+    figure = Figure(figsize=(2.1 * len(names), 4.7), dpi=90, layout="constrained")
+    axes = figure.subplots(2, len(names), squeeze=False)
+    for row, (kind, maps) in zip(axes, rows.items(), strict=True):
+        for axis, name in zip(row, names, strict=True):
+            _show(axis, maps[name][time], kind)
+        row[0].set_ylabel(kind, fontsize=10)
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(_broken(name), fontsize=10)
+    figure.suptitle(f"{time * INTERVAL:.0f} hours", fontsize=11)
+    return figure
 
 
 def _rows(truth: dict[str, Tensor], predicted: Predicted, names: Sequence[str]) -> Predicted:
