@@ -295,6 +295,7 @@ FUNCTIONS: dict[Callable[..., Any], dict[str, Any]] = {
     },
     nms.list_models: {},
     datasets.effective_conductivity: {"potential": MAP, "pores": MAP > 0.5},
+    datasets.smooth_trajectories: {"trajectories": ROWS},
     datasets.travelling_wave: {"num_points": 8},
     datasets.kuramoto_sivashinsky: {"nu": 0.1, "num_points": 8, "num_times": 2, "end_time": 0.1},
     datasets.turbulence2d: {"num_points": 8, "num_times": 2, "end_time": 0.1, "time_step": 0.1},
