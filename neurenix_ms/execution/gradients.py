@@ -27,6 +27,7 @@ from neurenix_ms.execution.run.setting import (
     TileSize,
     Whole,
     check_choices,
+    check_names,
     check_rank_of,
     check_same_calls,
     settle,
@@ -47,6 +48,7 @@ def accumulate_gradients(
     reduction: Literal["mean", "sum"] | None = None,
     mesh: DeviceMesh | None = None,
     schedule: Schedule = "auto",
+    shared: Annotated[Sequence[str], UNCHECKED] = (),
 ) -> Tensor:
     """Add the gradient of `loss(model(x), target)` to every parameter's `.grad`, tile by tile.
 
@@ -109,6 +111,7 @@ def accumulate_gradients(
     with ranks.agreeing(), uncompiled():
         shape, like = check_rank_of(x, None, model)
         whole = check_choices(model, tile_size, whole, len(shape) - 2, None, mesh)
+        shared = check_names(model, "shared", shared)
         targets = [leaf for leaf in tree_leaves(target) if hasattr(leaf, "shape")]
         for leaf in targets:
             check_array("target", leaf, like.dtype)
@@ -117,9 +120,8 @@ def accumulate_gradients(
         further = check_args(args, shape)
         leaves = [_leaf_of(value) for value in further]
         with passing(leaves):
-            setting = settle(
-                model, shape, like, tile_size, whole, None, ranks.size, schedule, training=True
-            )
+            choices = tile_size, whole, None, ranks.size, schedule, True, shared
+            setting = settle(model, shape, like, *choices)
             check_same_calls(ranks, model, x, setting, **facts)
             parameters = _parameters(model, loss, leaves)
             if setting is None:

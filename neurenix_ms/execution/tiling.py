@@ -25,6 +25,7 @@ from neurenix_ms.execution.run.setting import (
     TileSize,
     Whole,
     check_choices,
+    check_names,
     check_rank_of,
     check_same_calls,
     settle,
@@ -130,11 +131,13 @@ class TiledModel(Described, nn.Module):
         progress: bool = False,
         mesh: DeviceMesh | None = None,
         schedule: Schedule = "auto",
+        shared: Annotated[Sequence[str], UNCHECKED] = (),
     ) -> None:
         super().__init__()
         ranks_of(mesh)
         plain = plain_module(model)
         whole = check_choices(plain, tile_size, whole, spatial_dims, memory_limit, mesh)
+        shared = check_names(plain, "shared", shared)
         self.model = model
         self.tile_size = tile_size
         self.spatial_dims = spatial_dims
@@ -145,9 +148,10 @@ class TiledModel(Described, nn.Module):
         self.progress = progress
         self.mesh = mesh
         self.schedule = schedule
+        self.shared = shared
         if in_channels is not None:
             check_positive(in_channels=in_channels)
-            settle_early(plain, in_channels, spatial_dims, whole, memory_limit)
+            settle_early(plain, in_channels, spatial_dims, whole, memory_limit, shared)
 
     @torch.no_grad()
     def forward(
@@ -186,7 +190,9 @@ class TiledModel(Described, nn.Module):
             shape, like = check_rank_of(x, self.spatial_dims, model)
             choices = self.tile_size, self.whole, self.memory_limit
             with passing(check_args(args, shape)):
-                setting = settle(model, shape, like, *choices, ranks.size, self.schedule)
+                setting = settle(
+                    model, shape, like, *choices, ranks.size, self.schedule, shared=self.shared
+                )
                 check_same_calls(ranks, model, x, setting, reduce=self.reduce)
                 if setting is None:
                     return self._in_one(model, x, like, out, ranks, skip, on_tile)

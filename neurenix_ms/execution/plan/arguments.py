@@ -75,6 +75,11 @@ class Others:
         """Return the vectors."""
         return [leaf for leaf in self.leaves if leaf is not None]
 
+    def alone(self) -> bool:
+        """Return whether there are none, and the feature map is the first positional argument."""
+        args, kwargs = tree_unflatten(list(self.leaves), self.structure)
+        return len(args) == 1 and not kwargs
+
     def detached(self) -> "Others":
         """Return the same without a graph."""
         return self.replaced([v.detach() for v in self.vectors()])

@@ -24,7 +24,7 @@ from neurenix_ms.execution.plan.requirements import (
     check_no_global_layer,
     check_repeatable,
 )
-from neurenix_ms.execution.plan.sites import submodules
+from neurenix_ms.execution.plan.sites import Part, submodules
 from neurenix_ms.execution.plan.smallest import shortest, shortest_piece
 from neurenix_ms.execution.progress import search_for_a_plan
 
@@ -63,8 +63,9 @@ class Footprint:
 class Place:
     """Halo of a site or an output, and its layout relative to the input.
 
-    For a part run whole, `result` holds the lines of its result. `result_shape` is the shape of a
-    part's result, or of an output, for a batch of one and the input on which the plan was made.
+    For a part, `result` holds the lines of its result, `channels` the channels of its input, and
+    `alone` whether it is called with one feature map only. `result_shape` is the shape of a part's
+    result, or of an output, for a batch of one and the input on which the plan was made.
     """
 
     layer: str
@@ -72,6 +73,8 @@ class Place:
     lines: Lines
     result: Lines | None = None
     result_shape: tuple[int, ...] = ()
+    channels: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -223,9 +226,15 @@ def _measured_plan(
             places.append(None)
             continue
         place = Place(lengths.run.layers[number], next(site_halos), inputs)
-        if place.layer in parts:
-            shape = tuple(lengths.run.sites[number][1].shape)
-            place = replace(place, result=result, result_shape=shape)
+        part, output = lengths.run.sites[number]
+        if isinstance(part, Part):
+            place = replace(
+                place,
+                result=result,
+                result_shape=tuple(output.shape),
+                channels=part.x.shape[1],
+                alone=part.others.alone(),
+            )
         places.append(place)
     ends: list[Place] = []
     for number, lines in enumerate(lengths.outputs()):

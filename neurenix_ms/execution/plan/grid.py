@@ -88,10 +88,16 @@ class Grid:
         return list(zip(starts, [*starts[1:], size], strict=True))
 
     def _widened(self, axis: int, core: tuple[int, int], halo: Halo) -> tuple[int, int]:
-        size, stride, least = self.size[axis], self.stride[axis], self.least[axis]
-        start, stop = max(0, core[0] - halo[0]), min(size, core[1] + halo[1])
-        missing = -(-max(0, least - (stop - start)) // stride) * stride
-        after = min(size - stop, missing) if stop + missing <= size else size - stop
-        stop += after
-        start = max(0, start - -(-max(0, least - (stop - start)) // stride) * stride)
-        return start, stop
+        return widened(core, halo, self.size[axis], self.stride[axis], self.least[axis])
+
+
+def widened(
+    core: tuple[int, int], halo: Halo, size: int, stride: int, least: int
+) -> tuple[int, int]:
+    """Return a core with its halo along one axis, at least as long as the smallest tile."""
+    start, stop = max(0, core[0] - halo[0]), min(size, core[1] + halo[1])
+    missing = -(-max(0, least - (stop - start)) // stride) * stride
+    after = min(size - stop, missing) if stop + missing <= size else size - stop
+    stop += after
+    start = max(0, start - -(-max(0, least - (stop - start)) // stride) * stride)
+    return start, stop

@@ -145,13 +145,15 @@ class Interception(TorchFunctionMode):
         return replacement
 
 
-def submodules(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
+def submodules(
+    model: nn.Module, names: tuple[str, ...], argument: str = "whole"
+) -> dict[str, nn.Module]:
     """Return the submodules of these names."""
     found = dict(model.named_modules())
     for name in names:
         if name not in found or not name:
             raise ValueError(
-                f"whole must name submodules of {type(model).__name__} as in named_modules(), "
+                f"{argument} must name submodules of {type(model).__name__} as in named_modules(), "
                 f"got {name!r}"
             )
     return {name: found[name] for name in names}

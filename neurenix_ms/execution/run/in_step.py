@@ -3,28 +3,43 @@
 The first tile runs in the calling thread. Whenever it reaches a site, the others are brought to the same
 site, one after the other; then moments are merged or a part is run, and the first tile continues. A
 process with one tile has no others, and meets the tiles of other processes only.
+
+There, parts can be shared: the tile gets its window of the part's input from the cores of all
+processes, runs the part on it, with sites inside as those of the model, and gets its window of the
+result in the same way.
 """
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from neurenix_ms.execution.plan.grid import Tile
-from neurenix_ms.execution.plan.sites import Part, Site
+from neurenix_ms.execution.plan.footprint import Place, Plan
+from neurenix_ms.execution.plan.grid import Tile, index_of
+from neurenix_ms.execution.plan.sharing import SharedPart
+from neurenix_ms.execution.plan.sites import Interception, Part, Site, submodules
 from neurenix_ms.execution.plan.statistics import Moments, Normalization
 from neurenix_ms.execution.run.attributes import Attributes
+from neurenix_ms.execution.run.exchange import Exchange, exchanged
 from neurenix_ms.execution.run.merged import (
     PartMeeting,
     merged_moments,
     normalized_together,
     run_together,
 )
+from neurenix_ms.execution.run.ranks import Index
 from neurenix_ms.execution.run.suspended import Pause, Suspended
-from neurenix_ms.execution.run.tiles import TiledRun, check_equal_vectors
+from neurenix_ms.execution.run.tiles import (
+    Buffers,
+    TiledRun,
+    assembled,
+    check_equal_vectors,
+    lines_of_result,
+)
 
 Answer = Callable[[Any], Tensor]  # of a site to a tile
 Met = list[tuple[Tile, Any]]  # all tiles of this process, and the same site in each
@@ -35,14 +50,23 @@ class InStep(TiledRun):
 
     The memory is that of one tile and of what the others keep at a site. In grad mode, results have a
     graph, and `token` must be added to the loss. Arguments as for `TiledRun`.
+
+    Args:
+        shared: Parts that are not run whole but shared, by the number of their site; with at most one
+            tile per rank.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, shared: Sequence[tuple[int, SharedPart]] = (), **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.token = torch.zeros((), device=self.like.device, requires_grad=True)
-        self.norms: dict[int, tuple[Normalization, Moments]] = {}
+        self.norms: list[tuple[Normalization, Moments]] = []
         self.others: list[_Other] = []
         self.last_site = -1
+        tiles = self.ranks.shares(list(self.grid.tiles(self.plan.widest_halo())))
+        self.top = _Level(self.plan, self.grid.size, tiles, self.parts, dict(shared))
+        self.buffers = Buffers(self.model, self.top.run_whole())
 
     def results(self, skip: Container[int] = ()) -> Iterator[tuple[int, Tile, list[Tensor], Any]]:
         """Yield number and tile, and the cores of all outputs with their structure.
@@ -63,7 +87,7 @@ class InStep(TiledRun):
             met.insert(first, (here[1], site))
             self.last_site = number
             self.progress()
-            answers = self._answers(number, site, met)
+            answers = self._answers(self.top, number, site, met)
             answer = answers.pop(first)
             for other, its in zip(self.others, answers, strict=True):
                 other.answer = its
@@ -83,7 +107,7 @@ class InStep(TiledRun):
 
     def move_running(self) -> None:
         """Update the running statistics of all normalizations, once."""
-        for norm, moments in self.norms.values():
+        for norm, moments in self.norms:
             norm.move_running(moments)
 
     @contextmanager
@@ -124,50 +148,141 @@ class InStep(TiledRun):
             raise self.other_calls(result[0])
         return self.cores(other.tile, result)
 
-    def _answers(self, number: int, site: Site, met: Met) -> list[Answer]:
-        """Return what every tile computes of the site when it continues."""
-        return (
-            self._of_part(number, site, met)
-            if isinstance(site, Part)
-            else self._of_norm(number, met)
-        )
+    def _answers(self, level: "_Level", number: int, site: Site, met: Met) -> list[Answer]:
+        """Return what every tile computes of a site of the model, or of a shared part."""
+        place = level.place(number)
+        if not isinstance(site, Part):
+            return self._of_norm(place, met)
+        if number in level.shared:
+            (tile,) = (tile for tile, _ in met)
+            return [_constant(self._of_shared_part(level, number, site, tile))]
+        return self._of_part(level, place, site, met)
 
-    def _of_norm(self, number: int, met: Met) -> list[Answer]:
+    def _of_norm(self, place: Place, met: Met) -> list[Answer]:
         norms: list[Normalization] = [norm for _, norm in met]
-        cores = [tile.core_of_tile(self.place(number).lines) for tile, _ in met]
+        cores = [tile.core_of_tile(place.lines) for tile, _ in met]
         moments = merged_moments(norms, cores, self.ranks)
-        self.norms[number] = norms[0].settings(), moments
+        self.norms.append((norms[0].settings(), moments))
         if torch.is_grad_enabled():
             self.token, results = normalized_together(norms, cores, moments, self.ranks, self.token)
             return [_constant(result) for result in results]
         return [lambda norm: norm.normalized(moments.mean, moments.var)] * len(met)
 
-    def _of_part(self, number: int, part: Part, met: Met) -> list[Answer]:
-        place, tiles = self.place(number), [tile for tile, _ in met]
+    def _of_part(self, level: "_Level", place: Place, part: Part, met: Met) -> list[Answer]:
+        tiles = [tile for tile, _ in met]
         for _, other in met:
             check_equal_vectors(part.others, other)
 
-        def assembled(xs: Sequence[Tensor]) -> Tensor:
+        def whole(xs: Sequence[Tensor]) -> Tensor:
             pairs = zip(tiles, xs, strict=True)
-            return self.assembled(
-                number, ((tile, x[tile.core_of_tile(place.lines)]) for tile, x in pairs)
-            )
+            cores = ((tile, x[tile.core_of_tile(place.lines)]) for tile, x in pairs)
+            return assembled(cores, place.lines, level.size, level.pieces(place), self.ranks)
 
         xs = [other.x for _, other in met]
         if torch.is_grad_enabled():
             assert place.result is not None
             layouts = place.lines, place.result
-            check = partial(self.lines_of_result, number)
-            meeting = PartMeeting(part, tiles, *layouts, assembled, check, self.ranks)
+            check = partial(lines_of_result, place, level.size)
+            meeting = PartMeeting(part, tiles, *layouts, whole, check, self.ranks)
             self.token, results = run_together(meeting, xs, self.token)
             return [_constant(result) for result in results]
-        result = part.others.call(part.forward, assembled(xs))
-        lines = self.lines_of_result(number, result)
+        result = part.others.call(part.forward, whole(xs))
+        lines = lines_of_result(place, level.size, result)
 
         def cropped(tile: Tile) -> Answer:
             return lambda _: result[tile.wide_of_whole(lines)].clone()
 
         return [cropped(tile) for tile in tiles]
+
+    def _of_shared_part(self, level: "_Level", number: int, part: Part, tile: Tile) -> Tensor:
+        """Run a part on the window of this rank, and return what its tile needs of the result."""
+        place, inner = level.place(number), level.inside(number)
+        windows = [index_of(place.lines, one.window()) for one in inner.each()]
+        x = self._exchanged(Exchange.between(level.each(), place.lines, windows), part.x)
+        y = self._run(inner, part, x)
+        del x
+        assert place.result is not None
+        windows = [one.wide_of_whole(place.result) for one in level.each()]
+        (output,) = inner.plan.outputs
+        return self._exchanged(Exchange.between(inner.each(), output.lines, windows), y)
+
+    def _run(self, level: "_Level", part: Part, x: Tensor) -> Tensor:
+        """Run a part on the window of this rank, with its sites."""
+        tile, last = level.each()[self.ranks.rank], -1
+
+        def visit(number: int, site: Site) -> Tensor:
+            nonlocal last
+            if number >= len(level.plan.sites):
+                raise self.other_calls(number)
+            if level.plan.sites[number] is None:
+                return site.plain()
+            last = number
+            (answer,) = self._answers(level, number, site, [(tile, site)])
+            return answer(site)
+
+        with Interception(level.parts, visit):
+            y: Tensor = part.others.call(part.forward, x)
+        if last != max(level.numbers(), default=-1):
+            raise self.other_calls(len(level.plan.sites))
+        return y
+
+    def _exchanged(self, exchange: Exchange, x: Tensor) -> Tensor:
+        self.token, window = exchanged(exchange, x, self.ranks, self.token)
+        return window
+
+
+@dataclass
+class _Level:
+    """The model, or a shared part, and its tiles on all ranks.
+
+    Args:
+        plan: Its plan.
+        size: Of its whole input.
+        tiles: Those of every rank.
+        parts: Parts inside, by name.
+        shared: Those that are shared, by the number of their site.
+    """
+
+    plan: Plan
+    size: tuple[int, ...]
+    tiles: Sequence[Sequence[Tile]]
+    parts: dict[str, nn.Module]
+    shared: dict[int, SharedPart]
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the calls that are sites."""
+        return [i for i, place in enumerate(self.plan.sites) if place is not None]
+
+    def place(self, number: int) -> Place:
+        """Return halo and layout of a site."""
+        place = self.plan.sites[number]
+        assert place is not None
+        return place
+
+    def each(self) -> list[Tile]:
+        """Return the tile of every rank, where each has one."""
+        return [tile for (tile,) in self.tiles]
+
+    def pieces(self, place: Place) -> list[list[Index]]:
+        """Return, for every rank, where its cores lie in the input of a site."""
+        return [[tile.core_of_whole(place.lines) for tile in share] for share in self.tiles]
+
+    def inside(self, number: int) -> "_Level":
+        """Return the level of a shared part."""
+        place, shared = self.place(number), self.shared[number]
+        tiles = [[tile] for tile in shared.tiles(self.each(), place)]
+        parts = submodules(self.parts[place.layer], shared.parts)
+        return _Level(shared.plan, shared.size, tiles, parts, dict(shared.shared))
+
+    def run_whole(self) -> dict[str, nn.Module]:
+        """Return the parts that run whole, here and inside shared parts."""
+        shared = {self.place(number).layer for number in self.shared}
+        found = {name: part for name, part in self.parts.items() if name not in shared}
+        for number in self.shared:
+            name = self.place(number).layer
+            inside = self.inside(number).run_whole()
+            found |= {f"{name}.{inner}": part for inner, part in inside.items()}
+        return found
 
 
 class _Other:

@@ -36,8 +36,9 @@ class Sent:
     The numbers are the same in every run. How often a byte crosses the network depends on the backend.
 
     Attributes:
-        bytes: Own values of gathers and sums, and broadcasts of which this rank is the source.
-        calls: Collectives, each of which all ranks wait for.
+        bytes: Own values of gathers and sums, broadcasts of which this rank is the source, and windows
+            that it sends to other ranks.
+        calls: Collectives, each of which all ranks wait for, and exchanges of windows.
 
     Examples:
         >>> with Sent() as sent:
@@ -60,11 +61,11 @@ class Sent:
         self._open.remove(self)
 
     @classmethod
-    def add(cls, value: Any) -> None:
-        """Count one collective; of None, nothing is sent by this rank."""
+    def add(cls, *values: Any) -> None:
+        """Count one collective, or one exchange; of None, nothing is sent by this rank."""
         for counter in cls._open:
             counter.calls += 1
-            counter.bytes += 0 if value is None else _num_bytes(value)
+            counter.bytes += sum(_num_bytes(value) for value in values if value is not None)
 
 
 class Checksum(int):
@@ -112,6 +113,14 @@ class Ranks(Protocol):
     ) -> list[Tensor | None]:
         """The sums over all ranks; None where no rank has a value."""
 
+    def exchanged(
+        self, pieces: Sequence[Tensor | None], like: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """What each rank sent to this one, which sends a piece to each; None is not sent."""
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+
     def gathered(self, value: Any) -> list[Any]:
         """The small values of all ranks."""
 
@@ -149,6 +158,14 @@ class OneProcess:
         self, values: Sequence[Tensor | None], like: Sequence[Tensor]
     ) -> list[Tensor | None]:
         return list(values)
+
+    def exchanged(
+        self, pieces: Sequence[Tensor | None], like: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        return list(pieces)
+
+    def anywhere(self, flag: bool) -> bool:
+        return flag
 
     def gathered(self, value: Any) -> list[Any]:
         return [value]
@@ -280,6 +297,32 @@ class MeshRanks:
                 result[i] = piece.reshape(t.shape).clone()
         return result
 
+    def exchanged(
+        self, pieces: Sequence[Tensor | None], like: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        self.agree()
+        received: list[Tensor | None] = [None] * self.size
+        received[self.rank] = pieces[self.rank]
+        steps: list[dist.P2POp] = []
+        sent: list[Tensor] = []
+        for rank in range(self.size):
+            piece, room = pieces[rank], like[rank]
+            if rank == self.rank:
+                continue
+            if piece is not None:
+                sent.append(piece.detach().contiguous())
+                steps.append(self._step(dist.isend, sent[-1], rank))
+            if room is not None:
+                received[rank] = got = torch.empty(room.shape, dtype=room.dtype, device=room.device)
+                steps.append(self._step(dist.irecv, got, rank))
+        if steps:
+            self._call(lambda: [work.wait() for work in dist.batch_isend_irecv(steps)], *sent)
+        return received
+
+    def anywhere(self, flag: bool) -> bool:
+        self.agree()
+        return self._least(0 if flag else 1) == 0
+
     def gathered(self, value: Any) -> list[Any]:
         self.agree()
         room = [None] * self.size
@@ -335,12 +378,16 @@ class MeshRanks:
         source = t if rank == self.rank else None
         self._call(lambda: dist.broadcast(t, group=self.group, group_src=rank), source)
 
-    def _call(self, collective: Callable[[], Any], own: Any) -> None:
+    def _step(self, function: Callable[..., Any], t: Tensor, rank: int) -> dist.P2POp:
+        """One half of an exchange with a rank, of which bytes are exchanged, for every dtype."""
+        return dist.P2POp(function, t.view(-1).view(torch.uint8), None, self.group, 0, rank)
+
+    def _call(self, collective: Callable[[], Any], *own: Any) -> None:
         """A collective and what this rank sends.
 
         Where it fails, a rank is gone, and no agreement is possible.
         """
-        Sent.add(own)
+        Sent.add(*own)
         try:
             collective()
         except Exception as error:

@@ -27,6 +27,7 @@ from neurenix_ms.execution.plan.footprint import (
     taken_size,
 )
 from neurenix_ms.execution.plan.grid import Grid
+from neurenix_ms.execution.plan.sharing import SharedPart, outermost, shared_parts
 from neurenix_ms.execution.plan.sites import submodules
 from neurenix_ms.execution.progress import search_for_a_plan
 from neurenix_ms.execution.run.arrays import check_array, dtype_of
@@ -43,12 +44,17 @@ EARLY_SIZES = {1: 256, 2: 256, 3: 64}
 
 @dataclass(frozen=True)
 class Setting:
-    """Plan, tiles, parts run whole and schedule, for inputs of one size."""
+    """Plan, tiles, parts and schedule, for inputs of one size.
+
+    `whole` names the parts in the plan. Those in `shared`, by the number of their site, do not run whole:
+    every rank runs them on its own window.
+    """
 
     plan: Plan
     grid: Grid
     whole: tuple[str, ...]
     in_step: bool
+    shared: tuple[tuple[int, SharedPart], ...] = ()
 
     def num_sites(self) -> int:
         """Return how often tiles are run, or continued, before the result is computed."""
@@ -58,19 +64,24 @@ class Setting:
         self, model: nn.Module, x: Any, like: Tensor, step: Callable[[], None], ranks: Ranks
     ) -> Passes | InStep:
         """Return the run of a model over the tiles of one input."""
-        kind = InStep if self.in_step else Passes
-        return kind(model, x, self.plan, self.grid, self.whole, like, step, ranks)
+        given = model, x, self.plan, self.grid, self.whole, like, step, ranks
+        return InStep(*given, shared=self.shared) if self.in_step else Passes(*given)
 
 
 def settle_early(
-    model: nn.Module, in_channels: int, spatial_dims: int, whole: Whole, memory_limit: int | None
+    model: nn.Module,
+    in_channels: int,
+    spatial_dims: int,
+    whole: Whole,
+    memory_limit: int | None,
+    shared: Sequence[str] = (),
 ) -> None:
     """Raise if the model cannot run in tiles, before there is an input."""
     like = like_parameters(model)
     with uncompiled(), search_for_a_plan(model):
         sizes = (EARLY_SIZES[spatial_dims], *SIZES_TO_TRY)
         size = taken_size(model, in_channels, spatial_dims, like, sizes)
-        settle(model, (1, in_channels, *size), like, 1, whole, memory_limit)
+        settle(model, (1, in_channels, *size), like, 1, whole, memory_limit, shared=shared)
 
 
 def settle(
@@ -83,6 +94,7 @@ def settle(
     num_ranks: int = 1,
     schedule: Schedule = "auto",
     training: bool = False,
+    shared: Sequence[str] = (),
 ) -> Setting | None:
     """Return the setting for inputs of this shape; None if one tile covers the input.
 
@@ -90,7 +102,11 @@ def settle(
     """
     whole = whole if isinstance(whole, str) else tuple(whole)
     tile_size = tile_size if isinstance(tile_size, (int, str)) else tuple(tile_size)
-    options = _Options(tile_size, whole, memory_limit, num_ranks, schedule, training)
+    if shared and isinstance(whole, str):
+        whole = ()
+    options = _Options(
+        tile_size, whole, memory_limit, num_ranks, schedule, training, tuple(shared)
+    )
     question = "setting", shape, like.dtype, like.device, options, kinds_passed()
     with search_for_a_plan(model):
         return cached(model, question, lambda: _settled(model, shape, like, options))
@@ -104,6 +120,7 @@ class _Options:
     num_ranks: int
     schedule: Schedule
     training: bool
+    shared: tuple[str, ...]
 
     def limits_tiles(self) -> bool:
         """Return whether the size of tiles is chosen by memory."""
@@ -128,7 +145,7 @@ def _settled(
         ranks = 1 if options.schedule == "passes" else options.num_ranks
         names = choose_parts(model, shape, like, edge, limit, ranks)
     else:
-        names = options.whole
+        names = outermost([*options.shared, *options.whole]) if options.shared else options.whole
     plan = make_plan(model, shape, like, names, limit)
     if limit is not None and options.limits_tiles():
         edge = choose_edge(model, shape, like, plan, names, limit)
@@ -138,7 +155,11 @@ def _settled(
     grid = Grid(tuple(shape[2:]), plan.stride, in_step or edge, plan.least)
     if len(grid) == 1 and not names:
         return None
-    return Setting(plan, grid, names, in_step is not None)
+    shared: tuple[tuple[int, SharedPart], ...] = ()
+    if options.shared and in_step is not None and 1 < len(grid) <= options.num_ranks:
+        parts = options.shared, options.whole
+        shared = shared_parts(model, plan, shape[2:], like, *parts)
+    return Setting(plan, grid, names, in_step is not None, shared)
 
 
 def _edge_in_step(
@@ -190,7 +211,7 @@ def check_same_calls(
         "shape of x": tuple(x.shape),
         "tile_size and parts run whole": setting and (setting.grid.edge, setting.whole),
         "schedule": setting and ("in_step" if setting.in_step else "passes"),
-        "plan": checksum(setting and (setting.plan, setting.grid)),
+        "plan": checksum(setting and (setting.plan, setting.grid, setting.shared)),
         "values of parameters and buffers": sums_of([t for _, t in state]),
         "values of x": sample_of(x),
         "args": checksum([v.tolist() if isinstance(v, Tensor) else v for v in passed(x.shape[0])]),
@@ -231,9 +252,14 @@ def check_choices(
         if whole != "auto":
             raise ValueError(f"whole must be 'auto' or names of submodules, got {whole!r}")
         return "auto"
-    names = check_sequence("whole", whole, "names of submodules")
-    names = [check_text(f"whole[{i}]", name) for i, name in enumerate(names)]
-    submodules(model, tuple(names))
+    return check_names(model, "whole", whole)
+
+
+def check_names(model: nn.Module, argument: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of submodules as a tuple, or raise."""
+    names = check_sequence(argument, names, "names of submodules")
+    names = [check_text(f"{argument}[{i}]", name) for i, name in enumerate(names)]
+    submodules(model, tuple(names), argument)
     return tuple(names)
 
 

@@ -101,29 +101,11 @@ class TiledRun:
     def assembled(self, number: int, cores: Iterable[tuple[Tile, Tensor]]) -> Tensor:
         """Return the whole input of a site, of which the cores of all ranks are the pieces."""
         lines = self.place(number).lines
-        whole: Tensor | None = None
-        for tile, core in cores:
-            if whole is None:
-                whole = core.new_empty(whole_shape(core, lines, self.grid.size))
-            whole[tile.core_of_whole(lines)] = core
-            del core
-        assert whole is not None
-        self.ranks.complete(whole, self.pieces(lines))
-        return whole
+        return assembled(cores, lines, self.grid.size, self.pieces(lines), self.ranks)
 
     def lines_of_result(self, number: int, result: Tensor) -> Lines:
         """Return the layout of a part's result; raise if the result has another."""
-        place = self.place(number)
-        assert place.result is not None
-        axes = zip(place.result, self.grid.size, strict=True)
-        length = [line.length(0, n, n) for line, n in axes]
-        came = [result.shape[line.dim] for line in place.result]
-        if came != length:
-            raise ValueError(
-                "a part run whole must return sizes proportional to those of the input, got "
-                f"{came} instead of {length} from {place.layer!r}; leave it out of whole=(...)"
-            )
-        return place.result
+        return lines_of_result(self.place(number), self.grid.size, result)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -203,6 +185,46 @@ class Buffers:
         return [
             (m, name, b) for m in self.owners for name, b in m._buffers.items() if b is not None
         ]
+
+
+def assembled(
+    cores: Iterable[tuple[Tile, Tensor]],
+    lines: Lines,
+    size: tuple[int, ...],
+    pieces: Sequence[Sequence[Index]],
+    ranks: Ranks,
+) -> Tensor:
+    """Return a whole feature map, of which every rank has cores.
+
+    Args:
+        cores: Those of this rank.
+        lines: Layout of the feature map.
+        size: Of the input that lines refer to.
+        pieces: Where the cores of every rank lie.
+        ranks: The processes that share the tiles.
+    """
+    whole: Tensor | None = None
+    for tile, core in cores:
+        if whole is None:
+            whole = core.new_empty(whole_shape(core, lines, size))
+        whole[tile.core_of_whole(lines)] = core
+        del core
+    assert whole is not None
+    ranks.complete(whole, pieces)
+    return whole
+
+
+def lines_of_result(place: Place, size: tuple[int, ...], result: Tensor) -> Lines:
+    """Return the layout of the result of a part run whole; raise if the result has another."""
+    assert place.result is not None
+    length = [line.length(0, n, n) for line, n in zip(place.result, size, strict=True)]
+    came = [result.shape[line.dim] for line in place.result]
+    if came != length:
+        raise ValueError(
+            "a part run whole must return sizes proportional to those of the input, got "
+            f"{came} instead of {length} from {place.layer!r}; leave it out of whole=(...)"
+        )
+    return place.result
 
 
 def whole_shape(core: Tensor, lines: Any, size: tuple[int, ...]) -> list[int]:
