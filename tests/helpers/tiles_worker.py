@@ -194,6 +194,48 @@ def instance_norm_and_a_part_run_whole(mesh: DeviceMesh) -> None:
     check_equal(mesh, unet("instance"), noise(2, 1, 59), 8, whole=("level.inner",))
 
 
+DEEP = ("level.inner", "level.inner.inner")  # of a U-Net with three resolutions
+
+
+@case
+def shared_parts(mesh: DeviceMesh) -> None:
+    """Shares of unequal length, whose ends are no multiples of the strides inside the parts."""
+    for norm, size, tile in (("batch", 73, 38), ("instance", 59, 30)):
+        check_shared(mesh, unet(norm), noise(2, 1, size), tile, DEEP, levels=2)
+
+
+@case
+def parts_that_are_chosen_are_shared(mesh: DeviceMesh) -> None:
+    model, x = unet("batch"), noise(2, 1, 24 * mesh.size() + 1)
+    setting = settle(model, x.shape, x[:0], "auto", "auto", None, mesh.size(), training=True)
+    assert setting is not None
+    assert num_levels(setting.shared) == 2
+    check_equal(mesh, model, x, "auto", whole="auto", schedules=("auto",))
+
+
+def num_levels(shared: Any) -> int:
+    """How deep parts are shared within parts."""
+    return max((1 + num_levels(part.shared) for _, part in shared), default=0)
+
+
+def check_shared(
+    mesh: DeviceMesh,
+    model: nn.Module,
+    x: Tensor,
+    tile: Any,
+    shared: tuple[str, ...],
+    levels: int = 1,
+    **options: Any,
+) -> None:
+    """Compare shared parts with the plain model; in passes they run whole."""
+    whole = options.setdefault("whole", ())
+    known = tile, whole, None, mesh.size(), "in_step", True, shared
+    setting = settle(model, x.shape, x[:0], *known)
+    assert setting is not None
+    assert num_levels(setting.shared) == levels
+    check_equal(mesh, model, x, tile, schedules=("in_step",), shared=shared, **options)
+
+
 @case
 def two_dimensions(mesh: DeviceMesh) -> None:
     model = small_net(nn.Conv2d, nn.InstanceNorm2d)
@@ -777,6 +819,72 @@ def all_norms_in_two_dimensions(mesh: DeviceMesh) -> None:
 @slow_case
 def a_unet_in_three_dimensions(mesh: DeviceMesh) -> None:
     check_equal(mesh, unet("instance", 3), noise(1, 1, 18, 21, 15), 8, whole=("level.inner",))
+
+
+@slow_case
+def shared_parts_in_two_and_three_dimensions(mesh: DeviceMesh) -> None:
+    for norm in (None, "group", "batch"):
+        model = unet(norm, 2)
+        check_shared(
+            mesh, model, noise(2, 1, 43, 38), (24, 20) if mesh.size() > 3 else (24, 38), DEEP, 2
+        )
+    check_shared(mesh, unet("instance", 3), noise(1, 1, 26, 13, 15), (14, 13, 15), DEEP, 2)
+
+
+@slow_case
+def shared_parts_with_parts_run_whole(mesh: DeviceMesh) -> None:
+    model, x = unet("batch"), noise(2, 1, 61)
+    whole = ("level.inner.inner",)
+    check_shared(mesh, model, x, "auto", ("level.inner",), whole=whole)
+    check_shared(mesh, model, x, "auto", ("level.inner.encode",), whole=whole)
+    # several tiles per rank, and passes: they run whole
+    for schedule in ("in_step", "passes"):
+        options = {"schedules": (schedule,), "shared": DEEP}
+        check_equal(mesh, model, x, 8, **options)
+
+
+@slow_case
+def shared_parts_with_more_ranks_than_tiles(mesh: DeviceMesh) -> None:
+    model = unet("batch")
+    if mesh.size() > 2:
+        check_shared(mesh, model, noise(2, 1, 41), 22, DEEP, 2)  # two tiles
+    check_shared(
+        mesh, model, noise(2, 1, 12), 4 if mesh.size() > 2 else 6, DEEP, 2
+    )  # cores without positions
+    check_equal(mesh, model, noise(2, 1, 30), 40, schedules=("in_step",), shared=DEEP)  # one
+
+
+@slow_case
+def frozen_and_unused_parameters_of_shared_parts(mesh: DeviceMesh) -> None:
+    model, x = unet("instance"), noise(2, 1, 61)
+    model.level.inner.requires_grad_(False)
+    check_shared(mesh, model, x, "auto", DEEP, 2)
+    model.requires_grad_(False)
+    model.level.decode.requires_grad_(True)
+    check_shared(mesh, model, x, "auto", DEEP, 2)
+    model.requires_grad_(True)
+
+    class Apart(nn.Module):
+        """Two outputs, of which the loss leaves out that of a shared part, on one rank or on all."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.part = nn.Conv1d(1, 2, 2, 2), small_net(nn.Conv1d, nn.BatchNorm1d)
+            self.part[0] = nn.Conv1d(2, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            y = self.down(x)
+            return [y, self.part(y)]
+
+    def loss(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
+        pairs = [(y, t) for y, t in zip(outputs, targets, strict=True) if t.any()]
+        return sum(((y * t).sum() for y, t in pairs), torch.zeros((), dtype=torch.float64))
+
+    for first in (0, 20):
+        targets = [noise(1, 2, 40), noise(1, 2, 38)]
+        targets[1][..., first:] = 0
+        options = {"loss": loss, "target": targets}
+        check_shared(mesh, Apart().double(), noise(1, 1, 80), "auto", ("part",), **options)
 
 
 @slow_case

@@ -17,6 +17,7 @@ from neurenix_ms.execution.plan.layer_errors import LayerError, SizeError
 from neurenix_ms.execution.plan.lengths import Lengths, Lines, measure_lengths
 from neurenix_ms.execution.plan.observation import constants, without_memory
 from neurenix_ms.execution.plan.requirements import uneven_resizing
+from neurenix_ms.execution.plan.sharing import is_inside, outermost
 from neurenix_ms.execution.plan.sites import (
     Interception,
     Part,
@@ -77,15 +78,15 @@ def _fitting_parts(
         lengths = measure_lengths(model, (1, *shape[1:]), like, {})
     # without a limit, no tile takes more than the whole input; to compare with that first saves plans
     most = peak_of_whole(model, shape, like) if memory_limit is None else memory_limit
-    calls = _candidates(model, lengths)
+    calls = candidates(model, lengths)
     # layers that cannot run in tiles, so parts run whole must contain them
     outside = {seen.layer for seen, _ in uneven_resizing(lengths)}
     choices = (
-        _outermost([name for name, c in calls.items() if c >= coarseness])
+        outermost([name for name, c in calls.items() if c >= coarseness])
         for coarseness in sorted(set(calls.values()))
     )
     for names in dict.fromkeys(choices):
-        if not all(any(_is_inside(layer, name) for name in names) for layer in outside):
+        if not all(any(is_inside(layer, name) for name in names) for layer in outside):
             continue
         needed = _bytes_whole(model, names, lengths, shape[0])
         if needed > most:
@@ -250,7 +251,7 @@ def _bytes_of_tile(
         nonlocal waiting
         waiting = max(waiting, live.live)
 
-    with _without_memory(model), LiveStorages(of_shapes=True) as live:
+    with without_values(model), LiveStorages(of_shapes=True) as live:
         _run_tile(model, shape, like, plan, window, whole, at_site)
     return live.peak, waiting
 
@@ -264,7 +265,7 @@ def _operations(
     whole: tuple[str, ...],
 ) -> int:
     """Count the operations of a tile without those of the parts."""
-    with _without_memory(model):
+    with without_values(model):
         return count_flops(lambda: _run_tile(model, shape, like, plan, window, whole))
 
 
@@ -323,12 +324,13 @@ def _bytes_whole(model: nn.Module, names: tuple[str, ...], lengths: Lengths, bat
 
 
 def _peak_without_memory(model: nn.Module, run: Callable[[], None]) -> int:
-    with _without_memory(model):
+    with without_values(model):
         return peak_tensor_bytes(run, of_shapes=True)
 
 
 @contextmanager
-def _without_memory(model: nn.Module) -> Iterator[None]:
+def without_values(model: nn.Module) -> Iterator[None]:
+    """Let the model run on tensors that have shapes only, for counting."""
     with (
         _disable_current_modes(),  # counters of operations or memory should not count it
         torch.no_grad(),
@@ -339,7 +341,7 @@ def _without_memory(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _candidates(model: nn.Module, lengths: Lengths) -> dict[str, Fraction]:
+def candidates(model: nn.Module, lengths: Lengths) -> dict[str, Fraction]:
     """Return the submodules that could run whole, with the resolution of their inputs and results.
 
     It is given as the number of input positions per position.
@@ -360,13 +362,3 @@ def _coarseness(lines: Lines | None) -> Fraction:
     if lines is None:
         return Fraction(0)
     return math.prod((line.resolution for line in lines), start=Fraction(1))
-
-
-def _outermost(names: list[str]) -> tuple[str, ...]:
-    return tuple(
-        n for n in names if not any(_is_inside(n, outer) and n != outer for outer in names)
-    )
-
-
-def _is_inside(name: str, outer: str) -> bool:
-    return name == outer or name.startswith(f"{outer}.")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from neurenix_ms.execution.plan.arguments import passing
 from neurenix_ms.execution.plan.footprint import Place, Plan, make_plan
 from neurenix_ms.execution.plan.grid import Tile, widened
 from neurenix_ms.execution.plan.lengths import Lines
@@ -117,7 +118,8 @@ def shared_parts(
         if place is not None and place.result is not None and place.layer in shared:
             inside = [_relative(names, place.layer) for names in (shared, whole)]
             try:
-                found.append((number, _shared_part(model, place, size, like, *inside)))
+                with passing(()):  # a part is called with its feature map only
+                    found.append((number, _shared_part(model, place, size, like, *inside)))
             except ValueError as error:
                 raise ValueError(
                     f"a shared part must run in tiles itself, got {place.layer!r}: {error}; name it in "

@@ -31,9 +31,7 @@ class Exchange:
     windows: Sequence[Box]
 
     @classmethod
-    def between(
-        cls, tiles: Sequence[Tile], lines: Lines, windows: Sequence[Index]
-    ) -> "Exchange":
+    def between(cls, tiles: Sequence[Tile], lines: Lines, windows: Sequence[Index]) -> "Exchange":
         """Return the exchange for the tiles of all ranks, and windows as slices of the whole map."""
         dims = tuple(line.dim for line in lines)
         whole = [_box(tile.core_of_whole(lines), dims) for tile in tiles]
@@ -89,9 +87,7 @@ class Exchange:
         return tuple(index)
 
 
-def exchanged(
-    exchange: Exchange, x: Tensor, ranks: Ranks, token: Tensor
-) -> tuple[Tensor, Tensor]:
+def exchanged(exchange: Exchange, x: Tensor, ranks: Ranks, token: Tensor) -> tuple[Tensor, Tensor]:
     """Return the token, and the window of this rank; their graph sends gradients back."""
     if not torch.is_grad_enabled():
         return token, exchange.forward(x, ranks)

@@ -148,7 +148,8 @@ def _cropped(piece: Any, dims: int) -> Any:
         parts = max((k for k in range(1, most + 1) if math.gcd(*sizes) % k == 0), default=1)
         tensors = [t.narrow(axis, 0, t.shape[axis] // parts) for t in tensors]
     narrowed = iter(tensors)
-    cropped = [next(narrowed).cpu() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    # copies, because a view is sent with all of the memory that it refers to
+    cropped = [next(narrowed).cpu().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return tree_unflatten(cropped, structure)
 
 

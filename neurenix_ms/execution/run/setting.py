@@ -28,6 +28,7 @@ from neurenix_ms.execution.plan.footprint import (
 )
 from neurenix_ms.execution.plan.grid import Grid
 from neurenix_ms.execution.plan.sharing import SharedPart, outermost, shared_parts
+from neurenix_ms.execution.plan.sharing_choice import choose_shared
 from neurenix_ms.execution.plan.sites import submodules
 from neurenix_ms.execution.progress import search_for_a_plan
 from neurenix_ms.execution.run.arrays import check_array, dtype_of
@@ -46,8 +47,8 @@ EARLY_SIZES = {1: 256, 2: 256, 3: 64}
 class Setting:
     """Plan, tiles, parts and schedule, for inputs of one size.
 
-    `whole` names the parts in the plan. Those in `shared`, by the number of their site, do not run whole:
-    every rank runs them on its own window.
+    `whole` names the parts in the plan. Those in `shared`, by the number of their site, do not run
+    whole: every rank runs them on its own window.
     """
 
     plan: Plan
@@ -104,9 +105,7 @@ def settle(
     tile_size = tile_size if isinstance(tile_size, (int, str)) else tuple(tile_size)
     if shared and isinstance(whole, str):
         whole = ()
-    options = _Options(
-        tile_size, whole, memory_limit, num_ranks, schedule, training, tuple(shared)
-    )
+    options = _Options(tile_size, whole, memory_limit, num_ranks, schedule, training, tuple(shared))
     question = "setting", shape, like.dtype, like.device, options, kinds_passed()
     with search_for_a_plan(model):
         return cached(model, question, lambda: _settled(model, shape, like, options))
@@ -126,6 +125,11 @@ class _Options:
         """Return whether the size of tiles is chosen by memory."""
         return isinstance(self.tile_size, str) and self.memory_limit is not None
 
+    def may_share(self) -> bool:
+        """Return whether ranks with a tile each may share parts that are chosen here."""
+        chosen = isinstance(self.whole, str) and self.memory_limit is None
+        return chosen and self.num_ranks > 1 and self.schedule != "passes"
+
     def may_take_all(self) -> bool:
         """Return whether the whole input is a choice of a tile."""
         one = self.num_ranks == 1 and not self.training
@@ -141,6 +145,12 @@ def _settled(
         return None
     if options.may_take_all() and peak_of_whole(model, shape, like) <= (limit or 0):
         return None  # also of models that cannot run in tiles
+    if options.may_share():
+        choice = choose_shared(model, shape, like, edge, options.num_ranks)
+        if choice is not None:
+            edge = edge or edge_of_ranks(shape[2:], choice.plan, options.num_ranks)
+            grid = Grid(tuple(shape[2:]), choice.plan.stride, edge, choice.plan.least)
+            return Setting(choice.plan, grid, choice.names, True, choice.shared)
     if isinstance(options.whole, str):
         ranks = 1 if options.schedule == "passes" else options.num_ranks
         names = choose_parts(model, shape, like, edge, limit, ranks)
