@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from neurenix_ms import UNet
 from neurenix_ms.execution import TiledModel, accumulate_gradients
 from neurenix_ms.execution.plan.channels import channel_moments, channel_sums, spread
+from neurenix_ms.execution.plan.choice import choose_parts
 from neurenix_ms.execution.plan.statistics import Moments, Normalization
 from neurenix_ms.execution.run import merged
 from neurenix_ms.execution.run.attributes import Attributes
@@ -350,15 +351,11 @@ def test_the_schedule_is_chosen_by_memory(monkeypatch):
     assert not settle(plain, shape, like, 800, (), None, schedule="in_step").in_step  # no site
 
 
-def test_ranks_take_the_parts_with_the_fewest_operations():
+def test_ranks_that_run_parts_whole_take_those_with_the_fewest_operations():
     model = UNet(1, 1, [8, 8], norm=None, spatial_dims=1).eval()
-
-    def parts(schedule: str) -> tuple[str, ...]:
-        shape, like = (1, 1, 640), torch.empty(0)
-        return settle(model, shape, like, "auto", "auto", None, 4, schedule).whole
-
-    assert parts("in_step") == ("level.inner.inner",)
-    assert parts("passes") == ("level.inner",)  # a normalization in tiles would repeat a pass
+    known = model, (1, 1, 640), torch.empty(0), None, None
+    assert choose_parts(*known, num_ranks=4) == ("level.inner.inner",)
+    assert choose_parts(*known) == ("level.inner",)  # a normalization in tiles repeats a pass
 
 
 def test_a_memory_limit_is_kept_in_step():

@@ -36,10 +36,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from neurenix_ms import UNet
 from neurenix_ms.execution import RankError, TiledModel, accumulate_gradients
 from neurenix_ms.execution.gradients import CoreLoss
+from neurenix_ms.execution.plan.choice import candidates
 from neurenix_ms.execution.plan.footprint import Plan
+from neurenix_ms.execution.plan.grid import widened
+from neurenix_ms.execution.plan.lengths import measure_lengths
+from neurenix_ms.execution.plan.sharing import SharedPart
 from neurenix_ms.execution.plan.statistics import Moments, Normalization
 from neurenix_ms.execution.run import merged as merged_file
 from neurenix_ms.execution.run import ranks as ranks_file
+from neurenix_ms.execution.run.exchange import Exchange
 from neurenix_ms.execution.run.setting import check_same_calls, settle
 from neurenix_ms.msnet import MSNet
 
@@ -378,14 +383,16 @@ def an_error_in_backward_between_two_sites(mesh: DeviceMesh) -> None:
     check_equal(mesh, small_net(nn.Conv1d, nn.BatchNorm1d), noise(1, 1, 31), 16)  # the group works
 
 
-def off(mesh: DeviceMesh, model: nn.Module, x: Tensor, schedule: str, part: str = "3") -> float:
+def off(
+    mesh: DeviceMesh, model: nn.Module, x: Tensor, schedule: str, part: str = "3", **options: Any
+) -> float:
     """How far output, loss, gradient or buffers are from those of the plain model, on the worst rank."""
     start, plain = copy.deepcopy(model.state_dict()), copy.deepcopy(model)
     wanted = plain(x)
     loss = F.mse_loss(wanted, torch.zeros_like(wanted))
     loss.backward()
     model.zero_grad()
-    options = {"tile_size": 20, "whole": (part,), "mesh": mesh, "schedule": schedule}
+    options = {"tile_size": 20, "whole": (part,)} | options | {"mesh": mesh, "schedule": schedule}
     y = Tiled1d(model, **options)(x)
     model.load_state_dict(start)
     value = accumulate_gradients(model, x, torch.zeros_like(wanted), F.mse_loss, **options)
@@ -549,6 +556,130 @@ def wrong_steps_are_seen(mesh: DeviceMesh) -> None:
         with replaced(*mutant), contextlib.suppress(RuntimeError):
             found = max(off(mesh, model, x, "in_step", part) for part in ("0", "3"))
         assert found > 1e-5, (title, found)
+
+
+@case
+def wrong_shared_parts_are_seen(mesh: DeviceMesh) -> None:
+    backward = Exchange.backward
+
+    def short(self: SharedPart, core: Any) -> Any:
+        halo = [
+            tuple(max(0, side - stride) for side in sides)
+            for sides, stride in zip(self.plan.widest_halo(), self.plan.stride, strict=True)
+        ]
+        axes = zip(core, halo, self.size, self.plan.stride, self.plan.least, strict=True)
+        return tuple(widened(*axis) for axis in axes)
+
+    def kept(self: Exchange, d_window: Tensor, shape: Any, ranks: Any) -> Tensor:
+        one = copy.copy(ranks)
+        one.exchanged = lambda pieces, like: [
+            piece if rank == ranks.rank else None
+            for rank, piece in enumerate(ranks.exchanged(pieces, like))
+        ]
+        return backward(self, d_window, shape, one)
+
+    def twice(self: Exchange, d_window: Tensor, shape: Any, ranks: Any) -> Tensor:
+        return 2 * backward(self, d_window, shape, ranks)
+
+    model, x = unet("batch"), noise(2, 1, 24 * mesh.size() + 1)
+    options = {"tile_size": 24, "whole": (), "shared": DEEP}
+    assert off(mesh, model, x, "in_step", **options) < EXACT
+    for mutant in (
+        (SharedPart, "_wide", short),
+        (Exchange, "backward", kept),
+        (Exchange, "backward", twice),
+    ):
+        with replaced(*mutant):
+            assert off(mesh, model, x, "in_step", **options) > 1e-5, mutant
+
+
+class Halved(nn.Module):
+    """A convolution, a part at half the resolution, and another convolution."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.first, self.part = nn.Conv1d(1, 3, 2, stride=2), part
+        self.last = nn.Conv1d(3, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.part(self.first(x)))
+        return y
+
+
+@case
+def bytes_of_shared_parts(mesh: DeviceMesh) -> None:
+    """Neighbors send each other the halo of the part, and that of the layer after it."""
+    rank, size = mesh.get_local_rank(), mesh.size()
+    model = Halved(nn.Conv1d(3, 3, 5, padding=2)).double()
+    x, target = noise(1, 1, 32 * size), noise(1, 2, 16 * size)
+    neighbors = (rank > 0) + (rank < size - 1)
+    position = 8 * 3  # bytes of the channels at one position
+    halos = neighbors * (2 + 1) * position
+    sent = {}
+    for parts in ({"whole": (), "shared": ("part",)}, {"whole": ("part",)}):
+        options = {"mesh": mesh, "schedule": "in_step"} | parts
+        tiled = Tiled1d(model, "auto", **options)
+        wanted = tiled(x)
+        with ranks_file.Sent() as inference:
+            tiled(x, wanted)
+        steps = functools.partial(accumulate_gradients, model, x, target, F.mse_loss, "auto")
+        steps(**options)
+        with ranks_file.Sent() as training:
+            steps(**options)
+        sent["shared" in parts] = inference, training
+    shared, whole = sent[True], sent[False]
+    agreement, core = (
+        8,
+        16 * position,
+    )  # a part run whole is sent in cores, by one broadcast per rank
+    assert shared[0].bytes - whole[0].bytes == halos + agreement - core
+    assert shared[0].calls - whole[0].calls == 2 + 1 - size
+    # back: an agreement, a flag and an agreement for both; else the gradient of the result, and flags
+    result, flags = size * core, 4
+    own = shared[1].bytes - whole[1].bytes
+    assert own == 2 * halos + 6 * agreement - core - result - flags, (own, halos)
+
+
+@case
+def an_error_inside_a_shared_part_is_raised_on_all(mesh: DeviceMesh) -> None:
+    last = mesh.get_local_rank() == mesh.size() - 1
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, where: str) -> Tensor:
+            ctx.where = where
+            if last and where == "forward" and deadly:
+                raise ZeroDivisionError("in forward")
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None]:
+            if last and ctx.where == "backward":
+                raise ZeroDivisionError("in backward")
+            return d_y, None
+
+    class Part(nn.Module):
+        def __init__(self, where: str) -> None:
+            super().__init__()
+            self.first, self.second, self.where = nn.BatchNorm1d(3), nn.BatchNorm1d(3), where
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.second(Fails.apply(self.first(x), self.where))
+            return y
+
+    x, target = noise(1, 1, 32 * mesh.size()), noise(1, 2, 16 * mesh.size())
+    options = {"tile_size": "auto", "shared": ("part",), "mesh": mesh}
+    for where in ("forward", "backward"):
+        model, deadly = Halved(Part(where)).double(), []
+        before = copy.deepcopy(model.state_dict())
+        known = "auto", (), None, mesh.size(), "auto", True, ("part",)
+        settle(model, x.shape, x[:0], *known)  # which runs the model, too
+        deadly.append(True)
+        error = raised(lambda m=model: accumulate_gradients(m, x, target, F.mse_loss, **options))
+        assert isinstance(error, ZeroDivisionError), error
+        assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+        assert all(p.grad is None for p in model.parameters())
+    check_equal(mesh, small_net(nn.Conv1d, nn.BatchNorm1d), noise(1, 1, 31), 16)  # the group works
 
 
 @case
@@ -950,8 +1081,8 @@ def a_task_under_ddp(mesh: DeviceMesh) -> None:
     assert f"got {mesh.size() + 1} and {mesh.size()} processes" in str(error)
 
 
-def of_random_networks(mesh: DeviceMesh, seeds: range) -> None:
-    """Compare random networks in step; those that cannot run in tiles are left out."""
+def of_random_networks(mesh: DeviceMesh, seeds: range, shared: bool = False) -> None:
+    """Compare random networks in step; those that cannot run in tiles, or share parts, are left out."""
     compared = 0
     for seed in seeds:
         torch.manual_seed(seed)
@@ -965,18 +1096,26 @@ def of_random_networks(mesh: DeviceMesh, seeds: range) -> None:
             continue  # too small an input, or it writes over what backward needs
         leaves, structure = tree_flatten(copy.deepcopy(model)(x.clone()))
         target = tree_unflatten([torch.randn_like(y) for y in leaves], structure)
-        options = {"whole": draw.choice([(), "auto"]), "schedules": ("in_step",), "exact": 1e-9}
         tile = draw.choice(["auto", draw.randint(8, 40)])
+        options = {"whole": draw.choice([(), "auto"]), "schedules": ("in_step",), "exact": 1e-9}
+        if shared:
+            lengths = measure_lengths(model, (1, *x.shape[1:]), x[:0], {})
+            # at half the resolution or less, also inside of others
+            tile, names = "auto", tuple(candidates(model, lengths))
+            options |= {"whole": (), "shared": names}
+            if not names:
+                continue
         try:
             check_equal(mesh, model, x, tile, summed, target, **options)
         except ValueError as error:
-            if "be shift-equivariant by the stride" not in str(error):
+            words = "be shift-equivariant by the stride", "a shared part must run in tiles itself"
+            if not any(text in str(error) for text in words[: 1 + shared]):
                 raise AssertionError(f"random network {seed}") from error
         except AssertionError as error:
             raise AssertionError(f"random network {seed}") from error
         else:
             compared += 1
-    assert compared > len(seeds) / 3, compared
+    assert compared > len(seeds) / (6 if shared else 3), compared
 
 
 def summed(outputs: Any, targets: Any) -> Tensor:
@@ -988,6 +1127,12 @@ def summed(outputs: Any, targets: Any) -> Tensor:
 def many_random_networks(mesh: DeviceMesh) -> None:
     first = 100 * (mesh.size() % 2)  # others on three ranks than on four
     of_random_networks(mesh, range(first, first + 100))
+
+
+@slow_case
+def shared_parts_of_random_networks(mesh: DeviceMesh) -> None:
+    first = 100 * (mesh.size() % 2)
+    of_random_networks(mesh, range(first, first + 100), shared=True)
 
 
 def die(rank: int, size: int, folder: str) -> None:
