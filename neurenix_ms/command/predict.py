@@ -15,7 +15,7 @@ UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `neurenix-ms predict`."""
+    """Define the arguments of `neurenix-ms predict`."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="a file of neurenix_ms.save or a folder of save_pretrained")
     add("source", metavar="IN", help=".npy, .npz, .zarr, .h5, .nc, .tif, .nii, .raw, TIFF folder")
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Where the result is."""
+    """Return where the result is."""
     import torch
 
     if options.threads is not None:
