@@ -149,7 +149,9 @@ def _cropped(piece: Any, dims: int) -> Any:
         tensors = [t.narrow(axis, 0, t.shape[axis] // parts) for t in tensors]
     narrowed = iter(tensors)
     # copies, because a view is sent with all of the memory that it refers to
-    cropped = [next(narrowed).cpu().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    cropped = [
+        next(narrowed).cpu().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves
+    ]
     return tree_unflatten(cropped, structure)
 
 
