@@ -21,10 +21,16 @@ from neurenix_ms import UNet
 from neurenix_ms.execution import TiledModel, accumulate_gradients
 from neurenix_ms.execution.run.ranks import Sent
 
-WHOLE = ("level.inner",)
-SCHEDULES = {"in step": "in_step", "passes": "passes"}
+WHOLE = {"whole": ("level.inner",)}
+SHARED = {"whole": (), "shared": ("level.inner", "level.inner.inner")}
+WAYS: dict[str, dict[str, Any]] = {
+    "in step": {"schedule": "in_step"} | WHOLE,
+    "passes": {"schedule": "passes"} | WHOLE,
+    "shared": {"schedule": "in_step"} | SHARED,
+}
 VARIANTS = ["plain", "plain, 2 threads"]
-VARIANTS += [f"{name}, {of}" for of in ("1 process", "2 processes") for name in SCHEDULES]
+VARIANTS += [f"{name}, 1 process" for name in WAYS if name != "shared"]
+VARIANTS += [f"{name}, 2 processes" for name in WAYS]
 SIZES = [32, 96]
 
 
@@ -46,16 +52,16 @@ def volume(size: int, seed: int) -> Tensor:
     return torch.randn(1, 1, size, size, size, generator=generator)
 
 
-def inference(mesh: DeviceMesh | None, size: int, schedule: str) -> Callable[[], Tensor]:
+def inference(mesh: DeviceMesh | None, size: int, way: str) -> Callable[[], Tensor]:
     tiles = (size, size, size // 2)
-    options = {"spatial_dims": 3, "whole": WHOLE, "schedule": schedule, "mesh": mesh}
+    options = {"spatial_dims": 3, "mesh": mesh} | WAYS[way]
     return partial(TiledModel(model().eval(), tiles, **options), volume(size, 1))
 
 
-def training(mesh: DeviceMesh | None, size: int, schedule: str) -> Callable[[], Tensor]:
+def training(mesh: DeviceMesh | None, size: int, way: str) -> Callable[[], Tensor]:
     tiles, net = (size, size, size // 2), model()
     x, target = volume(size, 1), volume(size, 2)
-    options: dict[str, Any] = {"whole": WHOLE, "schedule": schedule, "mesh": mesh}
+    options: dict[str, Any] = {"mesh": mesh} | WAYS[way]
 
     def step() -> Tensor:
         net.train()
@@ -97,7 +103,7 @@ TASKS = {"inference": (inference, plain_inference), "train-step": (training, pla
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_domain(variant, task, size, measure, benchmark, request, second):
-    """A 3-D U-Net with instance norm in two tiles, the deep level run whole."""
+    """A 3-D U-Net with instance norm in two tiles, the deep levels run whole or shared."""
     if size > SIZES[0]:
         only_when_timing(request)
     benchmark.group = f"domain/{task}"
@@ -108,7 +114,7 @@ def test_domain(variant, task, size, measure, benchmark, request, second):
         ways[variant] = partial(on_two_threads, plain)
     elif "plain" not in variant:
         name, processes = variant.split(", ")
-        args = size, SCHEDULES[name]
+        args = size, name
         shared = processes == "2 processes"
         ways[variant] = second.together(tiled, *args) if shared else tiled(None, *args)
         with Sent() as sent:

@@ -73,7 +73,8 @@ def accumulate_gradients(
         args: Further arguments of the model, which every tile gets whole, as in `TiledModel`. A tensor
             that requires a gradient gets it, too: that of a network which computes a condition, say.
         whole: Names of submodules that run on their whole feature map of lower resolution; "auto"
-            takes the shallowest that need no more memory than one tile.
+            takes the shallowest that need no more memory than one tile, or shares them among the ranks
+            of a mesh, as in `TiledModel`.
         reduction: Whether the loss is a "mean" or a "sum"; detected by default.
         mesh: A one-dimensional device mesh whose ranks share the tiles, as in `TiledModel`. Every rank
             calls with the same model, input and target, and gets the loss and the gradients of the
@@ -81,6 +82,8 @@ def accumulate_gradients(
         schedule: As in `TiledModel`. "auto" is "in_step" with at most one tile per rank of a mesh, where
             it takes the memory of a tile, else "passes": in step, the graphs of all tiles of a process
             are in memory, which are larger than that of the whole input.
+        shared: Names of submodules that the ranks of a mesh share, as in `TiledModel`. Gradients of
+            windows are sent back and added in the order of ranks.
 
     Returns:
         The loss over the whole input, detached from the graph.

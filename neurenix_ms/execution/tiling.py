@@ -70,7 +70,11 @@ class TiledModel(Described, nn.Module):
         in_channels: Channels of the input. If given, a model that cannot run in tiles raises here
             rather than at the first call; not for models with further arguments.
         whole: Names of submodules that run once, on their whole feature map of lower resolution;
-            "auto" takes the shallowest that fit into memory, `()` none.
+            "auto" takes the shallowest that fit into memory, `()` none. On a mesh with a tile for every
+            rank and no `memory_limit`, "auto" shares the shallowest (see `shared`), and within them all
+            levels. A submodule that cannot run in tiles, gets further arguments, or has cores shorter
+            than its halo then runs whole on every rank, if that takes less than a tenth of the
+            operations of the model in all; otherwise deeper ones are shared, or none.
         memory_limit: Bytes for what runs at a time: a tile, a part run whole, or the inputs on which
             receptive fields are measured (at least 256 MiB for these). With None, a part run whole
             may take as much as one tile. Results of the model and of the parts are not included. Tiles
@@ -93,15 +97,21 @@ class TiledModel(Described, nn.Module):
             instead of larger ones in passes. In step, the code of the model runs in one thread per tile,
             never two at a time; attributes, lists and dicts of modules are kept apart, but a variable
             outside of the modules that a forward writes before such a layer and reads after it is not.
+        shared: Names of submodules that the ranks of a mesh share: every rank runs them on a window of
+            its own, with the halo of the submodule alone, and exchanges windows of input and result
+            with its neighbors. Names may lie inside others, as in
+            `("level.inner", "level.inner.inner")`, so that each level has a small halo. They must be
+            called with one feature map only. This holds in step, with at most one tile per rank; else,
+            and without a mesh, they run whole. If names are given, `whole="auto"` adds none.
 
     Shape:
         `(B, C, *S)` -> that of the model; with `reduce`, without its channels
 
     Raises:
         ValueError: If an argument is out of range; if a layer depends on the whole input, is not
-            shift-equivariant by the stride or is random (the message names it); or if x or out has
-            another shape. With a mesh, also if the ranks have different models or inputs, or would
-            write to the same chunk of out.
+            shift-equivariant by the stride or is random (the message names it); if a submodule in
+            `shared` cannot run in tiles; or if x or out has another shape. With a mesh, also if the
+            ranks have different models or inputs, or would write to the same chunk of out.
         RankError: If another rank failed with an error that cannot be pickled.
         ImportError: If a progress bar is requested and tqdm is missing.
 

@@ -19,7 +19,13 @@ from neurenix_ms import UNet
 from neurenix_ms.datasets import open_array
 from neurenix_ms.recipes.domain.arrays import make_arrays
 from neurenix_ms.recipes.domain.command import main
-from neurenix_ms.recipes.domain.costs import Layout, Machine, layouts_of, relative_time
+from neurenix_ms.recipes.domain.costs import (
+    Layout,
+    Machine,
+    SharedLevel,
+    layouts_of,
+    relative_time,
+)
 
 MODULE = "neurenix_ms.recipes.domain"
 ROOT = Path(__file__).parents[2]
@@ -99,11 +105,21 @@ def test_time_grows_with_what_every_process_runs():
     one, few, many = times(Layout(("part",), 0, 0.5, 1.0))
     assert few >= 0.5 + 0.5 * 8
     assert many >= 0.5 + 0.5 * 64
+    _, few, many = times(Layout((), 4, 0.0, 0.0, (SharedLevel(8, 0.5, 2.0),)))
+    halos = 0.5 * (1 + 8 / 64) ** 2 + 0.5 * (1 + 16 / 64) ** 2
+    bytes_in_halos = 4 * 2 * (80**2 - 64**2) / machine.bandwidth
+    waiting = 40 * 3 * machine.latency
+    assert few == pytest.approx(halos + (bytes_in_halos + waiting) / (1e-6 * 64**2))
+    assert many - few == pytest.approx(waiting / (1e-6 * 64**2))
 
 
 def test_layouts_of_a_network():
-    whole, upper = layouts_of(UNet(1, 1, features=[8], norm=None), (1, 1, 64, 64))
-    assert (whole.whole, upper.whole) == ((), ("level.inner",))
+    whole, upper, shared = layouts_of(UNet(1, 1, features=[8], norm=None), (1, 1, 64, 64))
+    assert (whole.whole, upper.whole, shared.whole) == ((), ("level.inner",), ())
+    (level,) = shared.levels
+    assert (shared.halo, level.halo) == (upper.halo, 4)  # two convolutions at half the resolution
+    assert (shared.share, level.share) == (0, upper.share)
+    assert level.values == 2 * upper.values  # its input and its result
     assert whole.halo > upper.halo > 0
     assert 0 == whole.share < upper.share < 1
     assert (whole.values, upper.values) == (0.0, 2.0)  # 8 / 2²

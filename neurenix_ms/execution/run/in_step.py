@@ -74,7 +74,8 @@ class InStep(TiledRun):
         Tiles in `skip` run as far as the last site.
         """
         tiles = self.tiles(self.plan.widest_halo())
-        first = next(i for i, (number, _) in enumerate(tiles) if number not in skip)
+        waiting = (i for i, (number, _) in enumerate(tiles) if number not in skip)
+        first = next(waiting, 0)  # one runs in any case, since other ranks wait for it
         here = tiles.pop(first)
         self.others = [self._other(number, tile) for number, tile in tiles]
 
@@ -96,9 +97,10 @@ class InStep(TiledRun):
         result = self.call(here[1], visit)
         if self.last_site != max(self.numbers(), default=-1):
             raise self.other_calls(len(self.plan.sites))
-        yield *here, *self.cores(here[1], result)
+        if here[0] not in skip:
+            yield *here, *self.cores(here[1], result)
+            self.progress()
         del result
-        self.progress()
         for other in self.others:
             if other.number not in skip:
                 yield other.number, other.tile, *self._finished(other)

@@ -66,6 +66,7 @@ def _run(
         options.schedule,
         processes,
         visible=not options.quiet,
+        shared=tuple(options.shared),
     )
     losses = train(run, options.steps, options.out / "last.pt", options.checkpoint_every, on_step)
     y = open_zarr(predict(run, options.out), "r+")
@@ -147,6 +148,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", type=int, default=32, choices=(32, 64), help="bits of a number")
     add("--tile", default="auto", help="edge length of a tile, or auto: one tile per process")
     add("--whole", nargs="*", default=["auto"], help="submodules run whole, or auto")
+    add("--shared", nargs="*", default=[], help="submodules that processes share; see --whole auto")
     add("--schedule", default="auto", choices=("auto", "passes", "in_step"), help="of the tiles")
     add("--steps", type=int, default=10, help="training steps of the whole run")
     add("--checkpoint-every", type=int, default=5, help="steps between checkpoints")

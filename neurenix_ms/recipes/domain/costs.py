@@ -9,11 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.execution.plan.footprint import make_plan
+from neurenix_ms.execution.plan.sharing import shared_parts
 from neurenix_ms.meter import count_flops
 from neurenix_ms.recipes.reporting import markdown
 
 BYTES = 4  # of a value
 COUNTED = {2: 64, 3: 32}  # edge length at which operations are counted
+
+
+@dataclass(frozen=True)
+class SharedLevel:
+    """A part that processes share, without the parts inside it.
+
+    Args:
+        halo: On every side, in positions of the network's input.
+        share: Ratio of its operations to those of the network.
+        values: Values of its input and its result per position of the network's input.
+    """
+
+    halo: int
+    share: float
+    values: float
 
 
 @dataclass(frozen=True)
@@ -23,14 +39,16 @@ class Layout:
     Args:
         whole: Names of the parts run whole.
         halo: Of a tile, on every side, in positions of the input.
-        share: Ratio of the operations of the parts to those of the network.
-        values: Values of the parts' inputs per position of the network's input.
+        share: Ratio of the operations of the parts run whole to those of the network.
+        values: Values of the inputs of the parts run whole per position of the network's input.
+        levels: Parts that processes share.
     """
 
     whole: tuple[str, ...]
     halo: int
     share: float
     values: float
+    levels: tuple[SharedLevel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,8 @@ def relative_time(layout: Layout, edge: int, dims: int, num_ranks: int, machine:
     Every process has a core of `edge` positions along each axis, so the input grows with the number of
     processes (weak scaling), and 1 is ideal. What runs in tiles costs more by the halo, which is
     assumed on all sides; parts run whole grow with it, since every process runs them and receives
-    their input.
+    their input. Shared parts cost more by their halo, and windows of it are received for their input
+    and their result.
 
     Examples:
         >>> machine = Machine(seconds=1e-6)
@@ -66,10 +85,15 @@ def relative_time(layout: Layout, edge: int, dims: int, num_ranks: int, machine:
         2.58
     """
     alone = machine.seconds * edge**dims
-    tile = (1 - layout.share) * (1 + 2 * layout.halo / edge) ** dims
+    in_tiles = 1 - layout.share - sum(level.share for level in layout.levels)
+    tile = in_tiles * (1 + 2 * layout.halo / edge) ** dims
+    tile += sum(level.share * (1 + 2 * level.halo / edge) ** dims for level in layout.levels)
     if num_ranks == 1:
         return 1.0
-    received = BYTES * layout.values * edge**dims * (num_ranks - 1) / machine.bandwidth
+    values = layout.values * edge**dims * (num_ranks - 1)
+    for level in layout.levels:
+        values += level.values * ((edge + 2 * level.halo) ** dims - edge**dims)
+    received = BYTES * values / machine.bandwidth
     waiting = machine.exchanges * math.log2(num_ranks) * machine.latency
     return tile + layout.share * num_ranks + (received + waiting) / alone
 
@@ -87,7 +111,7 @@ def layouts_of(model: nn.Module, shape: Sequence[int]) -> list[Layout]:
         parts.append(name)
         name += ".inner"
     dims = len(shape) - 2
-    inputs = _inputs(model, torch.zeros(*shape[:2], *(COUNTED[dims],) * dims), parts)
+    inputs, results = _maps(model, torch.zeros(*shape[:2], *(COUNTED[dims],) * dims), parts)
     with torch.no_grad():
         flops = {
             part: count_flops(partial(model.get_submodule(part), inputs[part])) for part in parts
@@ -100,17 +124,36 @@ def layouts_of(model: nn.Module, shape: Sequence[int]) -> list[Layout]:
             share = sum(flops[part] for part in chosen) / whole
             values = sum(inputs[part].numel() for part in chosen) / COUNTED[dims] ** dims
             found.append(Layout(chosen, halo, share, values))
+        if parts:
+            plan = make_plan(model, tuple(shape), torch.empty(0), (parts[0],))
+            halo = max(max(ends) for ends in plan.widest_halo())
+            levels = []
+            inside = shared_parts(model, plan, shape[2:], torch.empty(0), parts, ())
+            for part, below in zip(parts, [*parts[1:], ""], strict=True):
+                ((_, level),) = inside
+                share = (flops[part] - flops.get(below, 0)) / whole
+                values = inputs[part].numel() + results[part].numel()
+                scale = shape[2] / level.size[0]
+                reach = max(max(ends) for ends in level.plan.widest_halo())
+                positions = values / COUNTED[dims] ** dims
+                levels.append(SharedLevel(math.ceil(scale * reach), share, positions))
+                inside = level.shared
+            found.append(Layout((), halo, 0.0, 0.0, tuple(levels)))
     return found
 
 
-def _inputs(model: nn.Module, x: Tensor, parts: Sequence[str]) -> dict[str, Tensor]:
+def _maps(
+    model: nn.Module, x: Tensor, parts: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the inputs and the results of parts."""
     found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
 
     def keep(name: str) -> None:
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            found[name] = arguments[0]
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...], result: Tensor) -> None:
+            found[name], results[name] = arguments[0], result
 
-        handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
+        handles.append(model.get_submodule(name).register_forward_hook(hook))
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
     for part in parts:
@@ -121,7 +164,7 @@ def _inputs(model: nn.Module, x: Tensor, parts: Sequence[str]) -> dict[str, Tens
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return found, results
 
 
 def scaling_table(
@@ -140,6 +183,7 @@ def scaling_table(
     for layout in layouts:
         times = [relative_time(layout, edge, dims, count, machine) for count in num_ranks]
         name = ", ".join(f"`{part}`" for part in layout.whole) or "none"
+        name = f"none; {len(layout.levels)} shared" if layout.levels else name
         cells = [str(layout.halo), f"{layout.share:.3f}", *(f"{t:.3g} x" for t in times)]
         rows.append([name, *cells])
     return markdown(rows) + "\n"

@@ -7,7 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from neurenix_ms.execution.plan.footprint import Place
 from neurenix_ms.execution.plan.grid import Tile
+from neurenix_ms.execution.plan.sharing import SharedPart
 from neurenix_ms.execution.run.setting import Setting
 from neurenix_ms.recipes.domain.run import Run
 from neurenix_ms.recipes.reporting import markdown, save_figure
@@ -58,7 +60,7 @@ def _row(title: str, found: dict[str, Any], whole: dict[str, Any] | None) -> lis
 
 
 def draw(path: Path, run: Run, num_ranks: int = 4) -> None:
-    """Draw what four processes read of the input, and what they exchange for a part run whole.
+    """Draw what four processes read of the input, and what they exchange for a deep part.
 
     Of a volume, the first slice is drawn.
     """
@@ -66,12 +68,17 @@ def draw(path: Path, run: Run, num_ranks: int = 4) -> None:
     if setting is None or len(setting.grid) < num_ranks:
         return
     tiles = list(setting.grid.tiles(setting.plan.widest_halo()))[:num_ranks]
-    parts = [place for place in setting.plan.sites if place is not None and place.result]
+    shared = dict(setting.shared)
+    parts = [
+        (place, shared.get(number))
+        for number, place in enumerate(setting.plan.sites)
+        if place is not None and place.result
+    ]
     figure = Figure(figsize=(4.6 * (2 if parts else 1), 5.4), layout="constrained", dpi=90)
     axes = figure.subplots(1, 2 if parts else 1, squeeze=False)[0]
     _draw_input(axes[0], run, tiles)
     if parts:
-        _draw_part(axes[1], setting, tiles, parts[0])
+        _draw_part(axes[1], setting, tiles, *parts[0])
     figure.legend(handles=_legend(), loc="outside lower center", ncols=3, frameon=False)
     save_figure(path, figure)
 
@@ -89,19 +96,30 @@ def _draw_input(axis: Axes, run: Run, tiles: list[Tile]) -> None:
     axis.set_title("input: read from disk, nothing is sent", fontsize=11)
 
 
-def _draw_part(axis: Axes, setting: Setting, tiles: list[Tile], place: Any) -> None:
-    """Draw the cores that are sent to all, and the windows that each process takes of the result."""
+def _draw_part(
+    axis: Axes, setting: Setting, tiles: list[Tile], place: Place, shared: SharedPart | None
+) -> None:
+    """Draw the cores of a part, and the window of each process.
+
+    That of a shared part is what the process runs it on; else it is what a process takes of the result.
+    """
     size = setting.grid.size[-2:]
-    lines = place.lines[-2:]
-    rows, columns = (line.length(0, n, n) for line, n in zip(lines, size, strict=True))
-    for rank, tile in enumerate(tiles):
-        core = _ends(tile.core_of_whole(place.lines))
+    rows, columns = (line.length(0, n, n) for line, n in zip(place.lines[-2:], size, strict=True))
+    if shared is not None:
+        inside = shared.tiles(tiles, place)
+        cores = [list(tile.core[-2:]) for tile in inside]
+        wides = [list(tile.wide[-2:]) for tile in inside]
+    else:
+        assert place.result is not None
+        cores = [_ends(tile.core_of_whole(place.lines)) for tile in tiles]
+        wides = [_ends(tile.wide_of_whole(place.result)) for tile in tiles]
+    for rank, (core, wide) in enumerate(zip(cores, wides, strict=True)):
         axis.add_patch(_box(core, COLORS[rank], 0.3, "none"))
-        wide = _inset(_ends(tile.wide_of_whole(place.result)), rank, rows)
-        axis.add_patch(_box(wide, COLORS[rank], 0.0, "dashed"))
+        axis.add_patch(_box(_inset(wide, rank, rows), COLORS[rank], 0.0, "dashed"))
         _name(axis, core, rank)
     axis.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
-    axis.set_title(f"{place.layer}: cores are sent to all processes", fontsize=11)
+    sent = "cores are sent to all processes" if shared is None else "neighbors exchange halos"
+    axis.set_title(f"{place.layer}: {sent}", fontsize=11)
 
 
 def _inset(ends: Any, rank: int, size: int) -> list[tuple[float, float]]:
@@ -143,7 +161,7 @@ def _legend() -> list[Rectangle]:
     ]
     for rectangle, label in zip(
         rectangles,
-        ("core of a rank", "with its halo: what it reads, and takes of the result"),
+        ("core of a rank", "with its halo: what it reads, or gets from others"),
         strict=True,
     ):
         rectangle.set_label(label)

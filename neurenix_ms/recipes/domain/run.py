@@ -37,6 +37,7 @@ class Run:
         schedule: Of the tiles.
         processes: Those that share the tiles.
         visible: Whether the first process shows its progress.
+        shared: Names of the parts that processes share.
     """
 
     settings: dict[str, Any]
@@ -48,6 +49,7 @@ class Run:
     schedule: Schedule
     processes: Processes
     visible: bool = False
+    shared: tuple[str, ...] = ()
 
     def step(self) -> Tensor:
         """Add the gradients of the whole input, and return its loss."""
@@ -60,6 +62,7 @@ class Run:
             whole=self.whole,
             mesh=self.processes.mesh,
             schedule=self.schedule,
+            shared=self.shared,
         )
 
     def predict(self, out: Any) -> None:
@@ -71,6 +74,7 @@ class Run:
             whole=self.whole,
             mesh=self.processes.mesh,
             schedule=self.schedule,
+            shared=self.shared,
             progress=self.visible,
         )
         tiled(self.x, out)
@@ -89,7 +93,7 @@ class Run:
         """Return how tiles run on this number of ranks; None where one tile holds the input."""
         shape, like = tuple(self.x.shape), self.like
         options = self._tiles(num_ranks), self.whole, None, num_ranks, self.schedule
-        return settle(self.model, shape, like, *options)
+        return settle(self.model, shape, like, *options, shared=self.shared)
 
     def _tiles(self, num_ranks: int) -> TileSize:
         """Return the tile size for this number of processes."""
