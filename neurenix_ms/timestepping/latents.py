@@ -164,16 +164,19 @@ def _basis(size: Sequence[int], modes: int) -> tuple[Tensor, Tensor]:
 
     The mean square of every wave over the grid is 1.
     """
-    basis = torch.ones(1, 1, dtype=torch.float64)
-    order = torch.zeros(1, dtype=torch.long)
+    axes, waves = len(size), 2 * modes - 1
+    # made at once, so that what a file asks for is known before it is allocated
+    basis = torch.ones(*size, *(waves,) * axes, dtype=torch.float64)
+    order = torch.zeros((waves,) * axes, dtype=torch.long)
     k = torch.arange(modes)
-    orders = torch.cat([k, k[1:]])
-    for n in size:
+    for axis, n in enumerate(size):
         # the turns of a mode are whole numbers over the size, which keeps long axes exact
         turns = (torch.arange(n)[:, None] * k).remainder(n).double()
         angle = turns * (2 * math.pi / n)
-        axis = torch.cat([angle.cos(), angle.sin()[:, 1:]], dim=1)
-        axis[:, 1:] *= math.sqrt(2)
-        basis = torch.kron(basis, axis)
-        order = torch.maximum(order[:, None], orders).flatten()
-    return basis, order
+        values = torch.cat([angle.cos(), angle.sin()[:, 1:]], dim=1)
+        values[:, 1:] *= math.sqrt(2)
+        shape = [1] * (2 * axes)
+        shape[axis], shape[axes + axis] = values.shape
+        basis *= values.view(shape)
+        order = torch.maximum(order, torch.cat([k, k[1:]]).view(shape[axes:]))
+    return basis.view(math.prod(size), -1), order.flatten()

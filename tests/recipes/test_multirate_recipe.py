@@ -14,7 +14,7 @@ def rings(_):
     x = torch.arange(32) * 2 * torch.pi / 32
     t = 0.1 * torch.arange(400)
     rows = torch.stack([(x + t[:, None] + shift).sin() for shift in (0.0, 1.0, 2.0)])
-    return settings.standardized(rows, {"validation": rows[:1], "test": rows[1:]}, window=30)
+    return settings.standardized(rows, {"validation": rows[:1], "test": rows[1:]}, window=50)
 
 
 @pytest.fixture
@@ -72,6 +72,23 @@ def test_an_exact_stepper_has_no_error_and_another_one_a_horizon():
     assert scores.horizon(fast["correlations"]) == 10
     assert fast["correlations"][4] == pytest.approx(torch.tensor(0.5).cos().item(), abs=1e-3)
     assert fast["errors"][4] == pytest.approx(2 * torch.tensor(0.25).sin().item(), abs=1e-2)
+
+
+def test_a_long_stride_is_measured_at_its_ends():
+    class Shift(torch.nn.Module):
+        def forward(self, x):
+            return x.roll(-8, -1) - x  # a quarter wave, in four steps of a quarter of it each
+
+    t = torch.pi / 8 * torch.arange(21)
+    x = torch.arange(32) * 2 * torch.pi / 32
+    rows = (x + t[:, None]).sin()[None, :, None]
+    scored = scores.measured(TimeStepper(Shift(), 4), rows)
+    assert len(scored["errors"]) == 20
+    assert max(scored["errors"]) < 1e-3
+    wrong = scores.measured(TimeStepper(Shift(), 2), rows)
+    # an eighth of a turn too much in every two steps
+    assert wrong["correlations"][2:4] == pytest.approx([0.0, 0.0], abs=1e-3)
+    assert scores.horizon(wrong["correlations"]) == 2
 
 
 def test_a_diverged_forecast_has_no_correlation():

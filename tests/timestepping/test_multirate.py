@@ -220,6 +220,21 @@ def test_inputs_are_not_written():
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("size", [[], [8], [6, 5]])
+def test_it_is_compiled_and_exported_as_one_graph(size):
+    if size:
+        latents = FourierLatents(1, size, [2, 1])
+        layer = (nn.Conv1d if len(size) == 1 else nn.Conv2d)(3, 1, 3, padding=1)
+        model = MultirateStepper(layer, latents, [1, 2], hidden_size=4)
+    else:
+        model = vectors(periods=[1, 2])
+    randomized(model)
+    x = torch.randn(2, 4, *model.latents.state_shape)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
+
+
 def circles(num_samples: int, num_rows: int = 60) -> torch.Tensor:
     angle = 0.2 * torch.arange(num_rows) + 2 * math.pi * torch.arange(num_samples)[:, None] / 7
     return torch.stack([angle.sin(), angle.cos()], dim=-1)
