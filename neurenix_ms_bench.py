@@ -21,7 +21,7 @@ IN_PARALLEL = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of the fixture `measure`."""
+    """Add the options of the fixture `measure`."""
     group = parser.getgroup("neurenix_ms", "measuring modules (neurenix_ms.bench)")
     add = group.addoption
     add(

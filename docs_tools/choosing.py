@@ -137,7 +137,7 @@ def necks() -> str:
 
 
 def decoders() -> str:
-    """Decoders over four levels: when to take which, and what it costs, counted now."""
+    """Return a table of decoders over four levels: when to take which, and what it costs."""
     widths = [64, 128, 256, 512]
     features = [torch.zeros(1, n, 64 >> k, 64 >> k, device="meta") for k, n in enumerate(widths)]
     blocks: list[nn.Module] = [
@@ -306,7 +306,7 @@ COUNTED = ["FLOPs", "parameters", "peak"]
 
 
 def _counted(model: nn.Module, x: Any) -> list[str]:
-    """Operations and peak of a forward pass in evaluation, and parameters, from shapes alone."""
+    """Return operations and peak of a forward pass in evaluation, and parameters, from shapes alone."""
     model = model.to("meta").eval()
     with torch.no_grad():
         peak = peak_tensor_bytes(lambda: model(x), of_shapes=True)

@@ -40,7 +40,7 @@ def parameter_table(model: nn.Module) -> list[tuple[str, int]]:
 
 @checked
 def format_parameter_table(model: nn.Module) -> str:
-    """`parameter_table` as text: a line per parameter, the total under a rule.
+    """Format `parameter_table` as text: a line per parameter, the total under a rule.
 
     Use it to look at a model; to compute with the numbers take the table itself.
 
@@ -66,7 +66,7 @@ def format_parameter_table(model: nn.Module) -> str:
 
 @checked
 def peak_tensor_bytes(call: Callable[[], object], *, of_shapes: bool = False) -> int:
-    """Most bytes of tensors made by `call` that were alive at one moment.
+    """Return the most bytes of tensors made by `call` that were alive at one moment.
 
     The number is the same in every run and for every number of threads, so a test can rely on it.
     It counts storages, so views and in-place results add nothing, and a backward pass inside `call`
@@ -102,7 +102,7 @@ def count_flops(
 def count_flops(
     call: Callable[[], object], *, uncounted: bool = False
 ) -> int | tuple[int, dict[str, int]]:
-    """Floating-point operations of the convolutions and matrix products of `call`.
+    """Count the floating-point operations of the convolutions and matrix products of `call`.
 
     Backward passes inside `call` are included, and a multiply-add is two operations. Which operators
     are counted is the choice of `torch.utils.flop_counter`: convolutions, matrix products, and some
@@ -133,7 +133,7 @@ def count_flops(
 
 @checked
 def peak_resident_bytes(call: Callable[[], object]) -> int | None:
-    """Growth of the resident memory of this process at its highest point during `call`.
+    """Measure how far the resident memory of this process grows during `call`.
 
     Everything counts that the system had to give, work space inside kernels included, and memory
     that was given before is not counted again. Below 16 MiB the kernel's own rounding shows. It
@@ -219,14 +219,14 @@ class LiveStorages(TorchDispatchMode):
         self.live -= self.counted.pop(address)
 
     def _share(self, original: torch.UntypedStorage, copy: torch.UntypedStorage) -> None:
-        """A copy on write takes no bytes yet."""
+        """Count no bytes for a copy on write until it is written to."""
         group = self.sharing.setdefault(original._cdata, {original._cdata})
         group.add(copy._cdata)
         self.sharing[copy._cdata] = group
         self._set(copy._cdata, 0)
 
     def _separate(self, tree: Any) -> None:
-        """What was written to has memory of its own now."""
+        """Count the memory of what was written to as its own."""
         for tensor in tree_leaves(tree):
             if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
                 continue
@@ -256,7 +256,7 @@ class LiveStorages(TorchDispatchMode):
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The arguments that an operator writes to, by its schema."""
+    """Return the arguments that an operator writes to, by its schema."""
     if not isinstance(func, OpOverload):
         return [args, kwargs]
     names = [argument.name for argument in func._schema.arguments]

@@ -73,7 +73,7 @@ def conv3d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Drop-in replacement for `F.conv3d` that gives volumes which it would unfold to oneDNN."""
+    """Convolve as `F.conv3d` does, by oneDNN also where `F.conv3d` would unfold the volume."""
     if has_torch_function((x, weight)):  # `__torch_function__` modes see a single call
         args = (x, weight, bias, stride, padding, dilation, groups)
         return handle_torch_function(conv3d, (x, weight), *args)

@@ -19,7 +19,7 @@ Show = Callable[[float], str]
 
 
 def bars(rows: Sequence[Row], group: str, field: str) -> str:
-    """A bar per case, the reference in grey.
+    """Draw a bar per case, the reference in grey.
 
     Args:
         rows: The cases of a group.
@@ -46,7 +46,7 @@ def bars(rows: Sequence[Row], group: str, field: str) -> str:
 
 
 def growth(rows: Sequence[Row], group: str, name: str, field: str) -> str | None:
-    """How a figure grows with a number that a group varies, on logarithmic axes, with exponents.
+    """Draw how a figure grows with a number that a group varies, on logarithmic axes, with exponents.
 
     Args:
         rows: The cases of a group.
@@ -82,7 +82,7 @@ def growth(rows: Sequence[Row], group: str, name: str, field: str) -> str | None
 
 
 def pareto(rows: Sequence[Row], group: str, across: str, up: str) -> str | None:
-    """Two figures of every way in one setting; a line joins those that no other way beats in both.
+    """Draw two figures of every way in one setting; a line joins those that no other way beats in both.
 
     Ways are compared in the setting with most of them; of several, the last, which is the largest as a
     rule.
@@ -126,7 +126,7 @@ def pareto(rows: Sequence[Row], group: str, across: str, up: str) -> str | None:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one beats in both numbers, from left to right.
+    """Return the points that no other one beats in both numbers, from left to right.
 
     Args:
         points: Pairs of costs.
@@ -172,7 +172,7 @@ class _Axes:
 
 
 def _limits(values: Sequence[float]) -> Point:
-    """The smallest and the largest value, moved apart where they are one."""
+    """Return the smallest and the largest value, moved apart where they are one."""
     low, high = min(values), max(values)
     return (low, high) if low < high else (low / 2, high * 2)
 

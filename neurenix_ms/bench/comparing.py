@@ -30,7 +30,7 @@ class Results:
             self.gradients = [torch.zeros_like(x) if g is None else g for g, x in pairs]
 
     def differs_from(self, other: "Results") -> str | None:
-        """What cannot be compared at all: numbers or shapes of tensors; None if all can."""
+        """Return what cannot be compared at all: numbers or shapes of tensors; None if all can."""
         for name in ("outputs", "gradients"):
             mine, theirs = getattr(self, name), getattr(other, name)
             shapes, wanted = ([tuple(x.shape) for x in xs] for xs in (mine, theirs))
@@ -39,12 +39,12 @@ class Results:
         return None
 
     def error(self, other: "Results") -> float:
-        """The largest difference, divided by the largest value of that tensor in `other`."""
+        """Return the largest difference, divided by the largest value of that tensor in `other`."""
         pairs = zip(self.outputs + self.gradients, other.outputs + other.gradients, strict=True)
         return max((_error(mine, theirs) for mine, theirs in pairs), default=0.0)
 
     def tolerance(self) -> float:
-        """How far results of this kind may differ and still be called equal."""
+        """Return how far results of this kind may differ and still be called equal."""
         floating = [x for x in self.outputs if x.is_floating_point() or x.is_complex()]
         widths = [
             TOLERANCES.get(x.real.dtype if x.is_complex() else x.dtype, 0.1) for x in floating
@@ -54,7 +54,7 @@ class Results:
 
 
 def call_of(way: Callable[..., Any], inputs: tuple[Any, ...], train: bool) -> Callable[[], object]:
-    """The call that is measured: forward without gradients, or forward and backward.
+    """Return the call that is measured: forward without gradients, or forward and backward.
 
     Gradients are dropped at the end of each step, also those of parameters that a function closes over.
     """
@@ -76,7 +76,7 @@ def call_of(way: Callable[..., Any], inputs: tuple[Any, ...], train: bool) -> Ca
 
 
 def loss_of(out: Any) -> Tensor:
-    """The mean square of every tensor that was returned, summed.
+    """Return the mean square of every tensor that was returned, summed.
 
     Raises:
         ValueError: If none depends on a parameter or an input that requires gradients.
@@ -90,12 +90,12 @@ def loss_of(out: Any) -> Tensor:
 
 
 def first_tensor(inputs: Sequence[Any]) -> Tensor | None:
-    """The tensor that shape, dtype and number of items are read off."""
+    """Return the tensor that shape, dtype and number of items are read off."""
     return next(iter(tensors(inputs)), None)
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:
-    """The tensors that get a gradient by `loss.backward()`."""
+    """Return the tensors that get a gradient by `loss.backward()`."""
     nodes, seen, found = [loss.grad_fn], set(), []
     while nodes:
         node = nodes.pop()

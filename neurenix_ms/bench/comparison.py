@@ -53,7 +53,7 @@ class Found:
 
 
 def check_ways(ways: Any, reference: str | None) -> tuple[dict[str, Way], str]:
-    """Ways by name, and the name of the reference, which is the first one if None is given.
+    """Return ways by name, and the name of the reference, which is the first one if None is given.
 
     Raises:
         ValueError: If there is no way, or no such reference.
@@ -82,7 +82,7 @@ class Comparison:
         self.problems: list[tuple[str, str]] = []  # of a way, in words
 
     def measured(self, ways: Mapping[str, Way], made: Any) -> list[Found]:
-        """Figures of each way that runs and gives what the reference gives.
+        """Return figures of each way that runs and gives what the reference gives.
 
         What is wrong with the others, or with the device or the inputs, is added to `problems`.
         """
@@ -120,7 +120,7 @@ class Comparison:
     def _compared(
         self, ways: Mapping[str, Way], inputs: tuple[Any, ...]
     ) -> tuple[dict[str, Way], dict[str, dict[str, Any]]]:
-        """The ways that can be measured, and how each result compares with that of the reference."""
+        """Return the ways that can be measured, and how each result differs from the reference's."""
         reference = self.question.reference
         names = [reference, *(name for name in ways if name != reference)]
         kept: dict[str, Way] = {}

@@ -20,7 +20,7 @@ def costs(
     resident: bool = False,
     plain: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
-    """Figures of a call by name.
+    """Measure the figures of a call, by name.
 
     Args:
         call: What is measured.
@@ -50,7 +50,7 @@ def costs(
 
 
 def resident_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Memory of the process that a call adds at most; on a GPU, of torch's allocator."""
+    """Measure the memory of the process that a call adds at most; on a GPU, of torch's allocator."""
     if device.type != "cuda":
         return peak_resident_bytes(call)
     torch.cuda.reset_peak_memory_stats(device)

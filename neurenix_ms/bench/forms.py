@@ -39,7 +39,7 @@ class Form:
     params: dict[str, Any] = field(default_factory=dict)
 
     def inputs(self, made: Any) -> tuple[Any, ...]:
-        """Positional arguments of a call: `made`, or what it returns, on this device.
+        """Return positional arguments of a call: `made`, or what it returns, on this device.
 
         Raises:
             ValueError: If a size or a batch is asked for and `made` cannot be called with it.
@@ -54,7 +54,7 @@ class Form:
         return tuple(self._placed(x) for x in (made if isinstance(made, tuple) else (made,)))
 
     def way(self, way: Callable[..., Any], train: bool) -> Callable[..., Any]:
-        """A module as a copy on this device, in this mode and form; another callable as it is."""
+        """Copy a module to this device, in this mode and form; return another callable as it is."""
         if not isinstance(way, nn.Module):
             return way
         copied = copy.deepcopy(way).to(self.device, self.dtype).train(train)
@@ -107,7 +107,7 @@ def forms(
     compile: Any = None,
     channels_last: Any = None,
 ) -> Iterator[Form]:
-    """Every combination of the values given; each argument is None, one value or a list of values.
+    """Return every combination of the values; each argument is None, one value or a list of values.
 
     Raises:
         ValueError: If a dtype or a device is none.
@@ -130,12 +130,12 @@ def forms(
 
 
 def default_device() -> torch.device:
-    """A GPU if there is one."""
+    """Return a GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def as_dtype(value: Any) -> torch.dtype:
-    """A dtype of torch, also by its name."""
+    """Return a dtype of torch, also by its name."""
     dtype = getattr(torch, value, None) if isinstance(value, str) else value
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype must be a dtype of torch, got {shown(value)}")
@@ -143,7 +143,7 @@ def as_dtype(value: Any) -> torch.dtype:
 
 
 def as_device(value: Any) -> torch.device:
-    """A device of torch, also by its name; this machine need not have it."""
+    """Return a device of torch, also by its name; this machine need not have it."""
     try:
         return torch.device(value)
     except (RuntimeError, TypeError) as error:
@@ -169,7 +169,7 @@ def check_device(device: torch.device) -> None:
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """All tensors of a structure."""
+    """Return all tensors of a structure."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
@@ -180,7 +180,7 @@ def _values(given: Any) -> list[Any]:
 
 
 def _short(value: Any) -> Any:
-    """A value as it stands in the name of a case."""
+    """Return a value as it stands in the name of a case."""
     if isinstance(value, torch.dtype | torch.device):
         return str(value).removeprefix("torch.")
     if isinstance(value, Sequence) and not isinstance(value, str):

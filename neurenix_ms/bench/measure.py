@@ -218,7 +218,7 @@ class Measure:
     def _case(
         self, form: Form, name: str | None, way: str, measured: dict[str, Any] | None = None
     ) -> Case:
-        """The names of one way in one form."""
+        """Return the names of one way in one form."""
         named = {"comparison": name} if name else {}
         variant = {"variant": way} if way else {}
         params = {**named, **form.params, **variant}

@@ -78,7 +78,7 @@ def _looked_up(name: str) -> Any:
 def _filled_in(
     make: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """What the shape tells of the arguments that are not given."""
+    """Return what the shape tells of the arguments that are not given."""
     try:
         taken = list(inspect.signature(make).parameters.values())
     except ValueError:

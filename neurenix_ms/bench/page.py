@@ -31,7 +31,7 @@ a { color: var(--md-primary-fg-color); }
 
 
 def as_page(report: Report, title: str = "Benchmarks") -> str:
-    """A run as one file of HTML.
+    """Return a run as one file of HTML.
 
     Args:
         report: A run.

@@ -143,7 +143,7 @@ def predict_memory(
 def _peak(
     network: nn.Module, call: Callable[[nn.Module], Callable[[], object]], train: bool
 ) -> int:
-    """Most bytes of a call of a copy without memory."""
+    """Return most bytes of a call of a copy without memory."""
     try:
         with estimating_memory(), memoryless_copy(network) as copied:
             copied.train(train)
@@ -180,7 +180,7 @@ def _in_tiles(
     like: Tensor,
     args: Sequence[Tensor],
 ) -> Callable[[], object]:
-    """The tiles of the network, planned on itself and run on its copy in the same mode."""
+    """Return the tiles of the network, planned on itself and run on its copy in the same mode."""
     for module, original in zip(copied.modules(), network.modules(), strict=True):
         module.training = original.training
     with unset_fake_temporarily(), uncompiled():

@@ -70,7 +70,7 @@ class MemoryProfile:
         return max((moment.live for moment in self.moments), default=0)
 
     def segments(self) -> list[tuple[str, list[Moment]]]:
-        """Consecutive moments by module, of outer modules where there are too many inner ones."""
+        """Return consecutive moments by module, of outer modules where there are too many inner ones."""
         for depth in range(8, -1, -1):
             found = [(name, list(part)) for name, part in groupby(self.moments, self._outer(depth))]
             if len(found) <= MOST_SEGMENTS:
@@ -78,7 +78,7 @@ class MemoryProfile:
         return found
 
     def picture(self) -> str:
-        """The bytes over time as inline SVG, with the modules that ran and their highest points."""
+        """Draw the bytes over time as inline SVG, with the modules that ran and their highest points."""
         num, peak = max(1, len(self.moments)), max(1, self.peak)
         corners = [f"0,{HEIGHT}"]
         for i, moment in enumerate(self.moments):

@@ -35,7 +35,7 @@ class Case:
 
 
 def case_of(item: "pytest.Item", group: str | None, params: Mapping[str, Any]) -> Case:
-    """A case of a test: its own parameters, and those given."""
+    """Return a case of a test: its own parameters, and those given."""
     own = dict(item.callspec.params) if hasattr(item, "callspec") else {}
     ids = [item.callspec.id] if hasattr(item, "callspec") and item.callspec.id else []
     ids += [_in_words(name, value) for name, value in params.items()]
@@ -61,7 +61,7 @@ def record(benchmark: Any, case: Case, timed: Timed) -> None:
 
 
 def described(device: torch.device, threads: int) -> dict[str, Any]:
-    """The machine as torch sees it, and the format of what is recorded."""
+    """Return the machine as torch sees it, and the format of what is recorded."""
     return {
         "format": BENCH_FORMAT,
         "torch": torch.__version__,
@@ -75,7 +75,7 @@ def described(device: torch.device, threads: int) -> dict[str, Any]:
 def content_of(
     cases: Iterable[tuple[Case, Timed | None]], description: dict[str, Any]
 ) -> dict[str, Any]:
-    """Cases as they stand in a JSON of pytest-benchmark."""
+    """Return cases as they stand in a JSON of pytest-benchmark."""
     benchmarks = [
         {
             "group": case.group,

@@ -34,7 +34,7 @@ class Report:
             _find_baselines(rows)
 
     def rows(self, group: str) -> list["Row"]:
-        """The cases of a group.
+        """Return the cases of a group.
 
         Raises:
             ValueError: If there is no such group.
@@ -68,11 +68,11 @@ class Row:
         return " · ".join([self.variant, *(f"{name} {x}" for name, x in self.setting.items())])
 
     def value(self, field: str) -> Any:
-        """A figure, or None if it was not measured."""
+        """Return a figure, or None if it was not measured."""
         return self.measured.get(field)
 
     def shown(self, field: str) -> str:
-        """A figure with its unit, its spread, and its ratio to the baseline."""
+        """Return a figure with its unit, its spread, and its ratio to the baseline."""
         value = self.value(field)
         if value is None or (field == "share_of_matmul" and value == 0):
             return "-"
@@ -84,7 +84,7 @@ class Row:
         return words if ratio is None else f"{words} ({ratio:.2f}x)"
 
     def ratio(self, field: str) -> float | None:
-        """The figure over that of the baseline; times as measured in pairs, where they were."""
+        """Return the figure over that of the baseline; times as measured in pairs, where they were."""
         if self.baseline is None or self.baseline is self or field in NEVER_DIVIDED:
             return None
         if field == "time" and self.value("time_ratio") is not None:
@@ -94,7 +94,7 @@ class Row:
 
 
 def read(path: str | Path) -> Report:
-    """A run that was written by `pytest --benchmark-json` or `--benchmark-save`.
+    """Return a run that was written by `pytest --benchmark-json` or `--benchmark-save`.
 
     Resident memory is taken from the file `..._resident.json` beside it, if there is one.
 
@@ -116,7 +116,7 @@ def read(path: str | Path) -> Report:
 
 
 def load_content(path: Path) -> dict[str, Any]:
-    """The JSON of a run.
+    """Return the JSON of a run.
 
     Raises:
         ValueError: If it is no such file, or was written by a newer version.
@@ -175,32 +175,32 @@ def _scaled(value: float, units: tuple[str, ...], step: float) -> str:
 
 
 def in_seconds(value: float) -> str:
-    """A time with its unit."""
+    """Return a time with its unit."""
     return _scaled(value * 1e6, ("µs", "ms", "s"), 1000)
 
 
 def in_bytes(value: float) -> str:
-    """A number of bytes with its unit."""
+    """Return a number of bytes with its unit."""
     return _scaled(value, ("B", "KiB", "MiB", "GiB", "TiB"), 1024)
 
 
 def in_operations(value: float) -> str:
-    """A number of operations, with K, M, G or T."""
+    """Return a number of operations, with K, M, G or T."""
     return _scaled(value, ("", "K", "M", "G", "T"), 1000)
 
 
 def as_share(value: float) -> str:
-    """A ratio as a percentage."""
+    """Return a ratio as a percentage."""
     return f"{100 * value:.0f} %"
 
 
 def as_number(value: float) -> str:
-    """A number with commas, or three digits."""
+    """Return a number with commas, or three digits."""
     return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:.3g}"
 
 
 def as_error(value: float) -> str:
-    """A difference with one digit."""
+    """Return a difference with one digit."""
     return f"{value:.0e}" if value else "0"
 
 

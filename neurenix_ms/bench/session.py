@@ -81,11 +81,11 @@ class Session:
             stored.store(self._found, self.file)
 
     def content(self) -> dict[str, Any]:
-        """The compared cases as they stand in a JSON of pytest-benchmark."""
+        """Return the compared cases as they stand in a JSON of pytest-benchmark."""
         return content_of(self.cases, self.description())
 
     def description(self) -> dict[str, Any]:
-        """What the plugin adds to a JSON of pytest-benchmark: the machine as torch sees it."""
+        """Return what the plugin adds to a JSON of pytest-benchmark: the machine as torch sees it."""
         return described(self.device, self.threads)
 
 

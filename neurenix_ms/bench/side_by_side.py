@@ -40,12 +40,12 @@ def as_text(before: Report, after: Report, everything: bool = False) -> str:
 
 
 def by_name(report: Report) -> dict[str, Row]:
-    """The cases of a run by their full names."""
+    """Return the cases of a run by their full names."""
     return {row.fullname: row for name in report.groups for row in report.rows(name)}
 
 
 def change(old: Row, new: Row, field: str) -> float | None:
-    """A figure after, divided by that before; None where it was not measured or was nothing."""
+    """Return a figure after, divided by that before; None where it was not measured or was nothing."""
     a, b = old.value(field), new.value(field)
     return b / a if a and b is not None else None
 

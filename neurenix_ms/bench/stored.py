@@ -16,7 +16,7 @@ Stored = dict[str, dict[str, int]]
 
 
 def load(path: Path) -> Stored:
-    """What is stored, by the name of the case; nothing if there is no such file.
+    """Return what is stored, by the name of the case; nothing if there is no such file.
 
     Raises:
         ValueError: If the file holds something else.
@@ -56,7 +56,7 @@ def figures_of(measured: Mapping[str, Any]) -> dict[str, int]:
 def complaint(
     case: str, measured: Mapping[str, Any], stored: Mapping[str, Mapping[str, int]]
 ) -> str | None:
-    """What has grown by more than 1 %; None if nothing has."""
+    """Return what has grown by more than 1 %; None if nothing has."""
     if case not in stored:
         return f"{case} has no stored figures; {ADVICE}"
     grown = [

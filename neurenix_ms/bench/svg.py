@@ -31,7 +31,7 @@ def svg(
 
 
 def text(words: str, x: float, y: float, *, anchor: str = "middle") -> str:
-    """A line of text whose baseline is at `y`.
+    """Draw a line of text whose baseline is at `y`.
 
     Args:
         words: The text; it may hold any character.

@@ -21,7 +21,7 @@ GROWING = {"time": in_seconds, "tensor_peak_bytes": in_bytes, "flops": in_operat
 
 
 def as_markdown(report: Report, group: str | None = None) -> str:
-    """Every case of a group, or of all groups, with its ratio to the reference where there is one.
+    """Return every case of a group, or of all groups, with its ratio to a reference.
 
     Args:
         report: A run.
@@ -46,7 +46,7 @@ def as_markdown(report: Report, group: str | None = None) -> str:
 
 
 def group_table(rows: Sequence[Row]) -> str:
-    """The cases of a group as a table in Markdown."""
+    """Return the cases of a group as a table in Markdown."""
     lines = [list(line) for line in cells(rows, COLUMNS)]
     numbers = len([name for name in COLUMNS if _is_measured(rows, name)])
     lines.insert(1, ["---"] * (len(lines[0]) - numbers) + ["--:"] * numbers)
@@ -54,7 +54,7 @@ def group_table(rows: Sequence[Row]) -> str:
 
 
 def growth_table(rows: Sequence[Row]) -> str | None:
-    """Exponents of time, peak and operations in each number that a group varies, if it varies one.
+    """Return exponents of time, peak and operations in each number that a group varies, if any.
 
     An exponent of 1 means that twice the number takes twice as much. It is the slope of the straight
     line through the logarithms, over all cases that are equal otherwise.
@@ -76,7 +76,7 @@ def growth_table(rows: Sequence[Row]) -> str | None:
 
 
 def left_out(rows: Sequence[Row]) -> str | None:
-    """The operators whose operations are in no count, by way; None if there is none."""
+    """Return the operators whose operations are in no count, by way; None if there is none."""
     by_way: dict[str, dict[str, None]] = {}
     for row in rows:
         by_way.setdefault(row.variant, {}).update(dict.fromkeys(row.value("uncounted") or ()))
@@ -88,7 +88,7 @@ def left_out(rows: Sequence[Row]) -> str | None:
 
 
 def as_csv(report: Report) -> str:
-    """All cases of all groups, one line each, with every figure in full and every ratio.
+    """Return all cases of all groups, one line each, with every figure in full and every ratio.
 
     Args:
         report: A run.
@@ -111,7 +111,7 @@ def as_csv(report: Report) -> str:
 
 
 def as_text(content: Mapping[str, Any]) -> str:
-    """The groups of a run as tables for a terminal.
+    """Return the groups of a run as tables for a terminal.
 
     Args:
         content: The JSON of a run.
@@ -126,7 +126,7 @@ def as_text(content: Mapping[str, Any]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells with columns of one width, the first to the left."""
+    """Return lines of cells with columns of one width, the first to the left."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     out = []
     for line in lines:
@@ -137,7 +137,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def cells(rows: Sequence[Row], columns: Mapping[str, Any]) -> list[list[str]]:
-    """The head and a line per case: what is varied, the way, and the figures that were measured."""
+    """Return the head and a line per case: what is varied, the way and the measured figures."""
     settings = list(dict.fromkeys(name for row in rows for name in row.setting))
     fields = [name for name in columns if _is_measured(rows, name)]
     heads = [columns[f] if isinstance(columns[f], str) else columns[f][0] for f in fields]
@@ -149,7 +149,7 @@ def cells(rows: Sequence[Row], columns: Mapping[str, Any]) -> list[list[str]]:
 
 
 def exponent(xs: Sequence[float], ys: Sequence[float | None]) -> float | None:
-    """The slope of the straight line through the logarithms; None where there is none."""
+    """Return the slope of the straight line through the logarithms; None where there is none."""
     if not all(ys) or len(set(xs)) < 2 or min(xs) <= 0:
         return None
     logs = [math.log(y) for y in ys if y]
@@ -157,12 +157,12 @@ def exponent(xs: Sequence[float], ys: Sequence[float | None]) -> float | None:
 
 
 def varied_numbers(rows: Sequence[Row]) -> list[str]:
-    """The names of the numbers that a group varies, as "size"."""
+    """Return the names of the numbers that a group varies, as "size"."""
     return list(dict.fromkeys(name for row in rows for name in row.setting))
 
 
 def series(rows: Sequence[Row], name: str) -> list[tuple[str, list[Row]]]:
-    """Cases that differ in one number only, three of them or more, by what they share."""
+    """Return cases that differ in one number only, three of them or more, by what they share."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         if type(row.setting.get(name)) in (int, float):
@@ -172,7 +172,7 @@ def series(rows: Sequence[Row], name: str) -> list[tuple[str, list[Row]]]:
 
 
 def in_plain(words: str) -> str:
-    """Words with what Markdown would read as a mark escaped: a bar ends a cell, `*` and `_` stress."""
+    """Escape what Markdown would read as a mark: a bar ends a cell, `*` and `_` stress."""
     for mark in "\\|*_":
         words = words.replace(mark, f"\\{mark}")
     return words

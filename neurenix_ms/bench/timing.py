@@ -29,7 +29,7 @@ class Timed:
 
     @property
     def median(self) -> float:
-        """Wall time of one call."""
+        """Measure the wall time of one call."""
         return statistics.median(self.seconds) / self.iterations
 
 
@@ -41,7 +41,7 @@ def paired(
 ) -> float:
     """Time of `a` divided by that of `b`: the median of pairs run one after the other.
 
-    On a CPU the time of this process on all its threads is counted, not time on the wall, and what
+    On a CPU the time of this process on all its threads is counted, not wall time, and what
     disturbs the machine meets both calls of a pair; so the ratio is steady where two medians taken
     minutes apart are not. On a GPU its own events count. Every second pair runs in reverse order,
     and calls of less than 5 ms are repeated.
@@ -77,7 +77,7 @@ def timed_together(
     """Time several calls in turns, each round in another order, and divide by one of them.
 
     Every call is warmed up once. The ratio is that of `paired`: processor time on one thread, events
-    on a GPU, and time on the wall on several threads, where waiting threads use a processor too.
+    on a GPU, and wall time on several threads, where waiting threads use a processor too.
 
     Args:
         calls: Calls without arguments by name.
@@ -110,7 +110,7 @@ def timed_together(
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second of a product of two matrices of 1024 x 1024, the median of nine."""
+    """Return operations per second of a product of two matrices of 1024 x 1024, the median of nine."""
     if (dtype, device) not in _RATES:
         a = torch.randn(1024, 1024, device=device).to(dtype)
 
@@ -124,12 +124,12 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def matmul_rates() -> dict[str, float]:
-    """All rates that were measured in this process, by the name of the dtype."""
+    """Return all rates that were measured in this process, by the name of the dtype."""
     return {str(dtype).removeprefix("torch."): rate for (dtype, _), rate in _RATES.items()}
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """Measure the wall time of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -145,7 +145,7 @@ Timer = Callable[[Callable[[], object], int], tuple[float, float]]
 
 
 def _timer(device: torch.device | None) -> Timer:
-    """A function that gives time on the wall, and the time that ratios are made of."""
+    """Return a function that gives the wall time, and the time that ratios are made of."""
     return _gpu_time if device is not None and device.type == "cuda" else _cpu_time
 
 

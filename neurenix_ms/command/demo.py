@@ -16,7 +16,7 @@ FOLDERS = {"out": ("runs/demo", "results, checkpoints"), "data": ("data", "cache
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `neurenix-ms demo`."""
+    """Define the arguments of `neurenix-ms demo`."""
     for name, (value, words) in COUNTS.items():
         parser.add_argument(
             f"--{name}", type=int, default=value, metavar="N", help=f"{words} (default: {value})"

@@ -11,7 +11,7 @@ from neurenix_ms.command import _exporting, _reading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `neurenix-ms export`."""
+    """Define the arguments of `neurenix-ms export`."""
     add = parser.add_argument
     add("file", metavar="FILE", help="a file of neurenix_ms.save, or a folder of save_pretrained")
     kind = parser.add_mutually_exclusive_group(required=True)
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """What was written, and how far it is from the network."""
+    """Return what was written, and how far it is from the network."""
     from neurenix_ms.sharing.reading import read_network
 
     model = read_network(_reading.existing(options.file))

@@ -28,7 +28,7 @@ ANY_OPTION = True  # those that are unknown here are values of the config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `neurenix-ms fit`."""
+    """Define the arguments of `neurenix-ms fit`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "neurenix-ms fit CONFIG [--NAME.OF.VALUE=VALUE ...] [options]"
     rows = (f"  {path.stem:<16}  {first_line(path)}" for path in ready())
@@ -58,7 +58,7 @@ def first_line(path: Path) -> str:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Where the network is, and its scores."""
+    """Return where the network is, and its scores."""
     import torch
 
     from neurenix_ms.fitting.configs import config_path, copied, written

@@ -10,7 +10,7 @@ from neurenix_ms.command import _contents, _reading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `neurenix-ms info`."""
+    """Define the arguments of `neurenix-ms info`."""
     add = parser.add_argument
     add("file", metavar="FILE", help="a file or folder")
     add(
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """The rows."""
+    """Return the rows of the table."""
     given = {"shape": options.shape, "dtype": options.dtype}
     rows = _contents.contents(options.file, **{k: v for k, v in given.items() if v is not None})
     if options.input is not None:

@@ -7,13 +7,13 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `neurenix-ms list`."""
+    """Define the arguments of `neurenix-ms list`."""
     parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="such as unet or 'nnunet*'")
     parser.add_argument("--names", action="store_true", help="names only, one a line")
 
 
 def run(options: argparse.Namespace) -> str:
-    """The list."""
+    """Return the list."""
     import torch
 
     from neurenix_ms.registry import create, get_preset, list_models

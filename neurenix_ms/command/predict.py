@@ -2,16 +2,20 @@
 
 Of an MS-Net, the finest output is written. With --steps, a time-stepper forecasts the states in IN. With
 --coordinates and --values, an implicit field is evaluated at the points of a table or mesh.
+`torchrun --nproc-per-node 2 -m neurenix_ms.command predict ...` shares the tiles among two processes.
 """
 
 import argparse
+import os
+import sys
 from argparse import ArgumentTypeError
+from typing import Any
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `neurenix-ms predict`."""
+    """Define the arguments of `neurenix-ms predict`."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="a file of neurenix_ms.save or a folder of save_pretrained")
     add("source", metavar="IN", help=".npy, .npz, .zarr, .h5, .nc, .tif, .nii, .raw, TIFF folder")
@@ -91,16 +95,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Where the result is."""
+    """Return where the result is."""
     import torch
 
     if options.threads is not None:
         if options.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
+    points = options.coordinates is not None or options.values is not None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (points or options.steps is not None):
+        raise ValueError("torchrun shares tiles of images and volumes, got states or points")
     if options.steps is not None:
         return forecast(options)
-    if options.coordinates is not None or options.values is not None:
+    if points:
         return evaluate(options)
     return predict(options)
 
@@ -148,6 +155,20 @@ def evaluate(options: argparse.Namespace) -> str:
 
 def predict(options: argparse.Namespace) -> str:
     """Predict images or volumes in tiles."""
+    from neurenix_ms.prediction.processes import joined_processes
+
+    with joined_processes(options.device) as (mesh, device):
+        try:
+            text = predict_on(options, mesh, device)
+        except (ImportError, OSError, RuntimeError, ValueError):
+            if mesh is None or mesh.get_local_rank() == 0 or options.debug:
+                raise
+            sys.exit(1)  # the first process says what is wrong
+        return text if mesh is None or mesh.get_local_rank() == 0 else ""
+
+
+def predict_on(options: argparse.Namespace, mesh: Any, device: str) -> str:
+    """Predict as one of the processes of a mesh, or as the only one."""
     from importlib.util import find_spec
 
     from neurenix_ms.prediction import predict_file
@@ -172,7 +193,8 @@ def predict(options: argparse.Namespace) -> str:
         out_dtype=options.out_dtype,
         time_step=options.time_step,
         units=options.units,
-        device=options.device,
+        device=device,
+        mesh=mesh,
         overwrite=options.overwrite,
         progress=not options.quiet and find_spec("tqdm") is not None,
     )

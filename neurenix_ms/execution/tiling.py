@@ -17,7 +17,7 @@ from neurenix_ms.execution.plan.arguments import check_args, passing
 from neurenix_ms.execution.plan.footprint import Place
 from neurenix_ms.execution.progress import progress_bar
 from neurenix_ms.execution.run.arrays import check_apart, check_outputs, check_writable, write
-from neurenix_ms.execution.run.ranks import Index, Ranks, is_shared, ranks_of
+from neurenix_ms.execution.run.ranks import Index, Ranks, checksum, is_shared, ranks_of
 from neurenix_ms.execution.run.refusals import check_chunks, check_plain_parallelism
 from neurenix_ms.execution.run.setting import (
     Schedule,
@@ -165,12 +165,13 @@ class TiledModel(Described, nn.Module):
             x: A tensor, or an array that can be sliced (NumPy, memory-mapped, dask, zarr).
             out: A tensor or array of the result's shape, or the model's structure of them, which
                 shares no memory with x; or a function that makes it from the shapes and the dtypes of
-                all results, called when the first tile has run.
+                all results, called when the first tile has run; with a mesh, on every rank, and the
+                arrays must be on disk.
             args: Further arguments of the model, which every tile gets whole: tensors `(B, ...)` without
                 spatial axes, such as a condition, and other values.
             skip: Numbers of tiles that are in `out` already, from an earlier call with the same model,
-                x and arguments. Passes for statistics and for parts run whole are not shortened. Not
-                available with a mesh.
+                x and arguments. Passes for statistics and for parts run whole are not shortened. With a
+                mesh, they are the same on all ranks, and `out` is on disk.
             on_tile: Called with the number of a tile and the number of all tiles when the tile is in
                 `out`.
         """
@@ -178,16 +179,15 @@ class TiledModel(Described, nn.Module):
         ranks = ranks_of(self.mesh)
         with ranks.agreeing(), uncompiled():
             check_plain_parallelism(model)
-            if ranks.size > 1 and (_makes_arrays(out) or skip != ()):
-                raise ValueError(
-                    "with a mesh, out must be arrays or None and skip must be left out, got "
-                    f"{shown(out)} and {shown(skip)}"
-                )
+            if skip != () and not _makes_arrays(out):
+                check_seen_by_all(ranks, tree_leaves(out))
             shape, like = check_rank_of(x, self.spatial_dims, model)
             choices = self.tile_size, self.whole, self.memory_limit
             with passing(check_args(args, shape)):
                 setting = settle(model, shape, like, *choices, ranks.size, self.schedule)
-                check_same_calls(ranks, model, x, setting, reduce=self.reduce)
+                tiles = 1 if setting is None else len(setting.grid)
+                left_out = checksum([number for number in range(tiles) if number in skip])
+                check_same_calls(ranks, model, x, setting, reduce=self.reduce, skip=left_out)
                 if setting is None:
                     return self._in_one(model, x, like, out, ranks, skip, on_tile)
                 return self._in_tiles(model, x, like, out, setting, ranks, skip, on_tile)
@@ -214,6 +214,7 @@ class TiledModel(Described, nn.Module):
         shapes = [tuple(y.shape) for y in reduced]
         if _makes_arrays(out):
             out = out(shapes, [y.dtype for y in reduced])
+            check_seen_by_all(ranks, tree_leaves(out))
         leaves = check_outputs(out, shapes)
         for leaf, y in zip(leaves, pieces, strict=True):
             self._check_room(leaf, y)
@@ -259,6 +260,10 @@ class TiledModel(Described, nn.Module):
             pieces = [self._pieces(run, place) for place in setting.plan.outputs]
             for leaf, own in zip(leaves or [], pieces, strict=False):
                 check_chunks(leaf, own)
+            if setting.in_step and ranks.size > 1:  # a rank runs a tile at least
+                here = [number for number, _ in run.tiles(setting.plan.output_halo())]
+                if all(number in skip for number in here):
+                    skip = {number for number in range(tiles) if number in skip} - {here[0]}
             with run.running():
                 for number, tile, cores, layout in run.results(skip):
                     if structure is None and out is not None:
@@ -266,6 +271,9 @@ class TiledModel(Described, nn.Module):
                             out = make(shapes, self._dtypes(cores))
                             leaves = check_outputs(out, shapes)
                             check_apart(x, leaves)
+                            check_seen_by_all(ranks, leaves)
+                            for leaf, own in zip(leaves, pieces, strict=True):
+                                check_chunks(leaf, own)
                         for leaf, core in zip(leaves or [], cores, strict=True):
                             self._check_room(leaf, core)
                     structure = layout
@@ -307,6 +315,16 @@ class TiledModel(Described, nn.Module):
 
     def _reduced(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
         return index if self.reduce is None else (index[0], *index[2:])
+
+
+def check_seen_by_all(ranks: Ranks, arrays: Sequence[Any]) -> None:
+    """Raise unless what one rank writes into these arrays is seen by all."""
+    for array in arrays:
+        if ranks.size > 1 and not is_shared(array):
+            raise ValueError(
+                "with a mesh, skip and a function in place of out need arrays on disk, got "
+                f"{shown(array)}"
+            )
 
 
 def _makes_arrays(out: Any) -> bool:

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from neurenix_ms._core.checks import check_integer
 from neurenix_ms.datasets import ScannedConduction, effective_conductivity, open_array
-from neurenix_ms.datasets.arrays import DiskArray
+from neurenix_ms.datasets.planes import Planes
 from neurenix_ms.fitting.loading import FitData
 from neurenix_ms.fitting.tasks import Arguments, FitTask, optimizer_named
 from neurenix_ms.recipes.demo.report import ArchieLaw, Conductances
@@ -22,25 +22,6 @@ from neurenix_ms.recipes.msnet.training import (
     TurnedConduction,
 )
 from neurenix_ms.training import MultiScaleTask
-
-
-class Planes:
-    """Part of a volume on disk along its first axis.
-
-    Args:
-        volume: The volume.
-        start: First plane.
-        stop: Plane after the last one.
-    """
-
-    def __init__(self, volume: DiskArray, start: int, stop: int) -> None:
-        self.volume, self.start, self.dtype = volume, start, volume.dtype
-        self.shape = (stop - start, *volume.shape[1:])
-
-    def __getitem__(self, index: Any) -> Any:
-        first, *rest = index if isinstance(index, tuple) else (index,)
-        start, stop, _ = first.indices(self.shape[0])
-        return self.volume[(slice(start + self.start, stop + self.start), *rest)]
 
 
 class RockVolume(FitData):

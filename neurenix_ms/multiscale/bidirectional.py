@@ -115,7 +115,7 @@ class Node(nn.Module):
         self.film = film_of(condition_channels, channels)
 
     def steps(self, condition: Tensor | None) -> Iterator[Callable[[Tensor], Tensor]]:
-        """What follows the sum, step by step, so that the caller can release each input."""
+        """Return what follows the sum, step by step, so that the caller can release each input."""
         yield partial(recomputed, self.act)
         if self.depthwise is not None:
             yield self.depthwise

@@ -80,7 +80,7 @@ class LaplacianPyramidLoss(Described, nn.Module):
         return sum(parts[1:], start=parts[0])
 
     def per_level(self, prediction: Tensor, target: Tensor) -> list[Tensor]:
-        """The unweighted loss of every level, finest first."""
+        """Return the unweighted loss of every level, finest first."""
         check_same_shapes([prediction], [target])
         *finer, coarsest = self.pyramid.gaussian(prediction - target)
         losses = []

@@ -67,7 +67,7 @@ class FourierLayer(nn.Module):
         return z.movedim(2, -2).flatten(-2) @ matrix
 
     def waves(self, axis: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the modes of an axis at its pixels, `(size, modes)` each.
+        """Return cosines and sines of the modes of an axis at its pixels, `(size, modes)` each.
 
         Modes that the grid does not resolve are zero.
         """
@@ -82,7 +82,7 @@ class FourierLayer(nn.Module):
         return (angle.cos() * resolved).to(like.dtype), (angle.sin() * resolved).to(like.dtype)
 
     def mixed(self, z: Tensor) -> Tensor:
-        """The modes times their matrices, as real products of real and imaginary parts."""
+        """Multiply the modes by their matrices, as real products of real and imaginary parts."""
         counts = z.shape[3:]
         per_mode = z.flatten(3).permute(3, 2, 0, 1)  # (modes, parts, B, C_in)
         rows = per_mode.flatten(1, 2).contiguous()  # else every mode is copied by itself

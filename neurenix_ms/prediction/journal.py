@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,33 @@ class Journal:
         self._next = 0.0
 
     @classmethod
-    def start(cls, path: Path, facts: Mapping[str, Any]) -> "Journal":
-        """Write a journal without tiles."""
-        write_atomically(path, f"{json.dumps(dict(facts), sort_keys=True)}\n".encode())
-        return cls(path, facts, set())
+    def start(cls, path: Path, facts: Mapping[str, Any], finished: Iterable[int] = ()) -> "Journal":
+        """Write a journal, by default without tiles."""
+        numbers = set(finished)
+        lines = [json.dumps(dict(facts), sort_keys=True)]
+        lines += [" ".join(map(str, sorted(numbers)))] if numbers else []
+        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        return cls(path, facts, numbers)
+
+    @classmethod
+    def joined(cls, path: Path) -> "Journal | None":
+        """Read a journal, and move those of other ranks into it, `of_rank`; None as in `read`."""
+        journal = cls.read(path)
+        others = sorted(path.parent.glob(f"{path.name}-*"))
+        if journal is None or not others:
+            return journal
+        known = [one for one in map(cls.read, others) if one and one.facts == journal.facts]
+        journal = cls.start(
+            path, journal.facts, journal.finished.union(*(one.finished for one in known))
+        )
+        for other in others:
+            other.unlink()
+        return journal
+
+    @staticmethod
+    def of_rank(path: Path, rank: int) -> Path:
+        """Return the journal of a rank; that of the first is the journal itself."""
+        return path.with_name(f"{path.name}-{rank}") if rank else path
 
     @classmethod
     def read(cls, path: Path) -> "Journal | None":

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +12,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms.datasets.arrays import DiskArray, open_array
 from neurenix_ms.datasets.readers import unmap
 from neurenix_ms.execution import TiledModel
+from neurenix_ms.execution.plan.arguments import check_args, passing
 from neurenix_ms.execution.plan.footprint import like_parameters
 from neurenix_ms.execution.run.arrays import FEWER_BITS
+from neurenix_ms.execution.run.ranks import Ranks, ranks_of
+from neurenix_ms.execution.run.setting import check_rank_of, settle
 from neurenix_ms.layers.conditioning import condition_name, keyword
 from neurenix_ms.msnet import MSNet
 from neurenix_ms.prediction.grids import said_of_images, time_step_of
 from neurenix_ms.prediction.journal import Journal
+from neurenix_ms.prediction.processes import check_one_machine
 from neurenix_ms.prediction.results import Results
 from neurenix_ms.sharing.reading import read_network
 
@@ -78,6 +84,7 @@ def predict_file(
     device: str = "cpu",
     overwrite: bool = False,
     progress: bool = False,
+    mesh: DeviceMesh | None = None,
 ) -> Prediction:
     """Predict an array on disk from another, tile by tile, by a model in a file.
 
@@ -117,6 +124,11 @@ def predict_file(
         overwrite: Replace what is at `target`, and drop an interrupted run with another model, input
             or options.
         progress: Show a progress bar (needs tqdm).
+        mesh: A one-dimensional device mesh of processes on one machine, which share the tiles. Every
+            one calls with the same arguments. `tile_size="auto"` makes at least one tile for each. With
+            a given `tile_size` the result has the bytes of one process, unless a normalization takes
+            statistics of the whole input, whose sums are rounded otherwise. If one process fails, all
+            raise its error. With None, this process runs all tiles.
 
     Raises:
         ValueError: If a file cannot be read, has another shape than the model takes or missing values;
@@ -141,58 +153,94 @@ def predict_file(
         >>> made.shape, made.dtype, made.num_tiles
         ((1, 70, 50), 'uint8', 6)
     """
-    results = Results(Path(target))
-    network = read_network(model, device)
-    _check_kind(network)
-    array = open_array(source, key, shape=shape, dtype=dtype, offset=offset, fill=fill)
-    images = array.images(_dims(network, spatial_dims), first)
-    _check_channels(network, images)
-    time_step = time_step_of(images, time_step, Path(target))
-    facts = {
-        "model": digest(Path(model)),
-        "input": [
-            str(Path(source).resolve()),
-            *state(Path(source)),
-            images.shape,
-            str(images.dtype),
-        ],
-        "options": [
-            key,
-            offset,
-            str(fill),
-            first,
-            tile_size,
-            memory_limit,
-            whole,
-            reduce,
-            str(out_dtype),
-            *([] if condition is None else [list(condition)]),
-        ],
-        "run": [device, torch.get_num_threads(), torch.__version__],
-    }
-    tiled = TiledModel(
-        Finest(network) if isinstance(network, MSNet) else network,
-        tile_size,
-        spatial_dims=images.ndim - 2,  # type: ignore[arg-type]
-        memory_limit=memory_limit,
-        whole=whole,
-        reduce=reduce,
-        progress=progress,
-    )
-    with results.alone():
-        journal = _resumed(results, facts, overwrite)
-        run = _Run(results, journal, facts, "uint8" if reduce and out_dtype is None else out_dtype)
-        args = _arguments(network, condition, images)
+    results, ranks = Results(Path(target)), ranks_of(mesh)
+    with contextlib.ExitStack() as stack:
+        with ranks.agreeing():
+            check_one_machine(ranks)
+            network = read_network(model, device)
+            _check_kind(network)
+            array = open_array(source, key, shape=shape, dtype=dtype, offset=offset, fill=fill)
+            images = array.images(_dims(network, spatial_dims), first)
+            _check_channels(network, images)
+            time_step = time_step_of(images, time_step, Path(target))
+            facts = {
+                "model": digest(Path(model)),
+                "input": [
+                    str(Path(source).resolve()),
+                    *state(Path(source)),
+                    images.shape,
+                    str(images.dtype),
+                ],
+                "options": [
+                    key,
+                    offset,
+                    str(fill),
+                    first,
+                    tile_size,
+                    memory_limit,
+                    whole,
+                    reduce,
+                    str(out_dtype),
+                    *([] if condition is None else [list(condition)]),
+                ],
+                "run": [
+                    device.partition(":")[0] if mesh else device,
+                    torch.get_num_threads(),
+                    torch.__version__,
+                    *([ranks.size] if mesh else []),
+                ],
+            }
+            args = _arguments(network, condition, images)
+            inner = Finest(network) if isinstance(network, MSNet) else network
+            limit: int | None = memory_limit
+            if mesh is not None and isinstance(tile_size, str):
+                limit = _limit_of_ranks(inner, images, args, whole, memory_limit, ranks.size)
+            tiled = TiledModel(
+                inner,
+                tile_size,
+                spatial_dims=images.ndim - 2,  # type: ignore[arg-type]
+                memory_limit=limit,
+                whole=whole,
+                reduce=reduce,
+                progress=progress,
+                mesh=mesh,
+            )
+            ranks.compare({name: json.dumps(value) for name, value in facts.items()})
+            known = None
+            if ranks.rank == 0:
+                stack.enter_context(results.alone())
+                known = _resumed(results, facts, overwrite)
+            known = ranks.first(known)
+            kind = "uint8" if reduce and out_dtype is None else out_dtype
+            run = _Run(results, ranks, known, facts, kind)
         try:
-            made = run.predict(tiled, images, args)
-        except BaseException:
-            run.end()
+            run.predict(tiled, images, args)
+        except BaseException as error:
+            run.end(error)
             raise
-        axes = _axes(images, reduce)
-        said = said_of_images(images, axes, made.shape, time_step, units)
-        results.finish(said.arguments(results.target))
+        with ranks.agreeing():
+            made = run.prediction()
+            if ranks.rank == 0:
+                axes = _axes(images, reduce)
+                said = said_of_images(images, axes, made.shape, time_step, units)
+                results.finish(said.arguments(results.target))
     array.close()
     return made
+
+
+def _limit_of_ranks(
+    network: nn.Module,
+    images: DiskArray,
+    args: Sequence[torch.Tensor],
+    whole: Any,
+    memory_limit: int,
+    num_ranks: int,
+) -> int | None:
+    """Return the limit by which tiles are chosen; None for one per rank, where larger ones would fit."""
+    shape, like = check_rank_of(_Planes(images), None, network)
+    with passing(check_args(args, shape)):
+        setting = settle(network, shape, like, "auto", whole, memory_limit, num_ranks)
+    return memory_limit if setting is not None and len(setting.grid) >= num_ranks else None
 
 
 class _Planes:
@@ -222,32 +270,41 @@ class _Run:
 
     Args:
         results: Its files.
-        journal: That of an interrupted run, if there is one.
+        ranks: The processes that share the tiles.
+        known: What an interrupted run has left, if there is one.
         facts: What is predicted, for a new journal.
         dtype: Type of the result; None for that of the model.
     """
 
     def __init__(
-        self, results: Results, journal: Journal | None, facts: Mapping[str, Any], dtype: Any
+        self,
+        results: Results,
+        ranks: Ranks,
+        known: "_Left | None",
+        facts: Mapping[str, Any],
+        dtype: Any,
     ) -> None:
         self.results = results
-        self.journal = journal
+        self.ranks = ranks
+        self.known = known
         self.facts = facts
         self.dtype = dtype
         self.array: Any = None
-        self.num_resumed = len(journal.finished) if journal else 0
+        self.journal: Journal | None = None
+        if known is not None:
+            self.facts = known.facts
+            if known.growing:
+                self.array = results.open(self.facts["shape"], self.facts["dtype"])
+            self._start(known.finished)
 
-    def predict(
-        self, tiled: TiledModel, images: DiskArray, args: Sequence[torch.Tensor]
-    ) -> Prediction:
+    def predict(self, tiled: TiledModel, images: DiskArray, args: Sequence[torch.Tensor]) -> None:
         """Run the tiles that are not finished."""
-        done = frozenset(self.journal.finished) if self.journal else frozenset()
-        if self.journal and not self.results.growing.exists():  # all tiles were finished
-            return self._prediction()
-        if self.journal:
-            self.array = self.results.open(self.journal.facts["shape"], self.journal.facts["dtype"])
+        if self.known is not None and not self.known.growing:  # all tiles were finished
+            return
 
         def on_tile(number: int, total: int) -> None:
+            if total == 1 and self.ranks.rank != 0:
+                return  # all ranks run it, and the first one writes it
             assert self.journal is not None
             self.journal.add(number, self._save)
             unmap(self.array)
@@ -256,19 +313,32 @@ class _Run:
             _Planes(images),
             self._create if self.array is None else self.array,
             args=args,
-            skip=done,
+            skip=self.known.finished if self.known is not None else frozenset(),
             on_tile=on_tile,
         )
+
+    def prediction(self) -> Prediction:
+        """Bring what this process has written to the disk, and return what all have made."""
         assert self.journal is not None
         self.journal.save(self._save)
-        return self._prediction()
+        before = self.known.finished if self.known is not None else frozenset()
+        finished = before.union(*self.ranks.gathered(sorted(self.journal.finished)))
+        shape, dtype = self.facts["shape"], self.facts["dtype"]
+        return Prediction(self.results.target, tuple(shape), dtype, len(finished), len(before))
 
-    def end(self) -> None:
+    def end(self, error: BaseException) -> None:
         """Keep what is finished after an error; remove everything where nothing is."""
+        finished = 0
         if self.journal is not None:
             with contextlib.suppress(OSError):
                 self.journal.save(self._save)
-        if self.journal is None or not self.journal.finished:
+            finished = len(self.journal.finished)
+        counts = [finished]
+        if self.ranks.size > 1:  # nobody knows where others are after an interruption
+            counts = [1]
+            with contextlib.suppress(Exception):  # of a process group in which one is gone
+                counts = self.ranks.gathered(finished) if isinstance(error, Exception) else [1]
+        if self.ranks.rank == 0 and not any(counts):
             self.results.remove()
 
     def _create(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype]) -> Any:
@@ -276,28 +346,40 @@ class _Run:
             raise ValueError(f"the model must return one tensor, got {len(shapes)}")
         dtype = str(array_dtype(dtypes[0]) if self.dtype is None else np.dtype(self.dtype))
         self.array = self.results.create(shapes[0], dtype)
-        facts = {**self.facts, "shape": shapes[0], "dtype": dtype}
-        self.journal = Journal.start(self.results.journal, facts)
+        self.facts = {**self.facts, "shape": shapes[0], "dtype": dtype}
+        self._start(None)
         return self.array
+
+    def _start(self, finished: frozenset[int] | None) -> None:
+        """Begin the journal of this process; that of the first one is there if a run is resumed."""
+        path = Journal.of_rank(self.results.journal, self.ranks.rank)
+        if finished is not None and self.ranks.rank == 0:
+            self.journal = Journal(path, self.facts, set(finished))
+        else:
+            self.journal = Journal.start(path, self.facts)
 
     def _save(self) -> None:
         self.results.save(self.array)
 
-    def _prediction(self) -> Prediction:
-        assert self.journal is not None
-        shape, dtype = self.journal.facts["shape"], self.journal.facts["dtype"]
-        return Prediction(
-            self.results.target,
-            tuple(shape),
-            dtype,
-            len(self.journal.finished),
-            self.num_resumed,
-        )
+
+@dataclass(frozen=True)
+class _Left:
+    """What an interrupted run has left.
+
+    Args:
+        facts: What it predicted, with the shape and dtype of the result.
+        finished: Numbers of the tiles that are on disk.
+        growing: Whether tiles may be missing.
+    """
+
+    facts: dict[str, Any]
+    finished: frozenset[int]
+    growing: bool
 
 
-def _resumed(results: Results, facts: Mapping[str, Any], overwrite: bool) -> Journal | None:
-    """Return the journal of an interrupted run; None if everything is to be made anew."""
-    journal = Journal.read(results.journal)
+def _resumed(results: Results, facts: Mapping[str, Any], overwrite: bool) -> _Left | None:
+    """Return what an interrupted run has left; None if everything is to be made anew."""
+    journal = Journal.joined(results.journal)
     if journal is not None and (different := journal.differences(facts)):
         if not overwrite:
             raise ValueError(
@@ -314,7 +396,7 @@ def _resumed(results: Results, facts: Mapping[str, Any], overwrite: bool) -> Jou
             "to replace it"
         )
     if journal is not None and (unplaced or results.target.exists()):
-        return journal
+        return _Left(journal.facts, frozenset(journal.finished), results.growing.exists())
     results.clear()
     return None
 

@@ -1,7 +1,9 @@
 """Keep the result of a prediction beside its place until it is complete, then move it there."""
 
 import contextlib
+import io
 import itertools
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,11 +67,17 @@ class Results:
                 _remove(path)
 
     def create(self, shape: Sequence[int], dtype: Any) -> np.memmap:
-        """Create the file that takes the tiles, with room on the disk for all of them."""
-        array = create_array(self.growing, shape, dtype, overwrite=True)
-        with open(self.growing, "r+b") as file:
-            reserve(file.fileno(), os.fstat(file.fileno()).st_size)
-        return array
+        """Create the file that takes the tiles, with room on the disk for all of them.
+
+        Several processes may do so at the same time: what one has written stays.
+        """
+        kind = np.dtype(dtype)
+        header = b"" if self.kind == "raw" else npy_header(shape, kind)
+        with open(os.open(self.growing, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            file.write(header)
+            file.flush()
+            reserve(file.fileno(), len(header) + math.prod(shape) * kind.itemsize)
+        return self.open(shape, dtype)
 
     def open(self, shape: Sequence[int], dtype: Any) -> np.memmap:
         """Open the file that takes the tiles again."""
@@ -130,10 +138,20 @@ def blocks(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
     return itertools.product(*ranges)
 
 
+def npy_header(shape: Sequence[int], dtype: np.dtype) -> bytes:
+    """Return what a `.npy` file has in front of its numbers."""
+    buffer = io.BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(buffer, {**fields, "shape": tuple(shape)})
+    return buffer.getvalue()
+
+
 def reserve(descriptor: int, size: int) -> None:
     """Take room on the disk, since writing to a mapped file on a full disk would end the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
+    else:  # pragma: no cover, of macOS and Windows
+        os.truncate(descriptor, size)
 
 
 def _remove(path: Path) -> None:

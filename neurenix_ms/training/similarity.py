@@ -77,7 +77,7 @@ class MultiScaleStructuralSimilarity(Described, nn.Module):
         return 1 - self.similarity(prediction, target, mask).mean()
 
     def similarity(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The similarity of every sample, `(B,)`, from 0 to 1."""
+        """Return the similarity of every sample, `(B,)`, from 0 to 1."""
         check_same_shapes([prediction], [target])
         choose(AVERAGE, prediction.ndim - 2, "the number of spatial axes")
         prediction, target = (
@@ -99,7 +99,7 @@ class MultiScaleStructuralSimilarity(Described, nn.Module):
         return torch.stack(found, dim=1).clamp(min=LEAST).pow(used).prod(dim=1)
 
     def _compared(self, x: Tensor, y: Tensor, counted: Tensor, with_means: bool) -> Tensor:
-        """Similarity of contrast and pattern of the window of every pixel, and perhaps of its mean."""
+        """Return the similarity of contrast and pattern, and perhaps of the mean, of every window."""
         axes = tuple(range(2, x.ndim))
         # what is far from zero would leave no digits to the difference of two squares
         middle = (y * counted).mean(axes, keepdim=True) / counted.mean(axes, keepdim=True)
@@ -118,7 +118,7 @@ class MultiScaleStructuralSimilarity(Described, nn.Module):
         return (2 * first * second + c1) / (first**2 + second**2 + c1) * contrast
 
     def _smoothed(self, x: Tensor) -> Tensor:
-        """The sum of every window, Gaussian along each axis, with zeros outside."""
+        """Return the sum of every window, Gaussian along each axis, with zeros outside."""
         radius = int(3.5 * self.sigma + 0.5)
         steps = range(-radius, radius + 1)
         row = [math.exp(-0.5 * (step / self.sigma) ** 2) for step in steps]
@@ -133,7 +133,7 @@ class MultiScaleStructuralSimilarity(Described, nn.Module):
 
 
 def _counted(mask: Tensor | None, like: Tensor) -> Tensor:
-    """1 where a pixel counts and 0 elsewhere, `(B, 1, *S)`."""
+    """Return 1 where a pixel counts and 0 elsewhere, `(B, 1, *S)`."""
     shape = (len(like), 1, *spatial(like))
     if mask is None:
         return like.new_ones(1, *shape[1:])
@@ -146,7 +146,7 @@ def _counted(mask: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _mean(y: Tensor, counted: Tensor) -> Tensor:
-    """The mean of every sample over the pixels that count."""
+    """Return the mean of every sample over the pixels that count."""
     pixels = tuple(range(1, y.ndim))
     return (y * counted).sum(pixels) / (counted.sum(pixels) * y.shape[1])
 
@@ -157,5 +157,5 @@ def _pooled(x: Tensor) -> Tensor:
 
 
 def _halved(x: Tensor, counted: Tensor) -> Tensor:
-    """The mean of every two pixels along every axis, of those that count."""
+    """Return the mean of every two pixels along every axis, of those that count."""
     return _pooled(x * counted) / _pooled(counted).clamp(min=LEAST)

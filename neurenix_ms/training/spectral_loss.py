@@ -86,11 +86,11 @@ class SpectralLoss(Described, nn.Module):
         return (losses * weights).sum(-1).mean() / weights.sum()
 
     def energies(self, x: Tensor) -> Tensor:
-        """The energy of every band, `(B, C, bands)`; their sum is the mean square of `x`."""
+        """Return the energy of every band, `(B, C, bands)`; their sum is the mean square of `x`."""
         return self._energies(x, *self.bands_of(x))
 
     def bands_of(self, x: Tensor) -> tuple[Tensor, int]:
-        """The band of every entry of the half spectrum, and their number."""
+        """Return the band of every entry of the half spectrum, and their number."""
         size = spatial(x)
         longest = max(size)
         count = longest // 2 + 1 if self.num_bands is None else self.num_bands

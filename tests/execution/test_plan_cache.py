@@ -21,7 +21,10 @@ from torch.nn.utils import parametrizations, parametrize
 from neurenix_ms import MultiScaleModel, UNet
 from neurenix_ms.execution import TiledModel, accumulate_gradients, footprint
 from neurenix_ms.execution.plan import cache as plans
+from neurenix_ms.execution.plan import choice
+from neurenix_ms.execution.plan import footprint as footprints
 from neurenix_ms.execution.plan.fingerprint import fingerprint_of
+from neurenix_ms.meter import count_flops
 from neurenix_ms.msnet import MSNet
 
 
@@ -402,3 +405,16 @@ def test_a_fingerprint_takes_little_time():
         fingerprint_of(model)
         times.append(time.process_time() - start)
     assert is_within(min(times), 0.01)
+
+
+def test_a_counter_of_operations_neither_counts_a_plan_nor_makes_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    torch.manual_seed(0)
+    model = UNet(1, 1, [4, 8], norm="instance", remember=False).eval()
+    x = torch.randn(1, 1, 64, 64)
+    first = count_flops(lambda: TiledModel(model, 32)(x))  # makes the plan
+    assert first < 10 * count_flops(lambda: model(x))
+    for module in (footprints, choice):
+        monkeypatch.setattr(module, "measure_lengths", None)  # would raise
+    assert count_flops(lambda: TiledModel(model, 32)(x)) == first

@@ -520,7 +520,8 @@ def bytes_that_are_sent(mesh: DeviceMesh) -> None:
     with ranks_file.Sent() as compared:
         mesh_ranks = ranks_file.ranks_of(mesh)
         model_ranks = settle(model, x.shape, x, 20, (), None, mesh.size(), "in_step")
-        check_same_calls(mesh_ranks, model, x, model_ranks, reduce=None)
+        none = ranks_file.checksum([])
+        check_same_calls(mesh_ranks, model, x, model_ranks, reduce=None, skip=none)
     agreement, moments = 8, 8 * (1 + 2 * 3)
     cores = {0: 8 * 2 * 20, 1: 8 * 2 * 9}  # the positions of two channels that belong to a tile
     own = sent.bytes - compared.bytes
@@ -545,7 +546,19 @@ def results_on_disk(mesh: DeviceMesh) -> None:
     assert np.array_equal(out, wanted.argmax(1).numpy())
     tensor = torch.full((1, 2, 15, 12), torch.nan)
     error = raised(lambda: TiledModel(model, 5, mesh=mesh)(x, tensor, skip={0}))
-    assert "with a mesh, out must be arrays or None and skip must be left out" in str(error)
+    assert "skip and a function in place of out need arrays on disk, got a tensor" in str(error)
+    error = raised(lambda: TiledModel(model, 5, mesh=mesh)(x, lambda *_: tensor))
+    assert "skip and a function in place of out need arrays on disk, got a tensor" in str(error)
+    rank = mesh.get_local_rank()
+    error = raised(lambda: TiledModel(model, 5, mesh=mesh, reduce="argmax")(here, out, skip={rank}))
+    assert "must call with the same skip" in str(error)
+    out[:] = -1
+    dist.barrier()
+    TiledModel(model, 5, mesh=mesh, reduce="argmax")(here, lambda *_: out, skip={0})
+    left_out = out == -1  # the core of the first tile
+    dist.barrier()
+    assert np.array_equal(np.argwhere(left_out[0]), np.argwhere(np.ones((5, 5))))
+    assert np.array_equal(out[~left_out], wanted.argmax(1).numpy()[~left_out])
     inside = np.full((1, 2, 15, 12), np.nan)
     TiledModel(model, 5, mesh=mesh)(x, inside)  # memory of its own: gathered
     assert np.abs(inside - wanted.numpy()).max() < EXACT

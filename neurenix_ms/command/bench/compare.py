@@ -4,7 +4,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `neurenix-ms bench compare`."""
+    """Define the arguments of `neurenix-ms bench compare`."""
     parser.add_argument(
         "paths",
         nargs="*",
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """The table."""
+    """Return the table."""
     from pathlib import Path
 
     from neurenix_ms.bench.commits import measured_at

@@ -9,7 +9,7 @@ from argparse import ArgumentTypeError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `neurenix-ms bench models`."""
+    """Define the arguments of `neurenix-ms bench models`."""
     parser.add_argument(
         "networks",
         nargs="+",
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """The table."""
+    """Return the table."""
     import torch
 
     from neurenix_ms._core.checks import check_integer
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def shape(text: str) -> tuple[int, ...]:
-    """A shape such as 1x3x64x64."""
+    """Return a shape such as 1x3x64x64."""
     parts = text.lower().split("x")
     if len(parts) < 2 or not all(part.isdecimal() and int(part) for part in parts):
         raise ArgumentTypeError(f"must be a shape such as 1x3x64x64, got {text!r}")

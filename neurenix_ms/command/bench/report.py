@@ -7,7 +7,7 @@ FORMATS = ("md", "html", "csv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `neurenix-ms bench report`."""
+    """Define the arguments of `neurenix-ms bench report`."""
     parser.add_argument("run_file", metavar="RUN.json", type=Path, help="what was measured")
     parser.add_argument(
         "--format", choices=FORMATS, help="by default that of the file written, or md"
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str | None:
-    """The report, or None where it was written to a file."""
+    """Return the report, or None where it was written to a file."""
     from neurenix_ms._core.io.atomic import write_atomically
     from neurenix_ms.bench import page, results, tables
 

@@ -20,6 +20,7 @@ from neurenix_ms._core.remember import Remembers
 # what nn.Module keeps for itself; parameters, buffers, submodules and forward hooks have their own entry
 INTERNAL = frozenset(vars(nn.Module())) | {"_forward_hooks_always_called", "_compiled_call_impl"}
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+OBSERVERS = ("torch.utils.module_tracker",)  # of counters of operations; they change no result
 GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks")
 PLAIN = frozenset({int, str, type(None)})
 NUMBERS = (bool, float, complex, Fraction)
@@ -124,7 +125,7 @@ class _Walk:
                 self.attributes[here, name] = value if plain else self.described(value)
 
     def hooks(self, hooks: dict[int, Any] | None) -> Hashable:
-        return tuple(self.described(hook) for hook in hooks.values()) if hooks else ()
+        return tuple(self.described(h) for h in (hooks or {}).values() if not _is_observer(h))
 
     def class_of(self, cls: type) -> Hashable:
         values = tuple(vars(cls).values())
@@ -207,6 +208,10 @@ class _opened:  # noqa: N801  (a context manager is called like a function)
 
     def __exit__(self, *error: object) -> None:
         self.opened.discard(self.key)
+
+
+def _is_observer(hook: Any) -> bool:
+    return getattr(hook, "__module__", None) in OBSERVERS
 
 
 def _part(module: nn.Module, name: str) -> Iterable[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from neurenix_ms._core.recomputation import statistics_kept
@@ -248,7 +249,7 @@ def shapes_only(
     model: nn.Module, shape: tuple[int, ...], like: Tensor, parts: Mapping[str, nn.Module]
 ) -> Run:
     """Record a run on an input of this shape without computing values."""
-    with without_memory(model):
+    with _disable_current_modes(), without_memory(model):  # counters should not count it
         x = torch.empty(shape, dtype=like.dtype, device=like.device)
         return observe(model, x, parts, constants, asked="shapes")
 

@@ -90,7 +90,7 @@ class Ranks(Protocol):
     size: int
 
     def shares(self, tiles: Sequence[Tile]) -> list[list[Tile]]:
-        """The tiles of every rank."""
+        """Return the tiles of every rank."""
 
     def agreeing(self) -> contextlib.AbstractContextManager[None]:
         """Within it, an error on one rank is raised on all."""
@@ -102,7 +102,7 @@ class Ranks(Protocol):
         """Raise unless these are the same on all ranks."""
 
     def merged(self, moments: Moments | None, like: Moments) -> Moments | None:
-        """The moments of all ranks together."""
+        """Merge the moments of all ranks."""
 
     def complete(self, array: Any, pieces: Sequence[Sequence[Index]]) -> None:
         """Fill in the pieces of `array` that other ranks computed."""
@@ -110,16 +110,16 @@ class Ranks(Protocol):
     def summed(
         self, values: Sequence[Tensor | None], like: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """The sums over all ranks; None where no rank has a value."""
+        """Return the sums over all ranks; None where no rank has a value."""
 
     def gathered(self, value: Any) -> list[Any]:
-        """The small values of all ranks."""
+        """Return the small values of all ranks."""
 
     def first(self, value: Any) -> Any:
-        """The value of the first rank that has one."""
+        """Return the value of the first rank that has one."""
 
     def same(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors of rank 0."""
+        """Return the tensors of rank 0."""
 
 
 class OneProcess:
@@ -236,7 +236,7 @@ class MeshRanks:
         return total
 
     def _merged_by_sums(self, here: Moments) -> Moments | None:
-        """The same in two sums, of which the second is centered and does not cancel."""
+        """Merge moments in two sums, of which the second is centered and does not cancel."""
         count = here.mean.new_tensor([here.count])
         first = torch.cat([count, (here.count * here.mean).ravel()])
         self._sum(first)
@@ -320,7 +320,7 @@ class MeshRanks:
         return int(least)
 
     def _sent(self, value: Any, rank: int) -> Any:
-        """The value of one rank, on all."""
+        """Return the value of one rank, on all."""
         room = [value]
         source = value if rank == self.rank else None
         self._call(
@@ -336,7 +336,7 @@ class MeshRanks:
         self._call(lambda: dist.broadcast(t, group=self.group, group_src=rank), source)
 
     def _call(self, collective: Callable[[], Any], own: Any) -> None:
-        """A collective and what this rank sends.
+        """Call a collective and count what this rank sends.
 
         Where it fails, a rank is gone, and no agreement is possible.
         """
@@ -349,7 +349,7 @@ class MeshRanks:
 
 
 def ranks_of(mesh: DeviceMesh | None) -> Ranks:
-    """The ranks of a mesh; without one, this process alone."""
+    """Return the ranks of a mesh; without one, this process alone."""
     if mesh is None:
         return OneProcess()
     if mesh.ndim != 1:
@@ -369,19 +369,19 @@ def ranks_of(mesh: DeviceMesh | None) -> Ranks:
 
 
 def is_shared(out: Any) -> bool:
-    """Whether what one rank writes into `out` is seen by all: not so in the memory of a process."""
+    """Return whether all ranks see what one writes into `out`: not in the memory of a process."""
     if isinstance(out, np.memmap):
         return out.mode != "c"
     return not isinstance(out, (Tensor, np.ndarray))
 
 
 def checksum(values: Any) -> Checksum:
-    """The checksum of what `repr` shows of some values."""
+    """Return the checksum of what `repr` shows of some values."""
     return Checksum(zlib.crc32(repr(values).encode()))
 
 
 def sample_of(x: Any) -> Checksum | None:
-    """A checksum of a few values; None for arrays that are neither tensors nor of NumPy."""
+    """Return a checksum of a few values; None for arrays that are neither tensors nor of NumPy."""
     if not isinstance(x, (Tensor, np.ndarray)):
         return None
     few = x[tuple(slice(None, None, max(1, n // SAMPLES_PER_AXIS)) for n in x.shape)]
@@ -407,7 +407,7 @@ def _num_bytes(value: Any) -> int:
 
 
 def _bytes_of(piece: Any) -> tuple[Any, Tensor]:
-    """A contiguous copy, and its memory: bytes are exact for every dtype and every backend."""
+    """Return a contiguous copy, and its memory: bytes are exact for every dtype and every backend."""
     if isinstance(piece, Tensor):
         own = piece.detach().contiguous()
         return own, own.reshape(-1).view(torch.uint8)

@@ -67,7 +67,7 @@ def _shape(index: Index, shape: Sequence[int]) -> tuple[int, ...]:
 def _touched(
     index: Index, shape: tuple[int, ...], chunks: tuple[int, ...]
 ) -> Iterator[tuple[int, ...]]:
-    """The chunks in which some of these cells lie."""
+    """Return the chunks in which some of these cells lie."""
     ranges = []
     for part, n, chunk in zip(index, shape, chunks, strict=True):
         start, stop, _ = part.indices(n)

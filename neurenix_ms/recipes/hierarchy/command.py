@@ -2,7 +2,8 @@
 
 `python -m neurenix_ms.recipes.hierarchy --system hopf` solves trajectories, trains a network per
 stride, selects the strides to couple, and scores all forecasts on unseen trajectories. It writes a
-table and a figure. An interrupted run resumes.
+table and a figure. An interrupted run resumes. With a file in `--data`, the trajectories are your own;
+there is no hybrid with an integrator then, because their equations are not known.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets.dynamics import SYSTEMS
 from neurenix_ms.files import load, save
 from neurenix_ms.layers.mlp import MLP
+from neurenix_ms.recipes.hierarchy.own import OwnTrajectories, of_curve
 from neurenix_ms.recipes.hierarchy.report import draw, table
 from neurenix_ms.recipes.hierarchy.settings import (
     NUM_STEPS,
@@ -30,7 +32,7 @@ from neurenix_ms.recipes.hierarchy.settings import (
     measured,
     trajectories,
 )
-from neurenix_ms.recipes.options import check_at_least
+from neurenix_ms.recipes.options import add_data, check_at_least, own_array, readable
 from neurenix_ms.timestepping import (
     HierarchicalTimeStepper,
     IntegratorStepper,
@@ -49,14 +51,19 @@ def main(argv: Sequence[str] | None = None) -> str:
     Args:
         argv: Command line without the name of the program; by default that of the process.
     """
-    options = _options(argv)
-    settings = SETTINGS[options.system]
+    options, own = _options(argv)
+    if own is None:
+        title, settings, step_sizes = options.system, SETTINGS[options.system], STEP_SIZES
+        data, facts = trajectories(options.system, settings.dt, options.data), {}
+    else:
+        title, settings, step_sizes = own.name, own.settings, own.step_sizes
+        data, facts = own.parts, own.facts()
+    start_of_name = "_".join([title, *(str(value)[:8] for value in facts.values())])
     iterations = options.iterations or settings.num_iterations
-    data = trajectories(options.system, settings.dt, options.data)
     options.out.mkdir(parents=True, exist_ok=True)
     for noise, turn in itertools.product(options.noise, range(options.seeds)):
         seed = options.seed + turn
-        name = f"{options.system}_{100 * noise:g}"
+        name = f"{start_of_name}_{100 * noise:g}"
         name += ("_smoothed" if options.smooth else "") + (f"_seed{seed}" if seed else "")
         note = options.out / f"{name}.json"
         if options.fresh:
@@ -64,16 +71,17 @@ def main(argv: Sequence[str] | None = None) -> str:
                 old.unlink()
         if note.exists() and json.loads(note.read_text())["iterations"] == iterations:
             continue
-        print(f"{options.system}, {100 * noise:g} % noise, seed {seed}")
+        print(f"{title}, {100 * noise:g} % noise, seed {seed}")
         seen, held_out = (
             measured(data[part], noise, seed + i, options.smooth)
             for i, part in enumerate(("train", "validation"))
         )
         fitted = settings, seen, held_out, iterations, options.horizon, seed
-        model, seconds = trained(*fitted, options.out / name)
-        result = scores(options.system, settings, model, held_out, data["test"])
+        model, seconds = trained(*fitted, options.out / name, step_sizes)
+        system = None if own else options.system
+        result = scores(system, settings, model, held_out, data["test"], step_sizes)
         result |= {
-            "system": options.system,
+            "system": title,
             "noise": noise,
             "smoothed": options.smooth,
             "seed": seed,
@@ -81,13 +89,15 @@ def main(argv: Sequence[str] | None = None) -> str:
             "batch_size": settings.batch_size,
             "threads": torch.get_num_threads(),
             "seconds": round(seconds),
+            **facts,
         }
         write_atomically(note, json.dumps(result, indent=1).encode())
     results = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
     for result in results:
         clean = result["noise"] == 0 and not result.get("smoothed")
-        if result["system"] == options.system and clean and not result.get("seed"):
-            draw(options.out / f"{options.system}.png", result)
+        this = result["system"] == title and result.get("data") == facts.get("data")
+        if this and clean and not result.get("seed"):
+            draw(options.out / f"{title}.png", result)
     text = table(results)
     write_atomically(options.out / "table.md", f"{text}\n".encode())
     print(f"\n{text}\n\n{options.out / 'table.md'}")
@@ -102,6 +112,7 @@ def trained(
     horizon: int,
     seed: int,
     path: Path,
+    step_sizes: Sequence[int],
 ) -> tuple[HierarchicalTimeStepper, float]:
     """Train a stepper per stride; return the hierarchy and the wall time of the last run."""
     target, checkpoint = path.with_name(f"{path.name}.nx"), path.with_name(f"{path.name}.ckpt")
@@ -111,7 +122,7 @@ def trained(
     model = fit_hierarchy(
         seen,
         settings.dt,
-        STEP_SIZES,
+        step_sizes,
         lambda: MLP(dims, dims, settings.hidden),
         validation=held_out,
         horizon=horizon,
@@ -128,33 +139,48 @@ def trained(
 
 @torch.no_grad()
 def scores(
-    system: str,
+    system: str | None,
     settings: Settings,
     model: HierarchicalTimeStepper,
     held_out: Tensor,
     test: Tensor,
+    step_sizes: Sequence[int],
 ) -> dict[str, Any]:
-    """Compute the mean squared errors of all forecasts, over all steps and as functions of time."""
-    truth, x0 = test[:, 1:], test[:, 0].float()
+    """Compute the mean squared errors of all forecasts, over all steps and as functions of time.
+
+    Args:
+        system: Name of the system, for the hybrid; None if its equations are not known.
+        settings: Its settings.
+        model: The networks of all strides.
+        held_out: Trajectories by which strides are selected.
+        test: Trajectories to forecast.
+        step_sizes: The strides.
+    """
+    num_steps = min(NUM_STEPS, test.shape[1] - 1)
+    every = of_curve(num_steps)
+    truth, x0 = test[:, 1 : num_steps + 1], test[:, 0].float()
     selection = selected(model, held_out[:NUM_SELECTING])
-    fine = IntegratorStepper(SYSTEMS[system].rhs, settings.dt, INTEGRATOR_STRIDE)
-    coarsest = max(selection.hierarchy.step_sizes)
-    if coarsest <= INTEGRATOR_STRIDE:  # the integrator must be the finest level
-        coarsest = 4 * INTEGRATOR_STRIDE
-    hybrid = HierarchicalTimeStepper([fine, *model.only([coarsest]).steppers])
-    ways = {str(size): model.only([size]) for size in STEP_SIZES}
-    ways |= {"coupled": selection.hierarchy, "hybrid": hybrid}
+    ways = {str(size): model.only([size]) for size in step_sizes}
+    ways |= {"coupled": selection.hierarchy}
+    result: dict[str, Any] = {}
+    if system is not None:
+        fine = IntegratorStepper(SYSTEMS[system].rhs, settings.dt, INTEGRATOR_STRIDE)
+        coarsest = max(selection.hierarchy.step_sizes)
+        if coarsest <= INTEGRATOR_STRIDE:  # the integrator must be the finest level
+            coarsest = 4 * INTEGRATOR_STRIDE
+        ways["hybrid"] = HierarchicalTimeStepper([fine, *model.only([coarsest]).steppers])
+        result["hybrid"] = [coarsest, INTEGRATOR_STRIDE]
     errors, curves = {}, {}
     for name, way in ways.items():
-        square = (way.forecast(x0, NUM_STEPS).double() - truth).square().mean(dim=(0, 2))
+        square = (way.forecast(x0, num_steps).double() - truth).square().mean(dim=(0, 2))
         errors[name] = square.mean().item()
-        curves[name] = square.unflatten(0, (-1, 40)).mean(dim=1).tolist()
-    return {
+        curves[name] = [part.mean().item() for part in square.split(every)]
+    return result | {
         "selected": selection.hierarchy.step_sizes,
-        "hybrid": [coarsest, INTEGRATOR_STRIDE],
         "table": selection.table,
         "errors": errors,
         "curves": curves,
+        "steps_of_point": every,
         "dt": settings.dt,
     }
 
@@ -171,13 +197,20 @@ def selected(model: HierarchicalTimeStepper, held_out: Tensor) -> Selection:
     return Selection(selection.hierarchy, sweep + selection.table)
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+def _options(
+    argv: Sequence[str] | None,
+) -> tuple[argparse.Namespace, OwnTrajectories | None]:
     parser = argparse.ArgumentParser(
         prog="python -m neurenix_ms.recipes.hierarchy",
         description="Train a stepper per stride for a system, couple them, and compare.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--system", choices=list(SETTINGS), default="hyperbolic")
+    parser.add_argument(
+        "--system", choices=list(SETTINGS), help="what is solved; hyperbolic if nothing is given"
+    )
+    parser.add_argument(
+        "--dt", type=float, help="time of a step in a file in --data; 1 if not given"
+    )
     parser.add_argument(
         "--noise", type=float, nargs="+", default=[0.0], help="in standard deviations of the states"
     )
@@ -189,8 +222,24 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="for weights, windows and noise")
     parser.add_argument("--seeds", type=int, default=1, help="runs, with seeds from --seed on")
     parser.add_argument("--out", type=Path, default=Path("runs/hierarchy"), help="results")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of trajectories")
+    add_data(
+        parser,
+        "your own trajectories (N, T, D) or (T, D), the last ones unseen",
+        "solved trajectories",
+    )
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
     options = parser.parse_args(argv)
     check_at_least(parser, options, iterations=1, horizon=1, noise=0, seeds=1)
-    return options
+    array = own_array(parser, options)
+    if array is None:
+        if options.dt is not None:
+            parser.error(f"--dt is for a file in --data, got the folder {options.data}")
+        options.system = options.system or "hyperbolic"
+        return options, None
+    if options.system is not None:
+        parser.error(f"--system is for solved trajectories, got the file {array.path} in --data")
+    dt = 1.0 if options.dt is None else options.dt
+    if not dt > 0:
+        parser.error(f"--dt must be above 0, got {dt:g}")
+    with readable(parser):
+        return options, OwnTrajectories(array, dt)

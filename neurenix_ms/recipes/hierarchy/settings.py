@@ -24,7 +24,8 @@ class Settings:
         hidden: Widths of the networks, as published.
         num_iterations: Steps of Adam.
         batch_size: Windows of every stride per step.
-        published: Published mean squared errors of the finest, the best single and the coupled strides.
+        published: Published mean squared errors of the finest, the best single and the coupled strides;
+            None for trajectories of the user's own.
         published_noisy: Those of the coupled strides at 1 % and 2 % noise.
     """
 
@@ -32,7 +33,7 @@ class Settings:
     hidden: list[int]
     num_iterations: int
     batch_size: int
-    published: tuple[float, float, float]
+    published: tuple[float, float, float] | None = None
     published_noisy: tuple[float | None, float | None] = (None, None)
 
 

@@ -1,5 +1,6 @@
 """The experiments with implicit fields, each of which returns plain numbers."""
 
+import math
 import statistics
 import tempfile
 import time
@@ -212,38 +213,51 @@ def rows_of(waves: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def turbulence(options: Namespace) -> Result:
-    """Compare the compression of decaying turbulence by implicit models of several sizes and POD."""
-    flow = turbulence2d(5e-3, num_times=21, end_time=5.0, root=options.data)
-    w = flow["vorticity"].float()
-    t = flow["t"][:, None].float()
-    axis = flow["x"].float()
-    x = torch.cartesian_prod(axis, axis)
+    """Compare the compression of a field over time by implicit models of several sizes and POD.
+
+    The field is decaying turbulence, or the user's own.
+    """
+    if options.own is None:
+        flow = turbulence2d(5e-3, num_times=21, end_time=5.0, root=options.data)
+        w, times, label, folder = flow["vorticity"].float(), flow["t"], "vorticity", "turbulence"
+        axes = [flow["x"].float()] * 2
+    else:
+        w, times = options.own.values, options.own.times
+        label, folder = options.own.label, options.own.folder
+        axes = [torch.linspace(0, 1, n) for n in w.shape[1:]]
+    t = times[:, None].float()
+    x = torch.cartesian_prod(*axes)
     u = w.flatten(1)[..., None]
-    result: Result = {"values": w.numel(), "models": [], "fields": {"t": float(t[10])}}
+    middle = len(t) // 2
+    result: Result = {"values": w.numel(), "models": []}
+    result["fields"] = {"t": float(t[middle]), "label": label}
+    ranks = [rank for rank in (1, 2, 4, 8) if rank < len(t)]
     left, s, right = torch.linalg.svd(u[..., 0], full_matrices=False)
-    for rank in (1, 2, 4, 8):
+    for rank in ranks:
         low = left[:, :rank] * s[:rank] @ right[:rank]
         numbers = rank * (len(t) + len(x))
         error = ((low - u[..., 0]).norm() / u.norm()).item()
         result["models"].append({"name": f"POD, rank {rank}", "numbers": numbers, "error": error})
-        if rank == 4:
-            result["fields"]["POD, rank 4"] = _rounded(low[10].view(w.shape[1:]))
+        if rank == min(4, ranks[-1]):
+            result["fields"][f"POD, rank {rank}"] = _rounded(low[middle].view(w.shape[1:]))
     for width, latent in ((24, 2), (48, 2)):
         torch.manual_seed(options.seed)
         model = MultiScaleNIF(1, 2, shape_width=width, latent_dim=latent, omega_0=10.0)
         field = Normalizer(model).fit(t, x, u)
-        print(f"turbulence, width {width}")
-        folder = options.runs / "turbulence" / str(width)
+        print(f"{folder}, width {width}")
         steps = options.steps or 600
-        error = train(field, t, x, u, folder, steps=steps, batch_size=4, iterations=0)
+        runs = options.runs / folder / str(width)
+        error = train(field, t, x, u, runs, steps=steps, batch_size=4, iterations=0)
         numbers = parameter_table(model)[-1][1]
         name = f"NIF, {width} wide"
         result["models"].append({"name": name, "numbers": numbers, "error": error})
     with torch.no_grad():
-        result["fields"][name] = _rounded(field.at(t[10])(x).view(w.shape[1:]))
-    result["fields"]["true"] = _rounded(w[10])
+        result["fields"][name] = _rounded(field.at(t[middle])(x).view(w.shape[1:]))
+    result["fields"]["true"] = _rounded(w[middle])
     return result
 
 
 def _rounded(values: Tensor) -> list[list[float]]:
-    return [[round(value, 3) for value in row] for row in values.tolist()]
+    """Return values for a figure, to a thousandth of the largest where that is small."""
+    digits = 3 + max(0, -math.floor(math.log10(float(values.abs().max()) or 1)))
+    return [[round(value, digits) for value in row] for row in values.tolist()]

@@ -3,7 +3,7 @@
 `python -m neurenix_ms.recipes.implicit wave` trains a field on a traveling wave and prunes it; `waves`
 compares it with an MLP on Kuramoto-Sivashinsky waves of unseen parameters; `turbulence` compares it with
 POD; `densified` compares pruned and densified fields with small ones. An interrupted run resumes;
-existing results are only drawn again.
+existing results are only drawn again. With a file in `--data`, `turbulence` takes a field of your own.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.recipes.implicit import report
 from neurenix_ms.recipes.implicit.cases import turbulence, wave, waves
 from neurenix_ms.recipes.implicit.densified import densified
-from neurenix_ms.recipes.options import check_at_least
+from neurenix_ms.recipes.implicit.own import OwnField
+from neurenix_ms.recipes.options import add_data, check_at_least, own_array, readable
 
 CASES = {
     "wave": (wave, report.wave_table, report.draw_wave),
@@ -36,11 +37,12 @@ def main(argv: Sequence[str] | None = None) -> str:
     options = _options(argv)
     run, table, draw = CASES[options.case]
     options.out.mkdir(parents=True, exist_ok=True)
-    name = f"implicit_{options.case}"
+    folder = options.own.folder if options.own else options.case
+    name = f"implicit_{folder}"
     note = options.out / f"{name}.json"
     if options.fresh or not note.exists():
         if options.fresh:
-            for old in (options.runs / options.case).glob("**/last.ckpt"):
+            for old in (options.runs / folder).glob("**/last.ckpt"):
                 old.unlink()
         result = run(options)
         write_atomically(note, json.dumps(result).encode())
@@ -71,11 +73,22 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/implicit"), help="results")
     parser.add_argument("--runs", type=Path, default=Path("runs/implicit"), help="checkpoints")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the solved waves")
+    add_data(
+        parser, "a field of your own (T, H, W), for the case turbulence", "solved waves and flows"
+    )
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints and results")
     options = parser.parse_args(argv)
     check_at_least(parser, options, steps=100, seeds=0)
     if options.iterations % 50:
         parser.error(f"--iterations must be a multiple of 50, got {options.iterations}")
+    array = own_array(parser, options)
+    options.own = None
+    if array is not None:
+        if options.case != "turbulence":
+            parser.error(
+                f"a file in --data is for the case turbulence, got {array.path} and {options.case}"
+            )
+        with readable(parser):
+            options.own = OwnField(array)
     torch.set_num_threads(1)  # the networks are small
     return options

@@ -131,24 +131,35 @@ def turbulence_table(result: Result) -> str:
 
 
 def draw_turbulence(path: Path, result: Result) -> None:
-    """Draw the vorticity (truth, implicit model, POD with as many numbers), and error by compression."""
+    """Draw the field (truth, implicit model, POD with as many numbers), and error by compression."""
     figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots(1, 4)
     shown = result["fields"]
-    names = [name for name in shown if name not in ("t", "true")]
-    limit = max(abs(value) for row in shown["true"] for value in row)
+    names = [name for name in shown if name not in ("t", "true", "label")]
+    values = [value for row in shown["true"] for value in row]
+    low, high = min(values), max(values)
+    signs = low < 0 < high
+    limits = (
+        {"vmin": -max(-low, high), "vmax": max(-low, high)}
+        if signs
+        else {"vmin": low, "vmax": high}
+    )
     for axis, name in zip(axes, ["true", *names], strict=False):
-        image = axis.imshow(shown[name], cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower")
+        image = axis.imshow(
+            shown[name], cmap="RdBu_r" if signs else "viridis", origin="lower", **limits
+        )
         axis.set(title=name, xticks=[], yticks=[])
-    figure.colorbar(image, ax=list(axes[:3]), label=f"vorticity at t = {shown['t']:g}", shrink=0.7)
+    label = shown.get("label", "vorticity")
+    figure.colorbar(image, ax=list(axes[:3]), label=f"{label} at t = {shown['t']:g}", shrink=0.7)
     for kind, style in (("POD", "o-"), ("NIF", "s-")):
         some = [one for one in result["models"] if one["name"].startswith(kind)]
         ratio = [result["values"] / one["numbers"] for one in some]
         axes[3].loglog(ratio, [one["error"] for one in some], style, label=kind)
     axes[3].set(xlabel="compression", ylabel="relative error")
     axes[3].minorticks_off()
-    axes[3].set_xticks([3, 5, 10, 20], ["3", "5", "10", "20"])
-    axes[3].set_yticks([0.2, 0.4, 0.6, 0.8, 1], ["0.2", "0.4", "0.6", "0.8", "1"])
+    if label == "vorticity":
+        axes[3].set_xticks([3, 5, 10, 20], ["3", "5", "10", "20"])
+        axes[3].set_yticks([0.2, 0.4, 0.6, 0.8, 1], ["0.2", "0.4", "0.6", "0.8", "1"])
     axes[3].legend(frameon=False)
     save_figure(path, figure)
 
