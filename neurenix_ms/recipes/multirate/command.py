@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from neurenix_ms._core.io.atomic import write_atomically
-from neurenix_ms.recipes.multirate.report import draw, table
+from neurenix_ms.recipes.multirate.report import draw, summary, table
 from neurenix_ms.recipes.multirate.scores import Result, horizon, measured
 from neurenix_ms.recipes.multirate.settings import SYSTEMS, VARIANTS, Parts, build
 from neurenix_ms.recipes.options import check_at_least
@@ -48,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> str:
                 one = json.loads(note.read_text(encoding="utf-8"))
                 results.setdefault(system, {}).setdefault(variant, []).append(one)
     text = table(results)
-    write_atomically(options.out / "multirate.json", json.dumps(results).encode())
+    figures = {
+        system: {variant: [summary(system, one) for one in some] for variant, some in runs.items()}
+        for system, runs in results.items()
+    }
+    write_atomically(options.out / "multirate.json", json.dumps(figures, indent=1).encode())
     write_atomically(options.out / "multirate.md", f"{text}\n".encode())
     draw(options.out / "multirate.png", results)
     print(f"\n{text}\n\n{options.out / 'multirate'}.json, .md, .png")

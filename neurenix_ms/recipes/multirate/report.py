@@ -10,38 +10,29 @@ from neurenix_ms.recipes.multirate.settings import SYSTEMS, VARIANTS
 from neurenix_ms.recipes.reporting import markdown, save_figure, scatter
 
 EARLY = 48  # steps
-COLORS = {"single": "0.5", "equal": "tab:blue", "multirate": "tab:red", "stride": "tab:green"}
+COLORS = {"single": "0.5", "multirate": "tab:red", "stride": "tab:green"}
+
+
+def summary(system: str, run: Result) -> Result:
+    """Return the figures of a run that are stored, without those of every step."""
+    kept = ("seed", "iterations", "parameters", "seconds")
+    steps = (1, EARLY, SYSTEMS[system].published)
+    errors = {f"error at {step}": error_at(run, step) for step in steps}
+    return {name: run[name] for name in kept} | errors | {"horizon": horizon(run["correlations"])}
 
 
 def table(results: dict[str, dict[str, list[Result]]]) -> str:
     """Return a Markdown table: a row per system and model, mean and deviation over the seeds."""
-    head = [
-        "system",
-        "model",
-        "parameters",
-        "CPU s",
-        f"error at {EARLY}",
-        "error at end",
-        "horizon",
-    ]
-    lines = [
-        [*head, "horizon by that of the single-rate network"],
-        [":---", ":---", *["---:"] * 6],
-    ]
+    errors = [f"error at {EARLY}", "error at end"]
+    head = ["system", "model", "parameters", "CPU s", *errors, "horizon", "ratio of horizons"]
+    lines = [head, [":---", ":---", *["---:"] * 6]]
     for system, runs in results.items():
         published = SYSTEMS[system].published
         title = f"{SYSTEMS[system].title}, end at {published}"
+        single = {run["seed"]: horizon(run["correlations"]) for run in runs.get("single", [])}
         for variant, some in runs.items():
-            horizons = [horizon(run["correlations"]) for run in some]
-            ratio = ""
-            if "single" in runs:
-                of = {run["seed"]: horizon(run["correlations"]) for run in runs["single"]}
-                pairs = [
-                    h / of[run["seed"]]
-                    for h, run in zip(horizons, some, strict=True)
-                    if run["seed"] in of
-                ]
-                ratio = scatter(pairs, ".2f") if pairs else ""
+            horizons = {run["seed"]: float(horizon(run["correlations"])) for run in some}
+            ratios = [steps / single[seed] for seed, steps in horizons.items() if seed in single]
             lines.append(
                 [
                     title,
@@ -50,8 +41,8 @@ def table(results: dict[str, dict[str, list[Result]]]) -> str:
                     scatter([run["seconds"] for run in some], ".0f"),
                     scatter([error_at(run, EARLY) for run in some]),
                     scatter([error_at(run, published) for run in some], ".2f"),
-                    scatter([float(h) for h in horizons], ".0f"),
-                    ratio,
+                    scatter(list(horizons.values()), ".0f"),
+                    scatter(ratios, ".2f") if ratios else "",
                 ]
             )
             title = ""

@@ -66,7 +66,6 @@ class Variant:
 
 VARIANTS = {
     "single": Variant("single-rate network", 48, None),
-    "equal": Variant("levels of one rate", 32, (1, 1, 1)),
     "multirate": Variant("**multirate levels**", 32, (1, 2, 4)),
     "stride": Variant("network of stride 4", 48, None, 4),
 }
