@@ -390,7 +390,7 @@ def test_every_public_callable_has_a_case():
     told = {
         *(nms.save, nms.load, nms.enable_gradient_checkpointing),  # tests/test_files.py
         *(datasets.DriftDensity, datasets.PorousConduction, datasets.SampleCache),  # on disk
-        datasets.ScannedConduction,
+        *(datasets.ScannedConduction, datasets.SmoothedTrajectories),  # on disk; a result
         *(datasets.open_array, datasets.create_array, datasets.RandomCrops, datasets.Windows),
         *(
             implicit.PointCloud,
