@@ -49,6 +49,9 @@ class Level(nn.Module):
         period: Steps between two updates.
         degree: Degree of the polynomial in time.
         gate_bias: Bias of the gates.
+
+    Shape:
+        Latents `(B, num_features)`, and those of the next coarser level `(B, num_coarser)`
     """
 
     def __init__(

@@ -76,7 +76,16 @@ GATE_BIAS = -6.0
 
 
 class ResidualNetwork(nn.Module):
-    """Circular convolutions of one resolution with residual connections; a new one returns zeros."""
+    """Circular convolutions of one resolution with residual connections; a new one returns zeros.
+
+    Args:
+        in_channels: Channels of the input.
+        width: Channels of the layers.
+        scale: Unit of the result.
+
+    Shape:
+        `(B, in_channels, S)` -> `(B, 1, S)`
+    """
 
     def __init__(self, in_channels: int, width: int, scale: float = 1.0) -> None:
         super().__init__()
