@@ -3,9 +3,13 @@
 from pathlib import Path
 
 from neurenix_ms.bench import charts, tables
-from neurenix_ms.bench.results import read
+from neurenix_ms.bench.results import Report, read
 from neurenix_ms.bench.tables import in_plain
 
+CAPTION = (
+    "Median of a call ± interquartile range of its time; peak of live tensors; billions (G) or "
+    "millions (M) of operations; in brackets divided by plain."
+)
 RESULTS = Path(__file__).parents[1] / "docs" / "assets" / "benchmarks.json"
 
 
@@ -19,12 +23,12 @@ def table(json_path: str | Path, group: str | None = None) -> str:
         group: Name of the group, for example "pooling/forward"; all groups if None.
 
     Returns:
-        Markdown: the machine, then a table, preceded by the name of the group if all are shown.
+        Markdown: the machine, then a table with its caption; of all groups, with their names.
 
     Raises:
         ValueError: If the file has no such group.
     """
-    return tables.as_markdown(read(json_path), group)
+    return _captioned(read(json_path), group)
 
 
 def measured(json_path: str | Path, *groups: str) -> str:
@@ -41,10 +45,19 @@ def measured(json_path: str | Path, *groups: str) -> str:
     known = [name for name in groups if name in report.groups]
     if not known:
         return f"*Not measured in this run:* {', '.join(f'`{name}`' for name in groups)}."
-    tables_of = {name: tables.as_markdown(report, name).partition("\n\n")[2] for name in known}
+    tables_of = {name: _captioned(report, name).partition("\n\n")[2] for name in known}
     if len(groups) == 1:
         return tables_of[known[0]]
     return "\n\n".join(f"### {name}\n\n{text}" for name, text in tables_of.items())
+
+
+def _captioned(report: Report, group: str | None) -> str:
+    """Return the table of a group with a caption that says what its numbers are."""
+    text = tables.as_markdown(report, group)
+    if group is None:
+        return text
+    machine, _, rows = text.partition("\n\n")
+    return f"{machine}\n\nTable: {group}. {CAPTION}\n\n{rows}"
 
 
 def bars(json_path: str | Path, group: str, field: str) -> str:

@@ -4,13 +4,22 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.paired import assert_equal, measure_step, only_when_timing
-from benchmarks.plain_timestepping import PlainTraining, Residual, forecast, plain_network
+from benchmarks.plain_timestepping import (
+    PlainMultirate,
+    PlainTraining,
+    Residual,
+    forecast,
+    plain_network,
+)
 from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.timestepping import (
     AdaptiveTimeStepper,
+    FourierLatents,
     HierarchicalTimeStepper,
+    MultirateStepper,
     StrideErrors,
     TimeStepper,
 )
@@ -113,3 +122,31 @@ def test_adaptive_rollout(variant, measure):
     measure(
         ways[variant], 20, rounds=3, against=None if variant == "one by one" else ways["one by one"]
     )
+
+
+def multirate() -> MultirateStepper:
+    """Return a stepper of fields on 64 points with three levels and random weights."""
+    predictor = nn.Sequential(
+        nn.Conv1d(4, 32, 5, padding=2, padding_mode="circular"),
+        nn.GELU(),
+        nn.Conv1d(32, 1, 5, padding=2, padding_mode="circular"),
+    )
+    latents = FourierLatents(1, [64], [12, 6, 3])
+    model = MultirateStepper(predictor, latents, [1, 2, 4], hidden_size=32, change_scale=0.1)
+    with torch.no_grad():
+        for parameter in model.levels.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.benchmark(group="timestepping/multirate")
+@pytest.mark.parametrize("variant", ["plain", "ours"])
+def test_multirate_rollout(variant, measure):
+    model, x0 = multirate(), torch.randn(16, 1, 64)
+    plain = PlainMultirate(model)
+    ways = {
+        "plain": lambda: plain.forecast(x0, 64),
+        "ours": torch.no_grad()(lambda: model.forecast(x0, 64)),
+    }
+    assert_equal(ways["ours"](), ways["plain"]())
+    measure_step(measure, ways, variant, x0, model, rounds=3)

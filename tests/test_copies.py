@@ -19,8 +19,11 @@ from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.timestepping import (
     ClockworkRNN,
     EchoStateNetwork,
+    FourierLatents,
     HierarchicalTimeStepper,
+    LinearLatents,
     LSTMForecaster,
+    MultirateStepper,
     TimeStepper,
 )
 from neurenix_ms.training import (
@@ -108,6 +111,12 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple]] = {
     "TiledModel": (lambda: TiledModel(nn.Conv2d(3, 4, 3, padding=1), 16), (IMAGE,)),
     "TimeStepper": (lambda: steppers()[0], ((5, 2),)),
     "HierarchicalTimeStepper": (lambda: HierarchicalTimeStepper(steppers()), ((5, 2), 7)),
+    "FourierLatents": (lambda: FourierLatents(2, [6], [3, 2]), ((5, 2, 6),)),
+    "LinearLatents": (lambda: LinearLatents(3, [2, 1]), ((5, 3),)),
+    "MultirateStepper": (
+        lambda: MultirateStepper(MLP(9, 3, [4]), LinearLatents(3, [3, 2]), [1, 2], hidden_size=4),
+        ((2, 5, 3),),
+    ),
     "LSTMForecaster": (lambda: LSTMForecaster(3, 4), ((2, 5, 3),)),
     "ClockworkRNN": (lambda: ClockworkRNN(3, 8), ((2, 5, 3),)),
     "EchoStateNetwork": (lambda: EchoStateNetwork(3, 8), ((2, 5, 3),)),

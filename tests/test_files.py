@@ -23,8 +23,11 @@ from neurenix_ms.timestepping import (
     AdaptiveTimeStepper,
     ClockworkRNN,
     EchoStateNetwork,
+    FourierLatents,
     HierarchicalTimeStepper,
+    LinearLatents,
     LSTMForecaster,
+    MultirateStepper,
     StandardizedNetwork,
     StrideErrors,
     TimeStepper,
@@ -392,6 +395,11 @@ OTHERS = {
         [TimeStepper(MLP(2, 2, [4]), 3)],
         StrideErrors(MLP(2, 2, [4]), [0.0, 1.0], [1.0, 2.0]),
         0.1,
+    ),
+    "FourierLatents": lambda: FourierLatents(2, [6, 5], [3, 2]),
+    "LinearLatents": lambda: LinearLatents(3, [2, 1]),
+    "MultirateStepper": lambda: MultirateStepper(
+        MLP(9, 3, [4]), LinearLatents(3, [3, 2]), [1, 4], hidden_size=4, change_scale=0.5
     ),
     "LSTMForecaster": lambda: LSTMForecaster(2, 4),
     "ClockworkRNN": lambda: ClockworkRNN(2, 8, 2),

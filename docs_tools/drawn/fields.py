@@ -155,6 +155,40 @@ SKETCHES = {
         "A network with standardized input states and output increments",
         STATE,
     ),
+    "FourierLatents": Sketch(
+        "FourierLatents(1, [32], [6, 3])",
+        [
+            [data("field", "x")],
+            [step("Fourier coefficients")],
+            [data("6 modes", "y[0]"), data("3 modes", "y[1]")],
+        ],
+        "The coefficients of the lowest Fourier modes, at two cutoffs",
+        {"x": "torch.rand(2, 1, 32)"},
+    ),
+    "LinearLatents": Sketch(
+        "LinearLatents(8, [4, 2])",
+        [
+            [data("state", "x")],
+            [step("linear", has="model")],
+            [data("4 features", "y[0]"), data("2 features", "y[1]")],
+        ],
+        "Learned linear features of a state, of two numbers",
+        {"x": "torch.rand(3, 8)"},
+    ),
+    "MultirateStepper": Sketch(
+        "MultirateStepper(MLP(9, 3, [32]), LinearLatents(3, [3, 2]), [1, 4], hidden_size=8)",
+        [
+            [data("state", "x"), None],
+            [step("latents", has="model.latents"),
+             step("coarse unit,\nevery 4 steps", has="model.levels[1]")],
+            [None, step("fine unit,\nevery step", has="model.levels[0]")],
+            [step("predictor", "called(model.predictor)[0]", has="model.predictor"), None],
+            [step("fuse by gates", has="model.levels")],
+            [data("next state", "y")],
+        ],
+        "Latents of two scales are predicted at two rates, and fused with the next state",
+        {"x": "torch.rand(2, 5, 3)"},
+    ),
     "SequenceModel": Sketch(
         "LSTMForecaster(3, 16)",
         [

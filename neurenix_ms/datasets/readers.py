@@ -202,7 +202,8 @@ def _netcdf(path: Path, key: Key) -> Source:
     data = xarray.open_dataset(path, decode_times=False, cache=False)
     fields = {name: item for name, item in data.data_vars.items() if item.ndim}
     if key is None:
-        fields = {name: item for name, item in fields.items() if name not in bounds_of(data)}
+        bounds = set(bounds_of(data))
+        fields = {name: item for name, item in fields.items() if name not in bounds}
     try:
         found = fields[_chosen(path, key, fields)]
     except FileError:

@@ -67,6 +67,7 @@ def said_of_images(
     shape: Sequence[int],
     time_step: float | None,
     units: str | None,
+    target: Path,
 ) -> Said:
     """Return what is said of a prediction.
 
@@ -76,11 +77,12 @@ def said_of_images(
         shape: Its shape.
         time_step: By how much the result is later than the source, if that is known.
         units: Unit of the values, if it is given.
+        target: Where the result goes; coordinates are read only if it can hold them.
     """
     if units is None:
         units = images.attributes.get("forecast_units")
         units = images.units if units is None and time_step is not None else units
-    if axes is None or not (known := images.coordinates):
+    if axes is None or kind_of(target) != "netcdf" or not (known := images.coordinates):
         return Said(axes, units)
     if time_step is not None:
         frames = images.axes[1] if images.axes else None

@@ -222,7 +222,7 @@ def predict_file(
             made = run.prediction()
             if ranks.rank == 0:
                 axes = _axes(images, reduce)
-                said = said_of_images(images, axes, made.shape, time_step, units)
+                said = said_of_images(images, axes, made.shape, time_step, units, results.target)
                 results.finish(said.arguments(results.target))
     array.close()
     return made

@@ -124,6 +124,36 @@ DYNAMICS = [
         },
     ),
     Preset(
+        "fourier_latents",
+        "FourierLatents",
+        "the lowest 9, 6 and 3 modes of a field on 64 points; no parameters",
+        "Dhingra and San 2026, arXiv 2601.14487, latent hierarchy",
+        {"channels": 1, "size": [64], "modes": [9, 6, 3]},
+    ),
+    Preset(
+        "linear_latents",
+        "LinearLatents",
+        "three and two learned features of states of three features",
+        arguments={"num_inputs": 3, "num_features": [3, 2]},
+    ),
+    Preset(
+        "msr_hine",
+        "MultirateStepper",
+        "an MLP of three features with recurrent predictions at two rates",
+        "Dhingra and San 2026, arXiv 2601.14487",
+        {
+            "predictor": {
+                "class": "MLP",
+                "config": {"in_features": 9, "out_features": 3, "hidden": [128, 128, 128]},
+            },
+            "latents": {
+                "class": "LinearLatents",
+                "config": {"num_inputs": 3, "num_features": [3, 2]},
+            },
+            "periods": [1, 4],
+        },
+    ),
+    Preset(
         "lstm_forecaster",
         "LSTMForecaster",
         "an LSTM of 128 units that predicts the change of a state",

@@ -123,7 +123,12 @@ CALLED = (
 CONTENT = "state_dict", "state_dicts", "weights", "config"  # refused by the name of an entry
 STATES = "x0", "history"  # refused by the network that gets them
 WRITTEN = "root", "checkpoint"  # places on disk
-SLOW = {timestepping.fit_adaptive, timestepping.fit_hierarchy, timestepping.fit_sequences}
+SLOW = {
+    timestepping.fit_adaptive,
+    timestepping.fit_hierarchy,
+    timestepping.fit_rollouts,
+    timestepping.fit_sequences,
+}
 
 
 def decay(x: torch.Tensor) -> torch.Tensor:
@@ -146,6 +151,11 @@ def stride_errors() -> timestepping.StrideErrors:
 def adaptive() -> timestepping.AdaptiveTimeStepper:
     steppers = list(hierarchy().steppers)
     return timestepping.AdaptiveTimeStepper(steppers, stride_errors(), 0.1)
+
+
+def multirate() -> timestepping.MultirateStepper:
+    latents = timestepping.LinearLatents(2, [1])
+    return timestepping.MultirateStepper(mlp.MLP(4, 2, [2]), latents, [2], hidden_size=2)
 
 
 MAP = torch.rand(1, 1, 8, 8)
@@ -224,6 +234,14 @@ MAKERS: dict[Callable[..., Any], dict[str, Any]] = {
         "tolerance": 0.1,
         "interpolation": 0.2,
     },
+    timestepping.FourierLatents: {"channels": 1, "size": [6], "modes": [3, 2]},
+    timestepping.LinearLatents: {"num_inputs": 3, "num_features": [2, 1]},
+    timestepping.MultirateStepper: {
+        "predictor": mlp.MLP(4, 2, [2]),
+        "latents": timestepping.LinearLatents(2, [1]),
+        "periods": [2],
+        "hidden_size": 2,
+    },
     timestepping.ClockworkRNN: {"num_features": 2, "hidden_size": 4, "num_groups": 2},
     timestepping.EchoStateNetwork: {"num_features": 2, "hidden_size": 4},
     timestepping.LSTMForecaster: {"num_features": 2, "hidden_size": 2},
@@ -282,6 +300,15 @@ FUNCTIONS: dict[Callable[..., Any], dict[str, Any]] = {
         "network": lambda: mlp.MLP(2, 4, [2]),
         "tolerance": 0.1,
         "num_windows": 4,
+        "num_iterations": 1,
+        "progress": False,
+    },
+    timestepping.fit_rollouts: {
+        "model": multirate(),
+        "trajectories": ROWS,
+        "validation": ROWS,
+        "horizon": 2,
+        "history": 1,
         "num_iterations": 1,
         "progress": False,
     },
@@ -363,7 +390,7 @@ def test_every_public_callable_has_a_case():
     told = {
         *(nms.save, nms.load, nms.enable_gradient_checkpointing),  # tests/test_files.py
         *(datasets.DriftDensity, datasets.PorousConduction, datasets.SampleCache),  # on disk
-        datasets.ScannedConduction,
+        *(datasets.ScannedConduction, datasets.SmoothedTrajectories),  # on disk; a result
         *(datasets.open_array, datasets.create_array, datasets.RandomCrops, datasets.Windows),
         *(
             implicit.PointCloud,
@@ -413,6 +440,11 @@ METHODS: list[tuple[Callable[[], Any], str, dict[str, Any]]] = [
     (hierarchy, "only", {"step_sizes": [1]}),
     (adaptive, "forecast", {"x0": torch.rand(1, 2), "num_steps": 3, "times": None}),
     (lambda: hierarchy().steppers[0], "forecast", {"x0": torch.rand(1, 2), "num_steps": 2}),
+    (
+        multirate,
+        "forecast",
+        {"x0": torch.rand(1, 2), "num_steps": 2, "history": torch.rand(1, 3, 2)},
+    ),
     (
         lambda: timestepping.LSTMForecaster(2, 2),
         "forecast",

@@ -93,6 +93,12 @@ UNNAMED = """[...document.querySelectorAll('img')].filter(e => !e.alt).map(e => 
     [...document.querySelectorAll('.md-content svg[viewBox][role=img]')]
     .filter(e => !e.getAttribute('aria-label')).map(e => e.outerHTML.slice(0, 80)))"""
 
+# tables of the content, but not the line numbers of sources, without a caption or label
+UNLABELLED = """[...document.querySelectorAll('.md-content table:not([class])')].filter(e => {
+    const by = e.getAttribute('aria-labelledby');
+    const words = by ? document.getElementById(by)?.textContent : e.getAttribute('aria-label');
+    return !(words || '').trim() }).map(e => e.textContent.trim().slice(0, 60))"""
+
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
@@ -121,6 +127,7 @@ def test_a_page(page: str, scheme: str, browser: Browser, address: str):
     shown = browser.run("document.body.getAttribute('data-md-color-scheme')")
     assert shown == {"light": "default", "dark": "slate"}[scheme]
     problems = {"raw": browser.run(RAW), "no alt text": browser.run(UNNAMED)}
+    problems["table without a label"] = browser.run(UNLABELLED)
     problems["no result"] = browser.run(EMPTY)
     for width in WIDTHS:
         browser.resize(width)

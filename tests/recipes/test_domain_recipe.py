@@ -149,7 +149,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tile, tmp_path):
     while not last.exists():
         assert run.poll() is None
         time.sleep(0.01)
-    os.killpg(run.pid, signal.SIGKILL)
+    workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    for process in (run.pid, *map(int, workers)):  # workers have sessions of their own
+        os.kill(process, signal.SIGKILL)
     assert run.wait(60) == -signal.SIGKILL
     assert 3 <= len(torch.load(last, weights_only=True)["losses"]) < 40
     assert not (tmp_path / "killed/results.json").exists()

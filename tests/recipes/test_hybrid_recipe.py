@@ -98,7 +98,7 @@ def test_the_recipe_runs_and_resumes(data: Path, tmp_path: Path, capsys):
     for name in ("hybrid.png", "hybrid_errors.png"):
         assert Image.open(tmp_path / name).size[0] > 800
     with Image.open(tmp_path / "hybrid.gif") as animation:
-        assert animation.n_frames == first["options"]["steps"] + 1
+        assert getattr(animation, "n_frames", 1) == first["options"]["steps"] + 1
     for way in first["ways"].values():
         for run in way["runs"]:
             for kind in hybrid.KINDS:

@@ -194,6 +194,24 @@ def test_trajectories_that_do_not_fit_are_one_line(words: str, message: str, cap
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_a_zarr_folder_and_a_folder_of_images_are_files_of_ones_own():
+    pytest.importorskip("zarr")
+    tifffile = pytest.importorskip("tifffile")
+    array = create_array("states.zarr", (20, 60, 2))
+    array[...] = circles(20, 60)
+    _, own = hierarchy._options(["--data", "states.zarr"])
+    assert own is not None
+    assert own.parts["train"].shape == (16, 60, 2)
+    Path("scan").mkdir()
+    for number in range(96):
+        tifffile.imwrite(f"scan/{number:03}.tif", np.zeros((64, 64), "uint8"))
+    _, scan, _ = msnet._options(["--data", "scan"])
+    assert scan is not None
+    assert scan.shape == (96, 64, 64)
+    Path("cache").mkdir()
+    assert msnet._options(["--data", "cache"])[1] is None
+
+
 def waves() -> np.ndarray:
     t, y, x = np.meshgrid(np.arange(6), np.arange(8), np.arange(10), indexing="ij")
     return np.sin(0.5 * x - 0.3 * t) + 0.1 * y
