@@ -119,8 +119,9 @@ class MultirateStepper(Configured, nn.Module):
        corrected accordingly.
     4. The hidden states are corrected by the difference of the fused latents and the priors.
 
-    Train it with `fit_rollouts`. Compare it with a `TimeStepper` of as many parameters on your data: in
-    the tutorial the publication's advantage over such a network is not found.
+    Train it with `fit_rollouts`, whose loss has no term for the priors. Gates that start nearly closed
+    then leave the recurrent units untrained. Compare it with a `TimeStepper` of as many parameters on
+    your data: the tutorial did not reproduce the publication's advantage over such a network.
 
     Args:
         predictor: Network from a state and the predicted changes of all levels, `1 + L` times the
