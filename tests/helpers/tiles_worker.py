@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import datetime
 import functools
+import gc
 import hashlib
 import json
 import math
@@ -85,8 +86,9 @@ def start(rank: int, size: int, folder: str, names: list[str]) -> None:
         except Exception:
             report[name] = traceback.format_exc()
     Path(folder, f"report{rank}.json").write_text(json.dumps(report))
-    dist.barrier()
     del mesh
+    gc.collect()  # what still refers to the group may end the process with an error
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -171,21 +171,22 @@ class InStep(TiledRun):
         return [lambda norm: norm.normalized(moments.mean, moments.var)] * len(met)
 
     def _of_part(self, level: "_Level", place: Place, part: Part, met: Met) -> list[Answer]:
-        tiles = [tile for tile, _ in met]
+        tiles, ranks = [tile for tile, _ in met], self.ranks
         for _, other in met:
             check_equal_vectors(part.others, other)
 
+        # without a reference to this object, whose token has a graph that refers to the function
         def whole(xs: Sequence[Tensor]) -> Tensor:
             pairs = zip(tiles, xs, strict=True)
             cores = ((tile, x[tile.core_of_tile(place.lines)]) for tile, x in pairs)
-            return assembled(cores, place.lines, level.size, level.pieces(place), self.ranks)
+            return assembled(cores, place.lines, level.size, level.pieces(place), ranks)
 
         xs = [other.x for _, other in met]
         if torch.is_grad_enabled():
             assert place.result is not None
             layouts = place.lines, place.result
             check = partial(lines_of_result, place, level.size)
-            meeting = PartMeeting(part, tiles, *layouts, whole, check, self.ranks)
+            meeting = PartMeeting(part, tiles, *layouts, whole, check, ranks)
             self.token, results = run_together(meeting, xs, self.token)
             return [_constant(result) for result in results]
         result = part.others.call(part.forward, whole(xs))
