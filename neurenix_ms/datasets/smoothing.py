@@ -19,11 +19,20 @@ SCIPY = "smooth_trajectories needs scipy: pip install 'neurenix_ms[ode]'"
 class SmoothedTrajectories(NamedTuple):
     """Trajectories without most of their noise, and how they were smoothed, channel by channel.
 
+    It is the result of `smooth_trajectories`. Look at the windows: one of a few rows means that the
+    channel changes about as fast as it was measured, so smoothing removes little of the noise.
+
     Args:
         states: The smoothed trajectories, of the shape, dtype and device of the noisy ones.
         windows: Rows of the window of every channel.
         degrees: Degree of the polynomial of every channel.
         noise: Estimated standard deviation of the noise of every channel, in the channel's unit.
+
+    Examples:
+        >>> times = torch.linspace(-1, 1, 60, dtype=torch.float64)
+        >>> found = smooth_trajectories(times[None, :, None])
+        >>> found.states.shape, len(found.windows)
+        (torch.Size([1, 60, 1]), 1)
     """
 
     states: Tensor
