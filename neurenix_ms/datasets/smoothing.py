@@ -1,7 +1,7 @@
 """Smooth noisy trajectories by local polynomials, with windows chosen by cross-validation."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ NUM_CHOOSING = 50  # trajectories on which windows are compared
 SCIPY = "smooth_trajectories needs scipy: pip install 'neurenix_ms[ode]'"
 
 
-class SmoothedTrajectories(NamedTuple):
+@dataclass(frozen=True)
+class SmoothedTrajectories:
     """Trajectories without most of their noise, and how they were smoothed, channel by channel.
 
     It is the result of `smooth_trajectories`. Look at the windows: one of a few rows means that the
