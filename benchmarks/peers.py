@@ -140,7 +140,7 @@ class SmpViews(nn.Module):
 
 def smp_views(ours: PyramidPooling) -> nn.Module:
     """Return the PSP module, for ours with `project=False` and `align_corners=True`."""
-    return with_weights_of(ours, SmpViews(ours.in_channels, ours.pool_sizes))
+    return with_weights_of(ours, SmpViews(ours.in_channels, ours.bins))
 
 
 class TimmAttention(nn.Module):
