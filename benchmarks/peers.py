@@ -34,7 +34,8 @@ from neurenix_ms import (
 )
 from neurenix_ms.backbones import Backbone
 
-PEERS = ("torchvision", "monai", "smp", "timm", "kornia", "effdet", "ptwt", "pytorch_wavelets")
+PEERS = ("torchvision", "monai", "smp", "timm", "kornia", "effdet", "torchmetrics")
+PEERS += ("ptwt", "pytorch_wavelets")
 SLOPE = 0.1  # of the leaky ReLU in MONAI's U-Net
 
 
