@@ -210,7 +210,7 @@ def _in_passes(passes: Passes, losses: "CoreLoss") -> Tensor:
     passes.values = find_values(passes, keep_inputs=True)
     adjoints = Adjoints(passes, passes.values)
     value = adjoints.of_the_loss(losses)
-    for number in reversed(passes.numbers()):
+    for number in reversed(passes.plan.site_numbers()):
         adjoints.of_a_site(number)
     return value
 
@@ -329,7 +329,7 @@ class Adjoints:
         self.statistics: dict[int, tuple[Tensor, Tensor]] = {}
         self.results: dict[int, Tensor] = {}
         self.crops: list[tuple[int, tuple[slice, ...], Tensor]] = []
-        for number in passes.numbers():
+        for number in passes.plan.site_numbers():
             if number in values.moments:
                 self._give_statistics(number)
             else:
@@ -365,7 +365,7 @@ class Adjoints:
                     continue
                 if d_input is not None:
                     seed: Tensor | None = d_input[
-                        tile.core_of_whole(self.passes.place(number).lines)
+                        tile.core_of_whole(self.passes.plan.place(number).lines)
                     ]
                 else:
                     seed = self._seed(number, site, core)
@@ -395,7 +395,7 @@ class Adjoints:
         self.passes.given[number] = lambda site, tile: site.normalized(*leaves)
 
     def _give_result(self, number: int) -> None:
-        result, lines = self.values.results[number], self.passes.place(number).result
+        result, lines = self.values.results[number], self.passes.plan.place(number).result
         assert lines is not None
 
         def crop(site: Any, tile: Tile) -> Tensor:
@@ -436,7 +436,7 @@ class Adjoints:
         d_result = self.results.pop(number, None)
         if d_result is None:
             return None, []
-        part = self.passes.parts[self.passes.place(number).layer]
+        part = self.passes.parts[self.passes.plan.place(number).layer]
         with torch.enable_grad(), statistics_kept(part):
             x = self.values.inputs.pop(number).detach().requires_grad_()
             others = self.values.others[number]

@@ -67,6 +67,15 @@ def check_finite(name: str, x: Tensor) -> None:
         )
 
 
+def check_same_states(validation: Tensor, trajectories: Tensor) -> None:
+    """Raise unless the states of both have one shape."""
+    if validation.shape[2:] != trajectories.shape[2:]:
+        raise ValueError(
+            f"validation must have states of shape {tuple(trajectories.shape[2:])} "
+            f"like the trajectories, got {tuple(validation.shape[2:])}"
+        )
+
+
 def warn_of_divergence(states: Tensor, times: Tensor | None) -> None:
     """Warn of the first step of `(B, T, *D)` that is not finite, if there is one."""
     if states.detach().sum().isfinite():  # a cheap test that nearly every forecast passes

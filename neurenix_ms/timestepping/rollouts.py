@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer, check_number
 from neurenix_ms._core.dims import check_positive
-from neurenix_ms.timestepping.forecasting import check_finite
+from neurenix_ms.timestepping.forecasting import check_finite, check_same_states
 from neurenix_ms.timestepping.multirate import MultirateStepper
 from neurenix_ms.timestepping.stepper import TimeStepper
 
@@ -97,11 +97,7 @@ def fit_rollouts(
                 f"{history} and {horizon} steps of {stride}, got shape {tuple(data.shape)}"
             )
         check_finite(name, data)
-    if validation.shape[2:] != trajectories.shape[2:]:
-        raise ValueError(
-            f"validation must have states of shape {tuple(trajectories.shape[2:])} "
-            f"like the trajectories, got {tuple(validation.shape[2:])}"
-        )
+    check_same_states(validation, trajectories)
     model.to(trajectories)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_iterations)

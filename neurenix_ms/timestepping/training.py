@@ -10,7 +10,7 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integers, check_made, check_number
 from neurenix_ms._core.dims import check_positive, choose
 from neurenix_ms.timestepping.banks import can_be_stacked, make_bank, stacking_is_faster
-from neurenix_ms.timestepping.forecasting import check_finite
+from neurenix_ms.timestepping.forecasting import check_finite, check_same_states
 from neurenix_ms.timestepping.hierarchy import HierarchicalTimeStepper
 from neurenix_ms.timestepping.run import TrainingRun, WindowLoss, found
 from neurenix_ms.timestepping.stepper import TimeStepper
@@ -179,8 +179,4 @@ def _check(trajectories: Tensor, dt: float, step_sizes: Sequence[int], validatio
                 f"got {data.shape[1]}"
             )
         check_finite(name, data)
-    if validation.shape[2:] != trajectories.shape[2:]:
-        raise ValueError(
-            f"validation must have states of shape {tuple(trajectories.shape[2:])} "
-            f"like the trajectories, got {tuple(validation.shape[2:])}"
-        )
+    check_same_states(validation, trajectories)

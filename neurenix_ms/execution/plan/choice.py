@@ -1,7 +1,7 @@
 """Choose the parts run whole and the size of tiles by the memory that they need."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 
@@ -81,12 +81,8 @@ def _fitting_parts(
     calls = candidates(model, lengths)
     # layers that cannot run in tiles, so parts run whole must contain them
     outside = {seen.layer for seen, _ in uneven_resizing(lengths)}
-    choices = (
-        outermost([name for name, c in calls.items() if c >= coarseness])
-        for coarseness in sorted(set(calls.values()))
-    )
-    for names in dict.fromkeys(choices):
-        if not all(any(is_inside(layer, name) for name in names) for layer in outside):
+    for names in choices_of(calls):
+        if not contain(names, outside):
             continue
         needed = _bytes_whole(model, names, lengths, shape[0])
         if needed > most:
@@ -355,6 +351,20 @@ def candidates(model: nn.Module, lengths: Lengths) -> dict[str, Fraction]:
             excluded.add(call.name)
         found[call.name] = min(coarseness, found.get(call.name, coarseness))
     return {name: coarseness for name, coarseness in found.items() if name not in excluded}
+
+
+def choices_of(calls: Mapping[str, Fraction]) -> list[tuple[str, ...]]:
+    """Return the sets of outermost candidates at a resolution or below it, shallowest first."""
+    choices = (
+        outermost([name for name, c in calls.items() if c >= coarseness])
+        for coarseness in sorted(set(calls.values()))
+    )
+    return list(dict.fromkeys(choices))
+
+
+def contain(names: Sequence[str], layers: Iterable[str]) -> bool:
+    """Return whether every one of these layers is inside one of these parts."""
+    return all(any(is_inside(layer, name) for name in names) for layer in layers)
 
 
 def _coarseness(lines: Lines | None) -> Fraction:

@@ -94,7 +94,17 @@ class Plan:
 
     def num_sites(self) -> int:
         """Return the number of sites."""
-        return sum(place is not None for place in self.sites)
+        return len(self.site_numbers())
+
+    def site_numbers(self) -> list[int]:
+        """Return the numbers of the calls that are sites."""
+        return [i for i, place in enumerate(self.sites) if place is not None]
+
+    def place(self, number: int) -> Place:
+        """Return halo and layout of a site."""
+        place = self.sites[number]
+        assert place is not None
+        return place
 
     def output_halo(self) -> tuple[Halo, ...]:
         """Return the halo that covers those of all outputs."""

@@ -10,6 +10,8 @@ from neurenix_ms.execution.plan.arguments import passed, passing
 from neurenix_ms.execution.plan.choice import (
     Edge,
     candidates,
+    choices_of,
+    contain,
     edge_of_ranks,
     without_values,
 )
@@ -24,8 +26,6 @@ from neurenix_ms.execution.plan.sharing import (
     check_shareable,
     input_size,
     is_empty,
-    is_inside,
-    outermost,
 )
 from neurenix_ms.meter import count_flops
 
@@ -110,12 +110,8 @@ def _plans(
         lengths = measure_lengths(model, shape, like, {})
     calls = candidates(model, lengths)
     outside = {seen.layer for seen, _ in uneven_resizing(lengths)}
-    choices = [
-        outermost([name for name, c in calls.items() if c >= coarseness])
-        for coarseness in sorted(set(calls.values()))
-    ]
-    for names in dict.fromkeys([*choices, *([()] if cut else [])]):
-        if all(any(is_inside(layer, name) for name in names) for layer in outside):
+    for names in [*choices_of(calls), *([()] if cut else [])]:
+        if contain(names, outside):
             try:
                 yield names, make_plan(model, shape, like, names)
             except LayerError as error:

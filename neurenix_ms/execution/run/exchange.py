@@ -11,7 +11,9 @@ from neurenix_ms.execution.plan.grid import Tile
 from neurenix_ms.execution.plan.lengths import Lines
 from neurenix_ms.execution.run.ranks import Index, Ranks
 
-Box = tuple[tuple[int, int], ...]  # start and stop along every axis, in positions of the whole map
+Box = tuple[
+    tuple[int, int], ...
+]  # start and stop along every axis, in positions of the feature map
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Exchange:
 
     @classmethod
     def between(cls, tiles: Sequence[Tile], lines: Lines, windows: Sequence[Index]) -> "Exchange":
-        """Return the exchange for the tiles of all ranks, and windows as slices of the whole map."""
+        """Return the exchange for the tiles of all ranks, and windows as slices of the feature map."""
         dims = tuple(line.dim for line in lines)
         whole = [_box(tile.core_of_whole(lines), dims) for tile in tiles]
         local = [_box(tile.core_of_tile(lines), dims) for tile in tiles]

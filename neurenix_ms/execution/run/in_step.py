@@ -95,7 +95,7 @@ class InStep(TiledRun):
             return answer(site)
 
         result = self.call(here[1], visit)
-        if self.last_site != max(self.numbers(), default=-1):
+        if self.last_site != max(self.plan.site_numbers(), default=-1):
             raise self.other_calls(len(self.plan.sites))
         if here[0] not in skip:
             yield *here, *self.cores(here[1], result)
@@ -152,7 +152,7 @@ class InStep(TiledRun):
 
     def _answers(self, level: "_Level", number: int, site: Site, met: Met) -> list[Answer]:
         """Return what every tile computes of a site of the model, or of a shared part."""
-        place = level.place(number)
+        place = level.plan.place(number)
         if not isinstance(site, Part):
             return self._of_norm(place, met)
         if number in level.shared:
@@ -199,7 +199,7 @@ class InStep(TiledRun):
 
     def _of_shared_part(self, level: "_Level", number: int, part: Part, tile: Tile) -> Tensor:
         """Run a part on the window of this rank, and return what its tile needs of the result."""
-        place, inner = level.place(number), level.inside(number)
+        place, inner = level.plan.place(number), level.inside(number)
         windows = [index_of(place.lines, one.window()) for one in inner.each()]
         x = self._exchanged(Exchange.between(level.each(), place.lines, windows), part.x)
         y = self._run(inner, part, x)
@@ -225,7 +225,7 @@ class InStep(TiledRun):
 
         with Interception(level.parts, visit):
             y: Tensor = part.others.call(part.forward, x)
-        if last != max(level.numbers(), default=-1):
+        if last != max(level.plan.site_numbers(), default=-1):
             raise self.other_calls(len(level.plan.sites))
         return y
 
@@ -252,16 +252,6 @@ class _Level:
     parts: dict[str, nn.Module]
     shared: dict[int, SharedPart]
 
-    def numbers(self) -> list[int]:
-        """Return the numbers of the calls that are sites."""
-        return [i for i, place in enumerate(self.plan.sites) if place is not None]
-
-    def place(self, number: int) -> Place:
-        """Return halo and layout of a site."""
-        place = self.plan.sites[number]
-        assert place is not None
-        return place
-
     def each(self) -> list[Tile]:
         """Return the tile of every rank, where each has one."""
         return [tile for (tile,) in self.tiles]
@@ -272,17 +262,17 @@ class _Level:
 
     def inside(self, number: int) -> "_Level":
         """Return the level of a shared part."""
-        place, shared = self.place(number), self.shared[number]
+        place, shared = self.plan.place(number), self.shared[number]
         tiles = [[tile] for tile in shared.tiles(self.each(), place)]
         parts = submodules(self.parts[place.layer], shared.parts)
         return _Level(shared.plan, shared.size, tiles, parts, dict(shared.shared))
 
     def run_whole(self) -> dict[str, nn.Module]:
         """Return the parts that run whole, here and inside shared parts."""
-        shared = {self.place(number).layer for number in self.shared}
+        shared = {self.plan.place(number).layer for number in self.shared}
         found = {name: part for name, part in self.parts.items() if name not in shared}
         for number in self.shared:
-            name = self.place(number).layer
+            name = self.plan.place(number).layer
             inside = self.inside(number).run_whole()
             found |= {f"{name}.{inner}": part for inner, part in inside.items()}
         return found

@@ -49,7 +49,7 @@ class Passes(TiledRun):
 
     def until(self, number: int) -> Iterator[tuple[Tile, Site, Tensor]]:
         """Yield every tile, the site as it is called there, and the core of the site's input."""
-        place = self.place(number)
+        place = self.plan.place(number)
         for _, tile in self.tiles(place.halo):
             try:
                 self._run(tile, number)
@@ -91,7 +91,7 @@ def find_values(passes: Passes, keep_inputs: bool = False) -> "Values":
     """Run the passes that compute the global value of every site, one after the other."""
     values = Values(passes, keep_inputs)
     with torch.no_grad():
-        for number in passes.numbers():
+        for number in passes.plan.site_numbers():
             values.find(number)
     return values
 
@@ -110,7 +110,7 @@ class Values:
 
     def find(self, number: int) -> None:
         """Compute the value of a site in one pass over the tiles, and use it in later passes."""
-        if self.passes.place(number).result is None:
+        if self.passes.plan.place(number).result is None:
             self._collect_moments(number)
         else:
             self._run_whole(number)
@@ -141,7 +141,7 @@ class Values:
         whole = self.passes.assembled(number, self._cores_of_part(number))
         if self.keep_inputs:
             self.inputs[number] = whole
-        name = self.passes.place(number).layer
+        name = self.passes.plan.place(number).layer
         result = self.others[number].call(self.passes.parts[name], whole)
         self.results[number] = result
         lines = self.passes.lines_of_result(number, result)

@@ -78,16 +78,6 @@ class TiledRun:
         self.ranks: Ranks = OneProcess() if ranks is None else ranks
         self.buffers = Buffers(model, self.parts)
 
-    def numbers(self) -> list[int]:
-        """Return the numbers of the calls that are sites."""
-        return [i for i, place in enumerate(self.plan.sites) if place is not None]
-
-    def place(self, number: int) -> Place:
-        """Return halo and layout of a site."""
-        place = self.plan.sites[number]
-        assert place is not None
-        return place
-
     def tiles(self, halo: Sequence[Halo]) -> list[tuple[int, Tile]]:
         """Return the tiles that this rank runs, with their numbers."""
         shares = self.ranks.shares(list(self.grid.tiles(halo)))
@@ -100,12 +90,12 @@ class TiledRun:
 
     def assembled(self, number: int, cores: Iterable[tuple[Tile, Tensor]]) -> Tensor:
         """Return the whole input of a site, of which the cores of all ranks are the pieces."""
-        lines = self.place(number).lines
+        lines = self.plan.place(number).lines
         return assembled(cores, lines, self.grid.size, self.pieces(lines), self.ranks)
 
     def lines_of_result(self, number: int, result: Tensor) -> Lines:
         """Return the layout of a part's result; raise if the result has another."""
-        return lines_of_result(self.place(number), self.grid.size, result)
+        return lines_of_result(self.plan.place(number), self.grid.size, result)
 
     @contextmanager
     def running(self) -> Iterator[None]:

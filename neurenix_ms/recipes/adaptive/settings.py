@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neurenix_ms.datasets import SampleCache, kuramoto_sivashinsky
+from neurenix_ms.datasets import SampleCache
 from neurenix_ms.datasets.dynamics import initial_states, simulate
+from neurenix_ms.recipes.chaos import DT_WAVES, chaotic_waves
 
 Parts = dict[str, Tensor]
-DT_OSCILLATOR, DT_WAVES = 0.1, 0.25
+DT_OSCILLATOR = 0.1
 HORIZON = 80  # steps of the waves: 20 units of time, about one Lyapunov time
 SHIFTS = 8  # copies of the waves, shifted around the ring, which follow the same equation
 
@@ -62,30 +63,15 @@ def oscillator(folder: Path) -> Parts:
 def waves(folder: Path) -> Parts:
     """Solve Kuramoto-Sivashinsky waves on a ring of circumference 22, once they are chaotic."""
 
-    def solved(seed: int) -> Tensor:
-        end = 2600.0
-        num_times = int(end / DT_WAVES) + 1
-        ring = kuramoto_sivashinsky(
-            1.0,
-            num_points=64,
-            num_times=num_times,
-            end_time=end,
-            length=22.0,
-            time_step=DT_WAVES / 2,
-            seed=seed,
-            root=folder,
-        )
-        return ring["u"][400:, ::2].float()
-
     def pieces(u: Tensor) -> Tensor:
         return u.unfold(0, HORIZON + 1, 100).transpose(1, 2)
 
-    seen = torch.stack([solved(seed) for seed in (1, 2, 3, 4)])
+    seen = torch.stack([chaotic_waves(seed, folder) for seed in (1, 2, 3, 4)])
     shift = seen.shape[-1] // SHIFTS
     return {
         "train": torch.cat([seen.roll(shift * i, -1) for i in range(SHIFTS)]),
-        "validation": pieces(solved(11)),
-        "test": pieces(solved(21)),
+        "validation": pieces(chaotic_waves(11, folder)),
+        "test": pieces(chaotic_waves(21, folder)),
     }
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.datasets import SampleCache, kuramoto_sivashinsky
+from neurenix_ms.datasets import SampleCache
 from neurenix_ms.layers.blocks import ConvNormAct
 from neurenix_ms.layers.naming import Act
+from neurenix_ms.recipes.chaos import DT_WAVES, chaotic_waves
 from neurenix_ms.timestepping import (
     FourierLatents,
     IntegratorStepper,
@@ -18,7 +19,7 @@ from neurenix_ms.timestepping import (
 )
 
 Parts = dict[str, Tensor]
-DT_WAVES, DT_LORENZ = 0.25, 0.05
+DT_LORENZ = 0.05
 SHIFTS = 8  # copies of the training fields, shifted around the ring, which follow the same equation
 HOP = 96  # steps between the starts of two test windows
 
@@ -134,22 +135,11 @@ def build(variant: Variant, settings: Settings) -> TimeStepper | MultirateSteppe
 def waves(folder: Path) -> Parts:
     """Solve Kuramoto-Sivashinsky waves on a ring of circumference 22, once they are chaotic."""
 
-    def solved(seed: int) -> Tensor:
-        end = 2600.0
-        ring = kuramoto_sivashinsky(
-            1.0,
-            num_points=64,
-            num_times=int(end / DT_WAVES) + 1,
-            end_time=end,
-            length=22.0,
-            time_step=DT_WAVES / 2,
-            seed=seed,
-            root=folder,
-        )
-        return ring["u"][400:, ::2].float()
-
-    seen = torch.stack([solved(seed) for seed in (1, 2, 3, 4)])
-    unseen = {"validation": solved(11)[None], "test": solved(21)[None]}
+    seen = torch.stack([chaotic_waves(seed, folder) for seed in (1, 2, 3, 4)])
+    unseen = {
+        "validation": chaotic_waves(11, folder)[None],
+        "test": chaotic_waves(21, folder)[None],
+    }
     return standardized(seen, unseen, window=601)
 
 
