@@ -28,13 +28,28 @@ def run(size: int, folder: Path, names: list[str]) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> list[dict[str, str]]:
-    return run(2, tmp_path_factory.mktemp("ranks"), list(CASES))
+def folder(tmp_path_factory) -> Path:
+    """Where all quick cases have written."""
+    path: Path = tmp_path_factory.mktemp("ranks")
+    run(2, path, list(CASES))
+    return path
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks(two_ranks, name):
-    assert [report[name] for report in two_ranks] == ["", ""]
+def test_two_ranks(folder, name):
+    reports = [json.loads((folder / f"report{rank}.json").read_text()) for rank in (0, 1)]
+    assert [report[name] for report in reports] == ["", ""]
+
+
+def test_another_launch_gives_the_same_bits(folder, tmp_path):
+    """Results, losses, gradients and buffers, in passes, in step and with shared parts."""
+    names = ["batch_norm_in_training", "instance_norm_and_a_part_run_whole", "shared_parts"]
+    assert run(2, tmp_path, names) == [dict.fromkeys(names, "")] * 2
+    first, second = (
+        json.loads((path / "digests0.json").read_text()) for path in (folder, tmp_path)
+    )
+    assert [len(second[name]) for name in names] == [2, 2, 2]
+    assert {name: first[name] for name in names} == second
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ EXACT = 1e-10
 SCHEDULES = ("passes", "in_step")
 CASES: dict[str, Callable[[DeviceMesh], None]] = {}
 MANY: dict[str, Callable[[DeviceMesh], None]] = {}
+DIGESTS: list[str] = []  # of what the case has compared, to compare launches
 Loss = Callable[[Any, Any], Tensor]
 Tiled1d = functools.partial(TiledModel, spatial_dims=1)
 
@@ -77,15 +78,18 @@ def start(rank: int, size: int, folder: str, names: list[str]) -> None:
     limit = datetime.timedelta(seconds=120)
     dist.init_process_group("gloo", store, rank=rank, world_size=size, timeout=limit)
     mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("domain",))
-    report = {}
+    report, digests = {}, {}
     for name in names:
         torch.manual_seed(0)
+        DIGESTS.clear()
         try:
             (CASES | MANY)[name](mesh)
             report[name] = ""
         except Exception:
             report[name] = traceback.format_exc()
+        digests[name] = list(DIGESTS)
     Path(folder, f"report{rank}.json").write_text(json.dumps(report))
+    Path(folder, f"digests{rank}.json").write_text(json.dumps(digests))
     del mesh
     gc.collect()  # what still refers to the group may end the process with an error
     dist.barrier()
@@ -113,6 +117,7 @@ def small_net(convolution: type[nn.Module], norm: type[nn.Module]) -> nn.Module:
 def same_bits(tensors: list[Tensor]) -> bool:
     """Whether all ranks have the same values, to the last bit."""
     digest = hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
+    DIGESTS.append(digest)
     room: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(room, digest)
     return len(set(room)) == 1

@@ -25,6 +25,7 @@ from neurenix_ms.recipes.domain.costs import (
     SharedLevel,
     layouts_of,
     relative_time,
+    time_of_slabs,
 )
 
 MODULE = "neurenix_ms.recipes.domain"
@@ -46,7 +47,7 @@ def results(folder: Path, processes: int) -> dict:
 def test_arrays_do_not_depend_on_what_is_there(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        make_arrays(tmp_path / name, 30, 3, seed=1)
+        make_arrays(tmp_path / name, (30, 30, 30), seed=1)
     one, two = (open_array(tmp_path / name / "x.zarr")[:] for name in ("one", "two"))
     assert np.array_equal(one, two)
     clean = open_array(tmp_path / "one" / "target.zarr")[:]
@@ -84,6 +85,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, capsys):
         (["--scaling", "0"], "--scaling must be at least 1, got 0"),
         (["--no-compare", "--rounds", "1"], "--rounds must be 0 with --no-compare"),
         (["--scaling", "64"], "--rounds must be at least 1 with --scaling"),
+        (["--weak", "64"], "--rounds must be at least 1 with --weak"),
     ],
 )
 def test_wrong_options_raise(wrong, message, capsys):
@@ -113,6 +115,13 @@ def test_time_grows_with_what_every_process_runs():
     assert many - few == pytest.approx(waiting / (1e-6 * 64**2))
 
 
+def test_slabs_have_a_halo_on_the_sides_of_their_neighbors():
+    layout = Layout((), 4, 0.0, 0.0, (SharedLevel(8, 0.25, 2.0),))
+    times = [time_of_slabs(layout, 32, 3, count) for count in (1, 2, 3, 9)]
+    ends, middle = (0.75 * (1 + 4 * n / 32) + 0.25 * (1 + 8 * n / 32) for n in (1, 2))
+    assert times == pytest.approx([1, ends, middle, middle])
+
+
 def test_layouts_of_a_network():
     whole, upper, shared = layouts_of(UNet(1, 1, features=[8], norm=None), (1, 1, 64, 64))
     assert (whole.whole, upper.whole, shared.whole) == ((), ("level.inner",), ())
@@ -137,6 +146,20 @@ def test_processes_end_as_one_does(processes, tmp_path):
     assert len(set(found["weights"])) == 1
     assert found["losses"] == pytest.approx(one["losses"], rel=1e-10)
     assert max(found["differences"].values()) < 1e-10
+
+
+@pytest.mark.slow
+def test_weak_scaling_is_measured_beside_its_prediction(tmp_path):
+    options = ["--steps", "1", "--rounds", "1", "--weak", "24", "--whole", "auto"]
+    assert start(2, options, tmp_path).wait(300) == 0
+    weak = results(tmp_path, 2)["weak"]
+    assert len(weak["training, tiles"]["cpu_seconds"]) == 2
+    assert len(weak["training, core"]["cpu_seconds"]) == 1
+    assert weak["training, tiles"]["sent_bytes"] > weak["inference, tiles"]["sent_bytes"] > 0
+    assert 1 < weak["predicted"] < 2
+    assert open_array(tmp_path / "weak-24-2/y.zarr").shape == (1, 1, 48, 24)
+    _, _, row = (tmp_path / "weak.md").read_text().strip().splitlines()
+    assert row.startswith(f"| 2 | {weak['predicted']:.2f} x |")
 
 
 @pytest.mark.slow

@@ -20,21 +20,21 @@ NOISE = 0.5
 CHUNK = {2: 256, 3: 48}  # edge length of the chunks of both
 
 
-def make_arrays(folder: Path, size: int, dims: int, seed: int) -> None:
+def make_arrays(folder: Path, size: Sequence[int], seed: int) -> None:
     """Write `x.zarr` and `target.zarr` unless they are there; no more than a chunk is in memory.
 
     The target is a sum of waves whose amplitude grows along the first axis, so that tiles differ in
-    their statistics; the input is the target with noise. Values depend on size, dims and seed only.
+    their statistics; the input is the target with noise. Values depend on size and seed only.
     """
-    shape = (1, 1, *(size,) * dims)
+    shape = (1, 1, *size)
     paths = folder / "x.zarr", folder / "target.zarr"
     if all(path.exists() for path in paths):
         return
-    chunks = (1, 1, *(min(CHUNK[dims], size),) * dims)
+    chunks = (1, 1, *(min(CHUNK[len(size)], n) for n in size))
     parts = [path.with_name(f".{path.name[:-5]}.part.zarr") for path in paths]
     x, target = (create_array(part, shape, chunks=chunks, overwrite=True) for part in parts)
-    for number, ranges in enumerate(_chunks(size, chunks[2], dims)):
-        clean = _waves(ranges, size, seed)
+    for number, ranges in enumerate(_chunks(size, chunks[2:])):
+        clean = _waves(ranges, size[0], seed)
         noise = torch.randn(clean.shape, generator=generator_of(seed, number + 1))
         index = (0, 0, *(slice(r.start, r.stop) for r in ranges))
         target[index] = clean.numpy()
@@ -54,13 +54,17 @@ def open_zarr(path: Path, mode: str = "r") -> Any:
     return needed("zarr").open_array(path, mode=mode)
 
 
-def _chunks(size: int, edge: int, dims: int) -> Iterator[Sequence[range]]:
-    ranges = [range(start, min(start + edge, size)) for start in range(0, size, edge)]
-    return itertools.product(ranges, repeat=dims)
+def _chunks(size: Sequence[int], edges: Sequence[int]) -> Iterator[Sequence[range]]:
+    return itertools.product(
+        *(
+            [range(start, min(start + edge, n)) for start in range(0, n, edge)]
+            for n, edge in zip(size, edges, strict=True)
+        )
+    )
 
 
-def _waves(ranges: Sequence[range], size: int, seed: int) -> Tensor:
-    """Return a piece of the clean image."""
+def _waves(ranges: Sequence[range], length: int, seed: int) -> Tensor:
+    """Return a piece of the clean image, whose first axis has this length."""
     generator = generator_of(seed, 0)
     dims = len(ranges)
     slopes = (torch.rand(NUM_WAVES, dims, generator=generator) - 0.5) * 2 * math.pi / 6
@@ -69,4 +73,4 @@ def _waves(ranges: Sequence[range], size: int, seed: int) -> Tensor:
     total = torch.zeros(positions[0].shape)
     for slope, phase in zip(slopes, phases, strict=True):
         total += torch.sin(sum(s * p for s, p in zip(slope, positions, strict=True)) + phase)
-    return total / NUM_WAVES * (1 + 2 * positions[0] / size)
+    return total / NUM_WAVES * (1 + 2 * positions[0] / length)

@@ -7,6 +7,7 @@ weights as an uninterrupted one.
 """
 
 import argparse
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,10 +18,10 @@ import torch
 
 from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.recipes.domain.arrays import make_arrays, open_zarr
-from neurenix_ms.recipes.domain.costs import Machine, layouts_of, scaling_table
-from neurenix_ms.recipes.domain.measuring import costs, differences
+from neurenix_ms.recipes.domain.costs import Machine, layouts_of, scaling_table, time_of_slabs
+from neurenix_ms.recipes.domain.measuring import costs, differences, weak_scaling
 from neurenix_ms.recipes.domain.processes import Processes, started_processes
-from neurenix_ms.recipes.domain.report import draw, measured_table
+from neurenix_ms.recipes.domain.report import draw, measured_table, weak_table
 from neurenix_ms.recipes.domain.run import Run, digest, network, predict, train
 from neurenix_ms.recipes.options import check_at_least
 
@@ -80,6 +81,8 @@ def _run(
         found["differences"] = differences(run, y)
     if options.rounds:
         found["costs"] = costs(run, y, options.rounds)
+    if options.weak and processes.size > 1:
+        found["weak"] = _weak(options, run)
     if first:
         _report(options, run, found)
     processes.wait()
@@ -99,7 +102,7 @@ def _prepare(options: argparse.Namespace, settings: dict[str, Any]) -> None:
         write_atomically(note, json.dumps(settings).encode())
     elif json.loads(note.read_text("utf-8")) != settings:
         return  # all processes raise
-    make_arrays(options.out, options.size, options.dims, options.seed)
+    make_arrays(options.out, (options.size,) * options.dims, options.seed)
 
 
 def _check_settings(options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -108,6 +111,21 @@ def _check_settings(options: argparse.Namespace, settings: dict[str, Any]) -> No
         raise ValueError(
             f"--out must hold a run with {settings}, got {known}; choose another --out, or --fresh"
         )
+
+
+def _weak(options: argparse.Namespace, run: Run) -> dict[str, Any]:
+    """Measure an input with a core of `--weak` positions per axis for every process."""
+    edge, size = options.weak, run.processes.size
+    folder = options.out / f"weak-{edge}-{size}"
+    if run.processes.rank == 0:
+        folder.mkdir(exist_ok=True)
+        make_arrays(folder, (edge * size, *(edge,) * (options.dims - 1)), options.seed)
+    run.processes.wait()
+    arrays = (open_zarr(folder / f"{name}.zarr") for name in ("x", "target"))
+    wide = dataclasses.replace(run, **dict(zip(("x", "target"), arrays, strict=True)))
+    found = weak_scaling(wide, open_zarr(predict(wide, folder), "r+"), edge, options.rounds)
+    layout = layouts_of(run.model, tuple(wide.x.shape))[-1]
+    return found | {"predicted": time_of_slabs(layout, edge, options.dims, size)}
 
 
 def _report(options: argparse.Namespace, run: Run, found: dict[str, Any]) -> None:
@@ -123,6 +141,10 @@ def _report(options: argparse.Namespace, run: Run, found: dict[str, Any]) -> Non
     if options.rounds:
         table = measured_table(results)
         write_atomically(options.out / "domain.md", table.encode())
+        print(f"\n{table}")
+    if options.weak and found["processes"] > 1:
+        table = weak_table(results)
+        write_atomically(options.out / "weak.md", table.encode())
         print(f"\n{table}")
     draw(options.out / "domain.png", run)
     if options.scaling:
@@ -156,23 +178,29 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of images and weights")
     add("--rounds", type=int, default=0, help="measure time and memory in so many rounds")
     add("--scaling", type=int, help="predict weak scaling with cores of this edge length")
+    add(
+        "--weak",
+        type=int,
+        help="measure weak scaling: a core of this edge length for every process",
+    )
     add("--no-compare", action="store_true", help="for inputs that one process cannot hold")
     add("--out", type=Path, default=Path("runs/domain"), help="arrays and results")
     add("--fresh", action="store_true", help="make everything anew")
     add("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
     least = {"size": 8, "features": 1, "steps": 1, "checkpoint_every": 1, "threads": 1}
-    check_at_least(parser, options, **least, seed=0, rounds=0, scaling=1)
+    check_at_least(parser, options, **least, seed=0, rounds=0, scaling=1, weak=8)
     if options.tile != "auto":
         if not options.tile.isdecimal() or int(options.tile) < 1:
             parser.error(f"--tile must be a number of at least 1 or auto, got {options.tile}")
         options.tile = int(options.tile)
     if options.no_compare and options.rounds:
         parser.error("--rounds must be 0 with --no-compare, since it runs the whole input")
-    if options.scaling and not options.rounds:
-        parser.error(
-            "--rounds must be at least 1 with --scaling, which needs a measured time, got 0"
-        )
+    for name in ("scaling", "weak"):
+        if getattr(options, name) and not options.rounds:
+            parser.error(
+                f"--rounds must be at least 1 with --{name}, which needs measured times, got 0"
+            )
     options.norm = None if options.norm == "none" else options.norm
     options.whole = "auto" if options.whole == ["auto"] else tuple(options.whole)
     return options

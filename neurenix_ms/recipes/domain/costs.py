@@ -68,14 +68,29 @@ class Machine:
     exchanges: int = 40
 
 
-def relative_time(layout: Layout, edge: int, dims: int, num_ranks: int, machine: Machine) -> float:
+def relative_time(
+    layout: Layout,
+    edge: int,
+    dims: int,
+    num_ranks: int,
+    machine: Machine,
+    neighbors: Sequence[int] | None = None,
+) -> float:
     """Return the time of a pass on many processes, relative to that of one process with its core alone.
 
     Every process has a core of `edge` positions along each axis, so the input grows with the number of
-    processes (weak scaling), and 1 is ideal. What runs in tiles costs more by the halo, which is
-    assumed on all sides; parts run whole grow with it, since every process runs them and receives
-    their input. Shared parts cost more by their halo, and windows of it are received for their input
-    and their result.
+    processes (weak scaling), and 1 is ideal. What runs in tiles costs more by the halo; parts run whole
+    grow with the number of processes, since every process runs them and receives their input. Shared
+    parts cost more by their halo, and windows of it are received for their input and their result.
+
+    Args:
+        layout: How the network runs.
+        edge: Edge length of a core.
+        dims: Number of axes.
+        num_ranks: Number of processes.
+        machine: Speeds.
+        neighbors: Number of sides with a halo, 0 to 2 for every axis; by default 2, as in the middle of
+            a large grid of processes. A slab between two others has (2, 0, 0).
 
     Examples:
         >>> machine = Machine(seconds=1e-6)
@@ -84,18 +99,34 @@ def relative_time(layout: Layout, edge: int, dims: int, num_ranks: int, machine:
         >>> round(relative_time(Layout(("level.inner",), 4, 0.2, 1.0), 128, 3, 8, machine), 2)
         2.58
     """
-    alone = machine.seconds * edge**dims
-    in_tiles = 1 - layout.share - sum(level.share for level in layout.levels)
-    tile = in_tiles * (1 + 2 * layout.halo / edge) ** dims
-    tile += sum(level.share * (1 + 2 * level.halo / edge) ** dims for level in layout.levels)
     if num_ranks == 1:
         return 1.0
+    sides = (2,) * dims if neighbors is None else neighbors
+
+    def window(halo: int) -> float:
+        """Return the ratio of a core with its halo to the core."""
+        return math.prod(1 + count * halo / edge for count in sides)
+
+    alone = machine.seconds * edge**dims
+    in_tiles = 1 - layout.share - sum(level.share for level in layout.levels)
+    tile = in_tiles * window(layout.halo)
+    tile += sum(level.share * window(level.halo) for level in layout.levels)
     values = layout.values * edge**dims * (num_ranks - 1)
     for level in layout.levels:
-        values += level.values * ((edge + 2 * level.halo) ** dims - edge**dims)
+        values += level.values * edge**dims * (window(level.halo) - 1)
     received = BYTES * values / machine.bandwidth
     waiting = machine.exchanges * math.log2(num_ranks) * machine.latency
     return tile + layout.share * num_ranks + (received + waiting) / alone
+
+
+def time_of_slabs(layout: Layout, edge: int, dims: int, num_ranks: int) -> float:
+    """Return the arithmetic of the busiest of processes in a row, relative to that of its core alone.
+
+    Nothing is counted for sending and waiting.
+    """
+    machine = Machine(1.0, bandwidth=math.inf, latency=0.0)
+    neighbors = min(num_ranks - 1, 2), *(0,) * (dims - 1)
+    return relative_time(layout, edge, dims, num_ranks, machine, neighbors)
 
 
 def layouts_of(model: nn.Module, shape: Sequence[int]) -> list[Layout]:

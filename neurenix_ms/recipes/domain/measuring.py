@@ -56,27 +56,53 @@ def costs(run: Run, y: Any, rounds: int) -> dict[str, Any]:
     the first process while the others wait.
     """
     whole = _Whole(run)
+    return _measured(
+        run,
+        {
+            "inference, whole": (False, lambda: whole.predict(y), False),
+            "inference, tiles": (True, lambda: run.predict(y), False),
+            "training, whole": (False, whole.step, True),
+            "training, tiles": (True, run.step, True),
+        },
+        rounds,
+    )
+
+
+def weak_scaling(run: Run, y: Any, edge: int, rounds: int) -> dict[str, Any]:
+    """Return what tiles of all processes take, and what the first core takes alone, on one process.
+
+    Args:
+        run: Of an input with a core of `edge` positions along the first axis for every process.
+        y: Array of the result.
+        edge: Length of a core.
+        rounds: Number of rounds of which medians are taken.
+    """
+    core = _Whole(run, edge)
+    return _measured(
+        run,
+        {
+            "inference, core": (False, lambda: core.predict(y), False),
+            "inference, tiles": (True, lambda: run.predict(y), False),
+            "training, core": (False, core.step, True),
+            "training, tiles": (True, run.step, True),
+        },
+        rounds,
+    )
+
+
+Way = tuple[bool, Callable[[], object], bool]  # whether processes share it, call, training mode
+
+
+def _measured(run: Run, ways: dict[str, Way], rounds: int) -> dict[str, Any]:
+    """Return time, bytes sent and peak of resident memory of each way; see `costs`."""
     visible, run.visible = run.visible, False
-
-    def train(step: Callable[[], Tensor]) -> Callable[[], None]:
-        def call() -> None:
-            step()
-            run.model.zero_grad()
-
-        return call
-
-    ways: dict[str, tuple[bool, Callable[[], object], bool]] = {
-        "inference, whole": (False, lambda: whole.predict(y), False),
-        "inference, tiles": (True, lambda: run.predict(y), False),
-        "training, whole": (False, train(whole.step), True),
-        "training, tiles": (True, train(run.step), True),
-    }
     found: dict[str, Any] = {}
     times: dict[str, list[list[float]]] = {name: [] for name in ways}
     for number in range(rounds + 1):  # the first one warms up
         for name, (shared, call, training) in ways.items():
             run.model.train(training)
             taken, sent = _one(call, shared, run.processes)
+            run.model.zero_grad()
             if number:
                 times[name].append(taken)
             found[name] = {"sent_bytes": sent.bytes, "collectives": sent.calls}
@@ -84,6 +110,7 @@ def costs(run: Run, y: Any, rounds: int) -> dict[str, Any]:
         wall, *cpus = (statistics.median(taken) for taken in zip(*times[name], strict=True))
         run.model.train(training)
         peaks = run.processes.gathered(_peak(call, shared, run.processes))
+        run.model.zero_grad()
         found[name] |= {
             "wall_seconds": wall,
             "cpu_seconds": cpus,
@@ -94,10 +121,10 @@ def costs(run: Run, y: Any, rounds: int) -> dict[str, Any]:
 
 
 class _Whole:
-    """Plain PyTorch on the whole input, which is read from disk as tiles are."""
+    """Plain PyTorch on the whole input, or its first positions, read from disk as tiles are."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, length: int | None = None) -> None:
+        self.run, self.index = run, (slice(None), slice(None), slice(length))
 
     @torch.no_grad()
     def result(self) -> Tensor:
@@ -105,7 +132,7 @@ class _Whole:
         return y
 
     def predict(self, out: Any) -> None:
-        out[:] = self.result().numpy()
+        out[self.index] = self.result().numpy()
 
     def step(self) -> Tensor:
         y = self.run.model(self._read(self.run.x))
@@ -114,7 +141,7 @@ class _Whole:
         return loss.detach()
 
     def _read(self, array: Any) -> Tensor:
-        return torch.from_numpy(array[:]).to(self.run.like.dtype)
+        return torch.from_numpy(array[self.index]).to(self.run.like.dtype)
 
 
 def _one(
