@@ -1,6 +1,7 @@
 """Imports between the parts of the package go downwards only."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_imports_run_downwards(path: Path):
         # a recipe is a user of the public names, which are imported when they are used
         above = here in ("__init__", "recipes", "compat")
         assert above or floor(there) > floor(here), f"{here} -> {there}"
+
+
+def test_the_table_of_the_design_page_has_this_order():
+    page = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    table = page.partition("| layer | modules |")[2].partition("\n\n")[0]
+    cells = [row.split("|")[2] for row in table.splitlines()[2:]]
+    named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    numbers = [floor(name) for name in named]
+    assert numbers == sorted(numbers)
+    assert set(named) == {name for names in FLOORS for name in names}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "_core").rglob("*.py")), ids=lambda p: p.stem)
