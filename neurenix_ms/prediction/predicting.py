@@ -153,6 +153,8 @@ def predict_file(
         >>> made.shape, made.dtype, made.num_tiles
         ((1, 70, 50), 'uint8', 6)
     """
+    if Path(target).resolve() in (Path(source).resolve(), Path(model).resolve()):
+        raise ValueError(f"target must be another file than source and model, got {target}")
     results, ranks = Results(Path(target)), ranks_of(mesh)
     with contextlib.ExitStack() as stack:
         with ranks.agreeing():

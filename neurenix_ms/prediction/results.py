@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from neurenix_ms.datasets.readers import kind_of, unmap
-from neurenix_ms.datasets.writers import create_array, default_chunks
+from neurenix_ms.datasets.writers import WRITERS, create_array, default_chunks
 
 try:
     import fcntl
@@ -39,6 +39,11 @@ class Results:
     def __init__(self, target: Path) -> None:
         self.target = target
         self.kind = kind_of(target)
+        if self.kind not in WRITERS:
+            raise ValueError(
+                f"target must be of a kind that can be written, one of {sorted(WRITERS)}, got "
+                f"{target}, of kind {self.kind}"
+            )
         self.folder = target.with_name(f".{target.name}.part")
         self.growing = self.folder / f"growing{AS_WRITTEN.get(self.kind, '.npy')}"
         self.journal = self.folder / "journal"

@@ -449,3 +449,17 @@ def test_a_volume_of_4_gib_takes_less_than_2_gib(tmp_path: Path):
     assert made.shape == (1, 1, 512, 1024, 1024)
     assert not made[0, 0, ::100].any()
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out.nii"])
+def test_a_kind_that_cannot_be_written_is_refused_before_the_tiles(name, tmp_path):
+    with pytest.raises(ValueError, match=f"kind that can be written.*{name}"):
+        predict_file(tmp_path / "model.nx", tmp_path / "x.npy", tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x.npy", "model.nx"])
+def test_input_and_model_are_not_overwritten(name, tmp_path):
+    target = tmp_path / "." / name
+    with pytest.raises(ValueError, match="another file than source and model"):
+        predict_file(tmp_path / "model.nx", tmp_path / "x.npy", target, overwrite=True)
