@@ -35,6 +35,7 @@ CORE = [
     "orders",
     "dims",
     "convolution",
+    "constants",
     "operators",
     "inplace",
     "seeds",
