@@ -43,6 +43,11 @@ def is_dense(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and _estimating.get() and isinstance(x, FakeTensor)
 
 
+def holds_values(x: Tensor) -> bool:
+    """Return whether a tensor has values, not only a shape as while memory is predicted."""
+    return not (x.is_meta or isinstance(x, FakeTensor))
+
+
 @contextmanager
 def estimating_memory() -> Iterator[None]:
     """Let tensors without memory take the paths that real ones take, while the context is entered."""

@@ -61,8 +61,9 @@ def compare(
 
     Use it in a notebook or a script; in a test suite, the fixture `measure` takes the same arguments,
     and what it measures is saved and compared by pytest-benchmark. All ways run on the same inputs, in
-    turns. Modules are copied, so they stay as they are. A way that raises, or whose result is not
-    that of the reference, is named in `problems`, and the others are measured all the same.
+    turns. Modules are copied, so they stay as they are. What fails is named in `problems`, and the rest
+    is measured all the same: a way that raises or whose result is not that of the reference, inputs
+    that cannot be made, and a device that is missing.
 
     Args:
         ways: Modules, or functions of the inputs, by name.
@@ -90,7 +91,8 @@ def compare(
         The cases as a report, with the names of what could not be measured.
 
     Raises:
-        ValueError: If there is no way, no such reference, or no such dtype or device in torch.
+        ValueError: If there is no way, no such reference, no such dtype or device in torch, or an
+            option is of another kind or out of range.
 
     Examples:
         >>> conv = torch.nn.Conv2d(3, 8, 3)

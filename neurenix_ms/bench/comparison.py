@@ -1,16 +1,17 @@
 """All ways of a comparison in one form: checked against the reference, then measured."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from neurenix_ms._core.checks import shown
+from neurenix_ms._core.checks import check_flag, check_integer, check_number, shown
 from neurenix_ms.bench.comparing import Results, call_of, first_tensor
 from neurenix_ms.bench.costs import costs
-from neurenix_ms.bench.forms import Form, check_device
+from neurenix_ms.bench.forms import Form, check_device, in_words
 from neurenix_ms.bench.results import BENCH_FORMAT
 from neurenix_ms.bench.timing import Timed, timed_together
 from neurenix_ms.execution.compiled import plain_module
@@ -31,6 +32,9 @@ class Question:
         items: Number of samples of a call; the length of the first tensor if None.
         timed: Measure time.
         resident: Measure resident memory.
+
+    Raises:
+        ValueError: If a number is none or out of range.
     """
 
     reference: str
@@ -41,6 +45,15 @@ class Question:
     items: int | None = None
     timed: bool = True
     resident: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("train", "equal", "timed"):
+            check_flag(name, getattr(self, name))
+        for name in ("rounds", "items"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, minimum=0)
 
 
 @dataclass(frozen=True)
@@ -84,18 +97,13 @@ class Comparison:
     def measured(self, ways: Mapping[str, Way], made: Any) -> list[Found]:
         """Return figures of each way that runs and gives what the reference gives.
 
-        What is wrong with the others, or with the device or the inputs, is added to `problems`.
+        What is wrong with the others, or with the device or the inputs, is added to `problems`. If the
+        reference fails, nothing is returned.
         """
-        try:
-            check_device(self.form.device)
-            torch.manual_seed(0)
-            inputs = self.form.inputs(made)
-        except ValueError as error:
-            self._complain("", str(error))
+        inputs = self._inputs(made)
+        if inputs is None:
             return []
         plain, compared = self._compared(ways, inputs)
-        if self.question.reference not in plain:
-            return []
         final = {name: self._compiled(way) for name, way in plain.items()}
         calls = {name: self._call(way, inputs) for name, way in final.items()}
         timed = self._timed(calls)
@@ -106,39 +114,53 @@ class Comparison:
             "train": self.question.train,
             "format": BENCH_FORMAT,
         }
-        found = []
-        for name, way in plain.items():
+        found = {}
+        for name in self._reference_first(calls):
+            way = plain[name]
             plain_way = plain_module(way) if isinstance(way, nn.Module) else way
             below = None if final[name] is plain_way else self._call(plain_way, inputs)
-            figures = self._costs(calls[name], inputs, timed.get(name), way, below)
+            try:
+                figures = self._costs(calls[name], inputs, timed.get(name), way, below)
+            except Exception as error:  # of any kind: it is that of a user's module
+                if self._failed(name, error, calls):
+                    break
+                continue
             ratio = timed[name].ratio if timed else None
             ratios = {} if ratio is None else {"time_ratio": ratio}
             measured = {**figures, **compared[name], **common, **ratios}
-            found.append(Found(name, measured, timed.get(name)))
-        return found
+            found[name] = Found(name, measured, timed.get(name))
+        return [found[name] for name in plain if name in found]
+
+    def _inputs(self, made: Any) -> tuple[Any, ...] | None:
+        """Return the arguments of a call, or None if the device or what makes them fails."""
+        try:
+            check_device(self.form.device)
+            torch.manual_seed(0)
+            return self.form.inputs(made)
+        except ValueError as error:
+            self._complain("", str(error))
+        except Exception as error:  # of any kind: it is that of a user's function
+            self._complain("", f"inputs must be made without errors, got {in_words(error)}")
+        return None
 
     def _compared(
         self, ways: Mapping[str, Way], inputs: tuple[Any, ...]
     ) -> tuple[dict[str, Way], dict[str, dict[str, Any]]]:
         """Return the ways that can be measured, and how each result differs from the reference's."""
         reference = self.question.reference
-        names = [reference, *(name for name in ways if name != reference)]
         kept: dict[str, Way] = {}
         compared: dict[str, dict[str, Any]] = {}
         wanted: Results | None = None
-        for name in names:
-            if name != reference and wanted is None:
-                self._complain(name, f"is not measured, as the reference {reference!r} has failed")
-                continue
+        for name in self._reference_first(ways):
             try:
                 way = self.form.way(ways[name], self.question.train)
                 results = Results(way, inputs, self.question.train)
+                wanted = wanted or results
+                words, error_size = self._difference(results, wanted)
             except Exception as error:  # of any kind: it is that of a user's module
-                first_line = (str(error).strip().splitlines() or [""])[0]
-                self._complain(name, f"raised {type(error).__name__}: {first_line}")
+                if self._failed(name, error, ways):
+                    return {}, {}
                 continue
-            wanted = wanted or results
-            words, error_size = self._difference(results, wanted)
             if words is not None and self.question.equal:
                 self._complain(name, f"{words}; pass equal=False to compare costs all the same")
                 continue
@@ -170,12 +192,32 @@ class Comparison:
     def _call(self, way: Way, inputs: tuple[Any, ...]) -> Callable[[], object]:
         return call_of(way, inputs, self.question.train)
 
-    def _timed(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, Timed]:
+    def _timed(self, calls: dict[str, Callable[[], object]]) -> dict[str, Timed]:
+        """Time all calls in turns; if one fails, drop it from `calls` and time the others again."""
         asked = self.question
-        if not asked.timed:
-            return {}
         rounds = 1 if asked.resident else asked.rounds
-        return timed_together(calls, asked.reference, self.form.device, rounds)
+        while asked.timed and calls:
+            watched = {name: partial(_watched, name, call) for name, call in calls.items()}
+            try:
+                return timed_together(watched, asked.reference, self.form.device, rounds)
+            except _CallError as failed:
+                if self._failed(failed.name, failed.error, calls):
+                    calls.clear()
+                calls.pop(failed.name, None)
+        return {}
+
+    def _failed(self, name: str, error: Exception, ways: Iterable[str]) -> bool:
+        """Add a way that has failed to `problems`, and all others if it is the reference."""
+        self._complain(name, f"raised {in_words(error)}")
+        if name != self.question.reference:
+            return False
+        for other in ways:
+            if other != name:
+                self._complain(other, f"is not measured, as the reference {name!r} has failed")
+        return True
+
+    def _reference_first(self, names: Iterable[str]) -> list[str]:
+        return sorted(names, key=lambda name: name != self.question.reference)
 
     def _costs(
         self,
@@ -201,3 +243,18 @@ class Comparison:
 
     def _complain(self, name: str, words: str) -> None:
         self.problems.append((name, words))
+
+
+class _CallError(Exception):
+    """An error of one of several calls that are timed together."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(name)
+        self.name, self.error = name, error
+
+
+def _watched(name: str, call: Callable[[], object]) -> None:
+    try:
+        call()
+    except Exception as error:  # of any kind: it is that of a user's module
+        raise _CallError(name, error) from error

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from neurenix_ms._core.checks import shown
+from neurenix_ms._core.checks import check_flag, shown
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+LONGEST = 600  # characters of a message that is shown in a row of a report
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,15 @@ def forms(
     """Return every combination of the values; each argument is None, one value or a list of values.
 
     Raises:
-        ValueError: If a dtype or a device is none.
+        ValueError: If a dtype or a device is none, or `compile` or `channels_last` is no flag.
     """
     axes = {
         "size": _values(sizes),
         "batch": _values(batch),
         "dtype": [as_dtype(value) for value in _values(dtype)],
         "device": [as_device(value) for value in _values(device)] or [default_device],
-        "compile": _values(compile),
-        "channels_last": _values(channels_last),
+        "compile": [check_flag("compile", value) for value in _values(compile)],
+        "channels_last": [check_flag("channels_last", value) for value in _values(channels_last)],
     }
     named = {name for name, values in axes.items() if values}
     if len(axes["device"]) == 1:  # one device is a matter of the machine, not of the case
@@ -147,9 +148,8 @@ def as_device(value: Any) -> torch.device:
     try:
         return torch.device(value)
     except (RuntimeError, TypeError) as error:
-        words = str(error).splitlines()[0]
         raise ValueError(
-            f"device must be a device of torch, got {shown(value)} ({words})"
+            f"device must be a device of torch, got {shown(value)} ({first_line(error)})"
         ) from None
 
 
@@ -157,15 +157,30 @@ def check_device(device: torch.device) -> None:
     """Raise unless this machine has the device.
 
     Raises:
-        ValueError: If it has not.
+        ValueError: If it has not, or the device holds no values.
     """
+    if device.type == "meta":
+        raise ValueError(
+            "device must be one that holds values, got 'meta'; predict_memory works from shapes alone"
+        )
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # of any kind: every backend raises its own
         raise ValueError(
-            f"device must be one of this machine, got {str(device)!r} ({first})"
+            f"device must be one of this machine, got {str(device)!r} ({first_line(error)})"
         ) from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a message, cut where it is long; the kind of the error if it has none."""
+    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return words if len(words) <= LONGEST else f"{words[:LONGEST].rstrip()} ..."
+
+
+def in_words(error: Exception) -> str:
+    """Return the kind of an error and the first line of its message."""
+    kind, words = type(error).__name__, first_line(error)
+    return kind if words == kind else f"{kind}: {words}"
 
 
 def tensors(tree: Any) -> list[Tensor]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from neurenix_ms._core.checks import check_integer
 from neurenix_ms.bench.comparison import Comparison, Question, check_ways
 from neurenix_ms.bench.costs import costs
 from neurenix_ms.bench.forms import Form, forms
@@ -76,7 +77,12 @@ class Measure:
 
         Returns:
             What was recorded.
+
+        Raises:
+            ValueError: If `items` or `rounds` is below 1.
         """
+        check_integer("items", items, 1)
+        check_integer("rounds", rounds, 1)
         wants_resident = self._session.resident
         if wants_resident and resident is False:
             skip("asks for no resident memory")
@@ -157,7 +163,8 @@ class Measure:
             What was recorded, one entry per form and way.
 
         Raises:
-            ValueError: If there is no way, or no such reference.
+            ValueError: If there is no way or no such reference, or an option is of another kind or out
+                of range.
         """
         ways, reference = check_ways(ways, reference)
         session, benchmark = self._session, self._benchmark

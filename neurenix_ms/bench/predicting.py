@@ -1,7 +1,7 @@
 """Prediction of peak memory from shapes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from neurenix_ms._core.checks import check_integers, check_sequence, shown
 from neurenix_ms._core.hooks import estimating_memory
 from neurenix_ms._core.probing import memoryless_copy
 from neurenix_ms.bench.comparing import loss_of
-from neurenix_ms.bench.forms import as_dtype
+from neurenix_ms.bench.forms import as_dtype, in_words
 from neurenix_ms.bench.results import in_bytes
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.execution import TiledModel
@@ -35,6 +35,7 @@ class MemoryPrediction:
 
     Compare `total` with the free memory of the device. It does not include work space inside kernels,
     cached memory of the allocator, and the state of an optimizer (for Adam, twice the parameters).
+    Kernels of recurrent layers such as `nn.LSTM` keep such work space from forward to backward.
 
     Args:
         parameters: Bytes of parameters and buffers.
@@ -69,6 +70,7 @@ def predict_memory(
     shape: Annotated[Shape, UNCHECKED],
     *,
     args: Annotated[Sequence[Sequence[int]], UNCHECKED] = (),
+    kwargs: Annotated[Mapping[str, Any] | None, UNCHECKED] = None,
     train: bool = False,
     checkpointing: bool = False,
     tile_size: int | None = None,
@@ -78,13 +80,14 @@ def predict_memory(
 
     Use it to choose a batch size, a crop size or a GPU. A copy of the network runs on tensors without
     values, so even a volume of many gigabytes needs no memory. It works for any network whose Python
-    code does not depend on values of tensors.
+    code does not depend on values of tensors, so not for an `AdaptiveTimeStepper`.
 
     Args:
         model: Any module; it is not changed. The kernels are those of its device.
         shape: Shape of the input, `(B, C, *S)`, or a list of shapes for a list of feature maps.
         args: Shapes of further tensors that the network is called with, such as a condition `(B, K)`, or
             velocities beside a density.
+        kwargs: Arguments by name that are no tensors, such as the `num_steps` of a forecast.
         train: Predict a training step (forward and backward of a mean square) instead of a forward
             pass without gradients.
         checkpointing: Train inside `enable_gradient_checkpointing`.
@@ -105,11 +108,13 @@ def predict_memory(
         >>> print(predict_memory(model, (1, 1, 256, 256, 256), train=True))
         62.1 GiB: 61.8 GiB at the peak, parameters 198 MiB, inputs 64 MiB
     """
-    several = len(shape) > 0 and isinstance(shape[0], Sequence)
-    shapes = [_as_shape(one) for one in (shape if several else [shape])]
+    sizes = check_sequence("shape", shape, "sizes")
+    several = len(sizes) > 0 and isinstance(sizes[0], Sequence)
+    shapes = [_as_shape(one) for one in (sizes if several else [sizes])]
     others = [
         _as_shape(one, f"args[{i}]") for i, one in enumerate(check_sequence("args", args, "shapes"))
     ]
+    named = _as_named(kwargs)
     if checkpointing and not train:
         raise ValueError("checkpointing must come with train=True, got train=False")
     tiled = model if isinstance(model, TiledModel) else None
@@ -119,10 +124,10 @@ def predict_memory(
     kind = given or like.dtype
     if tile_size is not None:
         tiled = TiledModel(network, tile_size, spatial_dims=len(shapes[0]) - 2)  # type: ignore[arg-type]
-    if tiled is not None and (train or several):
+    if tiled is not None and (train or several or named):
         raise ValueError(
-            "tiles must be of one input and without gradients, got "
-            f"shape {shown(shape)} and train={train}"
+            "tiles must be of one input, without gradients and without kwargs, got "
+            f"shape {shown(shape)}, train={train} and kwargs={shown(named)}"
         )
 
     def call(copied: nn.Module) -> Callable[[], object]:
@@ -133,7 +138,8 @@ def predict_memory(
         if tiled is not None:
             return _in_tiles(tiled, network, copied, xs[0], like, more)
         values = (xs if several else xs[0], *more)
-        return _step(copied, values, checkpointing) if train else partial(_forward, copied, values)
+        bound = partial(copied, *values, **named)
+        return _step(copied, bound, checkpointing) if train else partial(_forward, bound)
 
     weights = sum(t.nbytes for t in [*network.parameters(), *network.buffers()])
     inputs = sum(math.prod(s) for s in [*shapes, *others]) * kind.itemsize
@@ -150,22 +156,22 @@ def _peak(
             with torch.set_grad_enabled(train):
                 return peak_tensor_bytes(call(copied), of_shapes=True)
     except Exception as error:  # of any kind: it is that of somebody's network
-        words = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
-            "model must run on tensors of this shape without their values, got "
-            f"{type(error).__name__}: {words}"
+            f"model must run on tensors of this shape without their values, got {in_words(error)}"
         ) from error
 
 
-def _forward(network: nn.Module, values: Sequence[Any]) -> None:
+def _forward(call: Callable[[], object]) -> None:
     with torch.no_grad():
-        network(*values)
+        call()
 
 
-def _step(network: nn.Module, values: Sequence[Any], checkpointing: bool) -> Callable[[], object]:
+def _step(
+    network: nn.Module, call: Callable[[], object], checkpointing: bool
+) -> Callable[[], object]:
     def step() -> None:
         with enable_gradient_checkpointing(checkpointing):
-            loss = loss_of(network(*values))
+            loss = loss_of(call())
         loss.backward()
         network.zero_grad()
 
@@ -198,6 +204,15 @@ def _in_tiles(
                 tiled._in_tiles(copied, x, empty, None, setting, OneProcess())
 
     return run
+
+
+def _as_named(kwargs: Any) -> dict[str, Any]:
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ValueError(f"kwargs must be arguments by name, got {shown(kwargs)}")
+    for name, value in (kwargs or {}).items():
+        if isinstance(value, Tensor):
+            raise ValueError(f"kwargs[{name!r}] must be no tensor, got {shown(value)}; use args")
+    return dict(kwargs or {})
 
 
 def _as_shape(shape: Any, name: str = "shape") -> tuple[int, ...]:

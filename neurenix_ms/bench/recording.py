@@ -67,7 +67,7 @@ def described(device: torch.device, threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": threads,
         "mkldnn": torch.backends.mkldnn.is_available(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "gpu": _gpu_name(device),
         "matmul_flops_per_s": matmul_rates(),
     }
 
@@ -94,6 +94,12 @@ def content_of(
 def mark_used(benchmark: Any) -> None:
     """Keep pytest-benchmark from warning of a fixture that was not used."""
     benchmark._mode = benchmark._mode or "measure"
+
+
+def _gpu_name(device: torch.device) -> str | None:
+    """Return the name of a GPU; None for another device, and for a GPU that this machine has not."""
+    there = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+    return torch.cuda.get_device_name(device) if there else None
 
 
 def _in_words(name: str, value: Any) -> str:

@@ -37,7 +37,7 @@ class Session:
             "sizes": option("bench_sizes"),
             "batch": option("bench_batch"),
             "dtype": _each(as_dtype, option("bench_dtype")),
-            "device": devices if devices and len(devices) > 1 else None,
+            "device": _each(as_device, devices) if devices and len(devices) > 1 else None,
             "compile": [False, True] if option("bench_compile") else None,
             "channels_last": [False, True] if option("bench_channels_last") else None,
         }

@@ -12,7 +12,7 @@ import numpy as np
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integers
 from neurenix_ms.datasets.coordinates import Coordinate
-from neurenix_ms.datasets.readers import kind_of, needed
+from neurenix_ms.datasets.readers import KINDS, kind_of, needed
 
 CHUNK = 2**20  # values of a chunk, if nothing else is asked for
 
@@ -66,9 +66,7 @@ def create_array(
     """
     target = Path(path)
     shape = check_integers("shape", shape, 1, min_length=1)
-    kind = kind_of(target)
-    if kind not in WRITERS:
-        raise ValueError(f"path must have an ending of one of {sorted(WRITERS)}, got {target}")
+    kind = writable_kind(target)
     if chunks is not None and (len(chunks) != len(shape) or min(chunks) < 1):
         raise ValueError(f"chunks must have {len(shape)} lengths of 1 or more, got {list(chunks)}")
     if axes is not None and len(axes) != len(shape):
@@ -234,3 +232,12 @@ WRITERS: dict[str, Callable[..., Any]] = {
     "netcdf": _netcdf,
     "tiff": _tiff,
 }
+
+
+def writable_kind(path: Path) -> str:
+    """Return the kind of a file by its name; raise unless `create_array` can write it."""
+    kind = kind_of(path)
+    if kind not in WRITERS:
+        endings = sorted(ending for ending, known in KINDS.items() if known in WRITERS)
+        raise ValueError(f"path must have an ending of one of {endings}, got {path}")
+    return kind

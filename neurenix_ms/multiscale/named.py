@@ -65,8 +65,7 @@ class AttentionGate(nn.Module):
         self.score = point.layer(middle, 1)
 
     def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
-        weights = self._weights(skip, deep)
-        return joined((recomputed(torch.mul, skip, weights), deep))
+        return joined((recomputed(torch.mul, skip, self._weights(skip, deep)), deep))
 
     def _weights(self, skip: Tensor, deep: Tensor) -> Tensor:
         """Return one number from 0 to 1 for every pixel."""

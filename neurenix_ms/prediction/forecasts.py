@@ -13,7 +13,9 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer
 from neurenix_ms._core.io.atomic import to_disk
 from neurenix_ms.datasets import create_array, open_array
+from neurenix_ms.datasets.writers import writable_kind
 from neurenix_ms.prediction.grids import Said, said_of_states, time_step_of
+from neurenix_ms.prediction.results import check_apart
 from neurenix_ms.sharing.reading import read_network
 
 
@@ -63,7 +65,7 @@ def forecast_file(
 
     Raises:
         ValueError: If a file cannot be read, the model makes no forecasts, the states do not fit it, or
-            something is at `target`.
+            something is at `target`, or `source` or `model` is.
 
     Examples:
         >>> import tempfile
@@ -77,7 +79,9 @@ def forecast_file(
         (5, 8, 2)
     """
     check_integer("num_steps", num_steps, 1)
+    check_apart(target, model, source)
     check_free(Path(target), overwrite)
+    writable_kind(Path(target))
     network: Any = read_network(model, device)
     if not hasattr(network, "forecast"):
         raise ValueError(f"model must make forecasts, got a {type(network).__name__}")

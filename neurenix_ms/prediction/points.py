@@ -11,6 +11,7 @@ import torch
 from neurenix_ms._core.arguments import checked
 from neurenix_ms.implicit.tables import read_columns, stacked, write_columns
 from neurenix_ms.prediction.forecasts import check_free
+from neurenix_ms.prediction.results import check_apart
 from neurenix_ms.sharing.reading import read_network
 
 CHUNK = 100_000  # points at a time
@@ -51,7 +52,7 @@ def evaluate_file(
 
     Raises:
         ValueError: If a file cannot be read, a number is missing, the names do not fit the field, or
-            something is at `target`.
+            something is at `target`, or `source` or `model` is.
         ImportError: If a reader is missing (the extra `io`).
 
     Examples:
@@ -70,6 +71,7 @@ def evaluate_file(
         ...     )
         2
     """
+    check_apart(target, model, source)
     check_free(Path(target), overwrite)
     field: Any = read_network(model, device)
     inner = getattr(field, "model", field)

@@ -28,7 +28,7 @@ from neurenix_ms.msnet import MSNet
 from neurenix_ms.prediction.grids import said_of_images, time_step_of
 from neurenix_ms.prediction.journal import Journal
 from neurenix_ms.prediction.processes import check_one_machine
-from neurenix_ms.prediction.results import Results
+from neurenix_ms.prediction.results import Results, check_apart
 from neurenix_ms.sharing.reading import read_network
 
 PLANES = 16  # lines of an image
@@ -132,8 +132,9 @@ def predict_file(
 
     Raises:
         ValueError: If a file cannot be read, has another shape than the model takes or missing values;
-            if something is at `target`; if an interrupted run had another model, input or options
-            (the message says what differs); or if another process writes the same target.
+            if something is at `target`, or `source` or `model` is; if an interrupted run had another
+            model, input or options (the message says what differs); or if another process writes the
+            same target.
         OSError: If the disk is full or the folder is read-only. Finished tiles stay.
 
     Examples:
@@ -153,8 +154,7 @@ def predict_file(
         >>> made.shape, made.dtype, made.num_tiles
         ((1, 70, 50), 'uint8', 6)
     """
-    if Path(target).resolve() in (Path(source).resolve(), Path(model).resolve()):
-        raise ValueError(f"target must be another file than source and model, got {target}")
+    check_apart(target, model, source)
     results, ranks = Results(Path(target)), ranks_of(mesh)
     with contextlib.ExitStack() as stack:
         with ranks.agreeing():

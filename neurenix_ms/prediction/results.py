@@ -12,8 +12,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from neurenix_ms.datasets.readers import kind_of, unmap
-from neurenix_ms.datasets.writers import WRITERS, create_array, default_chunks
+from neurenix_ms.datasets.readers import unmap
+from neurenix_ms.datasets.writers import create_array, default_chunks, writable_kind
 
 try:
     import fcntl
@@ -24,6 +24,13 @@ AS_WRITTEN = {
     "npy": ".npy",
     "raw": ".raw",
 }  # kinds that are written tile by tile; others at the end
+
+
+def check_apart(target: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
+    """Raise if one of the inputs is the target or inside it, since it would be lost."""
+    for path in inputs:
+        if Path(path).resolve().is_relative_to(Path(target).resolve()):
+            raise ValueError(f"target must not hold the model or the source, got {target}")
 
 
 class Results:
@@ -38,12 +45,7 @@ class Results:
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.kind = kind_of(target)
-        if self.kind not in WRITERS:
-            raise ValueError(
-                f"target must be of a kind that can be written, one of {sorted(WRITERS)}, got "
-                f"{target}, of kind {self.kind}"
-            )
+        self.kind = writable_kind(target)
         self.folder = target.with_name(f".{target.name}.part")
         self.growing = self.folder / f"growing{AS_WRITTEN.get(self.kind, '.npy')}"
         self.journal = self.folder / "journal"

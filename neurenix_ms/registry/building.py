@@ -63,7 +63,7 @@ def get_preset(name: str) -> Preset:
     """
     if name not in PRESETS:
         raise ValueError(
-            f"a network must be one of list_models(), got {name!r}{_similar(name, PRESETS)}"
+            f"a network must be one of list_models(), got {name!r}{similar(name, PRESETS)}"
         )
     return copy.deepcopy(PRESETS[name])
 
@@ -118,7 +118,7 @@ def built(cls: str, arguments: dict[str, Any]) -> nn.Module:
         for given in arguments:
             if given not in parameters:
                 raise ValueError(
-                    f"{cls} takes {list(parameters)}, got {given!r}{_similar(given, parameters)}"
+                    f"{cls} takes {list(parameters)}, got {given!r}{similar(given, parameters)}"
                 )
     missing = [
         p.name
@@ -136,7 +136,7 @@ def _inside(value: Any) -> Any:
     return [_inside(item) for item in value] if isinstance(value, list) else value
 
 
-def _similar(name: str, names: Iterable[str]) -> str:
+def similar(name: str, names: Iterable[str]) -> str:
     """Return the end of a message that has the names most like a wrong one."""
     close = get_close_matches(name.lower(), names, n=5, cutoff=0.5)
     close += [known for known in names if name and name.lower() in known and known not in close]

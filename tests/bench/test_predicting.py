@@ -13,6 +13,7 @@ from neurenix_ms.bench import predict_memory
 from neurenix_ms.bench.comparing import loss_of
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.meter import peak_tensor_bytes
+from neurenix_ms.registry import create
 from neurenix_ms.transport import Advection
 
 QUICK = {
@@ -88,6 +89,48 @@ def test_further_arguments_are_predicted():
     assert peak == pytest.approx(measured(call, density, False), rel=0.02, abs=SMALL)
 
 
+DYNAMICS: list[tuple[str, list[tuple[int, ...]], dict[str, Any]]] = [
+    ("nif", [(200, 1), (200, 1)], {}),
+    ("multiscale_nif", [(90, 1), (90, 2)], {}),
+    ("last_layer_nif", [(90, 1), (90, 2)], {}),
+    ("normalized_nif", [(90, 1), (90, 1)], {}),
+    ("nif", [(3000, 1), (3000, 1)], {"chunk_size": 500}),
+    ("time_stepper", [(64, 2)], {}),
+    ("hits", [(16, 2)], {"num_steps": 1100}),
+    ("stride_errors", [(64, 2)], {}),
+    ("standardized_network", [(64, 2)], {}),
+    ("msr_hine", [(4, 20, 3)], {}),
+    ("clockwork_rnn", [(4, 20, 2)], {}),
+    ("echo_state_network", [(4, 20, 2)], {}),
+]
+
+
+@pytest.mark.parametrize(("name", "shapes", "kwargs"), DYNAMICS)
+def test_fields_and_forecasts_are_predicted(
+    name: str, shapes: list[tuple[int, ...]], kwargs: dict[str, Any]
+):
+    model, (first, *others) = create(name), shapes
+    call = Called(model, *(torch.rand(shape) for shape in others), **kwargs)
+    for train in (False, True):
+        found = predict_memory(model.train(train), first, args=others, kwargs=kwargs, train=train)
+        peak = measured(call, torch.rand(first), train)
+        assert found.peak == pytest.approx(peak, rel=0.02, abs=SMALL)
+
+
+def test_a_recurrent_network_is_predicted_without_the_work_space_of_its_kernels():
+    model, x = create("lstm_forecaster"), torch.rand(4, 20, 2)
+    assert predict_memory(model, x.shape).peak == pytest.approx(
+        measured(model, x, False), rel=0.02, abs=SMALL
+    )
+    assert 0 < predict_memory(model, x.shape, train=True).peak <= measured(model, x, True)
+
+
+def test_strides_that_follow_the_state_cannot_be_predicted():
+    model = create("adaptive_time_stepper")
+    with pytest.raises(ValueError, match=r"model must run on tensors .* without their values"):
+        predict_memory(model, (4, 2), kwargs={"num_steps": 10})
+
+
 @pytest.mark.slow
 def test_further_arguments_of_tiles_are_predicted():
     z = torch.randn(2, 3)
@@ -100,14 +143,14 @@ def test_further_arguments_of_tiles_are_predicted():
 
 
 class Called(nn.Module):
-    """A module that is always called with the same second argument."""
+    """A module that is always called with the same further arguments."""
 
-    def __init__(self, module: nn.Module, second: torch.Tensor) -> None:
+    def __init__(self, module: nn.Module, *others: torch.Tensor, **kwargs: Any) -> None:
         super().__init__()
-        self.module, self.second = module, second
+        self.module, self.others, self.kwargs = module, others, kwargs
 
     def forward(self, x: torch.Tensor) -> Any:
-        return self.module(x, self.second)
+        return self.module(x, *self.others, **self.kwargs)
 
 
 def test_a_shape_that_the_network_refuses_is_refused_in_its_words():
@@ -135,13 +178,27 @@ class DependsOnValues(nn.Module):
         (nn.ReLU(), (3, -1), {}, r"shape\[1\] must be at least 1, got -1"),
         (nn.ReLU(), (3,), {"args": [(0,)]}, r"args\[0\]\[0\] must be at least 1, got 0"),
         (nn.ReLU(), (3,), {"args": 3}, "args must be .* shapes, got 3"),
+        (nn.ReLU(), 3, {}, "shape must be .* sizes, got 3"),
+        (nn.ReLU(), (3,), {"kwargs": 3}, "kwargs must be arguments by name, got 3"),
+        (
+            nn.ReLU(),
+            (3,),
+            {"kwargs": {"x": torch.ones(2)}},
+            r"kwargs\['x'\] must be no tensor, got .*; use args",
+        ),
+        (
+            nn.Conv2d(1, 1, 3, padding=1),
+            (1, 1, 8, 8),
+            {"tile_size": 4, "kwargs": {"a": 3}},
+            "tiles must be of one input, without gradients and without kwargs, got",
+        ),
         (nn.ReLU(), (), {}, "shape must have at least 1 entry"),
         (nn.ReLU(), (3,), {"checkpointing": True}, "checkpointing must come with train=True"),
         (
             nn.Conv2d(1, 1, 3, padding=1),
             (1, 1, 8, 8),
             {"tile_size": 4, "train": True},
-            "tiles must be of one input and without gradients, got",
+            "tiles must be of one input, without gradients and without kwargs, got",
         ),
         (nn.ReLU(), (3,), {"dtype": "float31"}, "dtype must be a dtype of torch, got 'float31'"),
     ],

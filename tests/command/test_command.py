@@ -202,7 +202,7 @@ def test_networks_are_measured_by_name(capsys):
     assert any(line.startswith("Not in the FLOPs: UNet(3, ") for line in lines)
     for words in (
         "UNet(1, 1, [4]) at 2x3x8x8: ValueError: model must run on tensors of this shape",
-        "Nothing at 1x3x16x16: ValueError: a network must be a public name of neurenix_ms or a dotted",
+        "Nothing at 1x3x16x16: ValueError: a network must be a class of neurenix_ms, in list_models()",
         "math.pi at 1x3x16x16: ValueError: a network must be a module or make one, got math.pi of",
         "builtins.list at 1x3x16x16: ValueError: a network must be a module or make one, got <class",
         "torch.nn.nothing at 1x3x16x16: ValueError: torch.nn must have what is asked for, got",
@@ -210,6 +210,60 @@ def test_networks_are_measured_by_name(capsys):
         "torch.nn.Conv2d(x, 4, 3) at 1x3x16x16: ValueError: a network must be a name, or a call of",
     ):
         assert any(line.startswith(words) for line in lines), words
+
+
+def shown_models(capsys, *words: str) -> list[str]:
+    """Run `bench models`, and return the lines of its table below the heads."""
+    assert main(["bench", "models", *words, "--device", "cpu", "--predict"]) == 0
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[2:]]
+
+
+def test_networks_of_the_registry_are_measured_by_name(capsys):
+    names = ["unet(features=[4, 8])", "unet_milesial", "unett", "unet(3)", "unet(feature=[3])"]
+    lines = shown_models(capsys, *names, "--shapes", "1x3x16x16")
+    assert lines[0].startswith("unet(features=[4, 8]) 1x3x16x16 4,325 ")
+    assert lines[1].startswith("unet_milesial 1x3x16x16 31,037,698 ")
+    assert "or a dotted name, got 'unett'; similar: 'unet', 'panet', 'msnet'" in lines[2]
+    assert lines[3].endswith("ValueError: arguments of 'unet' must be given by name, got [3]")
+    assert "got 'feature'; similar: 'features'" in lines[4]
+
+
+def test_the_shape_gives_a_preset_its_number_of_axes(capsys):
+    lines = shown_models(capsys, "unet(features=[4])", "--shapes", "1x3x8x8x8", "1x3x16")
+    assert len(lines) == 2
+    assert all(line.startswith("unet(features=[4]) 1x3x") for line in lines)
+
+
+def test_networks_of_several_inputs_are_measured(capsys):
+    lines = shown_models(capsys, "nif", "--shapes", "9x1,9x1")
+    assert lines[0].startswith("nif 9x1,9x1 5,853 ")
+    lines = shown_models(capsys, "FeatureFusion", "--shapes", "1x2x8x8+1x3x4x4")
+    assert lines[0].startswith("FeatureFusion 1x2x8x8+1x3x4x4 7 ")
+    assert main(["bench", "models", "nif", "--shapes", "9x1,9x1+9x1"]) == 1
+    assert "only the first input may be a list of feature maps" in capsys.readouterr().err
+    options = ["--call", "num_steps=3"]
+    short = shown_models(capsys, "hits", "--shapes", "4x2", *options)[0].split()
+    assert short[:2] == ["hits", "4x2"]
+    assert main(["bench", "models", "hits", "--shapes", "4x2", *options, "--threads", "1"]) == 0
+    assert "hits: sort" in capsys.readouterr().out
+
+
+def test_the_status_is_1_if_no_network_ran(capsys):
+    assert main(["bench", "models", "unett", "hits", "--shapes", "4x2"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    for words in ("a network must run at one of the shapes, got unett at 4x2: ", "; hits at 4x2: "):
+        assert words in said.err
+
+
+@pytest.mark.parametrize("value", ["num_steps", "=3", "num-steps=3"])
+def test_an_argument_of_a_call_has_a_name(value: str, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "models", "hits", "--call", value])
+    assert f"must be a name and a value such as num_steps=100, got '{value}'" in (
+        capsys.readouterr().err
+    )
 
 
 def test_memory_of_networks_is_predicted_without_running_them(capsys):
@@ -249,5 +303,5 @@ def test_an_option_without_a_meaning_is_named(options: list[str], words: str, ca
 
 def test_a_shape_is_numbers_between_crosses(capsys):
     with pytest.raises(SystemExit):
-        main(["bench", "models", "UNet", "--shapes", "1x3x-4"])
-    assert "must be a shape such as 1x3x64x64, got '1x3x-4'" in capsys.readouterr().err
+        main(["bench", "models", "UNet", "--shapes", "1x3x4,1x3x-4"])
+    assert "must be a shape such as 1x3x64x64, got '1x3x4,1x3x-4'" in capsys.readouterr().err

@@ -41,7 +41,7 @@ from neurenix_ms.execution.plan.choice import candidates
 from neurenix_ms.execution.plan.footprint import Plan
 from neurenix_ms.execution.plan.grid import widened
 from neurenix_ms.execution.plan.lengths import measure_lengths
-from neurenix_ms.execution.plan.sharing import SharedPart
+from neurenix_ms.execution.plan.sharing import SharedPart, num_levels
 from neurenix_ms.execution.plan.statistics import Moments, Normalization
 from neurenix_ms.execution.run import merged as merged_file
 from neurenix_ms.execution.run import ranks as ranks_file
@@ -223,11 +223,6 @@ def parts_that_are_chosen_are_shared(mesh: DeviceMesh) -> None:
     assert setting is not None
     assert num_levels(setting.shared) == 2
     check_equal(mesh, model, x, "auto", whole="auto", schedules=("auto",))
-
-
-def num_levels(shared: Any) -> int:
-    """How deep parts are shared within parts."""
-    return max((1 + num_levels(part.shared) for _, part in shared), default=0)
 
 
 def check_shared(

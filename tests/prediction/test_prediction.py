@@ -452,14 +452,23 @@ def test_a_volume_of_4_gib_takes_less_than_2_gib(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["out.npz", "out.nii"])
-def test_a_kind_that_cannot_be_written_is_refused_before_the_tiles(name, tmp_path):
-    with pytest.raises(ValueError, match=f"kind that can be written.*{name}"):
-        predict_file(tmp_path / "model.nx", tmp_path / "x.npy", tmp_path / name)
-    assert not list(tmp_path.iterdir())
+def test_a_kind_that_cannot_be_written_is_refused_before_the_tiles(folder: Path, name: str):
+    with pytest.raises(ValueError, match=rf"one of \['.bin', .*'.npy', .*\], got {name}$"):
+        predict(name)
+    assert left() == ["image.npy", "model.nx"]
 
 
-@pytest.mark.parametrize("name", ["x.npy", "model.nx"])
-def test_input_and_model_are_not_overwritten(name, tmp_path):
-    target = tmp_path / "." / name
-    with pytest.raises(ValueError, match="another file than source and model"):
-        predict_file(tmp_path / "model.nx", tmp_path / "x.npy", target, overwrite=True)
+@pytest.mark.parametrize("target", ["image.npy", "model.nx", "../{folder}/image.npy", "link.npy"])
+def test_input_and_model_are_not_overwritten(folder: Path, target: str):
+    Path("link.npy").symlink_to("image.npy")
+    before = {name: Path(name).read_bytes() for name in ("image.npy", "model.nx")}
+    with pytest.raises(ValueError, match="target must not hold the model or the source"):
+        predict(target.format(folder=folder.name), overwrite=True)
+    assert {name: Path(name).read_bytes() for name in before} == before
+
+
+def test_a_target_that_holds_the_source_is_not_overwritten(folder: Path):
+    create_array("group.zarr", (1, 8, 8), "float32")
+    with pytest.raises(ValueError, match="target must not hold the model or the source"):
+        predict_file("model.nx", "group.zarr/inner.npy", "group.zarr", overwrite=True)
+    assert open_array("group.zarr").shape == (1, 8, 8)

@@ -53,6 +53,19 @@ def test_a_forecast_starts_at_a_row(name: str, stepper: nms.HierarchicalTimeStep
     assert {path.name for path in Path().iterdir()} == {"model.nx", "states.npy", name}
 
 
+def test_states_and_model_are_not_overwritten(stepper: nms.HierarchicalTimeStepper):
+    np.save("states.npy", np.ones((2, 3)))
+    before = Path("model.nx").read_bytes()
+    for target in ("states.npy", "model.nx"):
+        with pytest.raises(ValueError, match="target must not hold the model or the source"):
+            forecast_file("model.nx", "states.npy", target, 4, overwrite=True)
+    with pytest.raises(ValueError, match=r"path must have an ending of one of .* got out.npz"):
+        forecast_file("model.nx", "states.npy", "out.npz", 4)
+    assert np.array_equal(np.load("states.npy"), np.ones((2, 3)))
+    assert Path("model.nx").read_bytes() == before
+    assert {path.name for path in Path().iterdir()} == {"model.nx", "states.npy"}
+
+
 def test_states_are_taken_as_they_are(stepper: nms.HierarchicalTimeStepper):
     np.save("states.npy", np.ones((2, 3)))
     assert forecast_file("model.nx", "states.npy", "out.npy", 4) == (2, 4, 3)
@@ -107,6 +120,21 @@ def test_a_field_is_evaluated_at_the_points_of_a_table(field: Normalizer, capsys
     np.testing.assert_allclose(found["x"], rows["x"])
     assert main(words.split()) == 1
     assert "target must be free, got out.csv" in capsys.readouterr().err
+
+
+def test_points_are_not_overwritten(field: Normalizer):
+    Path("points.csv").write_text("x,y,name\n0,0,left\n")
+    with pytest.raises(ValueError, match="target must not hold the model or the source"):
+        evaluate_file(
+            "model.nx",
+            "points.csv",
+            "points.csv",
+            coordinates=["x", "y"],
+            values=["u", "v"],
+            parameter_values=[0.5],
+            overwrite=True,
+        )
+    assert Path("points.csv").read_text() == "x,y,name\n0,0,left\n"
 
 
 def test_a_field_is_evaluated_on_a_mesh(field: Normalizer):

@@ -33,11 +33,15 @@ ROOT = Path(__file__).parents[2]
 SMALL = ["--size", "40", "--features", "2", "--whole", "level.inner", "--quiet"]
 
 
-def start(processes: int, options: list[str], out: Path) -> subprocess.Popen:
+def start(
+    processes: int, options: list[str], out: Path, stderr: int | None = None
+) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, "-m", *torchrun, "-m", MODULE, *SMALL, *options, "--out", str(out)]
-    return subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, start_new_session=True, stderr=stderr
+    )
 
 
 def results(folder: Path, processes: int) -> dict:
@@ -122,6 +126,19 @@ def test_slabs_have_a_halo_on_the_sides_of_their_neighbors():
     assert times == pytest.approx([1, ends, middle, middle])
 
 
+def test_weak_scaling_of_one_process_is_that_of_its_core(tmp_path):
+    options = [*SMALL, "--steps", "1", "--rounds", "1", "--out", str(tmp_path)]
+    weak = main([*options, "--weak", "16"])["weak"]
+    assert (weak["predicted"], weak["edge"]) == (1.0, 16)
+    assert weak["training, tiles"]["sent_bytes"] == 0
+    x, y = (open_array(tmp_path / "weak-16-1" / f"{name}.zarr")[:] for name in "xy")
+    assert x.shape == y.shape == (1, 1, 16, 16)
+    assert y.std() > 0
+    assert len((tmp_path / "weak.md").read_text().strip().splitlines()) == 3
+    main([*options, "--weak", "24"])
+    assert len((tmp_path / "weak.md").read_text().strip().splitlines()) == 3  # of this length only
+
+
 def test_layouts_of_a_network():
     whole, upper, shared = layouts_of(UNet(1, 1, features=[8], norm=None), (1, 1, 64, 64))
     assert (whole.whole, upper.whole, shared.whole) == ((), ("level.inner",), ())
@@ -154,12 +171,21 @@ def test_weak_scaling_is_measured_beside_its_prediction(tmp_path):
     assert start(2, options, tmp_path).wait(300) == 0
     weak = results(tmp_path, 2)["weak"]
     assert len(weak["training, tiles"]["cpu_seconds"]) == 2
-    assert len(weak["training, core"]["cpu_seconds"]) == 1
+    assert len(weak["training, whole"]["cpu_seconds"]) == 1
     assert weak["training, tiles"]["sent_bytes"] > weak["inference, tiles"]["sent_bytes"] > 0
     assert 1 < weak["predicted"] < 2
     assert open_array(tmp_path / "weak-24-2/y.zarr").shape == (1, 1, 48, 24)
     _, _, row = (tmp_path / "weak.md").read_text().strip().splitlines()
     assert row.startswith(f"| 2 | {weak['predicted']:.2f} x |")
+
+
+@pytest.mark.slow
+def test_weak_scaling_of_levels_that_are_not_shared_is_refused(tmp_path):
+    options = ["--features", "2", "2", "2", "--steps", "1", "--rounds", "1", "--weak", "12"]
+    run = start(2, [*options, "--whole", "auto"], tmp_path, stderr=subprocess.PIPE)
+    _, words = run.communicate(timeout=300)
+    assert run.returncode != 0
+    assert b"--weak must be so long that all 3 levels are shared" in words
 
 
 @pytest.mark.slow

@@ -179,3 +179,8 @@ def _spatial(lines: Lines) -> list[int]:
 def _relative(names: Sequence[str], outer: str) -> list[str]:
     """Return the names of the submodules inside another one, relative to it."""
     return [n.removeprefix(f"{outer}.") for n in names if is_inside(n, outer) and n != outer]
+
+
+def num_levels(shared: Sequence[tuple[int, SharedPart]]) -> int:
+    """Return how deep parts are shared within parts."""
+    return max((1 + num_levels(part.shared) for _, part in shared), default=0)

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from neurenix_ms._core.io.atomic import write_atomically
+from neurenix_ms.execution.plan.sharing import num_levels
 from neurenix_ms.recipes.domain.arrays import make_arrays, open_zarr
 from neurenix_ms.recipes.domain.costs import Machine, layouts_of, scaling_table, time_of_slabs
-from neurenix_ms.recipes.domain.measuring import costs, differences, weak_scaling
+from neurenix_ms.recipes.domain.measuring import costs, differences
 from neurenix_ms.recipes.domain.processes import Processes, started_processes
 from neurenix_ms.recipes.domain.report import draw, measured_table, weak_table
 from neurenix_ms.recipes.domain.run import Run, digest, network, predict, train
@@ -81,7 +82,7 @@ def _run(
         found["differences"] = differences(run, y)
     if options.rounds:
         found["costs"] = costs(run, y, options.rounds)
-    if options.weak and processes.size > 1:
+    if options.weak:
         found["weak"] = _weak(options, run)
     if first:
         _report(options, run, found)
@@ -121,11 +122,20 @@ def _weak(options: argparse.Namespace, run: Run) -> dict[str, Any]:
         folder.mkdir(exist_ok=True)
         make_arrays(folder, (edge * size, *(edge,) * (options.dims - 1)), options.seed)
     run.processes.wait()
-    arrays = (open_zarr(folder / f"{name}.zarr") for name in ("x", "target"))
-    wide = dataclasses.replace(run, **dict(zip(("x", "target"), arrays, strict=True)))
-    found = weak_scaling(wide, open_zarr(predict(wide, folder), "r+"), edge, options.rounds)
-    layout = layouts_of(run.model, tuple(wide.x.shape))[-1]
-    return found | {"predicted": time_of_slabs(layout, edge, options.dims, size)}
+    x, target = (open_zarr(folder / f"{name}.zarr") for name in ("x", "target"))
+    wide = dataclasses.replace(run, x=x, target=target)
+    setting, levels = wide.setting(size), len(options.features)
+    if setting is not None and num_levels(setting.shared) < levels:
+        raise ValueError(
+            f"--weak must be so long that all {levels} levels are shared, which the prediction takes "
+            f"for granted, got {edge}, where {num_levels(setting.shared)} are"
+        )
+    found = costs(wide, open_zarr(predict(wide, folder), "r+"), options.rounds, edge)
+    found["edge"] = edge
+    if run.processes.rank == 0:
+        layout = layouts_of(run.model, tuple(x.shape))[-1]
+        found["predicted"] = time_of_slabs(layout, edge, options.dims, size)
+    return found
 
 
 def _report(options: argparse.Namespace, run: Run, found: dict[str, Any]) -> None:
@@ -142,8 +152,8 @@ def _report(options: argparse.Namespace, run: Run, found: dict[str, Any]) -> Non
         table = measured_table(results)
         write_atomically(options.out / "domain.md", table.encode())
         print(f"\n{table}")
-    if options.weak and found["processes"] > 1:
-        table = weak_table(results)
+    if options.weak:
+        table = weak_table(results, options.weak)
         write_atomically(options.out / "weak.md", table.encode())
         print(f"\n{table}")
     draw(options.out / "domain.png", run)

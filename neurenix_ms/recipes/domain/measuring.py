@@ -49,52 +49,26 @@ def gradient(run: Run) -> Tensor:
     return torch.cat([p.grad.ravel() for p in run.model.parameters() if p.grad is not None])
 
 
-def costs(run: Run, y: Any, rounds: int) -> dict[str, Any]:
+def costs(run: Run, y: Any, rounds: int, length: int | None = None) -> dict[str, Any]:
     """Return time, bytes sent and peak of resident memory of tiles and of the whole input.
 
     Times are medians of rounds in which all ways take turns, from disk to disk. The whole input runs on
     the first process while the others wait.
-    """
-    whole = _Whole(run)
-    return _measured(
-        run,
-        {
-            "inference, whole": (False, lambda: whole.predict(y), False),
-            "inference, tiles": (True, lambda: run.predict(y), False),
-            "training, whole": (False, whole.step, True),
-            "training, tiles": (True, run.step, True),
-        },
-        rounds,
-    )
-
-
-def weak_scaling(run: Run, y: Any, edge: int, rounds: int) -> dict[str, Any]:
-    """Return what tiles of all processes take, and what the first core takes alone, on one process.
 
     Args:
-        run: Of an input with a core of `edge` positions along the first axis for every process.
+        run: What is measured.
         y: Array of the result.
-        edge: Length of a core.
-        rounds: Number of rounds of which medians are taken.
+        rounds: Number of rounds.
+        length: Of the input along its first axis, that the first process runs in place of the whole.
     """
-    core = _Whole(run, edge)
-    return _measured(
-        run,
-        {
-            "inference, core": (False, lambda: core.predict(y), False),
-            "inference, tiles": (True, lambda: run.predict(y), False),
-            "training, core": (False, core.step, True),
-            "training, tiles": (True, run.step, True),
-        },
-        rounds,
-    )
-
-
-Way = tuple[bool, Callable[[], object], bool]  # whether processes share it, call, training mode
-
-
-def _measured(run: Run, ways: dict[str, Way], rounds: int) -> dict[str, Any]:
-    """Return time, bytes sent and peak of resident memory of each way; see `costs`."""
+    whole = _Whole(run, length)
+    # whether processes share it, call, training mode
+    ways: dict[str, tuple[bool, Callable[[], object], bool]] = {
+        "inference, whole": (False, lambda: whole.predict(y), False),
+        "inference, tiles": (True, lambda: run.predict(y), False),
+        "training, whole": (False, whole.step, True),
+        "training, tiles": (True, run.step, True),
+    }
     visible, run.visible = run.visible, False
     found: dict[str, Any] = {}
     times: dict[str, list[list[float]]] = {name: [] for name in ways}

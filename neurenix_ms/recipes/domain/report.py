@@ -46,21 +46,19 @@ def measured_table(results: dict[str, Any]) -> str:
     return markdown(rows) + "\n"
 
 
-def weak_table(results: dict[str, Any]) -> str:
-    """Return measured and predicted weak scaling as Markdown."""
+def weak_table(results: dict[str, Any], edge: int) -> str:
+    """Return measured and predicted weak scaling with cores of this edge length as Markdown."""
     rows = [
         ["processes", "predicted", "inference", "training", "sent, inference", "sent, training"],
         ["---:"] * 6,
     ]
-    known = [(int(name.split("x")[0]), found) for name, found in results.items()]
-    for processes, found in sorted(known, key=lambda item: item[0]):
-        if processes == 1 or "weak" not in found:
-            continue
+    known = [found for found in results.values() if found.get("weak", {}).get("edge") == edge]
+    for found in sorted(known, key=lambda found: found["processes"]):
         weak = found["weak"]
-        cells = [str(processes), f"{weak['predicted']:.2f} x"]
+        cells = [str(found["processes"]), f"{weak['predicted']:.2f} x"]
         for task in ("inference", "training"):
             busiest = max(weak[f"{task}, tiles"]["cpu_seconds"])
-            cells.append(f"{busiest / weak[f'{task}, core']['cpu_seconds'][0]:.2f} x")
+            cells.append(f"{busiest / weak[f'{task}, whole']['cpu_seconds'][0]:.2f} x")
         for task in ("inference", "training"):
             cells.append(f"{weak[f'{task}, tiles']['sent_bytes'] / MIB:.2f} MiB")
         rows.append(cells)
