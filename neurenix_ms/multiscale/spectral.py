@@ -20,6 +20,8 @@ from neurenix_ms._core.dims import (
 )
 from neurenix_ms._core.tracing import one_module
 from neurenix_ms.checkpointing import recomputed, recomputes
+from neurenix_ms.layers.blocks import modulated
+from neurenix_ms.layers.conditioning import film_of, given_condition
 from neurenix_ms.layers.naming import Act, make_act
 
 
@@ -121,13 +123,15 @@ class SpectralMixing(Configured, nn.Module):
         spatial_dims: Number of spatial axes.
         pointwise: Add a 1x1 convolution of the input, which keeps what the modes do not hold.
         act: Activation of the sum.
+        condition_channels: Length of the vector on which the sum is conditioned, as blocks in `UNet`.
 
     Shape:
-        `(B, in_channels, *S)` -> `(B, out_channels, *S)`
+        `(B, in_channels, *S)`, and a `condition` `(B, condition_channels)` if the module has one ->
+        `(B, out_channels, *S)`
 
     Raises:
-        ValueError: If a count is below 1, there are other than `spatial_dims` modes, or the feature map
-            has other channels or axes.
+        ValueError: If a count is below 1, there are other than `spatial_dims` modes, the feature map
+            has other channels or axes, or the condition does not fit.
 
     Source: Li et al. 2021, "Fourier Neural Operator", equations 2 to 5. Deviation: kept modes are
     symmetric, from `1 - modes` to `modes - 1`, on all axes.
@@ -150,6 +154,7 @@ class SpectralMixing(Configured, nn.Module):
         spatial_dims: SpatialDims = 2,
         pointwise: bool = True,
         act: Act = "gelu",
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, out_channels=out_channels)
@@ -161,12 +166,15 @@ class SpectralMixing(Configured, nn.Module):
         self.fourier = FourierLayer(in_channels, out_channels, check_integers("modes", counts, 1))
         self.point = conv(in_channels, out_channels, 1) if pointwise else None
         self.activation = make_act(act)
+        self.film = film_of(condition_channels, out_channels)
 
     @recomputes
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         check_rank(x, self.spatial_dims)
         check_channels(x, self.in_channels)
+        condition = given_condition(x, condition, self.condition_channels)
         y = self.fourier(x)
         if self.point is not None:
             y = self.point(x).add_(y)
+        y = modulated(self.film, y, condition)
         return recomputed(self.activation, y)
