@@ -94,11 +94,11 @@ def pareto(rows: Sequence[Row], group: str, across: str, up: str) -> str | None:
         up: What it buys, smaller being better too, for example "error" or "params".
 
     Returns:
-        The chart, or None if fewer than two ways have both figures above zero.
+        The chart, or None if fewer than two ways have both figures above zero and finite.
     """
     settings: dict[str, list[Row]] = {}
     for row in rows:
-        if row.value(across) and row.value(up):
+        if all(0 < (row.value(field) or 0) < math.inf for field in (across, up)):
             settings.setdefault(repr(row.setting), []).append(row)
     known = max(reversed(settings.values()), key=len, default=[])
     points = [(float(row.value(across)), float(row.value(up))) for row in known]

@@ -24,7 +24,8 @@ def measured_at(base: str, only: Sequence[str], here: Path | None = None) -> tup
     Raises:
         ValueError: If this is no git repository, there is no such commit, or a run fails.
     """
-    root = Path(_run("git", "rev-parse", "--show-toplevel", cwd=here or Path.cwd()).strip())
+    root = _root(here or Path.cwd())
+    _check_commit(base, root)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "base")
         _run("git", "worktree", "add", "--quiet", "--detach", str(tree), base, cwd=root)
@@ -36,6 +37,30 @@ def measured_at(base: str, only: Sequence[str], here: Path | None = None) -> tup
         finally:
             _run("git", "worktree", "remove", "--force", str(tree), cwd=root)
     return before, after
+
+
+def _root(folder: Path) -> Path:
+    """Return the folder of the repository that a folder is in."""
+    _run("git", "--version", cwd=folder)
+    try:
+        return Path(_run("git", "rev-parse", "--show-toplevel", cwd=folder).strip())
+    except ValueError as error:
+        raise ValueError(
+            "a commit can be compared only inside a working tree of git, got the folder "
+            f"{folder} ({_last_line(error)})"
+        ) from None
+
+
+def _check_commit(base: str, root: Path) -> None:
+    try:
+        words = ["--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}"]
+        _run("git", "rev-parse", *words, cwd=root)
+    except ValueError:
+        raise ValueError(f"the commit must be one of the repository {root}, got {base!r}") from None
+
+
+def _last_line(error: ValueError) -> str:
+    return str(error).splitlines()[-1]
 
 
 def _measured(tree: Path, only: Sequence[str], file: Path) -> Report:
@@ -57,8 +82,9 @@ def _run(*command: str, cwd: Path) -> str:
         ) from None
     except subprocess.CalledProcessError as error:
         said = (error.stderr + error.stdout).strip().splitlines()
-        last = "\n".join(said[-20:])
+        last = said[-1] if said else f"exit status {error.returncode}"
+        more = "\n".join(said[-20:])
         raise ValueError(
-            f"this must run without an error in {cwd}: {' '.join(command)}, got\n{last}"
+            f"{' '.join(command)} must run without an error in {cwd}, got: {last}\n{more}"
         ) from None
     return done.stdout

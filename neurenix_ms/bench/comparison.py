@@ -103,8 +103,7 @@ class Comparison:
         inputs = self._inputs(made)
         if inputs is None:
             return []
-        plain, compared = self._compared(ways, inputs)
-        final = {name: self._compiled(way) for name, way in plain.items()}
+        plain, final, compared = self._compared(ways, inputs)
         calls = {name: self._call(way, inputs) for name, way in final.items()}
         timed = self._timed(calls)
         first = first_tensor(inputs)
@@ -145,21 +144,26 @@ class Comparison:
 
     def _compared(
         self, ways: Mapping[str, Way], inputs: tuple[Any, ...]
-    ) -> tuple[dict[str, Way], dict[str, dict[str, Any]]]:
-        """Return the ways that can be measured, and how each result differs from the reference's."""
+    ) -> tuple[dict[str, Way], dict[str, Way], dict[str, dict[str, Any]]]:
+        """Return the ways that can be measured, the same in their final form, and how they differ.
+
+        Results are those of the final form, which is compiled where that is asked for.
+        """
         reference = self.question.reference
         kept: dict[str, Way] = {}
+        final: dict[str, Way] = {}
         compared: dict[str, dict[str, Any]] = {}
         wanted: Results | None = None
         for name in self._reference_first(ways):
             try:
                 way = self.form.way(ways[name], self.question.train)
-                results = Results(way, inputs, self.question.train)
+                final[name] = self._compiled(way)
+                results = Results(final[name], inputs, self.question.train)
                 wanted = wanted or results
                 words, error_size = self._difference(results, wanted)
             except Exception as error:  # of any kind: it is that of a user's module
                 if self._failed(name, error, ways):
-                    return {}, {}
+                    return {}, {}, {}
                 continue
             if words is not None and self.question.equal:
                 self._complain(name, f"{words}; pass equal=False to compare costs all the same")
@@ -167,7 +171,8 @@ class Comparison:
             kept[name] = way
             error_size = None if name == reference else error_size
             compared[name] = {"same_result": words is None, "error": error_size}
-        return {name: kept[name] for name in ways if name in kept}, compared
+        names = [name for name in ways if name in kept]
+        return {n: kept[n] for n in names}, {n: final[n] for n in names}, compared
 
     def _difference(self, results: Results, wanted: Results) -> tuple[str | None, float | None]:
         if words := results.differs_from(wanted):

@@ -5,8 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from neurenix_ms._core.checks import shown
+
 BENCH_FORMAT = 1  # of what the plugin writes
 KEY = "neurenix_ms_bench"  # what the plugin adds to the file
+KINDS = {dict: "an object", list: "a list", str: "a string", float: "a number"}  # of JSON
+LARGEST = 1e300  # of a figure
 PLAIN, OURS = "plain", "ours"  # the references of cases that name none
 
 
@@ -21,12 +25,12 @@ class Report:
     def __init__(
         self, content: Mapping[str, Any], resident: Mapping[str, dict[str, Any]] | None = None
     ) -> None:
-        about = {**content.get("machine_info", {}), **content.get(KEY, {})}
+        about = {**(content.get("machine_info") or {}), **(content.get(KEY) or {})}
         self.machine = _machine(about)
         self.groups: dict[str, list[Row]] = {}
         for case in content["benchmarks"]:
             added = (resident or {}).get(case.get("fullname"), {})
-            row = Row({**case, "extra_info": {**case.get("extra_info", {}), **added}})
+            row = Row({**case, "extra_info": {**(case.get("extra_info") or {}), **added}})
             self.groups.setdefault(case.get("group") or case["name"].partition("[")[0], []).append(
                 row
             )
@@ -109,9 +113,10 @@ def read(path: str | Path) -> Report:
     beside = path.with_name(f"{path.stem}_resident.json")
     field = "resident_peak_bytes"
     resident = {}
-    if beside.exists():
-        cases = load_content(beside)["benchmarks"]
-        resident = {case["fullname"]: {field: case["extra_info"][field]} for case in cases}
+    for case in load_content(beside)["benchmarks"] if beside.exists() else ():
+        measured = case.get("extra_info") or {}
+        if field in measured and case.get("fullname") is not None:
+            resident[case["fullname"]] = {field: measured[field]}
     return Report(content, resident)
 
 
@@ -119,11 +124,12 @@ def load_content(path: Path) -> dict[str, Any]:
     """Return the JSON of a run.
 
     Raises:
-        ValueError: If it is no such file, or was written by a newer version.
+        ValueError: If it is no such file, a value in it is of another kind, or it was written by a newer
+            version.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} must be a file that pytest --benchmark-json has written, got {error}"
         ) from None
@@ -132,13 +138,66 @@ def load_content(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} must be a file that pytest --benchmark-json has written, got other JSON"
         )
-    written = content.get(KEY, {}).get("format", BENCH_FORMAT)
+    written = (_of(f"{path}", content, KEY, dict) or {}).get("format", BENCH_FORMAT)
     if written != BENCH_FORMAT:
         raise ValueError(
             f"{path} must have format {BENCH_FORMAT}, got {written}; read it with the version of "
             "neurenix_ms that wrote it, or measure anew"
         )
+    _check_machine(f"{path}", content)
+    for i, case in enumerate(cases):
+        _check_case(f"{path}: benchmarks[{i}]", case)
     return content
+
+
+def _check_machine(place: str, content: Mapping[str, Any]) -> None:
+    """Raise if a value of the machine is of another kind."""
+    for key in ("machine_info", KEY):
+        about, inside = _of(place, content, key, dict) or {}, f"{place}: {key}"
+        for name in ("processor", "machine", "gpu"):
+            _of(inside, about, name, str)
+        _of(f"{inside}: cpu", _of(inside, about, "cpu", dict) or {}, "brand_raw", str)
+        rates = _of(inside, about, "matmul_flops_per_s", dict) or {}
+        for dtype in rates:
+            _check_figure(f"{inside}: matmul_flops_per_s", rates, dtype)
+
+
+def _check_case(place: str, case: Mapping[str, Any]) -> None:
+    """Raise if a value of a case is of another kind."""
+    for key in ("name", "fullname", "group"):
+        _of(place, case, key, str)
+    if case["name"] is None:
+        raise ValueError(f"{place}: name must be a string, got None")
+    _of(place, case, "params", dict)
+    stats = _of(place, case, "stats", dict) or {}
+    for key in ("median", "iqr"):
+        _check_figure(f"{place}: stats", stats, key)
+    measured = _of(place, case, "extra_info", dict) or {}
+    place = f"{place}: extra_info"
+    _of(place, measured, "reference", str)
+    for key in ("time_ratio", *COLUMNS):
+        if key != "error" or repr(measured.get(key)) not in ("inf", "nan"):  # of unequal results
+            _check_figure(place, measured, key)
+    for name in _of(place, measured, "uncounted", dict, list) or ():
+        if not isinstance(name, str):
+            raise ValueError(f"{place}: uncounted must be names of operators, got {shown(name)}")
+
+
+def _of(place: str, values: Mapping[str, Any], key: str, *kinds: type) -> Any:
+    """Return a value; raise unless it is of one of the kinds, None or missing."""
+    value = values.get(key)
+    taken = (*kinds, int) if float in kinds else kinds
+    if value is not None and (not isinstance(value, taken) or isinstance(value, bool)):
+        names = " or ".join(KINDS[kind] for kind in kinds)
+        raise ValueError(f"{place}: {key} must be {names}, got {shown(value)}")
+    return value
+
+
+def _check_figure(place: str, values: Mapping[str, Any], key: str) -> None:
+    """Raise unless a value is a finite number of at least 0, None or missing."""
+    value = _of(place, values, key, float)
+    if value is not None and not 0 <= value <= LARGEST:
+        raise ValueError(f"{place}: {key} must be at least 0 and finite, got {shown(value)}")
 
 
 def _find_baselines(rows: list[Row]) -> None:
@@ -150,7 +209,7 @@ def _find_baselines(rows: list[Row]) -> None:
 
 
 def _machine(info: Mapping[str, Any]) -> str:
-    cpu = info.get("cpu", {})
+    cpu = info.get("cpu") or {}
     rates = (info.get("matmul_flops_per_s") or {}).items()
     threads = info.get("threads", "?")
     facts = [

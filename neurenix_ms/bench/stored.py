@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from neurenix_ms._core.checks import shown
 from neurenix_ms._core.io.atomic import write_atomically
 
 FIGURES = ("tensor_peak_bytes", "flops")
@@ -25,7 +26,7 @@ def load(path: Path) -> Stored:
         return {}
     try:
         cases = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} must be a JSON file of pytest --bench-store, got {error}"
         ) from None
@@ -37,6 +38,13 @@ def load(path: Path) -> Stored:
             f"{path} must hold {' and '.join(FIGURES)} of every case, got something else; "
             f"remove it and {ADVICE}"
         )
+    for case, figures in cases.items():
+        for name, value in figures.items():
+            if type(value) is not int or value < 0:
+                raise ValueError(
+                    f"{path}: {name} of {case} must be an integer of at least 0, got {shown(value)}; "
+                    f"remove it and {ADVICE}"
+                )
     return cases
 
 

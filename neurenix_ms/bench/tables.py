@@ -7,7 +7,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neurenix_ms.bench.results import COLUMNS, Report, Row, in_bytes, in_operations, in_seconds
+from neurenix_ms.bench.results import (
+    COLUMNS,
+    LARGEST,
+    Report,
+    Row,
+    in_bytes,
+    in_operations,
+    in_seconds,
+)
 
 SHORT = {
     "time": "time",
@@ -165,7 +173,7 @@ def series(rows: Sequence[Row], name: str) -> list[tuple[str, list[Row]]]:
     """Return cases that differ in one number only, three of them or more, by what they share."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        if type(row.setting.get(name)) in (int, float):
+        if _is_finite(row.setting.get(name)):
             shared = [f"{key} {x}" for key, x in row.setting.items() if key != name]
             found.setdefault(" · ".join([row.variant, *shared]), []).append(row)
     return [(words, cases) for words, cases in found.items() if len(cases) > 2]
@@ -176,6 +184,10 @@ def in_plain(words: str) -> str:
     for mark in "\\|*_":
         words = words.replace(mark, f"\\{mark}")
     return words
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and -LARGEST <= value <= LARGEST
 
 
 def _is_measured(rows: Sequence[Row], field: str) -> bool:

@@ -75,6 +75,22 @@ def test_without_a_reference_nothing_is_measured(calls: int, timed: bool):
     assert not found.groups
 
 
+class OtherWhenCompiled(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y + 1 if torch.compiler.is_compiling() else y
+
+
+@pytest.mark.slow
+def test_the_results_of_compiled_modules_are_compared():
+    other = OtherWhenCompiled(3, 4, 3)
+    other.load_state_dict(CONV.state_dict())
+    found = compare({"a": CONV, "other": other}, X, compile=[False, True], timed=False)
+    assert len(found.problems) == 1
+    assert found.problems[0].startswith("other, compile True: the result must be that of 'a'")
+    assert measured(found) == ["a", "other", "a"]
+
+
 def test_an_error_in_making_inputs_is_a_line_of_the_report():
     def inputs(size: int) -> Tensor:
         if size == 4:

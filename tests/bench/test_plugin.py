@@ -234,6 +234,62 @@ def test_a_compiled_way_has_the_operations_of_the_plain_one_and_no_peak(suite):
     suite(body).assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
+def test_the_command_line_compares_compiled_modules(suite, pytester: pytest.Pytester):
+    body = """
+    found = measure.compare({"a": conv, "b": same}, x, rounds=1)
+    assert [one["compile"] for one in found] == [False, False, True, True]
+    assert [one["tensor_peak_bytes"] is None for one in found] == [False, False, True, True]
+    assert len({one["flops"] for one in found}) == 1
+    assert all(one["same_result"] for one in found)
+    """
+    options = ["--bench-compile", "--benchmark-json=run.json"]
+    result = suite(body, *options, disabled=False)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["  compile  variant *", "  False *a *", "  True *b *"])
+    found = cases(pytester.path / "run.json")
+    assert list(found)[2:] == ["test_it[compile-a]", "test_it[compile-b]"]
+    assert found["test_it[compile-b]"]["stats"]["median"] > 0
+    assert found["test_it[compile-b]"]["extra_info"]["time_ratio"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells of resident memory")
+def test_the_command_line_measures_resident_memory(suite, pytester: pytest.Pytester):
+    body = """
+    size = 2**24
+    large = lambda x: torch.ones(size).sum()
+    found = measure.compare({"small": lambda x: torch.ones(9).sum(), "large": large}, x, equal=False)
+    small, large = (one["resident_peak_bytes"] for one in found)
+    assert large - small > 0.9 * 4 * size
+    """
+    options = ["--bench-resident", "--benchmark-json=run.json", "--bench-store"]
+    result = suite(body, *options, disabled=False)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["  variant*memory*", "  large *MiB*"])
+    stats = cases(pytester.path / "run.json")["test_it[large]"]["stats"]
+    assert stats["rounds"] == 1  # its times do not count
+    assert not (pytester.path / "bench.json").exists()
+    one = suite("measure(lambda: torch.ones(9), resident=False)", *options, disabled=False)
+    one.assert_outcomes(skipped=1)
+
+
+@pytest.mark.slow
+def test_in_another_repository_the_installed_plugin_is_found(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+):
+    code = f"{HEAD}\ndef test_it(measure):\n    measure.compare({{'a': conv, 'b': same}}, x, rounds=1)\n"
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", raising=False)
+    (pytester.path / "test_mine.py").write_text(code)
+    options = ["--bench-threads=1", "--bench-store", "--benchmark-json=run.json"]
+    result = pytester.runpytest_subprocess(*options)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        ["*plugins:*neurenix*", "*neurenix_ms.bench*", "*b *2 KiB (1.00x)*"]
+    )
+    assert set(cases(pytester.path / "run.json")) == {"test_it[a]", "test_it[b]"}
+    assert "test_mine::test_it[a]" in json.loads((pytester.path / "bench.json").read_text())
+
+
 def test_one_call_is_a_case(suite, pytester: pytest.Pytester):
     body = "measure(lambda: conv(x), 2, model=conv, x=x, rounds=2, against=lambda: same(x))"
     suite(body, "--benchmark-json=run.json", disabled=False).assert_outcomes(passed=1)

@@ -37,3 +37,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path):
     path.write_text('{"a": {"flops": 1}}')
     with pytest.raises(ValueError, match="must hold tensor_peak_bytes and flops of every case"):
         stored.load(path)
+    for value in ('"x"', "null", "-1", "true", "1.5", "[]"):
+        path.write_text(f'{{"a": {{"flops": {value}, "tensor_peak_bytes": 1}}}}')
+        with pytest.raises(ValueError, match="flops of a must be an integer of at least 0, got"):
+            stored.load(path)

@@ -52,7 +52,8 @@ def test_the_help_waits_for_no_import(path: Path):
         match node:
             case ast.Import(names=[ast.alias(name=name)]) | ast.ImportFrom(module=str(name)):
                 first = name.partition(".")[0]
-                assert first in sys.stdlib_module_names or name == "neurenix_ms.command"
+                light = ("neurenix_ms.command", "neurenix_ms._core.parsing")
+                assert first in sys.stdlib_module_names or name in light
 
 
 def test_a_report_is_written_in_every_format(run: str, tmp_path: Path, capsys):
@@ -94,6 +95,103 @@ def test_another_file_is_refused(content: str, words: str, tmp_path: Path, capsy
     assert said.out == ""
     assert said.err.startswith("neurenix-ms bench report: ")
     assert words in said.err
+
+
+def damaged(place: str, value: Any) -> dict[str, Any]:
+    """A run with another value at a place, such as "benchmarks 0 stats"."""
+    content: Any = {
+        "machine_info": {"cpu": {}},
+        "neurenix_ms_bench": {},
+        "benchmarks": [case("plain", 2.0), case("ours", 1.0)],
+    }
+    *folders, last = place.split()
+    inner = content
+    for folder in folders:
+        inner = inner[int(folder) if folder.isdecimal() else folder]
+    inner[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("machine_info", 3, "machine_info must be an object, got 3"),
+        ("machine_info processor", [], "machine_info: processor must be a string, got []"),
+        ("machine_info cpu", "x", "machine_info: cpu must be an object, got 'x'"),
+        ("machine_info cpu brand_raw", 3, "cpu: brand_raw must be a string, got 3"),
+        ("neurenix_ms_bench", [3], "neurenix_ms_bench must be an object, got [3]"),
+        ("neurenix_ms_bench matmul_flops_per_s", 3, "matmul_flops_per_s must be an object, got 3"),
+        ("neurenix_ms_bench matmul_flops_per_s", {"a": "b"}, "a must be a number, got 'b'"),
+        ("benchmarks 0 name", 3, "benchmarks[0]: name must be a string, got 3"),
+        ("benchmarks 0 name", None, "benchmarks[0]: name must be a string, got None"),
+        ("benchmarks 1 group", {}, "benchmarks[1]: group must be a string, got {}"),
+        ("benchmarks 1 fullname", 7, "benchmarks[1]: fullname must be a string, got 7"),
+        ("benchmarks 1 params", "x", "benchmarks[1]: params must be an object, got 'x'"),
+        ("benchmarks 1 stats", [1], "benchmarks[1]: stats must be an object, got [1]"),
+        ("benchmarks 1 stats median", "1", "[1]: stats: median must be a number, got '1'"),
+        ("benchmarks 1 stats median", True, "[1]: stats: median must be a number, got True"),
+        (
+            "benchmarks 1 stats iqr",
+            float("nan"),
+            "stats: iqr must be at least 0 and finite, got nan",
+        ),
+        ("benchmarks 1 extra_info", 3, "benchmarks[1]: extra_info must be an object, got 3"),
+        ("benchmarks 1 extra_info flops", "x", "extra_info: flops must be a number, got 'x'"),
+        ("benchmarks 1 extra_info flops", -1, "extra_info: flops must be at least 0 and finite"),
+        ("benchmarks 1 extra_info error", [], "extra_info: error must be a number, got []"),
+        ("benchmarks 1 extra_info time_ratio", {}, "time_ratio must be a number, got {}"),
+        ("benchmarks 1 extra_info reference", 3, "extra_info: reference must be a string, got 3"),
+        ("benchmarks 1 extra_info uncounted", 3, "uncounted must be an object or a list, got 3"),
+        ("benchmarks 1 extra_info uncounted", [3], "uncounted must be names of operators, got 3"),
+    ],
+)
+def test_a_damaged_file_is_refused(place: str, value: Any, words: str, tmp_path: Path, capsys):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(damaged(place, value)))
+    for command in (["report", str(path)], ["compare", str(path), str(path)]):
+        assert main(["bench", *command]) == 1
+        said = capsys.readouterr()
+        assert len(said.err.splitlines()) == 1
+        assert f"run.json: {place.partition(' ')[0]}" in said.err
+        assert words in said.err
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"benchmarks": ' + "9" * 5000 + "}", "\0"])
+def test_a_file_that_is_no_json_is_refused(text: str, tmp_path: Path, capsys):
+    (tmp_path / "run.json").write_text(text)
+    assert main(["bench", "report", str(tmp_path / "run.json")]) == 1
+    assert "run.json must be a file that pytest --benchmark-json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["md", "html", "csv"])
+def test_values_that_were_not_measured_are_left_out(kind: str, tmp_path: Path, capsys):
+    content: Any = {
+        "machine_info": None,
+        "neurenix_ms_bench": None,
+        "benchmarks": [
+            {"name": "a", "params": None, "stats": None, "extra_info": None, "group": None},
+            {"name": "b"},
+            *(case(name, 2.0) for name in ("one", "two", "three")),
+        ],
+    }
+    for size, entry in zip((1, float("inf"), 10**400), content["benchmarks"][2:], strict=True):
+        entry["params"] = {"size": size, "variant": "plain"}
+        entry["extra_info"]["error"] = float("nan")
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(content))
+    assert main(["bench", "report", str(path), "--format", kind]) == 0
+    assert "plain" in capsys.readouterr().out
+
+
+def test_resident_memory_is_taken_from_the_file_beside(run: str, tmp_path: Path, capsys):
+    beside = [case("ours", 1.0), case("plain", 1.0), {"name": "other"}]
+    beside[0]["extra_info"]["resident_peak_bytes"] = 2**20
+    write(tmp_path / "run_resident.json", *beside)
+    assert main(["bench", "report", run]) == 0
+    assert "1 MiB" in capsys.readouterr().out
+    write(tmp_path / "run_resident.json", {"name": "a", "extra_info": 3})
+    assert main(["bench", "report", run]) == 1
+    assert "run_resident.json: benchmarks[0]: extra_info must be" in capsys.readouterr().err
 
 
 def test_no_such_file_and_no_such_group_are_said(run: str, capsys):
@@ -167,7 +265,29 @@ def test_a_commit_is_compared_with_this_tree(repository: Path, monkeypatch, caps
     )
     assert len(worktrees.stdout.splitlines()) == 1
     assert main(["bench", "compare", "--base", "nothing"]) == 1
-    assert "this must run without an error in" in capsys.readouterr().err
+    assert "the commit must be one of the repository" in capsys.readouterr().err
+    (repository / "benchmarks" / "test_it.py").write_text("def test_it(): assert not 3\n")
+    assert main(["bench", "compare", "--base", "HEAD"]) == 1
+    first = capsys.readouterr().err.splitlines()[0]
+    assert re.search(r"pytest .* must run without an error in .*, got: .*1 failed", first)
+
+
+def test_a_commit_is_compared_in_a_repository_only(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert main(["bench", "compare", "--base", "HEAD"]) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "a commit can be compared only inside a working tree of git, got the folder" in said
+    assert "not a git repository" in said
+
+
+@pytest.mark.parametrize("base", ["nothing", "--help", ""])
+def test_a_commit_that_is_not_there_is_named(base: str, repository: Path, monkeypatch, capsys):
+    monkeypatch.chdir(repository)
+    assert main(["bench", "compare", f"--base={base}"]) == 1
+    said = capsys.readouterr().err
+    assert f"the commit must be one of the repository {repository}, got {base!r}" in said
 
 
 def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
