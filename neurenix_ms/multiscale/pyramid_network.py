@@ -70,8 +70,9 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided" (by the first convolution
             of the next coarser block), or `callable(channels) -> Module`, which divides the size by
             `stride`, and may change the channels.
-        up: "nearest", "linear", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
-            which multiplies the size by `stride`.
+        up: "nearest", "linear", "transposed", "transposed_norm" (with overlap, norm and activation),
+            "shuffle", "wavelet", or `callable(channels) -> Module`, which multiplies the size by
+            `stride`.
         skip: "sum", "concat", "attention", or `callable(skip_channels, up_channels) -> Module`, called
             with a feature map of `pyramid_channels` and the upsampled one; if it returns other
             channels, a 1x1 convolution follows.
