@@ -114,7 +114,7 @@ def haar_merged(bands: Tensor, channels: int) -> Tensor:
 class TransposedNormAct(nn.Module):
     """A transposed convolution whose windows overlap, a normalization and an activation.
 
-    Windows of an odd edge just above the stride are centered on their pixel: of 3 for a stride of 2.
+    A window is half as long again as the stride, rounded down: 3 pixels for a stride of 2.
 
     Shape:
         `(B, C_in, *S)` -> `(B, C_out, *S * stride)`
@@ -124,11 +124,10 @@ class TransposedNormAct(nn.Module):
         self, in_channels: int, out_channels: int, stride: Sequence[int], spec: ConvSpec
     ) -> None:
         super().__init__()
-        edges = tuple(n + 1 - n % 2 for n in stride)
+        more = tuple(n // 2 for n in stride)
         self.conv = TRANSPOSED_CONVOLUTIONS[spec.spatial_dims](
-            in_channels, out_channels, edges, stride=tuple(stride),
-            padding=tuple(edge // 2 for edge in edges),
-            output_padding=tuple(n - 1 for n in stride),
+            in_channels, out_channels, tuple(n + k for n, k in zip(stride, more, strict=True)),
+            stride=tuple(stride), padding=more, output_padding=more,
             bias=spec.norm is None if spec.conv_bias is None else spec.conv_bias,
         )  # fmt: skip
         self.norm = make_norm(spec.norm, out_channels, spec.spatial_dims)
