@@ -1,21 +1,25 @@
 """Readers of array files: each returns an object that slices, and what the file says about it."""
 
+import contextlib
+import hashlib
+import itertools
 import math
 import mmap
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurenix_ms._core.checks import shown
+from neurenix_ms._core.checks import check_integer, check_integers, shown
 from neurenix_ms.datasets.chunks import KeptChunks
 from neurenix_ms.datasets.coordinates import Coordinate, bounds_of, read_coordinates
 
+MOST_FILES = 10_000  # of a folder, that are looked at for changes
 RAW = (".raw", ".bin", ".dat")
 KINDS = {
     ".npy": "npy",
@@ -77,6 +81,15 @@ def kind_of(path: Path) -> str:
     raise ValueError(
         f"path must end in one of {sorted(KINDS)}, or be a folder of these, got {path}"
     )
+
+
+def check_layout(shape: Sequence[int] | None, dtype: Any, offset: int) -> None:
+    """Raise unless a file of plain numbers can have this layout."""
+    if shape is not None:
+        check_integers("shape", shape, 1, min_length=1)
+    if dtype is not None:
+        number_dtype("dtype", dtype)
+    check_integer("offset", offset, 0)
 
 
 def open_raw(path: Path, shape: Sequence[int] | None, dtype: Any, offset: int) -> Source:
@@ -322,12 +335,48 @@ def needed(package: str) -> Any:
         raise ImportError(f"this file needs {package}: pip install 'neurenix_ms[io]'") from error
 
 
-def state_of(path: Path) -> tuple[int, int] | None:
-    """Return what changes when a file is written to; None for a folder."""
+def state_of(path: Path, most: int | None = MOST_FILES) -> tuple[int, int, str]:
+    """Return what changes when a file, or a file in a folder, is written to, added or removed.
+
+    Args:
+        path: A file or folder.
+        most: Of a folder of more files, only so many are looked at; None looks at all.
+
+    Returns:
+        The size, the time of the last change, and for a folder a checksum of names, sizes and times.
+    """
     found = os.stat(path)
-    if stat.S_ISDIR(found.st_mode):
-        return None
-    return found.st_mtime_ns, found.st_size
+    if not stat.S_ISDIR(found.st_mode):
+        return found.st_size, found.st_mtime_ns, ""
+    size, last, total = 0, 0, hashlib.sha256()
+    for file in itertools.islice(files_in(path), most):
+        with contextlib.suppress(FileNotFoundError):  # removed since its folder was listed
+            one, name = os.stat(file), file[len(os.fspath(path)) :]
+            size, last = size + one.st_size, max(last, one.st_mtime_ns)
+            total.update(f"{name}\0{one.st_size}\0{one.st_mtime_ns}\0".encode(errors="replace"))
+    return size, last, total.hexdigest()[:32]
+
+
+def files_in(folder: Path) -> Iterator[str]:
+    """Yield the paths of all files in a folder and the folders in it, in the order of their names."""
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (os.path.join(place, name) for name in sorted(names))
+
+
+def number_dtype(name: str, value: Any) -> np.dtype:
+    """Return a type of numbers or booleans of NumPy.
+
+    Raises:
+        ValueError: If there is no such type, or it holds something else.
+    """
+    try:
+        dtype = np.dtype(value)
+    except (TypeError, ValueError, SyntaxError) as error:  # the last two of a text with commas
+        raise FileError(f"{name} must be a type of NumPy, got {shown(value)} ({error})") from None
+    if value is None or dtype.kind not in "biufc":
+        raise FileError(f"{name} must be a type of numbers or booleans, got {shown(value)}")
+    return dtype
 
 
 def unmap(array: Any) -> None:

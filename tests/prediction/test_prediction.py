@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import neurenix_ms as nms
+from neurenix_ms.command import main
 from neurenix_ms.datasets import create_array, open_array
 from neurenix_ms.execution.run.passes import Passes
 from neurenix_ms.prediction import predict_file, predicting, results
@@ -40,9 +41,9 @@ def unet() -> None:
     nms.save(nms.UNet(1, 3, features=[4], norm=None), "model.nx")
 
 
-def predict(target: str = "out.npy", **more: Any) -> Any:
+def predict(target: str = "out.npy", source: str = "image.npy", **more: Any) -> Any:
     options = {"tile_size": 16, "spatial_dims": 2, **more}
-    return predict_file("model.nx", "image.npy", target, **options)
+    return predict_file("model.nx", source, target, **options)
 
 
 def whole() -> np.ndarray:
@@ -346,13 +347,107 @@ def test_an_input_that_changes_while_it_is_read_is_an_error(folder: Path, monkey
     assert not Path("out.npy").exists()
 
 
+def zarr_image() -> None:
+    """Write the image in chunks too."""
+    pytest.importorskip("zarr")
+    image = np.load("image.npy")
+    made = create_array("image.zarr", image.shape, image.dtype, chunks=(16, 16))
+    made[...] = image
+
+
+def change(place: Path, how: str) -> None:
+    """Change a file in a folder: its content, its name, or whether it is there."""
+    files = sorted(file for file in place.rglob("*") if file.is_file() and file.suffix != ".json")
+    file = files[len(files) // 2]
+    if how == "content":
+        content, times = file.read_bytes(), file.stat()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns - 10**9))  # as if it was older
+    elif how == "removed":
+        file.unlink()
+    elif how == "renamed":
+        file.rename(file.with_name(f"{file.name}0"))
+    else:
+        (place / "new").touch()
+
+
+@pytest.mark.parametrize("how", ["content", "removed", "renamed", "new"])
+def test_a_folder_that_changes_while_it_is_read_is_an_error(folder: Path, how: str, monkeypatch):
+    zarr_image()
+    plain = Passes._run
+    count = 0
+
+    def changing(self: Passes, tile: Any, target: int | None) -> Any:
+        nonlocal count
+        count += 1
+        if count == 9:
+            change(Path("image.zarr"), how)
+        return plain(self, tile, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Passes, "_run", changing)
+        with pytest.raises(ValueError, match=r"image.zarr must not change while it is open"):
+            predict(source="image.zarr")
+    assert not Path("out.npy").exists()
+    with pytest.raises(ValueError, match=r"an interrupted run .* must have the same .* input"):
+        predict(source="image.zarr")
+
+
+@pytest.mark.parametrize("source", ["image.npy", "image.zarr"])
+def test_an_input_that_changes_after_it_was_read_is_an_error(
+    folder: Path, source: str, monkeypatch
+):
+    zarr_image()
+    plain = predicting._Run.prediction
+
+    def changing(self: Any) -> Any:
+        for file in (Path("image.npy"), *Path("image.zarr").rglob("*")):
+            os.utime(file, ns=(1, 1))
+        return plain(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predicting._Run, "prediction", changing)
+        with pytest.raises(ValueError, match=f"{source} must not change while it is"):
+            predict(source=source)
+    assert not Path("out.npy").exists()
+    assert predict(source=source, overwrite=True).num_resumed == 0
+
+
+@pytest.mark.parametrize("how", ["content", "removed", "renamed", "new"])
+def test_a_folder_that_changed_between_two_runs_is_refused(folder: Path, how: str, monkeypatch):
+    zarr_image()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, Stop())
+        with pytest.raises(Stop):
+            predict(source="image.zarr")
+    change(Path("image.zarr"), how)
+    with pytest.raises(ValueError, match=r"must have the same model, input and .*, got input \["):
+        predict(source="image.zarr")
+    assert predict(source="image.zarr", overwrite=True).num_resumed == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [
+        ("zzz", "out_dtype must be a type of NumPy, got 'zzz'"),
+        ("float32,", "out_dtype must be a type of"),
+        ("object", "out_dtype must be a type of numbers or booleans, got 'object'"),
+        ("U3", "out_dtype must be a type of numbers or booleans, got 'U3'"),
+        (3.5, "out_dtype must be a type of NumPy, got 3.5"),
+    ],
+)
+def test_another_type_of_the_result_is_refused_before_the_tiles(folder: Path, dtype, words):
+    with pytest.raises(ValueError, match=words):
+        predict(out_dtype=dtype)
+    assert left() == ["image.npy", "model.nx"]
+    assert main(["predict", "model.nx", "image.npy", "out.npy", "--out-dtype", "zzz"]) == 1
+
+
 def test_missing_values_are_counted_and_filled(folder: Path):
     image = np.ones((90, 70), "float32")
     image[20, 30:33] = np.nan
     np.save("image.npy", image)
-    with pytest.raises(
-        ValueError, match=r"got 3 missing values of .*, the first at \(0, 0, 20, 30\)"
-    ):
+    with pytest.raises(ValueError, match=r"got 3 missing values of .*, the first at \(20, 30\)"):
         predict(tile_size=500)
     assert left() == ["image.npy", "model.nx"]
     predict(fill=1.0)
