@@ -91,3 +91,20 @@ def raised() -> dict[str, set[str]]:
 def test_what_is_raised_is_said(path: str, errors: set[str]):
     said = parts(named(path)).get("Raises", "")
     assert [error for error in sorted(errors) if error not in said] == []
+
+
+def arguments(thing: Any) -> dict[str, str]:
+    """Descriptions of the arguments of a docstring by name."""
+    pieces = re.split(r"^    (\*{0,2}\w+): ", parts(thing).get("Args", ""), flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+REFERENCE = re.compile(
+    r"(as (in|for|of)|see|that of|likewise) ?`?((?!F\.|nn\.|torch)[\w.]*)`?\W*", re.I
+)
+
+
+@EVERY
+def test_an_argument_is_described_where_it_is_read(path: str):
+    alone = {name for name, text in arguments(named(path)).items() if REFERENCE.fullmatch(text)}
+    assert not alone, f"{alone} refer to another class or function only"

@@ -4,9 +4,10 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from neurenix_ms._core.arguments import Records
@@ -57,18 +58,69 @@ class Configured(Records, Described):
             if parameter.default is not parameter.empty and not hasattr(self, name):
                 setattr(self, name, parameter.default)
 
-    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        description: str | None = None,
+        license: str | None = None,
+    ) -> None:
         """Write the network to a folder; see `neurenix_ms.sharing.save_pretrained`."""
-        _sharing().save_pretrained(self, folder, **options)
+        _sharing().save_pretrained(
+            self,
+            folder,
+            overwrite=overwrite,
+            input_shape=input_shape,
+            description=description,
+            license=license,
+        )
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Any:
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        map_location: str | torch.device | None = None,
+        download: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Any:
         """Read a network of this class; see `neurenix_ms.from_pretrained`."""
-        return _sharing().from_pretrained(source, cls=cls, **options)
+        return _sharing().from_pretrained(
+            source,
+            cls=cls,
+            map_location=map_location,
+            download=download,
+            revision=revision,
+            token=token,
+        )
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a network of neurenix_ms",
+        input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        description: str | None = None,
+        license: str | None = None,
+    ) -> str:
         """Upload the network; see `neurenix_ms.sharing.push_to_hub`."""
-        return _sharing().push_to_hub(self, repo_id, **options)
+        return _sharing().push_to_hub(
+            self,
+            repo_id,
+            private=private,
+            revision=revision,
+            token=token,
+            commit_message=commit_message,
+            input_shape=input_shape,
+            description=description,
+            license=license,
+        )
 
     @property
     def config(self) -> dict[str, Any]:

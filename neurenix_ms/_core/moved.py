@@ -16,12 +16,21 @@ MOVED = {
     "config": "_core.config",
     "convolution": "_core.convolution",
     "grids": "layers.adaptive_pool",
+    "hooks": "_core.hooks",
     "implicit.normaliser": "implicit.normalizer",
+    "inplace": "_core.inplace",
     "mlp": "layers.mlp",
     "nd": "_core.dims",
+    "opcodes": "_core.io.opcodes",
+    "orders": "_core.orders",
+    "probing": "_core.probing",
+    "recomputation": "_core.recomputation",
+    "records": "_core.io.records",
     "remember": "_core.remember",
     "resize": "layers.resize",
     "sizes": "_core.sizes",
+    "stored": "_core.io.stored",
+    "tracing": "_core.tracing",
 }
 
 
@@ -38,7 +47,11 @@ class MovedModules(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         old = module.__name__
         new = f"{PACKAGE}.{MOVED[old.partition('.')[2]]}"
-        warnings.warn(f"{old} has moved to {new}", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            f"{old} has moved to {new}; the old name works until version 1.0",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         sys.modules[old] = importlib.import_module(new)
 
 

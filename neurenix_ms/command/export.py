@@ -7,6 +7,7 @@ torch.export always, ONNX if onnxruntime is installed.
 
 import argparse
 
+from neurenix_ms._core.parsing import lengths
 from neurenix_ms.command import _exporting, _reading
 
 
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--onnx", metavar="OUT", help="write a file for onnxruntime and others")
     kind.add_argument("--pt2", metavar="OUT", help="write a file for torch.export.load")
-    add("--size", type=_reading.lengths, required=True, metavar="HxW", help="size of the example")
+    add("--size", type=lengths, required=True, metavar="HxW", help="size of the example")
     add("--channels", type=int, metavar="N", help="of the input; by default those of the network")
     add("--fixed", action="store_true", help="for this size and a batch of one only")
     add(

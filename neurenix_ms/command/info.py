@@ -6,7 +6,8 @@ torch.save (.pt, .pth, .ckpt), or an array (.npy, .npz, .zarr, .h5, .nc, .tif, .
 
 import argparse
 
-from neurenix_ms.command import _contents, _reading
+from neurenix_ms._core.parsing import lengths
+from neurenix_ms.command import _contents
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,14 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("file", metavar="FILE", help="a file or folder")
     add(
         "--input",
-        type=_reading.lengths,
+        type=lengths,
         metavar="BxCxHxW",
         help="shape of an input: the memory and operations of a network there are computed",
     )
     add("--train", action="store_true", help="memory of a training step, not of a forward pass")
-    add(
-        "--shape", type=_reading.lengths, metavar="N,N,...", help="shape of a file of plain numbers"
-    )
+    add("--shape", type=lengths, metavar="N,N,...", help="shape of a file of plain numbers")
     add("--dtype", help="type of a file of plain numbers, with its byte order, such as '>u2'")
 
 

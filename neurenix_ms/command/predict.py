@@ -11,6 +11,8 @@ import sys
 from argparse import ArgumentTypeError
 from typing import Any
 
+from neurenix_ms._core.parsing import lengths
+
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -173,12 +175,11 @@ def predict_on(options: argparse.Namespace, mesh: Any, device: str) -> str:
 
     from neurenix_ms.prediction import predict_file
 
-    key = options.key
     made = predict_file(
         options.model,
         options.source,
         options.target,
-        key=int(key) if key is not None and key.isdecimal() and is_tiff(options.source) else key,
+        key=options.key,
         shape=options.shape,
         dtype=options.dtype,
         offset=options.offset,
@@ -200,19 +201,6 @@ def predict_on(options: argparse.Namespace, mesh: Any, device: str) -> str:
     )
     resumed = f", {made.num_resumed} of them by an earlier run" if made.num_resumed else ""
     return f"{made.path}: shape {made.shape}, {made.dtype}, {made.num_tiles} tiles{resumed}"
-
-
-def is_tiff(path: str) -> bool:
-    """Return whether the key of a file is a number."""
-    return path.lower().endswith((".tif", ".tiff", ".btf"))
-
-
-def lengths(text: str) -> list[int]:
-    """Return integers separated by commas."""
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise ArgumentTypeError(f"must be integers separated by commas, got {text!r}") from None
 
 
 def words(text: str) -> list[str]:

@@ -162,7 +162,7 @@ class SampleCache:
 
     def _remove_leftovers(self) -> None:
         """Remove temporary files of interrupted runs; newer ones may belong to a running process."""
-        for path in self.folder.glob(".*.tmp"):
+        for path in self.folder.glob(".tmp.*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
                     path.unlink()

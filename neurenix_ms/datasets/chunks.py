@@ -1,4 +1,4 @@
-"""Slices of a chunked array, whose decompressed chunks are kept while there is room."""
+"""Slices of a chunked array, whose decompressed chunks are kept up to a number of bytes."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-ROOM = 2**27  # bytes of chunks that are kept
+CAPACITY = 2**27  # bytes of chunks that are kept
 
 
 class KeptChunks:
@@ -18,16 +18,16 @@ class KeptChunks:
 
     Args:
         array: Slices, and has a shape, a dtype and a shape of chunks.
-        room: Bytes of chunks that are kept; `ROOM` by default.
+        capacity: Bytes of chunks that are kept; `CAPACITY` by default.
     """
 
-    def __init__(self, array: Any, room: int | None = None) -> None:
+    def __init__(self, array: Any, capacity: int | None = None) -> None:
         self.array = array
-        self.room = ROOM if room is None else room
+        self.capacity = CAPACITY if capacity is None else capacity
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
         self.edges = tuple(array.chunks)
         self._kept: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
-        self._most = self.room // max(1, math.prod(self.edges) * self.dtype.itemsize)
+        self._most = self.capacity // max(1, math.prod(self.edges) * self.dtype.itemsize)
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Return a slice; steps and slices of many chunks are left to the array."""

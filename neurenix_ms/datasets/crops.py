@@ -26,7 +26,7 @@ class RandomCrops(Dataset[Item]):
     Args:
         inputs: Arrays `(C, *S)`, one or a list; tensors, NumPy arrays, or what `open_array` returns.
         targets: As many arrays, `(C, *S)` with numbers or `(*S)` with classes.
-        size: Edge of the crops, or one per axis.
+        size: Size of the crops in pixels or voxels, one number or one per axis.
         num_samples: Crops of an epoch.
         class_weights: How often a crop has a pixel of each class in its center, relative to how often
             the class occurs; classes that are not named count 0. Needs targets of classes.

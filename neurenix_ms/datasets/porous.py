@@ -202,8 +202,8 @@ def first_solved(
     Args:
         draw: Returns the connected pores of the draw of a number.
         index: Number of the sample, for warnings.
-        tolerance: See `PorousConduction`.
-        max_iterations: Likewise.
+        tolerance: Largest relative difference of the flux through the layers of a solution.
+        max_iterations: Largest number of sweeps, at least 200.
         device: Device of the solver.
     """
     for number in range(MAX_DRAWS):
@@ -228,8 +228,8 @@ def solved(
 
     Args:
         pores: Boolean array of two or three axes.
-        tolerance: See `PorousConduction`.
-        max_iterations: Likewise.
+        tolerance: Largest relative difference of the flux through the layers of a solution.
+        max_iterations: Largest number of sweeps, at least 200.
         device: Device of the solver.
 
     Returns:

@@ -238,7 +238,7 @@ def _tiff(path: Path, key: Key) -> Source:
     tifffile, zarr = needed("tifffile"), needed("zarr")
     file = tifffile.TiffFile(path)
     levels = file.series[0].levels
-    level = 0 if key is None else key
+    level = 0 if key is None else int(key) if isinstance(key, str) and key.isdecimal() else key
     if type(level) is not int or not 0 <= level < len(levels):
         file.close()
         raise FileError(

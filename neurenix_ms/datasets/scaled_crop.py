@@ -88,7 +88,7 @@ class RandomScaledCrop:
     the nearest pixel. Others of floating-point numbers are rescaled as the image.
 
     Args:
-        size: Edge of the results, or one per axis.
+        size: Size of the results in pixels or voxels, one number or one per axis.
         scales: Smallest and largest factor; its logarithm is drawn evenly.
         per_axis: Draw a factor for every axis, which changes aspect ratios.
         fill: Value around a rescaled image that is smaller than `size`.
@@ -100,7 +100,7 @@ class RandomScaledCrop:
         `(C, *S)` and targets `(*S)` or `(K, *S)` -> the same with `size` in place of `S`
 
     Raises:
-        ValueError: If an edge is below 1, a scale is not above 0 or they are not ascending, or image and
+        ValueError: If a size is below 1, a scale is not above 0 or they are not ascending, or image and
             targets are no tensors, or have other sizes or axes.
 
     Examples:

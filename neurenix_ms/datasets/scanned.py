@@ -36,8 +36,8 @@ class ScannedConduction(Dataset[dict[str, Tensor]]):
         size: Voxels along each axis of a box, one number or one per axis; at least 4.
         pore_values: Labels of the pores.
         seed: Seed of the places.
-        tolerance: See `PorousConduction`.
-        max_iterations: See `PorousConduction`.
+        tolerance: Largest relative difference of the flux through the layers of a solution.
+        max_iterations: Largest number of sweeps, at least 200.
         progress: Show a progress bar while samples are computed.
 
     Shape:

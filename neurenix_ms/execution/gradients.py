@@ -79,9 +79,10 @@ def accumulate_gradients(
         mesh: A one-dimensional device mesh whose ranks share the tiles, as in `TiledModel`. Every rank
             calls with the same model, input and target, and gets the loss and the gradients of the
             whole input: do not average them again.
-        schedule: As in `TiledModel`. "auto" is "in_step" with at most one tile per rank of a mesh, where
-            it takes the memory of a tile, else "passes": in step, the graphs of all tiles of a process
-            are in memory, which are larger than that of the whole input.
+        schedule: "passes" runs the tiles again for every normalization and part run whole; "in_step"
+            runs all tiles as far as it and lets them wait. "auto" is "in_step" with at most one tile
+            per rank of a mesh, where it takes the memory of a tile, else "passes": in step, the graphs
+            of all tiles of a process are in memory, which are larger than that of the whole input.
         shared: Names of submodules that the ranks of a mesh share, as in `TiledModel`. Gradients of
             windows are sent back and added in the order of ranks.
 

@@ -36,7 +36,7 @@ class RockVolume(FitData):
         pore_values: Labels of the pores.
         key: Name of the array in a file of several.
         reading: Further arguments of `open_array`: shape, dtype, offset.
-        size: Edge of the boxes, or one per axis, equal across the flow.
+        size: Size of the boxes in voxels, one number or one per axis, equal across the flow.
         num_samples: Boxes to train on.
         cache: Folder for the solved boxes.
         batch_size: Boxes of a batch.

@@ -66,7 +66,7 @@ class Images(FitData):
         inputs: A file, a pattern such as `images/*.tif`, or a list of them, in the formats of
             `open_array`.
         targets: As many files of the same sizes, in the same order.
-        size: Edge of the crops, or one per axis.
+        size: Size of the crops in pixels or voxels, one number or one per axis.
         num_samples: Crops of an epoch.
         classes: Whether the targets are classes, one integer per pixel or voxel; otherwise they are
             values.

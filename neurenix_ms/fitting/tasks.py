@@ -64,7 +64,7 @@ class Segmentation(FitTask, SegmentationTask):
         optimizer_arguments: Its arguments, except for the learning rate.
         learning_rate: Peak learning rate.
         schedule: "one_cycle", or null for a constant learning rate.
-        tile_size: Edge of the tiles in which a batch is computed, if it does not fit into memory.
+        tile_size: Edge length of the tiles in which a batch is computed, if it does not fit into memory.
 
     Shape:
         `(B, C, *S)` and classes `(B, *S)`
@@ -139,7 +139,7 @@ class Regression(FitTask, RegressionTask):
         optimizer_arguments: Its arguments, except for the learning rate.
         learning_rate: Peak learning rate.
         schedule: "one_cycle", or null for a constant learning rate.
-        tile_size: Edge of the tiles in which a batch is computed, if it does not fit into memory.
+        tile_size: Edge length of the tiles in which a batch is computed, if it does not fit into memory.
 
     Shape:
         `(B, C, *S)` and values `(B, C', *S)`

@@ -1,4 +1,4 @@
-"""Implicit field as a learnt basis of coordinates with coefficients that depend on parameters."""
+"""Implicit field as a learned basis of coordinates with coefficients that depend on parameters."""
 
 import math
 

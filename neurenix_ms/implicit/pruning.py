@@ -193,9 +193,9 @@ def prune_and_retrain(
         model: A `NIF` or `MultiScaleNIF`, or a `Normalizer` around one; it is modified.
         fit: Function that trains a model to convergence and returns its error.
         schedule: Sparsity after each round.
-        parameters: Sample of the parameters, as for `prune_nodes`.
-        criterion: As for `prune_nodes`.
-        scope: As for `prune_nodes`.
+        parameters: Sample `(N, num_parameters)` of the parameters, over which importance is averaged.
+        criterion: Importance of a node: "l2" or "contribution", see `prune_nodes`.
+        scope: Whether nodes are compared over all layers, "global", or inside each "layer".
 
     Returns:
         The first training without pruning, then one entry per round.

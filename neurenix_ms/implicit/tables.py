@@ -3,7 +3,6 @@
 import csv
 import importlib
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neurenix_ms._core.io.atomic import replacing, to_disk, write_atomically
+from neurenix_ms._core.io.atomic import replacing, replacing_path, write_atomically
 
 MESHES = (".vtk", ".vtu", ".xdmf")
 KINDS = {".csv": "csv", ".parquet": "parquet", **dict.fromkeys(MESHES, "mesh")}
@@ -172,10 +171,5 @@ def _write_mesh(path: Path, columns: Mapping[str, np.ndarray], source: Path | No
     for name, values in columns.items():
         if name not in AXES:
             mesh.point_data[name] = values
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
+    with replacing_path(path) as temporary:
         mesh.write(temporary)
-        to_disk(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

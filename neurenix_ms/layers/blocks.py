@@ -80,11 +80,13 @@ class ConvSpec:
 
 
 def edges_of(kernel_size: Edge, spatial_dims: int) -> tuple[int, ...]:
-    """Return the odd edge of a kernel along every axis."""
+    """Return the odd kernel size along every axis."""
     if isinstance(kernel_size, int):
         kernel_size = [kernel_size] * spatial_dims
     if len(kernel_size) != spatial_dims:
-        raise ValueError(f"kernel_size must be one edge or {spatial_dims}, got {list(kernel_size)}")
+        raise ValueError(
+            f"kernel_size must be one number or {spatial_dims}, got {list(kernel_size)}"
+        )
     edges = tuple(check_integer("kernel_size", edge) for edge in kernel_size)
     for edge in edges:
         if edge < 1 or edge % 2 == 0:
@@ -157,9 +159,9 @@ def modulated(film: FiLM | None, y: Tensor, condition: Tensor | None) -> Tensor:
     return recomputed(film, y, condition)
 
 
-def joined(maps: tuple[Tensor, ...]) -> Tensor:
+def joined(features: tuple[Tensor, ...]) -> Tensor:
     """Concatenate feature maps along the channels, each padded with zeros to the size of the first."""
-    return maps[0] if len(maps) == 1 else recomputed(_concatenated, *maps)
+    return features[0] if len(features) == 1 else recomputed(_concatenated, *features)
 
 
 def _concatenated(first: Tensor, *others: Tensor) -> Tensor:
@@ -228,21 +230,21 @@ class ConvBlock(nn.Module):
             self.shortcut = make_shortcut(in_channels, out_channels, spec, stride)
         self.dropout = ChannelDropout(spec.dropout)
 
-    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, *features: Tensor, condition: Tensor | None = None) -> Tensor:
         modules: dict[str, Any] = self._modules  # attributes of a module are slow to look up
         shortcut, dropout = modules.get("shortcut"), modules["dropout"]
-        y = in_turn(modules["layers"], maps, condition)
+        y = in_turn(modules["layers"], features, condition)
         if shortcut is not None:
-            y = recomputed(torch.add, y, shortcut(joined(maps)))
+            y = recomputed(torch.add, y, shortcut(joined(features)))
             y = recomputed(self.act, y)
         return dropout(y) if self.training or is_observed(dropout) else y
 
 
 def in_turn(
-    layers: Iterable[ConvNormAct], maps: tuple[Tensor, ...], condition: Tensor | None
+    layers: Iterable[ConvNormAct], features: tuple[Tensor, ...], condition: Tensor | None
 ) -> Tensor:
     """Apply layers one after the other to the concatenated inputs."""
-    y = joined(maps)
+    y = joined(features)
     compiling, recorded = torch.compiler.is_compiling(), is_recorded()
     inference = is_inference(y)
     for layer in layers:

@@ -21,7 +21,7 @@ class FiLM(Configured, nn.Module):
     """Scale and shift every channel of a feature map by linear maps of a vector.
 
     Use it in a block of your own, after the normalization, so that the block depends on a time, a
-    diffusion step or a physical parameter. Both maps start at zero, so a new layer returns its input.
+    diffusion step or a physical parameter. Both layers start at zero, so a new layer returns its input.
 
     Args:
         condition_channels: Length of the vectors.
@@ -56,13 +56,13 @@ class FiLM(Configured, nn.Module):
     @one_module
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         check_condition(x, condition, self.condition_channels)
-        factor, beta = self.maps(condition, x.ndim - 2)
+        factor, beta = self.scale_and_shift(condition, x.ndim - 2)
         return torch.mul(x, factor).add_(beta)  # faster than addcmul where beta is broadcast
 
-    def maps(self, condition: Tensor, spatial_dims: int) -> tuple[Tensor, Tensor]:
+    def scale_and_shift(self, condition: Tensor, spatial_dims: int) -> tuple[Tensor, Tensor]:
         """Return factor and summand of every channel of every sample, `(B, channels, 1, ...)`."""
-        maps = F.linear(condition, self.weight, self.bias)
-        gamma, beta = maps.unflatten(-1, (2, -1, *(1,) * spatial_dims)).unbind(1)
+        both = F.linear(condition, self.weight, self.bias)
+        gamma, beta = both.unflatten(-1, (2, -1, *(1,) * spatial_dims)).unbind(1)
         return 1 + gamma, beta
 
 
@@ -165,7 +165,7 @@ def film_of(condition_channels: int | None, channels: int) -> FiLM | None:
     return None if condition_channels is None else FiLM(condition_channels, channels)
 
 
-def condition_name(module: nn.Module, num_maps: int = 1) -> str | None:
+def condition_name(module: nn.Module, num_inputs: int = 1) -> str | None:
     """Return the name of the argument of `forward` that takes the condition, None if it has none.
 
     It is the one called `condition`, or else the one after the feature maps, if that has no default.
@@ -176,7 +176,7 @@ def condition_name(module: nn.Module, num_maps: int = 1) -> str | None:
         return None
     if NAME in parameters:
         return NAME
-    second = list(parameters.values())[num_maps : num_maps + 1]
+    second = list(parameters.values())[num_inputs : num_inputs + 1]
     named = [p.name for p in second if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
     return named[0] if named else None
 

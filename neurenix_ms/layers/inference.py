@@ -53,7 +53,7 @@ def finished(
     if not known or is_observed(norm, act, film):
         return act(film(norm(y), condition))
     y = _normalized(norm, y)
-    factor, beta = film.maps(condition, y.ndim - 2)
+    factor, beta = film.scale_and_shift(condition, y.ndim - 2)
     same = factor.dtype == y.dtype  # else, under autocast, the product has another one
     y = y.mul_(factor) if same else y * factor
     return IN_PLACE[type(act)](act, y.add_(beta))

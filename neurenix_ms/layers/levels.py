@@ -156,16 +156,16 @@ class Level(Described, nn.Module):
         inner, pool, decode = (modules.get(name) for name in ("inner", "pool", "decode"))
         encoding, decoding = (keyword(name, condition) for name in self.conditions)
         skip = checkpointed(modules["encode"], x, foreign=self.foreign[0], **encoding)
-        maps = [skip]
+        parts = [skip]
         if inner is not None and pool is not None:
             half = recomputed(pool, skip) if self.pool_is_cheap else pool(skip)
             if features is None and condition is None:  # called with one tensor where that is all
-                maps.append(inner(half))
+                parts.append(inner(half))
             else:
-                maps.append(inner(half, features, **keyword("condition", condition)))
+                parts.append(inner(half, features, **keyword("condition", condition)))
         out = skip
         if decode is not None:
-            out = checkpointed(decode, *maps, foreign=self.foreign[1], **decoding)
+            out = checkpointed(decode, *parts, foreign=self.foreign[1], **decoding)
         if features is not None:
             features.add(skip, out)
         return out

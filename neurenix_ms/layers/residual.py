@@ -57,8 +57,8 @@ class PreActivationBlock(nn.Module):
             self.shortcut = spec.point().layer(in_channels, out_channels).conv
         self.dropout = ChannelDropout(spec.dropout)
 
-    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = joined(maps)
+    def forward(self, *features: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = joined(features)
         y = x
         for i, (norm, act, conv) in enumerate(zip(self.norms, self.acts, self.convs, strict=True)):
             y = recomputed(norm, y)
@@ -98,8 +98,8 @@ class ConvNeXtBlock(nn.Module):
         self.per_channel = (-1, *[1] * dims)
         self.dropout = ChannelDropout(spec.dropout)
 
-    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = self.project(joined(maps))
+    def forward(self, *features: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = self.project(joined(features))
         # in one expression: no name holds a feature map of four times the channels
         y = self.reduce(recomputed(self.act, self.expand(self._normed(x, condition))))
         return self.dropout(x + self.scale.view(self.per_channel) * y)
@@ -131,7 +131,7 @@ class InvertedBlock(nn.Module):
         self.is_residual = in_channels == out_channels
         self.dropout = ChannelDropout(spec.dropout)
 
-    def forward(self, *maps: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = joined(maps)
+    def forward(self, *features: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = joined(features)
         y = in_turn((self.expand, self.depthwise, self.reduce), (x,), condition)
         return self.dropout(recomputed(torch.add, y, x) if self.is_residual else y)

@@ -106,7 +106,8 @@ class MSNet(Configured, nn.Module):
         kernel_size: Kernel size of these convolutions, odd.
         norm: "instance" (here without weights, as published), "batch", "group", None, or
             `callable(channels) -> Module`; the last convolution of a stage has none.
-        act: "celu", or as in `UNet`.
+        act: "celu", "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or
+            `callable() -> Module`.
         padding_mode: As in `nn.Conv3d`; "circular" for periodic media.
         mask_output: Whether to multiply the finest output by the mask of the pores.
         condition_channels: Length of the vector on which every convolution of a stage is conditioned, as

@@ -41,7 +41,7 @@ EPSILON = 1e-4  # of the fast weights (Tan et al. 2020, section 3.3)
 class WeightedSum(nn.Module):
     """Add feature maps of one level with normalized weights; the last may be of the next coarser one.
 
-    A coarser map is weighted before it is enlarged, and no product or stack of full size is made.
+    A coarser feature map is weighted before it is enlarged. No product or stack of full size is made.
 
     Shape:
         feature maps `(B, C, *S)`, or `(B, C, *S)` and `(B, C, *S / 2)` -> `(B, C, *S)`
@@ -212,7 +212,7 @@ class BidirectionalFusion(Configured, nn.Module):
 
     Use it behind a backbone, in place of `PyramidFusion`, where the fine levels carry what the coarse
     ones need as well: small objects beside large ones. With `repeats` the exchange is done several
-    times. Inputs are weighted by what was learnt, and added in place, without stacking them.
+    times. Inputs are weighted by what was learned, and added in place, without stacking them.
 
     Args:
         in_channels: Channels of every feature map, finest first, or a `Backbone` that makes them.

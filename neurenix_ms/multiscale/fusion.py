@@ -133,7 +133,7 @@ class FeatureFusion(Configured, nn.Module):
         fusion_method: "concat", "sum", "mean" (also "avg"), "max" or "attention".
         spatial_dims: Number of spatial axes.
         target: Size of the result: "largest", "smallest", the index of a feature map, or a size.
-        mode: Interpolation, as in `MultiScaleTransform`.
+        mode: Interpolation, a mode of `F.interpolate`; "bilinear" means linear for any number of axes.
         align_corners: As in `F.interpolate`.
         norm: Normalization after the convolution of "concat".
         act: Activation after the normalization.
@@ -224,7 +224,7 @@ class ScaleFusion(Configured, nn.Module):
         scales: Relative scale of every feature map.
         in_channels: Channels of all feature maps.
         out_channels: Channels of the result.
-        fusion_method: As in FeatureFusion.
+        fusion_method: "concat", "sum", "mean" (also "avg"), "max" or "attention".
         spatial_dims: Number of spatial axes.
         mode: Interpolation.
         align_corners: As in `F.interpolate`.

@@ -50,8 +50,9 @@ class UPerHead(Configured, nn.Module):
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
         act: Activation after every norm.
         dropout: Probability of dropping a channel in front of the last convolution.
-        final_activation: As in `UNet`.
-        condition_channels: Length of the vector on which every convolution is conditioned, as in `UNet`.
+        final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
+            or a module class.
+        condition_channels: Length of the vector on which every convolution is conditioned; None: none.
 
     Shape:
         list of `(B, in_channels[i], *S_i)`, finest first, or a dict of them, and a `condition`
@@ -158,7 +159,7 @@ class DeepLabHead(Configured, nn.Module):
         in_channels: Channels of every feature map, finest first, or a `Backbone` that makes them.
         out_channels: Channels of the output.
         hidden_channels: Channels inside.
-        dilations: As in `AtrousPyramidPooling`.
+        dilations: Of the 3x3 branches of the context, each a number or one per axis.
         fine_level: Number of the feature map that is joined to the context; None takes none.
         fine_channels: Channels of its projection.
         separable: Take depthwise separable 3x3 convolutions everywhere.
@@ -167,8 +168,9 @@ class DeepLabHead(Configured, nn.Module):
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
         act: Activation after every norm.
         dropout: Probability of dropping a channel of the pooled context.
-        final_activation: As in `UNet`.
-        condition_channels: Length of the vector on which every convolution is conditioned, as in `UNet`.
+        final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
+            or a module class.
+        condition_channels: Length of the vector on which every convolution is conditioned; None: none.
 
     Shape:
         list of `(B, in_channels[i], *S_i)`, finest first, or a dict of them, and a `condition`

@@ -89,7 +89,9 @@ class HighResolutionNetwork(Configured, nn.Module):
         stem_reductions: Convolutions of stride 2 before the first stage: the finest stream has the size
             of the input divided by `2**stem_reductions`.
         stem_channels: Channels of these convolutions.
-        block: As in `UNet`, along a stream; or a list, one per stream.
+        block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
+            `callable(in_channels, out_channels) -> Module`, along a stream; or a list, one
+            per stream.
         depth: Blocks of a stream in every module, or a list, one per stream.
         up: How coarser streams are enlarged in an exchange: "nearest" or "linear".
         hidden_channels: Channels in front of the output; by default the sum of `features`.
@@ -98,7 +100,8 @@ class HighResolutionNetwork(Configured, nn.Module):
         conv_bias: Whether convolutions have a bias; None: only those that no norm follows.
         padding_mode: As in `nn.Conv2d`.
         dropout: Channel dropout probability after every block.
-        final_activation: As in `UNet`.
+        final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
+            or a module class.
         condition_channels: Length of the vector on which every block along a stream is conditioned, as
             in `UNet`; the stem and the exchanges are not.
 

@@ -52,11 +52,15 @@ class NestedUNet(Configured, nn.Module):
         out_channels: Channels of the output.
         features: Channels of the nodes of every level, finest first; the bottleneck is one level deeper.
         spatial_dims: Number of spatial axes.
-        block: As in `UNet`, of every node.
-        down: As in `UNet`.
+        block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
+            `callable(in_channels, out_channels) -> Module`, which keeps the size.
+        down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided" (by the first convolution
+            of the next coarser block), or `callable(channels) -> Module`, which divides the size by
+            `stride`, and may change the channels.
         up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
             which multiplies the size by `stride`.
-        skip: As in `UNet`; called with the concatenated nodes before it and the upsampled feature map.
+        skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
+            with the concatenated nodes before it and the upsampled feature map.
         depth: Number of blocks per node.
         stride: Pixels of a level per pixel of the next coarser one.
         conv_bias: Whether convolutions have a bias; None: only those that no norm follows.
@@ -66,8 +70,9 @@ class NestedUNet(Configured, nn.Module):
         act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
         padding_mode: As in `nn.Conv2d`.
         dropout: Channel dropout probability after every block.
-        final_activation: As in `UNet`.
-        condition_channels: Length of the vector on which every block is conditioned, as in `UNet`.
+        final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
+            or a module class.
+        condition_channels: Length of the vector on which every block is conditioned; None: no condition.
         deep_supervision: In training, return the outputs of all depths, that of the whole network first.
         ensemble: In evaluation, return the mean of all outputs (the paper's accurate mode), not the
             output of the whole network (its fast mode). Needs `deep_supervision`.
@@ -203,19 +208,23 @@ class NestedUNetDecoder(Configured, nn.Module):
             a `Backbone` whose strides double from level to level. The nodes of a level have them too.
         out_channels: Channels of the output.
         spatial_dims: Number of spatial axes.
-        block: As in `NestedUNet`, as all other options.
-        up: How the coarser feature map is enlarged.
-        skip: How the nodes before are merged with it.
+        block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
+            `callable(in_channels, out_channels) -> Module`, which keeps the size.
+        up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
+            which multiplies the size by `stride`.
+        skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
+            with the concatenated nodes before it and the upsampled feature map.
         depth: Number of blocks per node.
         stride: Pixels of a feature map per pixel of the next coarser one.
         conv_bias: Whether convolutions have a bias; None: only those that no norm follows.
         kernel_size: Kernel size in pixels, odd.
-        norm: Normalization after every convolution.
-        act: Activation after every norm.
+        norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
+        act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
         padding_mode: As in `nn.Conv2d`.
         dropout: Channel dropout probability after every block.
-        final_activation: As in `UNet`.
-        condition_channels: Length of the vector on which every block is conditioned, as in `UNet`.
+        final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
+            or a module class.
+        condition_channels: Length of the vector on which every block is conditioned; None: no condition.
         deep_supervision: In training, return the outputs of all depths, that of all levels first.
         ensemble: In evaluation, return the mean of all outputs.
 

@@ -26,8 +26,8 @@ class LaplacianPyramidLoss(Described, nn.Module):
         num_levels: Number of levels: details, finest first, and the coarse residual last.
         loss: "l1" is the mean absolute difference of a level, "mse" the mean squared one.
         weights: Weight of every level, finest first; None adds the means of all levels.
-        sigma: As in `LaplacianPyramid`; None uses the binomial weights.
-        kernel_size: As in `LaplacianPyramid`.
+        sigma: Standard deviation of the Gaussian in pixels; None uses the binomial weights.
+        kernel_size: Number of weights of the Gaussian, odd.
         spatial_dims: Number of spatial axes.
 
     Shape:

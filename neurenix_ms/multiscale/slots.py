@@ -214,7 +214,7 @@ def slots_of_levels(
     Args:
         num_skips: Number of levels above the bottleneck.
         spec: What all convolutions have in common.
-        kernel_size: One edge for all levels, or a list with one, or one per axis, per level; None
+        kernel_size: One size for all levels, or a list with one, or one per axis, per level; None
             takes 7 for ConvNeXt blocks and 3 for others.
         **slots: Arguments of `Slots`: one value for all levels, or a list with one per level.
 
@@ -302,7 +302,7 @@ def products_of(levels: Sequence[Slots], spatial_dims: int) -> tuple[int, ...]:
 
 
 def kernels_of(levels: Sequence[Slots]) -> int | list[int]:
-    """Return the edge of the kernels of every level, one number if they are equal."""
+    """Return the kernel size of every level, one number if they are equal."""
     edges = [level.spec.kernel_size[0] for level in levels]  # type: ignore[index]
     return edges[0] if len(set(edges)) == 1 else edges
 

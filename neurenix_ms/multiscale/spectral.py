@@ -103,7 +103,7 @@ class SpectralMixing(Configured, nn.Module):
     """Mix the lowest Fourier modes of a feature map: global context at the cost of few modes.
 
     Use it on the coarsest level of a network for fields without borders, or stack several as a Fourier
-    neural operator: what was learnt at one resolution holds at every other one, as long as the grid
+    neural operator: what was learned at one resolution holds at every other one, as long as the grid
     resolves the modes. The feature map is taken as periodic. As every pixel sees the whole, it runs in
     tiles only as a part that runs whole.
 

@@ -1,7 +1,6 @@
 """From states in a file to their forecast in another, by a time-stepper."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer
-from neurenix_ms._core.io.atomic import to_disk
+from neurenix_ms._core.io.atomic import replacing_path
 from neurenix_ms.datasets import create_array, open_array
 from neurenix_ms.datasets.writers import writable_kind
 from neurenix_ms.prediction.grids import Said, said_of_states, time_step_of
@@ -52,9 +51,9 @@ def forecast_file(
         num_steps: Number of steps.
         row: Time step of the trajectories from which the forecast starts; -1 is the last.
         key: Name of the array in a file of several.
-        shape: See `open_array`.
-        dtype: See `open_array`.
-        offset: See `open_array`.
+        shape: Of a source of plain numbers.
+        dtype: Of a source of plain numbers; with a byte order, such as ">u2".
+        offset: Bytes in front of the numbers of such a source.
         time_step: Length of a step of the model in the unit of the source's time; by default, with
             `row`, that of the source.
         device: Where the model runs.
@@ -129,20 +128,8 @@ def check_free(target: Path, overwrite: bool) -> None:
 
 def write_array(target: Path, values: np.ndarray, said: Said) -> None:
     """Write an array beside its place, and move it there when it is complete."""
-    making = target.with_name(f".making-{target.name}")
-    try:
-        array = create_array(
-            making, values.shape, values.dtype, **said.arguments(target), overwrite=True
-        )
+    with replacing_path(target) as making:
+        array = create_array(making, values.shape, values.dtype, **said.arguments(target))
         array[...] = values
         getattr(array, "flush", lambda: None)()
         getattr(array, "close", lambda: None)()
-        to_disk(making)
-        if target.is_dir():  # a rename replaces files only
-            shutil.rmtree(target)
-        os.replace(making, target)
-    finally:
-        if making.is_dir():
-            shutil.rmtree(making)
-        else:
-            making.unlink(missing_ok=True)

@@ -111,7 +111,8 @@ def predict_file(
         fill: What replaces missing values; "keep" leaves them as they are.
         spatial_dims: Number of spatial axes; that of the model by default.
         first: What the axis in front of the spatial axes holds, if there is one.
-        tile_size: As in `TiledModel`.
+        tile_size: Edge length of a tile in pixels or voxels, or one per axis; "auto" takes the largest
+            that fits `memory_limit`.
         memory_limit: Bytes for the tensors of a tile, as in `TiledModel`; what the process itself and
             its convolutions take comes on top.
         whole: Names of submodules that run once, on their whole feature map, as in `TiledModel`.
@@ -350,7 +351,7 @@ class _Run:
                 self.journal.save(self._save)
             finished = len(self.journal.finished)
         counts = [finished]
-        if self.ranks.size > 1:  # nobody knows where others are after an interruption
+        if self.ranks.size > 1:  # the positions of others are not known after an interruption
             counts = [1]
             with contextlib.suppress(Exception):  # of a process group in which one is gone
                 counts = self.ranks.gathered(finished) if isinstance(error, Exception) else [1]

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from neurenix_ms._core.io.atomic import move, remove
 from neurenix_ms.datasets.readers import unmap
 from neurenix_ms.datasets.writers import create_array, default_chunks, writable_kind
 
@@ -51,7 +52,6 @@ class Results:
         self.journal = self.folder / "journal"
         self.complete = self.folder / f"complete-{target.name}"
         self._making = self.folder / f"making-{target.name}"
-        self._old = self.folder / "old"
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -71,10 +71,10 @@ class Results:
         """Remove what an earlier run has left."""
         for path in self.folder.iterdir():
             if path.name != "lock":
-                _remove(path)
+                remove(path)
 
     def create(self, shape: Sequence[int], dtype: Any) -> np.memmap:
-        """Create the file that takes the tiles, with room on the disk for all of them.
+        """Create the file that takes the tiles, with disk space for all of them.
 
         Several processes may do so at the same time: what one has written stays.
         """
@@ -108,14 +108,11 @@ class Results:
                 os.replace(self.growing, self.complete)
             else:
                 self._convert(said)
-                _remove(self.complete)
+                remove(self.complete)
                 os.replace(self._making, self.complete)
                 self.growing.unlink()
         if self.complete.exists():
-            if self.target.is_dir():  # a rename replaces files only
-                _remove(self._old)
-                os.replace(self.target, self._old)
-            os.replace(self.complete, self.target)
+            move(self.complete, self.target)
         self.remove()
 
     def remove(self) -> None:
@@ -125,7 +122,7 @@ class Results:
     def _convert(self, said: Mapping[str, Any]) -> None:
         """Copy the result chunk by chunk into a file of the target's format."""
         source = np.lib.format.open_memmap(self.growing, "r")
-        _remove(self._making)
+        remove(self._making)
         written = create_array(self._making, source.shape, source.dtype, **said)
         try:
             for index in blocks(source.shape):
@@ -154,18 +151,11 @@ def npy_header(shape: Sequence[int], dtype: np.dtype) -> bytes:
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Take room on the disk, since writing to a mapped file on a full disk would end the process."""
+    """Reserve disk space, since writing to a mapped file on a full disk would end the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
     else:  # pragma: no cover, of macOS and Windows
         os.truncate(descriptor, size)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _lock(file: IO[str], target: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from neurenix_ms.command.predict import is_tiff, lengths
+from neurenix_ms._core.parsing import lengths
 from neurenix_ms.datasets import open_array
 from neurenix_ms.datasets.arrays import DiskArray
 from neurenix_ms.datasets.readers import kind_of
@@ -69,9 +69,7 @@ def own_array(parser: argparse.ArgumentParser, options: argparse.Namespace) -> D
             )
         return None
     with readable(parser):
-        number = options.key is not None and options.key.isdecimal() and is_tiff(str(path))
-        key = int(options.key) if number else options.key
-        return open_array(path, key, shape=options.shape, dtype=options.dtype)
+        return open_array(path, options.key, shape=options.shape, dtype=options.dtype)
 
 
 @contextmanager

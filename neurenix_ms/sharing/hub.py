@@ -93,9 +93,10 @@ def push_to_hub(
         revision: Branch to upload to.
         token: By default the one that the client of the hub has stored.
         commit_message: Message of the commit.
-        input_shape: See `save_pretrained`.
-        description: See `save_pretrained`.
-        license: See `save_pretrained`.
+        input_shape: Shape `(B, C, *S)` of an input, or the shapes of a list of them; with it, the model
+            card says FLOPs, peak memory and receptive field there.
+        description: Text for the model card.
+        license: Name for the model card, such as "mit".
 
     Returns:
         Address of the commit.

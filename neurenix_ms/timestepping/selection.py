@@ -44,7 +44,7 @@ def select_strides(
     """Keep the strides that the coupled forecast needs.
 
     Coarse networks are dropped one after another, then fine ones, as long as the forecast does not
-    get worse. A stride too large to be learnt adds its error to all states that start from its own,
+    get worse. A stride too large to be learned adds its error to all states that start from its own,
     and one too small is better replaced by interpolation. States of coarse strides are computed once
     for all sets that share them.
 

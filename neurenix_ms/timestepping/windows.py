@@ -18,7 +18,7 @@ class StandardizedNetwork(Configured, nn.Module):
     """Network on states standardized to mean 0 and variance 1, and changes scaled to variance 1.
 
     The change over a short stride is a hundred times smaller than the state, and over a long one as
-    large. After scaling both are learnt equally fast, and small errors of small changes count.
+    large. After scaling both are learned equally fast, and small errors of small changes count.
 
     Args:
         network: Network from standardized states to scaled changes.

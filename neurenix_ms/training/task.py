@@ -71,9 +71,10 @@ class SegmentationTask(Task):
         model: The network to train.
         loss: Function of logits and target that returns a scalar.
         metrics: Metrics of classes, such as `torchmetrics.JaccardIndex`.
-        optimizer: See `RegressionTask`, as for all that follow.
-        learning_rate: Peak learning rate.
-        schedule: `None`, `"one_cycle"` or a callable.
+        optimizer: Called with the parameters and `lr`; `functools.partial` sets further options.
+        learning_rate: Its `lr`, and the peak of the one-cycle schedule.
+        schedule: `None` keeps the learning rate, `"one_cycle"` warms it up and decays it, and a callable
+            takes the optimizer and the number of steps and returns a scheduler.
         input_key: Key of the input if a batch is a dict.
         target_key: Key of the target if a batch is a dict.
         condition_key: Key of the condition of a network that takes one.
@@ -115,9 +116,10 @@ class MultiScaleTask(Task):
         model: The network to train.
         loss: Function of the list and the target, which may be a list too, that returns a scalar.
         metrics: Metrics of the finest output.
-        optimizer: See `RegressionTask`, as for all that follow.
-        learning_rate: Peak learning rate.
-        schedule: `None`, `"one_cycle"` or a callable.
+        optimizer: Called with the parameters and `lr`; `functools.partial` sets further options.
+        learning_rate: Its `lr`, and the peak of the one-cycle schedule.
+        schedule: `None` keeps the learning rate, `"one_cycle"` warms it up and decays it, and a callable
+            takes the optimizer and the number of steps and returns a scheduler.
         input_key: Key of the input if a batch is a dict.
         target_key: Key of the target if a batch is a dict.
         condition_key: Key of the condition of a network that takes one.

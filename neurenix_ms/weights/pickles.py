@@ -26,6 +26,7 @@ from neurenix_ms._core.io.records import (
     tensor_record,
     text,
 )
+from neurenix_ms.weights.rename import NESTED
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # first pickle of a file written before torch 1.6
 PROTOCOL_VERSION = 1001
@@ -45,8 +46,9 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     memory if the model shared it.
 
     Args:
-        path: A file written by `torch.save`. If it holds a state dict instead of a module, the state
-            dict is returned.
+        path: A file written by `torch.save`. If it holds a state dict instead of a module, or a
+            checkpoint with one of them under "state_dict", "model_state_dict" or "model", as those of
+            Lightning, the state dict is returned.
 
     Raises:
         ValueError: If the file is corrupted, was not written by `torch.save`, holds something other
@@ -143,10 +145,13 @@ def _state_dict(root: Any, fetch: FetchBytes) -> dict[str, Any]:
             raise ValueError(f"{name!r} is {described(value)}, not a tensor")
         return value
 
+    if isinstance(root, dict) and not any(map(makes_tensor, root.values())):
+        root = next((root[name] for name in NESTED if _holds_weights(root.get(name))), root)
     if isinstance(root, dict):
-        if not any(map(makes_tensor, root.values())):
+        if not _holds_weights(root):
             raise ValueError(
-                "it holds a dict without any tensor, neither a module nor a state dict"
+                "it holds a dict without any tensor, neither a module nor a state dict, also not as "
+                f"one of {list(NESTED)}"
             )
         return {text(name): entry(name, value, or_plain=True) for name, value in root.items()}
     if not _is_module(root):
@@ -178,6 +183,12 @@ def _entries(root: Call) -> Iterator[tuple[str, Any]]:
                 if not _is_module(child):
                     raise ValueError(f"{name[:-1]!r} is {described(child)}, not a module")
                 waiting.append((name, child))
+
+
+def _holds_weights(record: Any) -> bool:
+    if isinstance(record, dict):
+        return any(map(makes_tensor, record.values()))
+    return _is_module(record)
 
 
 def _is_module(record: Any) -> bool:

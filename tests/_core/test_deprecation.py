@@ -64,7 +64,9 @@ def test_an_unknown_name_of_a_module_is_an_attribute_error():
 @pytest.mark.parametrize("old", MOVED)
 def test_a_moved_module_warns_and_is_the_new_module(old):
     sys.modules.pop(f"neurenix_ms.{old}", None)
-    with pytest.warns(DeprecationWarning, match=f"neurenix_ms.{old} has moved to"):
+    with pytest.warns(
+        DeprecationWarning, match=f"neurenix_ms.{old} has moved to .* until version 1.0"
+    ):
         module = importlib.import_module(f"neurenix_ms.{old}")
     assert module is importlib.import_module(f"neurenix_ms.{MOVED[old]}")
     assert module.__spec__.name == f"neurenix_ms.{MOVED[old]}"

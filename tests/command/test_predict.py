@@ -40,7 +40,7 @@ def test_options_reach_the_prediction(capsys: pytest.CaptureFixture):
     [
         ("--shape 60,44 --dtype u4", "scan.raw must have 10560 bytes"),
         ("--shape 60,44 --dtype u2 --threads 0", "--threads must be at least 1, got 0"),
-        ("--shape 60,44 --dtype u2 --tile 0", "tile_size must be at least 1"),
+        ("--shape 60,44 --dtype u2 --tile 8,8,8", "tile_size must be at least 1 along each of 2"),
         ("--shape 60,44 --dtype u2 --key a", "key must be None"),
     ],
 )
@@ -85,7 +85,7 @@ def test_an_interruption_has_its_own_status(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--shape 3,x", "must be integers separated by commas, got '3,x'"),
+        ("--shape 3,x", "must be lengths such as 64x48, got '3,x'"),
         ("--memory 3XB", "must be a number of bytes such as 500MB or 4GB, got '3XB'"),
         ("--fill land", "must be a number or 'keep', got 'land'"),
     ],
@@ -103,4 +103,3 @@ def test_sizes_have_units():
     assert [predict.num_bytes(text) for text in texts] == sizes
     assert [predict.tile(text) for text in ("auto", "8", "8,4")] == ["auto", 8, [8, 4]]
     assert [predict.filling(text) for text in ("keep", "-1.5")] == ["keep", -1.5]
-    assert [predict.is_tiff(name) for name in ("a.TIF", "a.h5")] == [True, False]

@@ -170,6 +170,7 @@ def test_the_levels_of_a_pyramid_are_keys(tmp_path):
         file.write(image[::2, ::2], subfiletype=1, tile=(16, 16))
     np.testing.assert_array_equal(open_array(path)[:], image)
     np.testing.assert_array_equal(open_array(path, 1)[3:9], image[6:18:2, ::2])
+    assert np.array_equal(open_array(path, "1"), open_array(path, 1))  # as of a command line
     with pytest.raises(ValueError, match="key must be the number of one of 2 levels, got 5"):
         open_array(path, 5)
 

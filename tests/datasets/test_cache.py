@@ -175,7 +175,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
 def test_leftovers_of_killed_runs_are_removed_once_old(tmp_path):
     cache = open_cache(tmp_path)
     cache.fill(1, progress=False)
-    old, young = cache.folder / ".000005.pt.1.tmp", cache.folder / ".000006.pt.2.tmp"
+    old, young = cache.folder / ".tmp.1.000005.pt", cache.folder / ".tmp.2.000006.pt"
     for path in (old, young):
         path.write_bytes(b"half a sam")
     os.utime(old, (0, 0))

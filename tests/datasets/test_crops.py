@@ -143,7 +143,7 @@ def test_series_that_are_too_short_are_refused():
 def test_crops_of_files_are_those_of_memory(kind, tmp_path, monkeypatch):
     if kind == "zarr":
         pytest.importorskip("zarr")
-    monkeypatch.setattr("neurenix_ms.datasets.chunks.ROOM", 6000)
+    monkeypatch.setattr("neurenix_ms.datasets.chunks.CAPACITY", 6000)
     x, y = (one.numpy() for one in arrays(40, 31))
     y = (y * (np.arange(31) < 9)).astype("uint8")
     mask = np.ones_like(y)
@@ -162,7 +162,7 @@ def test_crops_of_files_are_those_of_memory(kind, tmp_path, monkeypatch):
             assert torch.equal(one, other)
 
 
-def test_chunks_are_read_once_while_there_is_room():
+def test_chunks_are_read_once_up_to_a_number_of_bytes():
     class Counting:
         shape, dtype, chunks = (20, 15), np.dtype("int16"), (8, 6)
         reads: ClassVar[list] = []
@@ -172,7 +172,7 @@ def test_chunks_are_read_once_while_there_is_room():
             return values[index]
 
     values = np.arange(300, dtype="int16").reshape(20, 15)
-    kept = KeptChunks(Counting(), room=4 * 8 * 6 * 2)  # four chunks
+    kept = KeptChunks(Counting(), capacity=4 * 8 * 6 * 2)  # four chunks
     for index in (np.s_[7:9, 4:14], np.s_[0:16, 0:5], np.s_[3:3, 2:9], np.s_[18:20, 13:15]):
         np.testing.assert_array_equal(kept[index], values[index])
     points = np.array([[19, 14], [0, 0], [8, 6]])

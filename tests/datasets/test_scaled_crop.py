@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
@@ -42,7 +42,7 @@ def test_in_the_plane_it_is_torchvisions_resize_and_crop(scales, seed):
     assert torch.equal(found_labels, classes[at].long())
 
 
-@given(maps(6, 14))
+@given(dims_and_sizes(6, 14))
 def test_an_enlarged_ramp_stays_a_ramp_and_labels_stay_in_place(shape):
     dims, size = shape
     for seed, axis in enumerate(range(dims)):

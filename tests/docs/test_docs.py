@@ -12,8 +12,10 @@ from pages import PAGES, ROOT
 import neurenix_ms
 from docs_tools.source import PYTHON_BLOCK
 
-ROOMS = ["neurenix_ms"] + [
-    room.name for room in pkgutil.iter_modules(neurenix_ms.__path__, "neurenix_ms.") if room.ispkg
+PACKAGES = ["neurenix_ms"] + [
+    package.name
+    for package in pkgutil.iter_modules(neurenix_ms.__path__, "neurenix_ms.")
+    if package.ispkg
 ]
 
 
@@ -53,10 +55,10 @@ def documented() -> set[str]:
     return set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_everything_public_is_on_an_api_page(room: str):
+@pytest.mark.parametrize("package", PACKAGES)
+def test_everything_public_is_on_an_api_page(package: str):
     shown = {path.rpartition(".")[2] for path in documented()}
-    public = getattr(importlib.import_module(room), "__all__", [])
+    public = getattr(importlib.import_module(package), "__all__", [])
     assert [name for name in public if name not in shown] == []
 
 

@@ -19,7 +19,7 @@ from neurenix_ms import PyramidNetwork, PyramidPooling, UNet
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.execution.plan.footprint import make_plan
 from neurenix_ms.execution.plan.statistics import Moments
-from neurenix_ms.execution.run import passes as passes_room
+from neurenix_ms.execution.run import passes as passes_file
 from neurenix_ms.execution.run.in_step import InStep
 from neurenix_ms.execution.run.setting import settle
 from neurenix_ms.meter import peak_tensor_bytes
@@ -312,7 +312,7 @@ def test_a_halo_one_stride_short_is_seen(monkeypatch):
 
 @pytest.mark.parametrize(
     ("schedule", "owner"),
-    [("passes", passes_room.Values), ("in_step", InStep)],
+    [("passes", passes_file.Values), ("in_step", InStep)],
     ids=["passes", "in step"],
 )
 def test_running_statistics_that_move_twice_are_seen(schedule, owner, monkeypatch):

@@ -10,7 +10,7 @@ DIMS = st.sampled_from([1, 2, 3])
 
 
 @st.composite
-def maps(draw, smallest: int = 1, largest: int = 12):
+def dims_and_sizes(draw, smallest: int = 1, largest: int = 12):
     """(number of axes, size)."""
     dims = draw(DIMS)
     edge = st.integers(smallest, largest if dims < 3 else min(largest, smallest + 6))

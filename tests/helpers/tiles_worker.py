@@ -118,16 +118,16 @@ def same_bits(tensors: list[Tensor]) -> bool:
     """Whether all ranks have the same values, to the last bit."""
     digest = hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
     DIGESTS.append(digest)
-    room: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(room, digest)
-    return len(set(room)) == 1
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, digest)
+    return len(set(gathered)) == 1
 
 
 def everywhere(value: Any) -> list[Any]:
     """The values of all ranks."""
-    room: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(room, value)
-    return room
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def raised(call: Callable[[], Any]) -> Exception:

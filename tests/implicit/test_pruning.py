@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from implicit_cases import WRITTEN, build
-from sizes_for import maps  # noqa: F401  the profile of the suite
+from sizes_for import dims_and_sizes  # noqa: F401  the profile of the suite
 from torch import nn
 
 from neurenix_ms import load, save

@@ -46,7 +46,7 @@ def test_groups_are_those_of_the_convolution():
     [
         (4, "kernel_size must be odd to keep the size, got 4"),
         ((3, 2), "kernel_size must be odd to keep the size, got 2"),
-        ((3, 3, 3), r"kernel_size must be one edge or 2, got \[3, 3, 3\]"),
+        ((3, 3, 3), r"kernel_size must be one number or 2, got \[3, 3, 3\]"),
     ],
 )
 def test_kernels_that_do_not_keep_the_size_raise(edges, message: str):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torch import nn
 
 from neurenix_ms import enable_gradient_checkpointing
@@ -18,7 +18,7 @@ def small(**options):
     return MSNet(**{"num_scales": 3, "num_filters": 1, "filter_growth": 2} | options)
 
 
-@given(maps(1, 12), st.integers(1, 4))
+@given(dims_and_sizes(1, 12), st.integers(1, 4))
 def test_every_scale_keeps_the_sum_of_the_array(shape, num_scales):
     dims, size = shape
     x = torch.rand(2, 1, *size, dtype=torch.float64)
@@ -26,7 +26,7 @@ def test_every_scale_keeps_the_sum_of_the_array(shape, num_scales):
         torch.testing.assert_close(y.sum() * 2 ** (dims * level), x.sum())
 
 
-@given(maps(1, 12))
+@given(dims_and_sizes(1, 12))
 def test_a_masked_upsampling_keeps_the_coarse_mean(shape):
     _, size = shape
     x = (torch.rand(1, 1, *size, dtype=torch.float64) < 0.4).double()
@@ -41,7 +41,7 @@ def test_a_masked_upsampling_keeps_the_coarse_mean(shape):
     assert torch.equal(masks[-1][(..., *(slice(n) for n in size))], x)
 
 
-@given(maps(5, 10), st.integers(1, 2))
+@given(dims_and_sizes(5, 10), st.integers(1, 2))
 def test_a_prediction_has_the_size_of_its_array(shape, num_features):
     dims, size = shape
     model = small(spatial_dims=dims, num_features=num_features).eval()

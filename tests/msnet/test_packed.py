@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torch import nn
 
 from neurenix_ms.layers.naming import ACTIVATIONS
@@ -34,7 +34,7 @@ def assert_same(module: nn.Module, x: torch.Tensor) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    maps(3, 17),
+    dims_and_sizes(3, 17),
     st.integers(1, 20),
     st.integers(1, 3),
     st.sampled_from([1, 3, 5]),

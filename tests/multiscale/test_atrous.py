@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
@@ -66,7 +66,7 @@ def test_a_batch_of_one_trains_where_torchvision_refuses():
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-@given(maps(1, 13), st.integers(1, 14), st.booleans())
+@given(dims_and_sizes(1, 13), st.integers(1, 14), st.booleans())
 def test_taps_that_read_padding_alone_may_be_left_out(shape, dilation, separable):
     dims, size = shape
     layer = DilatedConvolution(
@@ -86,7 +86,7 @@ def test_a_dilation_per_axis():
     torch.testing.assert_close(pool(x), F.conv2d(both, pool.project.weight, pool.project.bias))
 
 
-@given(maps(1, 9), st.sampled_from(["batch", "group", None]), st.booleans())
+@given(dims_and_sizes(1, 9), st.sampled_from(["batch", "group", None]), st.booleans())
 def test_nothing_is_concatenated_and_the_result_is_the_same(shape, norm, separable):
     dims, size = shape
     pool = AtrousPyramidPooling(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torch import Tensor, nn
 
 from neurenix_ms import BidirectionalFusion, UNet, enable_gradient_checkpointing
@@ -76,7 +76,7 @@ def by_formula(neck: BidirectionalFusion, features: list[Tensor]) -> list[Tensor
     return out
 
 
-@given(maps(1, 13), st.booleans())
+@given(dims_and_sizes(1, 13), st.booleans())
 def test_a_layer_is_the_published_formula_at_every_size(shape, up):
     dims, size = shape
     neck = scrambled(BidirectionalFusion(WIDTHS, 6, spatial_dims=dims))
@@ -84,7 +84,7 @@ def test_a_layer_is_the_published_formula_at_every_size(shape, up):
     torch.testing.assert_close(neck(features), by_formula(neck, features))
 
 
-@given(maps(1, 9), st.sampled_from(["bifpn", "panet"]), st.sampled_from(["max", "conv"]))
+@given(dims_and_sizes(1, 9), st.sampled_from(["bifpn", "panet"]), st.sampled_from(["max", "conv"]))
 def test_every_size_comes_out_as_it_came_in(shape, paths, downsample):
     dims, size = shape
     neck = BidirectionalFusion(

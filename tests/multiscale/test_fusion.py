@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torchvision.ops import FeaturePyramidNetwork
 
 from neurenix_ms import AttentionFusion, FeatureFusion, PyramidFusion, ScaleFusion, UNetDecoder
@@ -28,7 +28,7 @@ def resize(x, size):
     return F.interpolate(x, size, mode=LINEAR_MODES[x.ndim - 2], align_corners=False)
 
 
-@given(maps(1, 13), st.sampled_from(["largest", "smallest", 1, -1]), st.booleans())
+@given(dims_and_sizes(1, 13), st.sampled_from(["largest", "smallest", 1, -1]), st.booleans())
 def test_concat_equals_its_definition(shape, target, normed):
     dims, size = shape
     features = levels(size, [3, 5, 4], dims)
@@ -106,7 +106,7 @@ def test_the_output_size_can_be_given():
     assert fuse(levels((9, 6), [3, 4], 2, torch.float32)).shape == (2, 4, 5, 3)
 
 
-@given(maps(1, 9), st.sampled_from(["channel", "spatial", "both"]))
+@given(dims_and_sizes(1, 9), st.sampled_from(["channel", "spatial", "both"]))
 def test_fresh_attention_is_the_mean_and_weights_sum_to_one(shape, attention):
     dims, size = shape
     features = levels(size, [4, 4, 4], dims)

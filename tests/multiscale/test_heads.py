@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead as TorchvisionHead
 
@@ -22,7 +22,7 @@ def levels(size, channels=WIDTHS, dtype=torch.float64):
     ]
 
 
-@given(maps(1, 9))
+@given(dims_and_sizes(1, 9))
 def test_outputs_have_the_size_of_the_fine_feature_map(shape):
     dims, size = shape
     features = levels(size, dtype=torch.float32)

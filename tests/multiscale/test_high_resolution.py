@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torch import Tensor, nn
 
 from neurenix_ms import (
@@ -65,7 +65,7 @@ def by_definition(model: HighResolutionNetwork, x: Tensor) -> list[Tensor]:
     return streams
 
 
-@given(maps(1, 17))
+@given(dims_and_sizes(1, 17))
 def test_streams_are_those_of_the_definition_at_every_size(shape):
     dims, size = shape
     for up in ("nearest", "linear"):
@@ -81,7 +81,7 @@ def test_streams_are_those_of_the_definition_at_every_size(shape):
         assert [tuple(y.shape[2:]) for y in streams] == sizes
 
 
-@given(maps(1, 17))
+@given(dims_and_sizes(1, 17))
 def test_the_output_joins_all_streams_at_the_size_of_the_input(shape):
     dims, size = shape
     model = HighResolutionNetwork(

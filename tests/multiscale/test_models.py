@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from sizes_for import DIMS, maps
+from sizes_for import DIMS, dims_and_sizes
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
@@ -55,7 +55,7 @@ def test_pyramids_have_the_known_numbers_of_parameters(arguments, expected, with
             assert count(PyramidNetwork(*arguments, return_pyramid=True)) == with_pyramid
 
 
-@given(maps(4, 13), st.booleans(), st.sampled_from(["single", "double", "residual"]))
+@given(dims_and_sizes(4, 13), st.booleans(), st.sampled_from(["single", "double", "residual"]))
 def test_a_unet_keeps_any_size(shape, bilinear, block):
     dims, size = shape
     model = UNet(2, 3, [4, 4], spatial_dims=dims, bilinear=bilinear, block=block).eval()
@@ -101,7 +101,7 @@ def test_a_unet_decoder_on_the_encoder_features_equals_the_unet():
     assert torch.equal(decoder(model.get_encoder_features()), y)
 
 
-@given(maps(1, 9))
+@given(dims_and_sizes(1, 9))
 def test_a_decoder_accepts_sizes_halved_with_rounding_up_or_down(shape):
     dims, size = shape
     decoder = UNetDecoder([3, 4], 2, 2, spatial_dims=dims).eval()
@@ -163,7 +163,7 @@ def test_groups_divide_the_channels(channels):
     assert not any(channels % n == 0 for n in range(groups + 1, max(1, min(32, channels // 4)) + 1))
 
 
-@given(maps(4, 13))
+@given(dims_and_sizes(4, 13))
 def test_a_pyramid_keeps_any_size(shape):
     dims, size = shape
     model = PyramidNetwork(2, 3, 3, 4, spatial_dims=dims, return_pyramid=True).eval()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from hypothesis import given
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torch import Tensor, nn
 
 from neurenix_ms import NestedUNet, NestedUNetDecoder, UNet, enable_gradient_checkpointing
@@ -41,7 +41,7 @@ def by_equation(model: NestedUNet, x: Tensor) -> list[Tensor]:
     return [head(node[0, j]) for j, head in enumerate(model.branches.heads, start=1)]
 
 
-@given(maps(8, 19))
+@given(dims_and_sizes(8, 19))
 def test_outputs_are_those_of_the_equation_at_every_size(shape):
     dims, size = shape
     model = NestedUNet(2, 3, [2, 3, 4], spatial_dims=dims, deep_supervision=True)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 
 from neurenix_ms import MultiScalePooling, PyramidPooling, SpatialPyramidPooling
 from neurenix_ms.layers.resize import Resize
@@ -27,7 +27,7 @@ def by_hand(x, k, how):
     return out
 
 
-@given(maps(1, 6), st.integers(1, 7), st.sampled_from(["avg", "max"]))
+@given(dims_and_sizes(1, 6), st.integers(1, 7), st.sampled_from(["avg", "max"]))
 def test_a_window_excludes_padding(shape, k, how):
     dims, size = shape
     x = torch.randn(2, 2, *size, dtype=torch.float64) - 3  # below zero: padding must never win
@@ -35,7 +35,7 @@ def test_a_window_excludes_padding(shape, k, how):
     torch.testing.assert_close(pool(x), by_hand(x, k, how))
 
 
-@given(maps(1, 14), st.sampled_from([1, 3, 5, 9]))
+@given(dims_and_sizes(1, 14), st.sampled_from([1, 3, 5, 9]))
 def test_odd_windows_are_those_of_torch(shape, k):
     dims, size = shape
     x = torch.randn(1, 3, *size)
@@ -54,14 +54,14 @@ def test_the_first_window_of_one_is_the_input():
     assert torch.equal(out[:, :3], x)
 
 
-@given(maps(1, 9), st.sampled_from(["avg", "max"]))
+@given(dims_and_sizes(1, 9), st.sampled_from(["avg", "max"]))
 def test_a_constant_stays_constant(shape, how):
     dims, size = shape
     x = torch.full((1, 2, *size), 1.5)
     assert torch.allclose(MultiScalePooling(pool_type=how, spatial_dims=dims)(x), x[:, :1])
 
 
-@given(maps(1, 9), st.sampled_from(["avg", "max"]))
+@given(dims_and_sizes(1, 9), st.sampled_from(["avg", "max"]))
 def test_every_bin_is_that_of_adaptive_pooling(shape, how):
     dims, size = shape
     x = torch.randn(2, 3, *size)
@@ -92,7 +92,7 @@ def test_gradients_of_the_poolings_are_right(dims):
     assert torch.autograd.gradcheck(pyramid, x)
 
 
-@given(maps(1, 9))
+@given(dims_and_sizes(1, 9))
 def test_pyramid_pooling_keeps_the_size(shape):
     dims, size = shape
     x = torch.randn(2, 8, *size)
@@ -103,7 +103,7 @@ def test_pyramid_pooling_keeps_the_size(shape):
     assert torch.equal(y[:, :8], x)
 
 
-@given(maps(1, 9), st.sampled_from(["nearest", "bilinear", "area"]), st.booleans())
+@given(dims_and_sizes(1, 9), st.sampled_from(["nearest", "bilinear", "area"]), st.booleans())
 def test_a_folded_convolution_equals_that_of_the_concatenated_feature_map(
     shape, mode, align_corners
 ):

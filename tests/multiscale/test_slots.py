@@ -278,7 +278,10 @@ OF_ONE = {"block": lambda a: nn.Identity()}
         ({"stride": [2, [2, 2, 2]]}, r"stride must be one number or 2, got \[2, 2, 2\]"),
         ({"stride": 0}, "stride must be at least 1, got 0"),
         ({"depth": [1, 0, 1]}, "depth must be at least 1, got 0"),
-        ({"kernel_size": [3, [3, 3, 3], 3]}, r"kernel_size must be one edge or 2, got \[3, 3, 3\]"),
+        (
+            {"kernel_size": [3, [3, 3, 3], 3]},
+            r"kernel_size must be one number or 2, got \[3, 3, 3\]",
+        ),
         (
             {"deep_supervision": True, "residual_channel": 0},
             "needs residual_channel None, .* got 0",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torch import Tensor, nn
 
 from neurenix_ms import SpectralMixing
@@ -38,7 +38,7 @@ def by_fft(layer: SpectralMixing, x: Tensor) -> Tensor:
     return torch.fft.irfftn(out, size, dim=axes)
 
 
-@given(maps(1, 12), st.integers(1, 5))
+@given(dims_and_sizes(1, 12), st.integers(1, 5))
 def test_equal_to_fft_at_every_size(shape, modes):
     dims, size = shape
     layer = bare(modes, dims)

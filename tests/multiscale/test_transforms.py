@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 
 from neurenix_ms import (
     GaussianPyramid,
@@ -24,7 +24,7 @@ SCALES = st.sampled_from([0.1, 0.25, 1 / 3, 0.5, 0.75, 1.0, 1.5, 2.0])
 
 
 @given(
-    maps(1, 15),
+    dims_and_sizes(1, 15),
     st.lists(SCALES, min_size=1, max_size=3),
     st.sampled_from(["bilinear", "nearest", "area"]),
 )
@@ -53,7 +53,7 @@ def test_scale_one_is_the_tensor_itself():
     assert Rescale(1.0)(x) is x
 
 
-@given(maps(1, 15), SCALES)
+@given(dims_and_sizes(1, 15), SCALES)
 def test_shapes_come_back_exactly(shape, scale):
     dims, size = shape
     x = torch.randn(1, 2, *size)
@@ -107,7 +107,7 @@ def test_halving_even_sizes_is_averaging(dims):
     torch.testing.assert_close(levels[2], pool(pool(x, 2), 2))
 
 
-@given(maps(1, 15))
+@given(dims_and_sizes(1, 15))
 def test_every_axis_is_halved_and_never_lost(shape):
     dims, size = shape
     for level, y in enumerate(PyramidDownsample(4, spatial_dims=dims)(torch.zeros(1, 1, *size))):
@@ -133,7 +133,7 @@ def test_levels_can_be_selected():
         pyramid.get_level(0)
 
 
-@given(maps(1, 14), st.sampled_from([None, 0.7, 1.0, 2.0]), st.sampled_from([1, 3, 5, 7]))
+@given(dims_and_sizes(1, 14), st.sampled_from([None, 0.7, 1.0, 2.0]), st.sampled_from([1, 3, 5, 7]))
 def test_a_laplacian_pyramid_reconstructs_its_input(shape, sigma, kernel_size):
     dims, size = shape
     x = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -146,7 +146,7 @@ def test_a_laplacian_pyramid_reconstructs_its_input(shape, sigma, kernel_size):
         assert y.shape[2:] == tuple(-(-n // 2**level) for n in size)
 
 
-@given(maps(1, 14), st.sampled_from([None, 1.0]))
+@given(dims_and_sizes(1, 14), st.sampled_from([None, 1.0]))
 def test_smoothing_keeps_a_constant(shape, sigma):
     dims, size = shape
     x = torch.full((1, 2, *size), 3.0, dtype=torch.float64)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 
 from neurenix_ms import InverseWaveletTransform, WaveletTransform
 from neurenix_ms.execution import TiledModel
@@ -27,7 +27,7 @@ ANY = st.sampled_from(list(WAVELETS))
 BOUNDARIES = st.sampled_from(["symmetric", "periodic"])
 
 
-@given(maps(), ANY, BOUNDARIES, st.integers(1, 3), st.booleans())
+@given(dims_and_sizes(), ANY, BOUNDARIES, st.integers(1, 3), st.booleans())
 def test_the_inverse_is_exact_at_every_size(dims_and_size, wavelet, boundary, levels, with_grad):
     dims, size = dims_and_size
     transform = WaveletTransform(wavelet, levels, boundary=boundary, spatial_dims=dims)
@@ -38,7 +38,7 @@ def test_the_inverse_is_exact_at_every_size(dims_and_size, wavelet, boundary, le
     torch.testing.assert_close(transform.inverse(y, size), x, atol=1e-11, rtol=0)
 
 
-@given(maps(), ANY, BOUNDARIES)
+@given(dims_and_sizes(), ANY, BOUNDARIES)
 def test_with_and_without_gradients_it_is_the_same(dims_and_size, wavelet, boundary):
     dims, size = dims_and_size
     transform = WaveletTransform(wavelet, 2, boundary=boundary, spatial_dims=dims)
@@ -47,7 +47,7 @@ def test_with_and_without_gradients_it_is_the_same(dims_and_size, wavelet, bound
         assert torch.equal(a, b)
 
 
-@given(maps(), ANY, BOUNDARIES, st.integers(1, 3))
+@given(dims_and_sizes(), ANY, BOUNDARIES, st.integers(1, 3))
 def test_a_constant_has_no_details(dims_and_size, wavelet, boundary, levels):
     dims, size = dims_and_size
     transform = WaveletTransform(wavelet, levels, boundary=boundary, spatial_dims=dims)
@@ -65,7 +65,7 @@ def test_polynomials_have_no_details_inside(wavelet: str):
         assert details[..., 4:-4].abs().max() < 1e-12
 
 
-@given(maps(), ANY)
+@given(dims_and_sizes(), ANY)
 def test_sizes_are_those_of_jpeg_2000(dims_and_size, wavelet):
     dims, size = dims_and_size
     details, coarse = WaveletTransform(wavelet, spatial_dims=dims)(torch.randn(1, 1, *size))

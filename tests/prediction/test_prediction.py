@@ -19,6 +19,7 @@ import torch
 
 import neurenix_ms as nms
 from neurenix_ms.command import main
+from neurenix_ms._core.io.atomic import remove
 from neurenix_ms.datasets import create_array, open_array
 from neurenix_ms.execution.run.passes import Passes
 from neurenix_ms.prediction import predict_file, predicting, results
@@ -180,7 +181,7 @@ def test_runs_killed_at_random_moments_end_with_equal_bytes(folder: Path, count:
         for file in files:
             assert (Path("out.zarr") / file).read_bytes() == (Path("once.zarr") / file).read_bytes()
         assert left() == ["image.npy", "model.nx", "once.zarr", "out.zarr"]
-        results._remove(Path("out.zarr"))
+        remove(Path("out.zarr"))
 
 
 def test_a_run_that_ended_before_its_folder_was_removed_is_complete(folder: Path, monkeypatch):
@@ -536,7 +537,7 @@ print(*(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
 @pytest.mark.slow
 def test_a_volume_of_4_gib_takes_less_than_2_gib(tmp_path: Path):
     with open(tmp_path / "volume.raw", "wb") as file:
-        file.truncate(2**32)  # sparse: it takes no room on the disk
+        file.truncate(2**32)  # sparse: it takes no disk space
     run = [sys.executable, "-c", HUGE, str(tmp_path)]
     ran = subprocess.run(run, capture_output=True, text=True, check=True)
     assert int(ran.stdout.split()[1]) < 2 * 2**20  # KiB

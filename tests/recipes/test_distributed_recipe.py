@@ -20,7 +20,7 @@ from neurenix_ms.recipes.distributed.command import BatchesOfSteps, NoisyWaves, 
 
 MODULE = "neurenix_ms.recipes.distributed"
 ROOT = Path(__file__).parents[2]
-SMALL = ["--maps", "10", "--size", "8", "--batch-size", "4", "--accelerator", "cpu", "--quiet"]
+SMALL = ["--images", "10", "--size", "8", "--batch-size", "4", "--accelerator", "cpu", "--quiet"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", MODULE]
 
 

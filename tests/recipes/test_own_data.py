@@ -98,7 +98,7 @@ def test_boxes_that_are_unseen_are_of_other_planes(monkeypatch):
         ("--data flat.npy", "twice the size, got shape (80, 34) in flat.npy"),
         (
             "--data rock.raw --shape 8,x --dtype u1",
-            "must be integers separated by commas, got '8,x'",
+            "must be lengths such as 64x48, got '8,x'",
         ),
     ],
 )

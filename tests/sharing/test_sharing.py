@@ -1,5 +1,6 @@
 """A shared folder gives back the network, or says why not; nothing is half-done."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import torch
 from cases import CASES, Case, as_list, build
 from torch import nn
 
-from neurenix_ms import MultiScaleModel, UNet, create, from_pretrained
+from neurenix_ms import MultiScaleModel, UNet, create, from_pretrained, sharing
 from neurenix_ms.backbones import Backbone
 from neurenix_ms.sharing import save_pretrained
 from neurenix_ms.timestepping import HierarchicalTimeStepper, TimeStepper
@@ -331,3 +332,14 @@ def test_weights_that_share_memory_come_back(tmp_path: Path):
     other = there_and_back(model, tmp_path / "model")
     assert torch.equal(other.steppers[1].network.layers[0].bias, rows[2])
     assert equal(model, other, torch.rand(2, 2), 7)
+
+
+@pytest.mark.parametrize("name", ["save_pretrained", "push_to_hub", "from_pretrained"])
+def test_a_method_takes_the_arguments_of_its_function(name: str):
+    method, function = (
+        dict(inspect.signature(getattr(place, name)).parameters) for place in (UNet, sharing)
+    )
+    for bound in ("self", "model", "cls"):
+        method.pop(bound, None)
+        function.pop(bound, None)
+    assert method == function

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -57,7 +57,7 @@ def halved(x: Tensor, mask: Tensor, divide: bool = True) -> Tensor:
     return pool(x, edge, ceil_mode=True) / share.clamp(min=1e-6)
 
 
-@given(maps(1, 8))
+@given(dims_and_sizes(1, 8))
 def test_it_is_its_definition_at_every_size_with_and_without_a_mask(shape):
     _, size = shape
     x, y = torch.rand(2, 2, 3, *size, dtype=torch.float64)

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from hypothesis import given
-from sizes_for import maps
+from sizes_for import dims_and_sizes
 from torch import Tensor
 
 from neurenix_ms.training import SpectralLoss
 
 
-@given(maps(1, 12))
+@given(dims_and_sizes(1, 12))
 def test_energies_add_up_to_the_mean_square(shape):
     _, size = shape
     x = torch.randn(2, 3, *size, dtype=torch.float64)

@@ -357,12 +357,12 @@ def test_without_lightning_the_module_imports_and_the_tasks_name_the_extra(monke
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
     for name in ("task", "step"):
         monkeypatch.delitem(sys.modules, f"neurenix_ms.training.{name}")
-    room = importlib.import_module("neurenix_ms.training")
-    monkeypatch.delattr(room, "task", raising=False)
+    training = importlib.import_module("neurenix_ms.training")
+    monkeypatch.delattr(training, "task", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'neurenix_ms\[train\]'"):
-        room.RegressionTask  # noqa: B018
+        training.RegressionTask  # noqa: B018
     with pytest.raises(AttributeError, match="has no attribute 'Task'"):
-        room.Task  # noqa: B018
+        training.Task  # noqa: B018
 
 
 def test_training_in_tiles_is_training():

@@ -142,6 +142,17 @@ def test_a_state_dict_comes_back_as_it_is(saved: Any, zipped: bool):
 
 
 @FORMATS
+@pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "model"])
+def test_the_state_dict_of_a_checkpoint_is_read(saved: Any, zipped: bool, name: str):
+    model = nn.Linear(3, 2)
+    held = model if name == "model" else model.state_dict()
+    more = {"epoch": 3, "hyper_parameters": {"root": Path("data")}, "optimizer_states": [{}]}
+    found = read_pickle(saved({name: held, **more}, zipped))
+    assert list(found) == ["weight", "bias"]
+    assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
+
+
+@FORMATS
 def test_a_view_is_read_at_its_place_in_the_storage(saved: Any, zipped: bool):
     whole = torch.arange(24.0).reshape(4, 6)
     parts = {"a": whole[1:3, ::2], "b": whole.T, "c": whole[3, 5]}
@@ -243,6 +254,7 @@ def test_an_import_with_side_effects_does_not_happen(tmp_path: Path, saved: Any)
         (pickle.dumps({"weight": [1.0]}), "torch.save did not write it"),
         (b"PK\x03\x04 cut off", "corrupted"),
         (legacy_bytes(b"\x80\x02}."), "a dict without any tensor"),
+        (legacy_bytes(b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s."), "a dict without any tensor"),
         (legacy_bytes(b"\x80\x02]."), "holds a list, not a module"),
         (legacy_bytes(b"\x80\x02ctorch\nnn\n."), "holds the name torch.nn, not a module"),
         (legacy_bytes(b"\x80\x02\x82\x01."), "no pickle opcode EXT1"),

@@ -13,22 +13,11 @@ from typing import BinaryIO
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary file for writing that replaces the target when the context ends without error.
 
-    The temporary file is in the same folder, as `.NAME.<random>.tmp`. The previous content of the target
-    is kept if writing fails or the process is killed.
-
     Args:
         path: Path of the target; its folder must exist.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing_path(path) as temporary, open(temporary, "xb") as file:
+        yield file
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -37,21 +26,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         file.write(content)
 
 
-def to_disk(path: str | os.PathLike[str]) -> None:
-    """Bring the content of a file, or of all files in a folder, to the disk."""
-    found = Path(path)
-    for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
-        if file.is_file():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-
-
 @contextmanager
 def replacing_folder(path: str | os.PathLike[str], names: Collection[str]) -> Iterator[Path]:
     """Make a temporary folder that becomes the target when the context ends without error.
-
-    The temporary folder is beside the target, as `.NAME.<random>.tmp`. A folder at the target is kept
-    if writing fails, and removed once the new one is in its place.
 
     Args:
         path: Path of the target; the folder that it is in must exist.
@@ -70,20 +47,62 @@ def replacing_folder(path: str | os.PathLike[str], names: Collection[str]) -> It
         raise ValueError(
             f"{path} must be a new folder, or hold {sorted(names)} only, got {others[:5]} in it"
         )
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    old = temporary.with_suffix(".old")
-    temporary.mkdir()
+    with replacing_path(target) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+@contextmanager
+def replacing_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a free path; the file or folder made there replaces the target when the context ends.
+
+    The path is beside the target, as `.tmp.<random>.NAME`, with the endings of the target. What was at
+    the target is kept if an error is raised or the process is killed.
+
+    Args:
+        path: Path of the target; the folder that it is in must exist.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".tmp.{uuid.uuid4().hex}.{target.name}")
     try:
         yield temporary
         to_disk(temporary)
-        if target.exists():
-            os.replace(target, old)
-        try:
-            os.replace(temporary, target)
-        except OSError:
-            if old.exists():
-                os.replace(old, target)
-            raise
+        move(temporary, target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(temporary)
+
+
+def move(made: Path, target: Path) -> None:
+    """Move a complete file or folder to its place on the same disk, and remove what was there.
+
+    One rename replaces a file. A folder has to be moved away before, to `made` with the ending `.old`,
+    where it is found again if the process is killed between the two renames.
+    """
+    old = made.with_name(f"{made.name}.old")
+    remove(old)
+    if target.is_dir() or (made.is_dir() and target.exists()):
+        os.replace(target, old)
+    try:
+        os.replace(made, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def to_disk(path: str | os.PathLike[str]) -> None:
+    """Bring the content of a file, or of all files in a folder, to the disk."""
+    found = Path(path)
+    for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())

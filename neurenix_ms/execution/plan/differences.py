@@ -48,7 +48,7 @@ def differs(wanted: Tensor, got: Tensor | None, dim: int, same_length: bool = Fa
 
 
 def _apart(a: Tensor, b: Tensor, dim: int, tolerance: float) -> Tensor:
-    """Return which positions along `dim` differ by more than a share of the largest value of `a`.
+    """Return which positions along `dim` differ by more than a fraction of the largest value of `a`.
 
     Values without a difference, such as NaN, count as equal.
     """

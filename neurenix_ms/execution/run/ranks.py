@@ -241,10 +241,10 @@ class MeshRanks:
         flat = torch.cat(
             [here.mean.new_tensor([here.count]), *map(torch.ravel, (here.mean, here.var))]
         )
-        room = [torch.empty_like(flat) for _ in range(self.size)]
-        self._call(lambda: dist.all_gather(room, flat, group=self.group), flat)
+        gathered = [torch.empty_like(flat) for _ in range(self.size)]
+        self._call(lambda: dist.all_gather(gathered, flat, group=self.group), flat)
         total: Moments | None = None
-        for numbers in room:
+        for numbers in gathered:
             count = int(numbers[0])
             if count:
                 mean, var = numbers[1:].reshape(2, *here.mean.shape)
@@ -306,14 +306,15 @@ class MeshRanks:
         steps: list[dist.P2POp] = []
         sent: list[Tensor] = []
         for rank in range(self.size):
-            piece, room = pieces[rank], like[rank]
+            piece, empty = pieces[rank], like[rank]
             if rank == self.rank:
                 continue
             if piece is not None:
                 sent.append(piece.detach().contiguous())
                 steps.append(self._step(dist.isend, sent[-1], rank))
-            if room is not None:
-                received[rank] = got = torch.empty(room.shape, dtype=room.dtype, device=room.device)
+            if empty is not None:
+                got = torch.empty_like(empty, memory_format=torch.contiguous_format)
+                received[rank] = got
                 steps.append(self._step(dist.irecv, got, rank))
         if steps:
             self._call(lambda: [work.wait() for work in dist.batch_isend_irecv(steps)], *sent)
@@ -325,9 +326,9 @@ class MeshRanks:
 
     def gathered(self, value: Any) -> list[Any]:
         self.agree()
-        room = [None] * self.size
-        self._call(lambda: dist.all_gather_object(room, value, group=self.group), value)
-        return room
+        gathered = [None] * self.size
+        self._call(lambda: dist.all_gather_object(gathered, value, group=self.group), value)
+        return gathered
 
     def first(self, value: Any) -> Any:
         self.agree()
@@ -364,12 +365,12 @@ class MeshRanks:
 
     def _sent(self, value: Any, rank: int) -> Any:
         """Return the value of one rank, on all."""
-        room = [value]
+        sent = [value]
         source = value if rank == self.rank else None
         self._call(
-            lambda: dist.broadcast_object_list(room, group=self.group, group_src=rank), source
+            lambda: dist.broadcast_object_list(sent, group=self.group, group_src=rank), source
         )
-        return room[0]
+        return sent[0]
 
     def _sum(self, t: Tensor) -> None:
         self._call(lambda: dist.all_reduce(t, group=self.group), t)

@@ -38,7 +38,7 @@ class NoisyWaves(Dataset[tuple[Tensor, Tensor]]):
     """Dataset of images of a few plane waves with noise and without, each computed from its index.
 
     Args:
-        num_maps: Number of images.
+        num_images: Number of images.
         size: Pixels along both axes.
         seed: Seed of all images, not negative.
 
@@ -46,13 +46,13 @@ class NoisyWaves(Dataset[tuple[Tensor, Tensor]]):
         An item is the input `(1, size, size)` and the target of the same shape.
     """
 
-    def __init__(self, num_maps: int, size: int, seed: int = 0) -> None:
-        self.num_maps = num_maps
+    def __init__(self, num_images: int, size: int, seed: int = 0) -> None:
+        self.num_images = num_images
         self.size = size
         self.seed = seed
 
     def __len__(self) -> int:
-        return self.num_maps
+        return self.num_images
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         generator = generator_of(self.seed, index)
@@ -72,7 +72,7 @@ class BatchesOfSteps(Sampler[list[int]]):
     every `world_size`-th of them.
 
     Args:
-        num_maps: Images in a pass.
+        num_images: Images in a pass.
         batch_size: Images of a step in all processes together.
         num_steps: Steps of the whole run.
         first: The step to start from.
@@ -83,7 +83,7 @@ class BatchesOfSteps(Sampler[list[int]]):
 
     def __init__(
         self,
-        num_maps: int,
+        num_images: int,
         batch_size: int,
         num_steps: int,
         first: int = 0,
@@ -91,7 +91,7 @@ class BatchesOfSteps(Sampler[list[int]]):
         world_size: int = 1,
         seed: int = 0,
     ) -> None:
-        self.num_maps = num_maps
+        self.num_images = num_images
         self.batch_size = batch_size
         self.num_steps = num_steps
         self.first = first
@@ -108,13 +108,13 @@ class BatchesOfSteps(Sampler[list[int]]):
         orders: dict[int, list[int]] = {}
         for step in range(self.first, self.num_steps):
             draws = range(step * self.batch_size, (step + 1) * self.batch_size)
-            passes = {draw // self.num_maps for draw in draws}
+            passes = {draw // self.num_images for draw in draws}
             orders = {n: orders.get(n) or self._order(n) for n in passes}
-            batch = [orders[draw // self.num_maps][draw % self.num_maps] for draw in draws]
+            batch = [orders[draw // self.num_images][draw % self.num_images] for draw in draws]
             yield batch[self.rank :: self.world_size]
 
     def _order(self, number: int) -> list[int]:
-        return order_of(self.num_maps, self.seed, number).tolist()
+        return order_of(self.num_images, self.seed, number).tolist()
 
 
 class Waves(LightningDataModule):
@@ -122,7 +122,7 @@ class Waves(LightningDataModule):
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__()
-        self.data = NoisyWaves(options.maps, options.size, options.seed)
+        self.data = NoisyWaves(options.images, options.size, options.seed)
         self.batch_size = options.batch_size
         self.num_steps = options.steps
         self.run = {key: getattr(options, key) for key in RUN}
@@ -167,7 +167,7 @@ class LossCurve(Callback):
         self.losses = list(state_dict["losses"])
 
 
-RUN = ("maps", "size", "batch_size", "steps", "precision", "seed")
+RUN = ("images", "size", "batch_size", "steps", "precision", "seed")
 
 
 def main(argv: Sequence[str] | None = None, callbacks: Sequence[Callback] = ()) -> list[float]:
@@ -240,7 +240,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--devices", type=int, default=1, help="processes; torchrun overrides it")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu or auto")
-    parser.add_argument("--maps", type=int, default=512, help="images in a pass")
+    parser.add_argument("--images", type=int, default=512, help="images in a pass")
     parser.add_argument("--size", type=int, default=64, help="pixels along each axis")
     parser.add_argument(
         "--batch-size", type=int, default=16, help="images of a step, in all processes"
@@ -257,7 +257,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.devices = int(os.environ.get("LOCAL_WORLD_SIZE", options.devices))
     options.machines = int(os.environ.get("GROUP_WORLD_SIZE", 1))
-    check_at_least(parser, options, devices=1, maps=1, steps=1, checkpoint_every=1, size=4)
+    check_at_least(parser, options, devices=1, images=1, steps=1, checkpoint_every=1, size=4)
     num_processes = options.devices * options.machines
     if options.batch_size < 1 or options.batch_size % num_processes:
         parser.error(

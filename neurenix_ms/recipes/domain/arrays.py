@@ -1,9 +1,7 @@
-"""Arrays on disk: a noisy image and the clean one, made chunk by chunk, and room for the result."""
+"""Arrays on disk: a noisy image and the clean one, made chunk by chunk, and the place of the result."""
 
 import itertools
 import math
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurenix_ms._core.io.atomic import move
 from neurenix_ms._core.seeds import generator_of
 from neurenix_ms.datasets import create_array
 from neurenix_ms.datasets.readers import needed
@@ -40,13 +39,7 @@ def make_arrays(folder: Path, size: Sequence[int], seed: int) -> None:
         target[index] = clean.numpy()
         x[index] = (clean + NOISE * noise).numpy()
     for part, path in zip(parts, paths, strict=True):
-        replace_folder(part, path)
-
-
-def replace_folder(part: Path, path: Path) -> None:
-    """Put a finished array in its place."""
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(part, path)
+        move(part, path)
 
 
 def open_zarr(path: Path, mode: str = "r") -> Any:

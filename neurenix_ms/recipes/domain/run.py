@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from neurenix_ms import UNet
 from neurenix_ms._core.dims import SpatialDims
-from neurenix_ms._core.io.atomic import replacing
+from neurenix_ms._core.io.atomic import move, replacing
 from neurenix_ms.datasets import create_array
 from neurenix_ms.execution import TiledModel, accumulate_gradients
 from neurenix_ms.execution.progress import progress_bar
 from neurenix_ms.execution.run.setting import Schedule, Setting, TileSize, Whole, settle
-from neurenix_ms.recipes.domain.arrays import open_zarr, replace_folder
+from neurenix_ms.recipes.domain.arrays import open_zarr
 from neurenix_ms.recipes.domain.processes import Processes
 
 Norm = Literal["batch", "group", "instance"] | None
@@ -131,7 +131,7 @@ def train(
     """
     optimizer = torch.optim.SGD(run.model.parameters(), 0.02, momentum=0.9)
     losses = _resumed(run, optimizer, path) if path.exists() else []
-    run.processes.wait()  # nobody writes a checkpoint that another process still reads
+    run.processes.wait()  # no process writes a checkpoint that another one still reads
     run.model.train()
     first = run.processes.rank == 0
     with progress_bar(run.visible and first, "training", steps, "step") as advance:
@@ -162,7 +162,7 @@ def predict(run: Run, folder: Path) -> Path:
     run.predict(open_zarr(part, "r+"))
     run.processes.wait()
     if run.processes.rank == 0:
-        replace_folder(part, path)
+        move(part, path)
     run.processes.wait()
     return path
 

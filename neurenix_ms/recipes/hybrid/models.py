@@ -22,8 +22,8 @@ class DriftAdvection(nn.Module):
 
     Args:
         size: Cells along each axis of the square.
-        scheme: As in `Advection`.
-        substeps: As in `Advection`.
+        scheme: Scheme of `Advection`.
+        substeps: Number of its substeps.
 
     Shape:
         `(B, 1 + FIELDS, N, N)` -> `(B, 1, N, N)`
