@@ -22,12 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--train", action="store_true", help="memory of a training step, not of a forward pass")
     add("--shape", type=lengths, metavar="N,N,...", help="shape of a file of plain numbers")
+    add("--key", help="name of an array in a file of several; level of a TIFF pyramid")
     add("--dtype", help="type of a file of plain numbers, with its byte order, such as '>u2'")
 
 
 def run(options: argparse.Namespace) -> str:
     """Return the rows of the table."""
-    given = {"shape": options.shape, "dtype": options.dtype}
+    given = {"key": options.key, "shape": options.shape, "dtype": options.dtype}
     rows = _contents.contents(options.file, **{k: v for k, v in given.items() if v is not None})
     if options.input is not None:
         from neurenix_ms.bench import predict_memory

@@ -200,7 +200,10 @@ def predict_on(options: argparse.Namespace, mesh: Any, device: str) -> str:
         progress=not options.quiet and find_spec("tqdm") is not None,
     )
     resumed = f", {made.num_resumed} of them by an earlier run" if made.num_resumed else ""
-    return f"{made.path}: shape {made.shape}, {made.dtype}, {made.num_tiles} tiles{resumed}"
+    text = f"{made.path}: shape {made.shape}, {made.dtype}, {made.num_tiles} tiles{resumed}"
+    if missing := made.num_missing_chunks:
+        text += f"\n{options.source}: {missing} chunks are not in the file: read as its fill value"
+    return text
 
 
 def words(text: str) -> list[str]:

@@ -16,6 +16,7 @@ from neurenix_ms.datasets.readers import (
     READERS,
     FileError,
     check_layout,
+    keys_of,
     kind_of,
     open_raw,
     state_of,
@@ -68,6 +69,29 @@ def open_array(
     return DiskArray(Path(path), key, (shape, dtype, offset), fill)
 
 
+def keys_in(path: Path) -> list[str]:
+    """Return the keys of a file of several arrays, or levels; an empty list for one that has no keys.
+
+    Raises:
+        ValueError: If the file cannot be read.
+        ImportError: If the reader of this kind of file is missing (the extra `io`).
+    """
+    try:
+        return keys_of(path)
+    except Exception as error:
+        raise _of_reader(path, error) from error
+
+
+def _of_reader(path: Path, error: Exception) -> Exception:
+    """Return an error that names the file; the same one if it is of a kind that does."""
+    if isinstance(error, ImportError | FileError):
+        return error
+    if isinstance(error, PermissionError):
+        return ValueError(f"{path} must be readable, got {error.strerror}")
+    kind = kind_of(path)
+    return ValueError(f"{path} must be a complete {kind} file, got an error of its reader: {error}")
+
+
 class DiskArray:
     """An array in a file, read slice by slice; see `open_array`, which makes it.
 
@@ -104,18 +128,20 @@ class DiskArray:
                 self._source = open_raw(self.path, *self._layout)
             else:
                 self._source = READERS[kind](self.path, self.key)
-        except (ImportError, FileError):
-            raise
-        except PermissionError as error:
-            raise ValueError(f"{self.path} must be readable, got {error.strerror}") from error
-        except Exception as error:  # of a reader, at a file that is cut off or of another kind
-            raise ValueError(
-                f"{self.path} must be a complete {kind} file, got an error of its reader: {error}"
-            ) from error
+        except Exception as error:
+            raise _of_reader(self.path, error) from error
         self.dtype = np.dtype(self._source.array.dtype)
         if self.dtype.kind not in "biufc":
             self.close()
             raise ValueError(f"{self.path} must hold numbers or booleans, got type {self.dtype}")
+
+    @property
+    def num_missing_chunks(self) -> int:
+        """Number of chunks of a zarr array that are not in the file and are read as its fill value.
+
+        They were never written, hold nothing else, or are lost. 0 for other files.
+        """
+        return self._source.missing_chunks()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -56,6 +56,7 @@ class Source:
         attributes: What else the file says.
         close: Closes the file.
         coordinates: Reads the coordinates by name.
+        missing_chunks: Counts the chunks that are not in the file.
     """
 
     array: Any
@@ -65,6 +66,7 @@ class Source:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     close: Callable[[], None] = lambda: None
     coordinates: Callable[[], dict[str, Coordinate]] = dict
+    missing_chunks: Callable[[], int] = int
 
 
 def kind_of(path: Path) -> str:
@@ -113,7 +115,7 @@ def _npy(path: Path, key: Key) -> Source:
 
 def _npz(path: Path, key: Key) -> Source:
     with zipfile.ZipFile(path) as archive:
-        names = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        names = _npz_members(archive)
         info = names[_chosen(path, key, names)]
         if info.compress_type != zipfile.ZIP_STORED:
             raise FileError(
@@ -139,11 +141,15 @@ def _npz(path: Path, key: Key) -> Source:
     return Source(np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C"))
 
 
+def _npz_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+
 def _zarr(path: Path, key: Key) -> Source:
     zarr = needed("zarr")
     found = zarr.open(path, mode="r")
     if isinstance(found, zarr.Group):
-        arrays = {name: item for name, item in _members(found) if isinstance(item, zarr.Array)}
+        arrays = _zarr_arrays(found)
         found = arrays[_chosen(path, key, arrays)]
     else:
         _no_key(path, key)
@@ -152,7 +158,14 @@ def _zarr(path: Path, key: Key) -> Source:
     names = getattr(found.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
     units = attributes.get("units")
     fill = attributes.get("_FillValue")
-    return Source(KeptChunks(found), _names(names), units, fill, attributes)
+    return Source(
+        KeptChunks(found),
+        _names(names),
+        units,
+        fill,
+        attributes,
+        missing_chunks=lambda: found.nchunks - found.nchunks_initialized,
+    )
 
 
 def _check_codecs(path: Path, array: Any) -> None:
@@ -167,6 +180,10 @@ def _check_codecs(path: Path, array: Any) -> None:
             raise FileError(f"{path} must not hold pickled chunks, got the codec {name!r}")
 
 
+def _zarr_arrays(group: Any) -> dict[str, Any]:
+    return {name: item for name, item in _members(group) if not hasattr(item, "members")}
+
+
 def _members(group: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, item in group.members():
         yield f"{prefix}{name}", item
@@ -177,10 +194,7 @@ def _members(group: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 def _hdf5(path: Path, key: Key) -> Source:
     h5py = needed("h5py")
     file = h5py.File(path, "r")
-    arrays: dict[str, Any] = {}
-    file.visititems(
-        lambda name, item: arrays.update({name: item}) if isinstance(item, h5py.Dataset) else None
-    )
+    arrays = _hdf5_arrays(file)
     try:
         found = arrays[_chosen(path, key, arrays)]
     except FileError:
@@ -199,6 +213,14 @@ def _hdf5(path: Path, key: Key) -> Source:
     )
 
 
+def _hdf5_arrays(file: Any) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    file.visititems(
+        lambda name, item: arrays.update({name: item}) if hasattr(item, "shape") else None
+    )
+    return arrays
+
+
 class _Variable:
     """A variable of xarray that gives plain arrays; scale, offset and fill value are applied."""
 
@@ -213,10 +235,7 @@ class _Variable:
 def _netcdf(path: Path, key: Key) -> Source:
     xarray = needed("xarray")
     data = xarray.open_dataset(path, decode_times=False, cache=False)
-    fields = {name: item for name, item in data.data_vars.items() if item.ndim}
-    if key is None:
-        bounds = set(bounds_of(data))
-        fields = {name: item for name, item in fields.items() if name not in bounds}
+    fields = _netcdf_fields(data, with_bounds=key is not None)
     try:
         found = fields[_chosen(path, key, fields)]
     except FileError:
@@ -232,6 +251,13 @@ def _netcdf(path: Path, key: Key) -> Source:
         data.close,
         lambda: read_coordinates(data, found),
     )
+
+
+def _netcdf_fields(data: Any, with_bounds: bool = False) -> dict[str, Any]:
+    left_out = () if with_bounds else set(bounds_of(data))
+    return {
+        name: item for name, item in data.data_vars.items() if item.ndim and name not in left_out
+    }
 
 
 def _tiff(path: Path, key: Key) -> Source:
@@ -301,6 +327,28 @@ READERS: dict[str, Callable[[Path, Key], Source]] = {
     "stack": _stack,
     "nifti": _nifti,
 }
+
+
+def keys_of(path: Path) -> list[str]:
+    """Return the keys of a file of several arrays or levels; an empty list for one that has no keys."""
+    kind = kind_of(path)
+    if kind == "npz":
+        with zipfile.ZipFile(path) as archive:
+            return list(_npz_members(archive))
+    if kind == "zarr":
+        zarr = needed("zarr")
+        found = zarr.open(path, mode="r")
+        return sorted(_zarr_arrays(found)) if isinstance(found, zarr.Group) else []
+    if kind == "hdf5":
+        with needed("h5py").File(path, "r") as file:
+            return list(_hdf5_arrays(file))
+    if kind == "netcdf":
+        with needed("xarray").open_dataset(path, decode_times=False, cache=False) as data:
+            return list(_netcdf_fields(data))
+    if kind == "tiff":
+        with needed("tifffile").TiffFile(path) as file:
+            return [str(level) for level in range(len(file.series[0].levels))]
+    return []
 
 
 def _chosen(path: Path, key: Key, arrays: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Predict an array on disk from another by a model in a file."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -47,6 +48,8 @@ class Prediction:
         dtype: Its dtype.
         num_tiles: Number of tiles.
         num_resumed: Number of these that an earlier, interrupted run had finished.
+        num_missing_chunks: Number of chunks of a zarr source that are not in the file. They were read as
+            its fill value, which is wrong if they are lost.
 
     Examples:
         >>> Prediction(Path("labels.npy"), (1, 64, 64), "uint8", 4, 1).num_tiles
@@ -58,6 +61,7 @@ class Prediction:
     dtype: str
     num_tiles: int
     num_resumed: int
+    num_missing_chunks: int = 0
 
 
 @checked
@@ -230,6 +234,7 @@ def predict_file(
                 axes = _axes(images, reduce)
                 said = said_of_images(images, axes, made.shape, time_step, units, results.target)
                 results.finish(said.arguments(results.target))
+    made = dataclasses.replace(made, num_missing_chunks=array.num_missing_chunks)
     array.close()
     return made
 

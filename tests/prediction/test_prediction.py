@@ -18,8 +18,8 @@ import pytest
 import torch
 
 import neurenix_ms as nms
-from neurenix_ms.command import main
 from neurenix_ms._core.io.atomic import remove
+from neurenix_ms.command import main
 from neurenix_ms.datasets import create_array, open_array
 from neurenix_ms.execution.run.passes import Passes
 from neurenix_ms.prediction import predict_file, predicting, results
@@ -412,6 +412,16 @@ def test_an_input_that_changes_after_it_was_read_is_an_error(
             predict(source=source)
     assert not Path("out.npy").exists()
     assert predict(source=source, overwrite=True).num_resumed == 0
+
+
+def test_chunks_that_are_not_in_the_file_are_counted(folder: Path, capsys):
+    zarr_image()
+    assert predict(source="image.zarr").num_missing_chunks == 0
+    change(Path("image.zarr"), "removed")
+    assert open_array("image.zarr").num_missing_chunks == 1
+    words = ["--spatial-dims", "2", "--overwrite", "--quiet"]
+    assert main(["predict", "model.nx", "image.zarr", "out.npy", *words]) == 0
+    assert "image.zarr: 1 chunks are not in the file: read as" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("how", ["content", "removed", "renamed", "new"])
