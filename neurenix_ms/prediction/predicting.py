@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.io.atomic import naming
 from neurenix_ms.datasets.arrays import DiskArray, open_array
 from neurenix_ms.datasets.readers import files_in, number_dtype, state_of, unmap
 from neurenix_ms.execution import TiledModel
@@ -164,6 +165,7 @@ def predict_file(
         number_dtype("out_dtype", out_dtype)
     results, ranks = Results(Path(target)), ranks_of(mesh)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(naming(results.target, results.folder))
         with ranks.agreeing():
             check_one_machine(ranks)
             network = read_network(model, device)

@@ -1,6 +1,5 @@
 """Predictions from files to files, which resume after they are killed."""
 
-import errno
 import json
 import multiprocessing
 import os
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from disks import POSIX, files_up_to, read_only
 
 import neurenix_ms as nms
 from neurenix_ms._core.io.atomic import remove
@@ -285,46 +285,50 @@ def test_one_process_at_a_time_writes_a_target(folder: Path):
     assert predict().num_tiles == 30
 
 
+@POSIX
 def test_a_full_disk_is_an_error_before_anything_is_written(folder: Path, monkeypatch):
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "posix_fallocate", full)
         ran = stop_after(patch, 1000, Stop())
-        with pytest.raises(OSError, match="No space left"):
+        with files_up_to(4096), pytest.raises(OSError, match=r"File too large: 'out.npy'"):
             predict()
     assert len(ran) == 1  # which tells the shape of the result
     assert left() == ["image.npy", "model.nx"]
 
 
-def test_a_disk_that_is_full_at_the_end_loses_no_tile(folder: Path, monkeypatch):
-    class Full:
-        def __setitem__(self, *_: Any) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
+@POSIX
+@pytest.mark.parametrize("ending", ["tif", "h5", "nc"])
+def test_a_disk_that_is_full_at_the_end_loses_no_tile(folder: Path, ending: str):
+    target = f"out.{ending}"
+    predict("once.npy")
+    size = Path("once.npy").stat().st_size  # too little for the head of another format
+    with files_up_to(size), pytest.raises(OSError, match=f"File too large: '{target}'$"):
+        predict(target)
+    assert left() == [f".{target}.part", "image.npy", "model.nx", "once.npy"]
+    assert predict(target).num_resumed == 30
+    assert np.array_equal(open_array(target), np.load("once.npy"))
 
+
+@POSIX
+def test_a_disk_that_is_full_while_chunks_are_written_loses_no_tile(folder: Path, monkeypatch):
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    predict("once.npy")
     with monkeypatch.context() as patch:
-        patch.setattr(
-            results,
-            "create_array",
-            lambda path, *a, **k: (
-                create_array(path, *a, **k) if path.name.startswith("growing") else Full()
-            ),
-        )
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr(results.Results, "_convert", stop)
+        with pytest.raises(Stop):
             predict("out.zarr")
-    assert left() == [".out.zarr.part", "image.npy", "model.nx"]
+    with files_up_to(2000), pytest.raises(OSError, match=r"File too large: 'out.zarr'$"):
+        predict("out.zarr")
+    assert left() == [".out.zarr.part", "image.npy", "model.nx", "once.npy"]
     assert predict("out.zarr").num_resumed == 30
+    assert np.array_equal(open_array("out.zarr"), np.load("once.npy"))
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(folder: Path, monkeypatch):
-    def forbidden(self: Path, *_: Any, **__: Any) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "mkdir", forbidden)
-        with pytest.raises(PermissionError, match=r"Permission denied: '.out.npy.part'"):
-            predict()
+@POSIX
+def test_a_folder_that_cannot_be_written_is_an_error(folder: Path):
+    with read_only(folder), pytest.raises(PermissionError, match=r"Permission denied: 'out.npy'$"):
+        predict()
     with pytest.raises(ValueError, match="target must be in a folder that exists, got none/out"):
         predict("none/out.npy")
     assert left() == ["image.npy", "model.nx"]
