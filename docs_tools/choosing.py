@@ -182,7 +182,7 @@ def tiles(path: str | Path = TILES) -> str:
     Args:
         path: Results of the recipe `tiles`.
     """
-    ways = json.loads(Path(path).read_text("utf-8"))["maps"]
+    ways = json.loads(Path(path).read_text("utf-8"))["image"]
     lines = [
         "| method | difference, in standard deviations | CPU time | peak |",
         "|---|--:|--:|--:|",

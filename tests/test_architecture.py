@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,7 @@ CORE = [
     "orders",
     "dims",
     "convolution",
+    "constants",
     "operators",
     "inplace",
     "parsing",
@@ -126,3 +129,14 @@ def test_extras_are_imported_where_they_are_needed(path: Path):
 def test_every_file_has_a_docstring():
     for path in FILES:
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def loaded(statement: str) -> set[str]:
+    """The top-level packages that are loaded after a statement in a new process."""
+    words = f"{statement}; import sys; print(*sorted({{n.partition('.')[0] for n in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    return set(run.stdout.split()) - sys.stdlib_module_names
+
+
+def test_an_import_of_the_package_loads_nothing_but_torch():
+    assert loaded("import neurenix_ms") - loaded("import torch") == {"neurenix_ms"}

@@ -62,14 +62,19 @@ def finished(
 class NormAndAct(nn.Sequential):
     """A module that returns a new feature map, a norm and an activation, in that order.
 
+    Called with a `FiLM` and a condition too, they come between norm and activation.
+
     Shape:
         that of the first module
     """
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, x: Any, film: FiLM | None = None, condition: Tensor | None = None) -> Tensor:
         first, norm, act = self
         y = first(x)
-        return finished(norm, act, y) if is_inference(y) else act(norm(y))
+        if is_inference(y):
+            return finished(norm, act, y, film, condition)
+        y = norm(y)
+        return act(y if film is None else film(y, condition))
 
 
 def _normalized(norm: Any, y: Tensor) -> Tensor:

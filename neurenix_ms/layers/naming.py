@@ -14,7 +14,7 @@ from neurenix_ms._core.tracing import one_call, sizes_are_open
 
 Norm = Literal["batch", "instance", "group"] | Callable[[int], nn.Module] | None
 Act = (
-    Literal["relu", "leaky_relu", "gelu", "silu", "elu", "celu", "tanh"]
+    Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "celu", "tanh"]
     | Callable[[], nn.Module]
     | None
 )
@@ -22,6 +22,7 @@ Act = (
 ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
+    "prelu": nn.PReLU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "elu": nn.ELU,

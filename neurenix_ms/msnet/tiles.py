@@ -47,13 +47,13 @@ def predicted_in_tiles(
     for stage, fine, (coarse_share, share) in zip(
         stages[1:], scales[1:], pairwise(shares), strict=True
     ):
-        joined = Joined(fine, y, share, coarse_share)
+        joined = StageInput(fine, y, share, coarse_share)
         y = tiled(stage)(joined, args=args)  # the stage itself, so that its plan is reused
         correct(y, joined, mask_output and fine is scales[-1])
     return y
 
 
-def correct(y: Tensor, joined: "Joined", mask_output: bool) -> None:
+def correct(y: Tensor, joined: "StageInput", mask_output: bool) -> None:
     """Add the coarser prediction, which is part of the input of a stage, slab by slab."""
     features = joined.fine.shape[1]
     for start in range(0, y.shape[2], THIN_SLAB):
@@ -63,7 +63,7 @@ def correct(y: Tensor, joined: "Joined", mask_output: bool) -> None:
             y[slab] *= joined.fine[slab][:, :1] > 0
 
 
-class Joined:
+class StageInput:
     """The input of a stage, computed window by window: the array and the upsampled prediction.
 
     Args:

@@ -11,6 +11,8 @@ from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import CONVOLUTIONS, SpatialDims, check_positive, choose
 from neurenix_ms._core.sizes import Target, check_target
 from neurenix_ms._core.tracing import entries
+from neurenix_ms.layers.blocks import modulated
+from neurenix_ms.layers.conditioning import film_of, given_condition
 from neurenix_ms.layers.resize import Resize
 from neurenix_ms.multiscale.features import (
     Channels,
@@ -45,13 +47,15 @@ class AttentionFusion(Configured, nn.Module):
         target: Size of the result: "largest", "smallest", the index of a feature map, or a size.
         mode: Interpolation.
         align_corners: As in `F.interpolate`.
+        condition_channels: Length of the vector on which the result is conditioned, as blocks in `UNet`.
 
     Shape:
-        list of K `(B, in_channels[i], *S_i)`, or a dict of them -> `(B, out_channels, *T)`
+        list of K `(B, in_channels[i], *S_i)`, or a dict of them, and a `condition`
+        `(B, condition_channels)` if the module has one -> `(B, out_channels, *T)`
 
     Raises:
         ValueError: If a name is unknown, the list is empty or has the wrong length, or a feature map has
-            the wrong rank, number of channels or batch size.
+            the wrong rank, number of channels or batch size, or the condition does not fit.
 
     Source: "channel" Li et al. 2019, "Selective Kernel Networks", equations 1 to 6; "spatial" Chen et
     al. 2016, "Attention to Scale", equations 1 and 2.
@@ -78,6 +82,7 @@ class AttentionFusion(Configured, nn.Module):
         target: Target = "largest",
         mode: str = "bilinear",
         align_corners: bool = False,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = check_widths(in_channels, out_channels)
@@ -106,12 +111,15 @@ class AttentionFusion(Configured, nn.Module):
                 conv(count * out_channels, hidden, 3, padding=1), nn.ReLU(), conv(hidden, count, 1)
             )
             start_at_zero(self.spatial_scores)
+        self.film = film_of(condition_channels, out_channels)
 
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: Features, condition: Tensor | None = None) -> Tensor:
         features = as_list(features)
         check_features(features, self.in_channels, self.spatial_dims)
+        condition = given_condition(features[-1], condition, self.condition_channels)
         maps = self.project(features)
-        return weighted(entries(self._weights(maps).unbind(dim=1), len(maps)), maps)
+        fused = weighted(entries(self._weights(maps).unbind(dim=1), len(maps)), maps)
+        return modulated(self.film, fused, condition)
 
     def attention_weights(self, features: Features) -> Tensor:
         """Return the weights of K feature maps: `(B, K, C, 1..)`, `(B, K, 1, *T)` or `(B, K, C, *T)`."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer
 from neurenix_ms._core.config import Configured
+from neurenix_ms._core.constants import kept_constants
 from neurenix_ms._core.dims import CONVOLVE, SpatialDims, check_rank, choose
 from neurenix_ms._core.sizes import spatial
 from neurenix_ms._core.tracing import one_module
@@ -73,9 +74,13 @@ class Blur(nn.Module):
     def _convolved(self, x: Tensor) -> Tensor:
         """Blur all axes in one depthwise convolution, which is faster for few weights."""
         dims, channels = self.spatial_dims, x.shape[1]
-        kernel = x.new_tensor(self.table).expand(channels, 1, *[-1] * dims)
+        kernel = self._kernel(x).expand(channels, 1, *[-1] * dims)
         padded = F.pad(x, [self.before, self.after] * dims, self.padding_mode)
         return CONVOLVE[dims](padded, kernel, stride=self.strides, groups=channels)
+
+    def _kernel(self, like: Tensor) -> Tensor:
+        key = "blur", tuple(self.weights), self.spatial_dims, like.dtype, like.device
+        return kept_constants(self, "kernel", key, lambda: (like.new_tensor(self.table),))[0]
 
     def _blurred(self, x: Tensor, axis: int, stride: int) -> Tensor:
         kept = (x.shape[axis] + stride - 1) // stride

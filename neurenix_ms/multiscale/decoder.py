@@ -94,7 +94,7 @@ def make_ups(levels: Sequence[Slots], widths: Sequence[int], align_corners: bool
         middle = None
         if level.keeps_channels:
             middle = skip if level.skip == "sum" else joined // 2
-        ups.append(Up(up, level.make_block(joined, out, middle), merge))
+        ups.append(Up(up, level.make_decoder(joined, out, middle), merge))
         deep = out
     return ups
 
@@ -138,8 +138,9 @@ class UNetDecoder(Configured, nn.Module):
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
             `callable(in_channels, out_channels) -> Module`, which keeps the size (and takes a condition
             if its `forward` has a second argument for it).
-        up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
-            which multiplies the size by `stride`; None follows `bilinear`.
+        up: "linear", "nearest", "transposed", "transposed_norm" (with overlap, norm and activation),
+            "shuffle", "wavelet", or `callable(channels) -> Module`, which multiplies the size by
+            `stride`; None follows `bilinear`.
         skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
             with the skip and the upsampled feature map, both of the same size.
         depth: Number of blocks per level.

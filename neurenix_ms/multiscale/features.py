@@ -106,7 +106,11 @@ class Projections(nn.Module):
 
 def add(maps: Sequence[Tensor]) -> Tensor:
     """Return the sum of all feature maps."""
-    return reduce(torch.Tensor.add_, maps[2:], maps[0] + maps[1]) if len(maps) > 1 else maps[0]
+    return (
+        reduce(lambda total, y: total.add_(y), maps[2:], maps[0] + maps[1])
+        if len(maps) > 1
+        else maps[0]
+    )
 
 
 def weighted(weights: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:

@@ -17,6 +17,8 @@ from neurenix_ms._core.hooks import is_observed
 from neurenix_ms._core.orders import check_order_of_scales
 from neurenix_ms._core.sizes import Size, Target, check_scales, check_target, spatial, target_size
 from neurenix_ms._core.tracing import entries, one_module, sizes_are_open
+from neurenix_ms.layers.blocks import modulated
+from neurenix_ms.layers.conditioning import film_of, given_condition
 from neurenix_ms.layers.inference import NormAndAct
 from neurenix_ms.layers.naming import Act, Norm, make_act, make_norm
 from neurenix_ms.layers.resize import Resize
@@ -139,14 +141,17 @@ class FeatureFusion(Configured, nn.Module):
         act: Activation after the normalization.
         attention: Kind of "attention", see `AttentionFusion`.
         reduction: Divisor for its hidden width, see `AttentionFusion`.
+        condition_channels: Length of the vector on which the result is conditioned, as blocks in `UNet`:
+            that of "concat" after the norm.
 
     Shape:
-        list of `(B, in_channels[i], *S_i)`, or a dict of them in that order ->
-        `(B, out_channels, *T)`
+        list of `(B, in_channels[i], *S_i)`, or a dict of them in that order, and a `condition`
+        `(B, condition_channels)` if the module has one -> `(B, out_channels, *T)`
 
     Raises:
         ValueError: If a name is unknown, the list is empty or has the wrong length, or a feature map has
-            the wrong rank, number of channels or batch size; the message names its index.
+            the wrong rank, number of channels or batch size (the message names its index), or the
+            condition does not fit.
 
     "concat" resizes, concatenates, and applies a 1x1 convolution, norm and activation; the convolution
     is computed at the size of every feature map. The other methods project feature maps whose channels
@@ -175,6 +180,7 @@ class FeatureFusion(Configured, nn.Module):
         act: Act = "relu",
         attention: AttentionKind = "channel",
         reduction: int = 16,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         if fusion_method not in METHODS:
@@ -206,12 +212,21 @@ class FeatureFusion(Configured, nn.Module):
             self.fuse = Projections(
                 self.in_channels, out_channels, spatial_dims, self.target, resize
             )
+        self.film = film_of(condition_channels, out_channels)
 
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: Features, condition: Tensor | None = None) -> Tensor:
         features = as_list(features)
         check_features(features, self.in_channels, self.spatial_dims)
+        condition = given_condition(features[-1], condition, self.condition_channels)
+        if self.fusion_method == "concat":
+            return (
+                self.fuse(features)
+                if condition is None
+                else self.fuse(features, self.film, condition)
+            )
         fused = self.fuse(features)
-        return COMBINATIONS[self.fusion_method](fused) if isinstance(fused, list) else fused
+        fused = COMBINATIONS[self.fusion_method](fused) if isinstance(fused, list) else fused
+        return modulated(self.film, fused, condition)
 
 
 class ScaleFusion(Configured, nn.Module):
@@ -232,9 +247,11 @@ class ScaleFusion(Configured, nn.Module):
         act: Activation after the normalization.
         attention: Kind of "attention", see `AttentionFusion`.
         reduction: Divisor for its hidden width, see `AttentionFusion`.
+        condition_channels: As in FeatureFusion.
 
     Shape:
-        list of `(B, in_channels, *S_i)` -> `(B, out_channels, *S)` of the largest scale
+        list of `(B, in_channels, *S_i)`, and a `condition` `(B, condition_channels)` if the module has
+        one -> `(B, out_channels, *S)` of the largest scale
 
     Raises:
         ValueError: If a scale is not finite and positive, a feature map of a larger scale is smaller, or
@@ -263,6 +280,7 @@ class ScaleFusion(Configured, nn.Module):
         act: Act = "relu",
         attention: AttentionKind = "channel",
         reduction: int = 16,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.scales = check_scales(scales)
@@ -278,10 +296,11 @@ class ScaleFusion(Configured, nn.Module):
             act=act,
             attention=attention,
             reduction=reduction,
+            condition_channels=condition_channels,
         )
 
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: Features, condition: Tensor | None = None) -> Tensor:
         features = as_list(features)
         check_features(features, self.fuse.in_channels, self.spatial_dims)
         check_order_of_scales(features, self.scales)
-        return self.fuse(features)
+        return self.fuse(features, condition)

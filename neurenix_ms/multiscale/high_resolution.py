@@ -19,7 +19,7 @@ from neurenix_ms._core.dims import (
 )
 from neurenix_ms._core.sizes import Size, fit, spatial
 from neurenix_ms.checkpointing import checkpointed, recomputed, recomputes
-from neurenix_ms.layers.blocks import ConvSpec
+from neurenix_ms.layers.blocks import ConvSpec, modulated
 from neurenix_ms.layers.conditioning import given_condition, keyword
 from neurenix_ms.layers.levels import Double
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable, make_act, make_norm
@@ -38,7 +38,8 @@ class Joined(nn.Module):
     concatenating them.
 
     Shape:
-        list of `(B, widths[i], *S_i)` and a size `S` -> `(B, out_channels, *S)`
+        list of `(B, widths[i], *S_i)`, a size `S` and the condition `(B, K)` of a conditioned network ->
+        `(B, out_channels, *S)`
 
     Source: Wang et al. 2019, section 3.2 and figure 4 (b): HRNetV2.
     """
@@ -61,14 +62,16 @@ class Joined(nn.Module):
         )
         self.sum = Sum(0, replace(spec, act=None), "linear")
         self.norm = make_norm(spec.norm, hidden_channels, dims)
+        self.film = spec.film(hidden_channels)
         self.act = make_act(spec.act)
         self.head = Head(hidden_channels, out_channels, dims, None)
         self.enlarge = Double(dims, False, "linear", (2**reductions,) * dims)
         self.final = make_final(final_activation)
 
-    def forward(self, streams: list[Tensor], size: Size) -> Tensor:
+    def forward(self, streams: list[Tensor], size: Size, condition: Tensor | None = None) -> Tensor:
         maps = [point(x) for point, x in zip(self.points, streams, strict=True)]
-        y = recomputed(self.act, recomputed(self.norm, self.sum(*maps)))
+        y = modulated(self.film, recomputed(self.norm, self.sum(*maps)), condition)
+        y = recomputed(self.act, y)
         return self.final(fit(self.enlarge(self.head(y)), size))
 
 
@@ -102,8 +105,8 @@ class HighResolutionNetwork(Configured, nn.Module):
         dropout: Channel dropout probability after every block.
         final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
             or a module class.
-        condition_channels: Length of the vector on which every block along a stream is conditioned, as
-            in `UNet`; the stem and the exchanges are not.
+        condition_channels: Length of the vector on which every block and every other convolution with a
+            norm is conditioned, as blocks in `UNet`.
 
     Shape:
         `(B, in_channels, *S)`, and a `condition` `(B, condition_channels)` if the network has one ->
@@ -161,12 +164,9 @@ class HighResolutionNetwork(Configured, nn.Module):
         check_positive(**{f"num_modules[{i}]": n for i, n in enumerate(modules)})
         spec = ConvSpec(
             spatial_dims, norm=norm, act=act, conv_bias=conv_bias, padding_mode=padding_mode,
-            dropout=dropout,
+            dropout=dropout, condition_channels=condition_channels,
         )  # fmt: skip
-        levels = slots_of_levels(
-            len(widths) - 1, replace(spec, condition_channels=condition_channels), None,
-            block=block, depth=depth, stride=2,
-        )  # fmt: skip
+        levels = slots_of_levels(len(widths) - 1, spec, None, block=block, depth=depth, stride=2)
         self.features = widths
         stem = [in_channels, *[stem_channels] * stem_reductions]
         self.stem = nn.ModuleList(spec.layer(a, b, stride=2) for a, b in pairwise(stem))
@@ -180,7 +180,8 @@ class HighResolutionNetwork(Configured, nn.Module):
                     entering = [stem[-1]]
                 stage.append(StreamBlock(levels[:count], entering, widths[:count], up))
             self.stages.append(stage)
-        check_conditioned(self.stages, condition_channels)
+        streams = [m.blocks for m in self.stages.modules() if isinstance(m, StreamBlock)]
+        check_conditioned(nn.ModuleList(streams), condition_channels)
         self.head: Joined | None = None
         if out_channels is not None:
             hidden = sum(widths) if hidden_channels is None else hidden_channels
@@ -197,7 +198,8 @@ class HighResolutionNetwork(Configured, nn.Module):
     @recomputes
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor | list[Tensor]:
         streams = self._streams(x, condition)
-        return streams if self.head is None else self.head(streams, spatial(x))
+        given = keyword("condition", condition)
+        return streams if self.head is None else self.head(streams, spatial(x), **given)
 
     @recomputes
     def forward_features(self, x: Tensor, condition: Tensor | None = None) -> list[Tensor]:
@@ -211,11 +213,11 @@ class HighResolutionNetwork(Configured, nn.Module):
         halvings = len(self.stem) + len(self.branch)
         check_normalizable(self.norm, self.training, x, halvings, rounds_up=True)
         for layer in self.stem:
-            x = checkpointed(layer, x)
+            x = checkpointed(layer, x, **given)
         streams = [x]
         for index, stage in enumerate(self.stages):
             if index > 0:
-                streams.append(checkpointed(self.branch[index - 1], streams[-1]))
+                streams.append(checkpointed(self.branch[index - 1], streams[-1], **given))
             for module in cast(nn.ModuleList, stage):
                 streams = module(streams, **given)
         return streams

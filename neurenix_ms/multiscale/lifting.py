@@ -99,13 +99,72 @@ def merge(bands: Sequence[Tensor], size: Sequence[int], wavelet: Wavelet, period
     Entries of a high band beyond `floor(n / 2)` are not read.
     """
     scales = _scales(wavelet, len(size))
+    is_plain = _are_plain(bands)
+    if is_plain and wavelet.is_pairwise:
+        return _pairs_merged(list(bands), size).mul_(1 / scales[0])
+    if is_plain and len(bands) > 2:
+        return _merged_together(bands, size, scales, wavelet, periodic)
     maps = [band * (1 / scale) for band, scale in zip(bands, scales, strict=True)]
     for axis, n in enumerate(size, start=2):
         merged: list[Tensor] = []
         while maps:
-            merged.append(_merge_axis([maps.pop(0), maps.pop(0)], n, axis, wavelet, periodic))
+            pair = [maps.pop(0), maps.pop(0)]
+            merged.append(_merge_axis(pair, n, axis, wavelet, periodic, is_plain))
         maps = merged
     return maps[0]
+
+
+def _pairs_merged(maps: list[Tensor], size: Sequence[int]) -> Tensor:
+    """Return sums and differences of Haar bands, whose scales are equal but for the sign."""
+    for axis, n in enumerate(size, start=2):
+        merged: list[Tensor] = []
+        while maps:
+            merged.append(_summed_pairs(maps.pop(0), maps.pop(0), n, axis))
+        maps = merged
+    return maps[0]
+
+
+def _summed_pairs(low: Tensor, high: Tensor, n: int, axis: int) -> Tensor:
+    y, even, odd = _interleaved(low, n, axis)
+    if n % 2:  # the last entry has no partner
+        even.narrow(axis, n // 2, 1).copy_(low.narrow(axis, n // 2, 1))
+        low, high, even = (x.narrow(axis, 0, n // 2) for x in (low, high, even))
+    torch.add(low, high, out=even)
+    torch.sub(low, high, out=odd)
+    return y
+
+
+def _interleaved(low: Tensor, n: int, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a new tensor with `n` entries along an axis, and views of the even and the odd ones."""
+    shape = list(low.shape)
+    if n % 2:
+        shape[axis] = n
+        y = low.new_empty(shape)
+        return y, _every_second(y, axis, 0), _every_second(y, axis, 1)
+    pairs = low.new_empty(*shape[: axis + 1], 2, *shape[axis + 1 :])  # cheaper than steps of two
+    return pairs.flatten(axis, axis + 1), pairs.select(axis + 1, 0), pairs.select(axis + 1, 1)
+
+
+def _merged_together(
+    bands: Sequence[Tensor],
+    size: Sequence[int],
+    scales: Sequence[float],
+    wavelet: Wavelet,
+    periodic: bool,
+) -> Tensor:
+    """Merge all pairs of bands of an axis in the same calls: small bands take the time of the calls."""
+    y = _unscaled(bands, scales)
+    for axis, n in enumerate(size, start=3):
+        y = _merge_axis([y[::2], y[1::2]], n, axis, wavelet, periodic, is_plain=True)
+    return y[0]
+
+
+def _unscaled(bands: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+    """Return all bands, divided by their scales, along a new first axis."""
+    y = bands[0].new_empty(len(bands), *bands[0].shape)
+    for band, scale, place in zip(bands, scales, y, strict=True):
+        torch.mul(band, 1 / scale, out=place)
+    return y
 
 
 def _scales(wavelet: Wavelet, axes: int) -> list[float]:
@@ -126,25 +185,22 @@ def _split_axis(x: Tensor, axis: int, wavelet: Wavelet, periodic: bool) -> list[
     return _lifted(bands, wavelet.steps, axis, wavelet, periodic, fresh=[False, False])
 
 
-def _merge_axis(bands: list[Tensor], n: int, axis: int, wavelet: Wavelet, periodic: bool) -> Tensor:
+def _merge_axis(
+    bands: list[Tensor], n: int, axis: int, wavelet: Wavelet, periodic: bool, is_plain: bool
+) -> Tensor:
     if _is_one(n):
         return bands[LOW] * (wavelet.scales[LOW] / ROOT2)
     length = bands[LOW].shape[axis]
-    if wavelet.is_pairwise and _is_plain(bands[LOW]) and n == 2 * length:
-        return _paired(bands[LOW], bands[HIGH], axis)
     back = [(band, {k: -w for k, w in taps.items()}) for band, taps in reversed(wavelet.steps)]
     bands[HIGH] = bands[HIGH].narrow(axis, 0, n // 2)
     bands = _lifted(bands, back, axis, wavelet, periodic, fresh=[True, True])
+    if is_plain:
+        y, even, odd = _interleaved(bands[LOW], n, axis)
+        even.copy_(bands[LOW])
+        odd.copy_(bands[HIGH])
+        return y
     bands[HIGH] = _fitted(bands[HIGH], length, axis)
     return torch.stack(bands, axis + 1).flatten(axis, axis + 1).narrow(axis, 0, n)
-
-
-def _paired(low: Tensor, high: Tensor, axis: int) -> Tensor:
-    """Return the inverse of the Haar steps, written to its places without copies of both halves."""
-    y = low.new_empty(*low.shape[: axis + 1], 2, *low.shape[axis + 1 :])
-    torch.sub(low, high, alpha=0.5, out=y.select(axis + 1, 0))
-    torch.add(low, high, alpha=0.5, out=y.select(axis + 1, 1))
-    return y.flatten(axis, axis + 1)
 
 
 def _lifted(
@@ -246,11 +302,15 @@ def _is_one(n: int) -> bool:
     return not is_jit_tracing() and is_known(n == 1)
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Return whether results may be written to a given tensor."""
-    if not _is_overwritten(x) or is_watched():  # first, because compilers do not know the others
+def _are_plain(bands: Sequence[Tensor]) -> bool:
+    """Return whether results of bands may be written to a given tensor."""
+    if not all(map(_is_overwritten, bands)) or is_watched():  # compilers do not know the others
         return False
-    return is_dense(x) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    dtype = bands[0].dtype
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return False
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return all(is_dense(band) and band.dtype == dtype and not wrapped(band) for band in bands)
 
 
 def _is_overwritten(fresh: Tensor) -> bool:

@@ -7,12 +7,14 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms._core.dims import CONVOLUTIONS
+from neurenix_ms._core.dims import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from neurenix_ms._core.sizes import fit, spatial
 from neurenix_ms._core.tracing import one_call, one_module
 from neurenix_ms.checkpointing import recomputed
 from neurenix_ms.layers.blocks import ConvSpec, joined
 from neurenix_ms.layers.conditioning import keyword
+from neurenix_ms.layers.inference import finished, is_inference
+from neurenix_ms.layers.naming import make_act, make_norm
 from neurenix_ms.multiscale.lifting import WAVELETS, merge, split
 from neurenix_ms.multiscale.shuffling import PixelShuffle
 
@@ -107,6 +109,35 @@ def haar_merged(bands: Tensor, channels: int) -> Tensor:
     """Return the feature map of so many channels that has these bands of a Haar wavelet."""
     size = tuple(2 * n for n in spatial(bands))
     return merge(bands.split(channels, dim=1), size, WAVELETS["haar"], periodic=False)
+
+
+class TransposedNormAct(nn.Module):
+    """A transposed convolution whose windows overlap, a normalization and an activation.
+
+    A window is half as long again as the stride, rounded down: 3 pixels for a stride of 2.
+
+    Shape:
+        `(B, C_in, *S)` -> `(B, C_out, *S * stride)`
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: Sequence[int], spec: ConvSpec
+    ) -> None:
+        super().__init__()
+        more = tuple(n // 2 for n in stride)
+        self.conv = TRANSPOSED_CONVOLUTIONS[spec.spatial_dims](
+            in_channels, out_channels, tuple(n + k for n, k in zip(stride, more, strict=True)),
+            stride=tuple(stride), padding=more, output_padding=more,
+            bias=spec.norm is None if spec.conv_bias is None else spec.conv_bias,
+        )  # fmt: skip
+        self.norm = make_norm(spec.norm, out_channels, spec.spatial_dims)
+        self.act = make_act(spec.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if is_inference(y):
+            return finished(self.norm, self.act, y)
+        return recomputed(self.act, recomputed(self.norm, y))
 
 
 class Shuffled(nn.Module):

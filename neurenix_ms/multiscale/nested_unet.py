@@ -57,8 +57,9 @@ class NestedUNet(Configured, nn.Module):
         down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided" (by the first convolution
             of the next coarser block), or `callable(channels) -> Module`, which divides the size by
             `stride`, and may change the channels.
-        up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
-            which multiplies the size by `stride`.
+        up: "linear", "nearest", "transposed", "transposed_norm" (with overlap, norm and activation),
+            "shuffle", "wavelet", or `callable(channels) -> Module`, which multiplies the size by
+            `stride`.
         skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
             with the concatenated nodes before it and the upsampled feature map.
         depth: Number of blocks per node.
@@ -210,8 +211,9 @@ class NestedUNetDecoder(Configured, nn.Module):
         spatial_dims: Number of spatial axes.
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or
             `callable(in_channels, out_channels) -> Module`, which keeps the size.
-        up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
-            which multiplies the size by `stride`.
+        up: "linear", "nearest", "transposed", "transposed_norm" (with overlap, norm and activation),
+            "shuffle", "wavelet", or `callable(channels) -> Module`, which multiplies the size by
+            `stride`.
         skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
             with the concatenated nodes before it and the upsampled feature map.
         depth: Number of blocks per node.

@@ -23,7 +23,7 @@ from neurenix_ms._core.sizes import check_halvings, check_reducible, spatial
 from neurenix_ms._core.tracing import entries
 from neurenix_ms.checkpointing import recomputes
 from neurenix_ms.layers.blocks import ConvSpec, Edge
-from neurenix_ms.layers.conditioning import given_condition
+from neurenix_ms.layers.conditioning import FiLM, given_condition
 from neurenix_ms.layers.levels import LevelFeatures
 from neurenix_ms.layers.naming import Act, Norm, check_normalizable
 from neurenix_ms.layers.resize import Resize
@@ -70,8 +70,9 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided" (by the first convolution
             of the next coarser block), or `callable(channels) -> Module`, which divides the size by
             `stride`, and may change the channels.
-        up: "nearest", "linear", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
-            which multiplies the size by `stride`.
+        up: "nearest", "linear", "transposed", "transposed_norm" (with overlap, norm and activation),
+            "shuffle", "wavelet", or `callable(channels) -> Module`, which multiplies the size by
+            `stride`.
         skip: "sum", "concat", "attention", or `callable(skip_channels, up_channels) -> Module`, called
             with a feature map of `pyramid_channels` and the upsampled one; if it returns other
             channels, a 1x1 convolution follows.
@@ -222,14 +223,17 @@ class PyramidFusion(Configured, nn.Module):
         out_channels: Channels of every result; by default those of the (first) feature map.
         num_scales: Number of feature maps, if `in_channels` is one number.
         spatial_dims: Number of spatial axes.
+        condition_channels: Length of the vector on which every result is conditioned, as blocks in
+            `UNet`.
 
     Shape:
-        list of `(B, in_channels[i], *S_i)` -> list of `(B, out_channels, *S_i)`; a dict of feature maps,
-        finest first, gives an ordered dict with the same names, as torchvision's networks expect
+        list of `(B, in_channels[i], *S_i)`, and a `condition` `(B, condition_channels)` if the neck has
+        one -> list of `(B, out_channels, *S_i)`; a dict of feature maps, finest first, gives an ordered
+        dict with the same names, as torchvision's networks expect
 
     Raises:
-        ValueError: If a count is below 1, the list has another length, or a feature map has other
-            channels, another rank or batch size.
+        ValueError: If a count is below 1, the list has another length, a feature map has other
+            channels, another rank or batch size, or the condition does not fit.
 
     Source: Lin et al. 2017, "Feature Pyramid Networks", section 3; arithmetic of torchvision's
     `FeaturePyramidNetwork`.
@@ -250,6 +254,7 @@ class PyramidFusion(Configured, nn.Module):
         num_scales: int = 4,
         *,
         spatial_dims: SpatialDims = 2,
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_positive(num_scales=num_scales)
@@ -265,19 +270,31 @@ class PyramidFusion(Configured, nn.Module):
         self.laterals = nn.ModuleList(conv(n, out, 1) for n in widths)
         self.outputs = nn.ModuleList(conv(out, out, 3, padding=1) for _ in widths)
         self.resize = Resize("nearest", spatial_dims)
+        self.films: nn.ModuleList | None = None
+        if condition_channels is not None:
+            self.films = nn.ModuleList(FiLM(condition_channels, out) for _ in widths)
 
     @overload
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]: ...
+    def forward(
+        self, features: Sequence[Tensor], condition: Tensor | None = None
+    ) -> list[Tensor]: ...
     @overload
-    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
-    def forward(self, features: Features) -> list[Tensor] | dict[str, Tensor]:
+    def forward(
+        self, features: Mapping[str, Tensor], condition: Tensor | None = None
+    ) -> dict[str, Tensor]: ...
+    def forward(
+        self, features: Features, condition: Tensor | None = None
+    ) -> list[Tensor] | dict[str, Tensor]:
         names = list(features) if isinstance(features, Mapping) else None
         features = as_list(features)
         check_features(features, self.widths, self.spatial_dims)
         check_descending(features, "features")
         features = entries(features, len(self.widths))
+        condition = given_condition(features[-1], condition, self.condition_channels)
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for finer in range(len(maps) - 2, -1, -1):
             maps[finer] = maps[finer] + self.resize(maps[finer + 1], spatial(maps[finer]))
         results = [output(x) for output, x in zip(self.outputs, maps, strict=True)]
+        if self.films is not None:
+            results = [film(y, condition) for film, y in zip(self.films, results, strict=True)]
         return results if names is None else OrderedDict(zip(names, results, strict=True))

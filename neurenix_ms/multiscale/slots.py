@@ -28,12 +28,13 @@ from neurenix_ms.multiscale.named import (
     Stack,
     Sum,
     Synthesis,
+    TransposedNormAct,
 )
 from neurenix_ms.multiscale.shuffling import PixelUnshuffle
 
 BlockName = Literal["single", "double", "residual", "preactivation", "convnext", "inverted"]
 DownName = Literal["max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided"]
-UpName = Literal["linear", "nearest", "transposed", "shuffle", "wavelet"]
+UpName = Literal["linear", "nearest", "transposed", "transposed_norm", "shuffle", "wavelet"]
 SkipName = Literal["concat", "sum", "attention"]
 Block = BlockName | Callable[[int, int], nn.Module]
 Down = DownName | Callable[[int], nn.Module]
@@ -64,6 +65,8 @@ class Slots:
         up: How that is undone.
         skip: How both are merged.
         stride: Pixels per pixel of the next coarser level, along every axis.
+        decoder_block: The block after the coarser levels; "same" takes `block`.
+        decoder_spec: Its convolutions; None takes `spec`.
     """
 
     spec: ConvSpec
@@ -75,6 +78,8 @@ class Slots:
     stride: tuple[int, ...] = (2, 2)
     index: int = 0
     entry: tuple[int, ...] | None = None  # stride of the first convolution of the encoder
+    decoder_block: Block | Literal["same"] = "same"
+    decoder_spec: ConvSpec | None = None
 
     @property
     def keeps_channels(self) -> bool:
@@ -110,6 +115,14 @@ class Slots:
             return first
         more = (self._one_block(out_channels, out_channels) for _ in range(self.depth - 1))
         return Stack(first, *more)
+
+    def make_decoder(
+        self, in_channels: int, out_channels: int, middle_channels: int | None = None
+    ) -> nn.Module:
+        """Return the block of the decoder, or a stack of them."""
+        block = self.block if self.decoder_block == "same" else self.decoder_block
+        slots = replace(self, block=block, spec=self.decoder_spec or self.spec)
+        return slots.make_block(in_channels, out_channels, middle_channels)
 
     def _one_block(
         self,
@@ -174,6 +187,8 @@ class Slots:
             edge = stride[0] if len(set(stride)) == 1 else stride
             transposed = TRANSPOSED_CONVOLUTIONS[dims]
             return transposed(in_channels, out_channels, edge, stride=edge), out_channels
+        if self.up == "transposed_norm":
+            return TransposedNormAct(in_channels, out_channels, stride, self.spec), out_channels
         if self.up == "shuffle":
             return Shuffled(in_channels, out_channels, stride, self.spec), out_channels
         choose({"wavelet": None}, self.up, "up")
@@ -239,6 +254,8 @@ def slots_of_levels(
         edges = edges_of(kernels[i], spec.spatial_dims)
         finer = levels[-1] if levels and levels[-1].down == "strided" else None
         entry = None if finer is None else finer.stride
+        if chosen.get("decoder_spec") is not None:
+            chosen["decoder_spec"] = replace(chosen["decoder_spec"], kernel_size=edges)
         levels.append(Slots(replace(spec, kernel_size=edges), index=i, entry=entry, **chosen))
     return levels
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integers
 from neurenix_ms._core.config import Configured
+from neurenix_ms._core.constants import kept_constants
 from neurenix_ms._core.dims import (
     CONVOLUTIONS,
     SpatialDims,
@@ -17,9 +18,10 @@ from neurenix_ms._core.dims import (
     check_rank,
     choose,
 )
-from neurenix_ms._core.sizes import spatial
 from neurenix_ms._core.tracing import one_module
 from neurenix_ms.checkpointing import recomputed, recomputes
+from neurenix_ms.layers.blocks import modulated
+from neurenix_ms.layers.conditioning import film_of, given_condition
 from neurenix_ms.layers.naming import Act, make_act
 
 
@@ -46,40 +48,22 @@ class FourierLayer(nn.Module):
     @one_module
     def forward(self, x: Tensor) -> Tensor:
         *leading, last = range(x.ndim - 2)
-        waves = [self.waves(axis, n, x) for axis, n in enumerate(spatial(x))]
-        cos, sin = waves[last]
-        matrix = torch.cat([cos, -sin], dim=1) / x.shape[-1]
-        z = (x @ matrix).unflatten(-1, (2, -1)).movedim(-2, 2)
+        to_modes, counts = self._transform(last, x)
+        z = (x @ to_modes).unflatten(-1, (2, -1)).movedim(-2, 2)
         for axis in leading:
-            cos, sin = waves[axis]
-            matrix = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
-            z = along(z, 3 + axis, matrix / x.shape[2 + axis])
-        z = self.mixed(z)
-        for axis in leading:
-            cos, sin = waves[axis]
-            # the transposed of the matrix above: its real part is even, its imaginary part odd
-            matrix = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]).T
-            z = along(z, 3 + axis, matrix)
-        cos, sin = waves[last]
-        twice = torch.full_like(cos[0], 2.0)
-        twice[0] = 1.0  # but for the mean, every mode stands for its negative one too
-        matrix = torch.cat([twice * cos, -twice * sin], dim=1).T
-        return z.movedim(2, -2).flatten(-2) @ matrix
+            z = along(z, 3 + axis, self._transform(axis, x)[0])
+        z = self.mixed(z) * counts
+        for (
+            axis
+        ) in leading:  # the transposed of a real part that is even, an imaginary one that is odd
+            z = along(z, 3 + axis, self._transform(axis, x)[0].T)
+        return z.movedim(2, -2).flatten(-2) @ to_modes.T
 
-    def waves(self, axis: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of the modes of an axis at its pixels, `(size, modes)` each.
-
-        Modes that the grid does not resolve are zero.
-        """
-        most, last = self.modes[axis] - 1, axis == len(self.modes) - 1
-        exact = torch.promote_types(like.dtype, torch.float32)
-        # the turns of a mode are whole numbers over the size, which keeps long axes exact
-        modes = torch.arange(0 if last else -most, most + 1, device=like.device)
-        pixels = torch.arange(size, device=like.device)
-        turns = (pixels.unsqueeze(1) * modes).remainder(size).to(exact)
-        angle = turns * (2 * math.pi / size)
-        resolved = 2 * modes.abs() < size
-        return (angle.cos() * resolved).to(like.dtype), (angle.sin() * resolved).to(like.dtype)
+    def _transform(self, axis: int, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the orthonormal transform of an axis, and how many modes every kept one stands for."""
+        size, modes, last = x.shape[2 + axis], self.modes[axis], axis == len(self.modes) - 1
+        key = "fourier", size, modes, last, x.dtype, x.device
+        return kept_constants(self, axis, key, lambda: transform(size, modes, last, x))
 
     def mixed(self, z: Tensor) -> Tensor:
         """Multiply the modes by their matrices, as real products of real and imaginary parts."""
@@ -91,6 +75,30 @@ class FourierLayer(nn.Module):
         real = by_real[:, 0] - by_imaginary[:, 1]
         imaginary = by_real[:, 1] + by_imaginary[:, 0]
         return torch.stack([real, imaginary]).permute(2, 3, 0, 1).unflatten(3, counts)
+
+
+def transform(size: int, modes: int, one_sided: bool, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the matrix from the pixels of an axis to its modes, and how many each of these stands for.
+
+    Real and imaginary parts are one after the other: `(size, 2 * modes)` if `one_sided`, for pixels
+    without imaginary parts, else `(2 * size, 2 * (2 * modes - 1))`. Modes that the grid does not resolve
+    are zero.
+    """
+    most = modes - 1
+    exact = torch.promote_types(like.dtype, torch.float32)
+    # the turns of a mode are whole numbers over the size, which keeps long axes exact
+    numbers = torch.arange(0 if one_sided else -most, most + 1, device=like.device)
+    pixels = torch.arange(size, device=like.device)
+    turns = (pixels.unsqueeze(1) * numbers).remainder(size).to(exact)
+    angle = turns * (2 * math.pi / size)
+    resolved = (2 * numbers.abs() < size).to(exact)
+    norm = (resolved / size).sqrt()
+    cos, sin = angle.cos() * norm, angle.sin() * norm
+    matrix = torch.cat([cos, -sin], dim=1)
+    if not one_sided:
+        return torch.cat([matrix, torch.cat([sin, cos], 1)]).to(like.dtype), numbers
+    counts = (1 + (numbers > 0)).to(like.dtype)  # but for the mean, every mode and its negative one
+    return matrix.to(like.dtype), counts
 
 
 def along(z: Tensor, dim: int, matrix: Tensor) -> Tensor:
@@ -115,13 +123,15 @@ class SpectralMixing(Configured, nn.Module):
         spatial_dims: Number of spatial axes.
         pointwise: Add a 1x1 convolution of the input, which keeps what the modes do not hold.
         act: Activation of the sum.
+        condition_channels: Length of the vector on which the sum is conditioned, as blocks in `UNet`.
 
     Shape:
-        `(B, in_channels, *S)` -> `(B, out_channels, *S)`
+        `(B, in_channels, *S)`, and a `condition` `(B, condition_channels)` if the module has one ->
+        `(B, out_channels, *S)`
 
     Raises:
-        ValueError: If a count is below 1, there are other than `spatial_dims` modes, or the feature map
-            has other channels or axes.
+        ValueError: If a count is below 1, there are other than `spatial_dims` modes, the feature map
+            has other channels or axes, or the condition does not fit.
 
     Source: Li et al. 2021, "Fourier Neural Operator", equations 2 to 5. Deviation: kept modes are
     symmetric, from `1 - modes` to `modes - 1`, on all axes.
@@ -144,6 +154,7 @@ class SpectralMixing(Configured, nn.Module):
         spatial_dims: SpatialDims = 2,
         pointwise: bool = True,
         act: Act = "gelu",
+        condition_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, out_channels=out_channels)
@@ -155,12 +166,15 @@ class SpectralMixing(Configured, nn.Module):
         self.fourier = FourierLayer(in_channels, out_channels, check_integers("modes", counts, 1))
         self.point = conv(in_channels, out_channels, 1) if pointwise else None
         self.activation = make_act(act)
+        self.film = film_of(condition_channels, out_channels)
 
     @recomputes
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         check_rank(x, self.spatial_dims)
         check_channels(x, self.in_channels)
+        condition = given_condition(x, condition, self.condition_channels)
         y = self.fourier(x)
         if self.point is not None:
             y = self.point(x).add_(y)
+        y = modulated(self.film, y, condition)
         return recomputed(self.activation, y)

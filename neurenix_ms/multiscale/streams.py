@@ -14,6 +14,7 @@ from neurenix_ms.layers.blocks import ConvSpec
 from neurenix_ms.layers.conditioning import keyword
 from neurenix_ms.layers.naming import make_act
 from neurenix_ms.layers.resize import NEAREST, Resize
+from neurenix_ms.multiscale.named import Stack
 from neurenix_ms.multiscale.slots import Slots
 
 
@@ -69,11 +70,12 @@ class Exchange(nn.Module):
 
     Args:
         widths: Channels of the streams, finest first.
-        spec: Norm, activation and padding of the convolutions.
+        spec: Norm, activation, padding and condition of the convolutions.
         up: "nearest" or "linear".
 
     Shape:
-        list of `(B, widths[i], *S_i)`, `S_i` half of the one before, rounded up -> the same
+        list of `(B, widths[i], *S_i)`, `S_i` half of the one before, rounded up, and the condition
+        `(B, K)` of conditioned convolutions -> the same list
 
     Source: Wang et al. 2019, "Deep High-Resolution Representation Learning", equation 2, figure 3.
     """
@@ -88,17 +90,18 @@ class Exchange(nn.Module):
             for j, other in enumerate(widths):
                 if j < i:
                     steps = [spec.layer(other, other, stride=2) for _ in range(i - j - 1)]
-                    edges.append(nn.Sequential(*steps, plain.layer(other, width, stride=2)))
+                    edges.append(Stack(*steps, plain.layer(other, width, stride=2)))
                 elif j > i:
                     edges.append(point.layer(other, width))
             self.edges.append(edges)
             self.sums.append(Sum(i, spec, up))
 
-    def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        results = []
+    def forward(self, streams: Sequence[Tensor], condition: Tensor | None = None) -> list[Tensor]:
+        given, results = keyword("condition", condition), []
         for i, (edges, total) in enumerate(zip(self.edges, self.sums, strict=True)):
             others = [x for j, x in enumerate(entries(streams, len(self.sums))) if j != i]
-            maps = [edge(x) for edge, x in zip(cast(nn.ModuleList, edges), others, strict=True)]
+            steps = cast(nn.ModuleList, edges)
+            maps = [edge(x, **given) for edge, x in zip(steps, others, strict=True)]
             results.append(recomputed(total, streams[i], *maps))
         return results
 
@@ -130,10 +133,10 @@ class StreamBlock(nn.Module):
         )
         self.exchange: nn.Module | None = None
         if len(widths) > 1:
-            self.exchange = Exchange(widths, levels[0].spec.unconditioned(), up)
+            self.exchange = Exchange(widths, levels[0].spec, up)
 
     def forward(self, streams: list[Tensor], condition: Tensor | None = None) -> list[Tensor]:
         given = keyword("condition", condition)
         for index, block in enumerate(self.blocks):
             streams[index] = checkpointed(block, streams[index], **given)
-        return streams if self.exchange is None else self.exchange(streams)
+        return streams if self.exchange is None else self.exchange(streams, **given)

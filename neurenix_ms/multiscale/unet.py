@@ -1,7 +1,8 @@
 """U-Nets in one to three dimensions, for inputs of any size."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -66,10 +67,12 @@ class UNet(Configured, Remembers, nn.Module):
         down: "max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided" (by the first convolution
             of the next coarser block), or `callable(channels) -> Module`, which divides the size by
             `stride`, and may change the channels.
-        up: "linear", "nearest", "transposed", "shuffle", "wavelet", or `callable(channels) -> Module`,
-            which multiplies the size by `stride`; None follows `bilinear`.
+        up: "linear", "nearest", "transposed", "transposed_norm" (with overlap, norm and activation),
+            "shuffle", "wavelet", or `callable(channels) -> Module`, which multiplies the size by
+            `stride`; None follows `bilinear`.
         skip: "concat", "sum", "attention", or `callable(skip_channels, up_channels) -> Module`, called
             with the skip and the upsampled feature map, both of the same size.
+        decoder_block: The block after the coarser levels, as `block`; "same" takes that.
         depth: Number of blocks per level, before and after the coarser ones.
         stride: Pixels of a level per pixel of the next coarser one.
         conv_bias: Whether convolutions have a bias; None: only those that no norm follows.
@@ -77,7 +80,10 @@ class UNet(Configured, Remembers, nn.Module):
             upsampling has no weights, else twice as many.
         kernel_size: Kernel size in pixels, odd; None takes 7 for "convnext" and 3 for others.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
-        act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
+        act: "relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "tanh", None or
+            `callable() -> Module`.
+        decoder_norm: As `norm`, in the blocks of the decoder; "same" takes that.
+        decoder_act: As `act`, in the blocks of the decoder; "same" takes that.
         padding_mode: As in `nn.Conv2d`.
         dropout: Channel dropout probability after every block.
         final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
@@ -87,10 +93,10 @@ class UNet(Configured, Remembers, nn.Module):
         deep_supervision: In training, return the outputs of all levels, finest first.
         remember: Keep the feature maps of the last forward pass for the getters; False saves memory.
 
-    `block`, `down`, `up`, `skip`, `depth`, `stride` and `kernel_size` may be lists with an entry per
-    level, finest first: `len(features) + 1` for `block`, `depth` and `kernel_size`, the bottleneck
-    last, and `len(features)` for the others. An entry of `stride` or `kernel_size` may have a number
-    per axis, as for volumes with thick slices.
+    `block`, `down`, `up`, `skip`, `decoder_block`, `depth`, `stride` and `kernel_size` may be lists with
+    an entry per level, finest first: `len(features) + 1` for `block`, `depth` and `kernel_size`, the
+    bottleneck last, and `len(features)` for the others. An entry of `stride` or `kernel_size` may have
+    a number per axis, as for volumes with thick slices.
 
     Shape:
         `(B, in_channels, *S)` -> `(B, out_channels, *S)`, every S at least the product of the strides,
@@ -130,6 +136,7 @@ class UNet(Configured, Remembers, nn.Module):
         down: Down | Sequence[Down] = "max",
         up: Upsampling | Sequence[Upsampling] | None = None,
         skip: Skip | Sequence[Skip] = "concat",
+        decoder_block: Block | Literal["same"] | Sequence[Block] = "same",
         depth: int | Sequence[int] = 1,
         stride: int | Sequence[Edge] = 2,
         conv_bias: bool | None = True,
@@ -137,6 +144,8 @@ class UNet(Configured, Remembers, nn.Module):
         kernel_size: Edges | None = None,
         norm: Norm = "batch",
         act: Act = "relu",
+        decoder_norm: Norm | Literal["same"] = "same",
+        decoder_act: Act | Literal["same"] = "same",
         padding_mode: str = "zeros",
         dropout: float = 0.0,
         final_activation: FinalActivation = None,
@@ -159,9 +168,15 @@ class UNet(Configured, Remembers, nn.Module):
             spatial_dims, norm=norm, act=act, conv_bias=conv_bias, padding_mode=padding_mode,
             dropout=dropout, condition_channels=condition_channels,
         )  # fmt: skip
+        decoder_spec = replace(
+            spec,
+            norm=norm if decoder_norm == "same" else decoder_norm,
+            act=act if decoder_act == "same" else decoder_act,
+        )
         levels = slots_of_levels(
             len(widths), spec, kernel_size,
             block=block, down=down, up=self.up, skip=skip, depth=depth, stride=stride,
+            decoder_block=decoder_block, decoder_spec=decoder_spec,
         )  # fmt: skip
         if bottleneck_channels is None:
             bottleneck_channels = widths[-1] * (1 if levels[-2].keeps_channels else 2)

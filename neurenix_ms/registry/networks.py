@@ -83,8 +83,7 @@ NETWORKS = [
         "attention_unet",
         "UNet",
         "a U-Net that gates its skips, with outputs on every level; the gates are those of MONAI's "
-        "AttentionUnet, which strides instead of pooling, and whose decoder blocks are single, with "
-        "instance norm and PReLU, unlike those of its encoder",
+        "AttentionUnet, which is attention_unet_monai",
         "Oktay et al. 2018, 'Attention U-Net', figures 1 and 2",
         {
             "in_channels": 1,
@@ -95,6 +94,26 @@ NETWORKS = [
             "up": "transposed",
             "skip": "attention",
             "deep_supervision": True,
+        },
+    ),
+    Preset(
+        "attention_unet_monai",
+        "UNet",
+        "MONAI's AttentionUnet, which strides instead of pooling, and whose decoder has instance norm "
+        "and PReLU; equal, but that its instance norms have weights",
+        "MONAI, AttentionUnet(3, 1, 2, (16, 32, 64, 128, 256), (2, 2, 2, 2))",
+        {
+            "in_channels": 1,
+            "out_channels": 2,
+            "features": [16, 32, 64, 128],
+            "bottleneck_channels": 256,
+            "spatial_dims": 3,
+            "down": "strided",
+            "up": "transposed_norm",
+            "skip": "attention",
+            "decoder_block": "single",
+            "decoder_norm": "instance",
+            "decoder_act": "prelu",
         },
     ),
     Preset(

@@ -39,7 +39,7 @@ class Memory:
     levels: tuple[LevelMemory, ...]
 
 
-class Level(nn.Module):
+class RateLevel(nn.Module):
     """One level: a gated recurrent unit that predicts latents, and their fusion with computed ones.
 
     Args:
@@ -183,12 +183,12 @@ class MultirateStepper(Configured, nn.Module):
         self.predictor = predictor
         self.latents = latents
         self.levels = nn.ModuleList(
-            Level(size, coarser, hidden_size, period, degree, gate_bias)
+            RateLevel(size, coarser, hidden_size, period, degree, gate_bias)
             for size, coarser, period in zip(sizes, [*sizes[1:], 0], self.periods, strict=True)
         )
 
-    def _levels(self) -> list[Level]:
-        return [level for level in self.levels if isinstance(level, Level)]
+    def _levels(self) -> list[RateLevel]:
+        return [level for level in self.levels if isinstance(level, RateLevel)]
 
     def start(self, x: Tensor) -> Memory:
         """Return the memory before the first step from states `(B, *D)`."""

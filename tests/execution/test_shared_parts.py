@@ -16,7 +16,7 @@ from neurenix_ms.execution.plan.footprint import Place, Plan
 from neurenix_ms.execution.plan.grid import Grid, Tile
 from neurenix_ms.execution.plan.lengths import Line
 from neurenix_ms.execution.plan.sharing import SharedPart, is_empty
-from neurenix_ms.execution.run.exchange import Exchange
+from neurenix_ms.execution.run.exchange import WindowExchange
 from neurenix_ms.execution.run.setting import Setting, settle
 
 
@@ -64,7 +64,7 @@ def test_windows_are_those_of_the_whole_and_gradients_the_adjoint(size, halo):
     tiles.append(Tile(tuple((0, 0) for _ in size), tiles[0].wide, size))  # without a core
     wider = [*grid.tiles([(halo, halo)] * len(size)), tiles[0]]
     windows = [(slice(None), slice(None), *tile.window()) for tile in wider]
-    exchange = Exchange.between(tiles, lines(*(1,) * len(size)), windows)
+    exchange = WindowExchange.between(tiles, lines(*(1,) * len(size)), windows)
     whole = torch.randn(2, 3, *size, dtype=torch.float64)
     xs = [whole[(..., *tile.window())] for tile in tiles]
     found = on_all(len(tiles), lambda ranks: exchange.forward(xs[ranks.rank], ranks))

@@ -45,7 +45,7 @@ from neurenix_ms.execution.plan.sharing import SharedPart, num_levels
 from neurenix_ms.execution.plan.statistics import Moments, Normalization
 from neurenix_ms.execution.run import merged as merged_file
 from neurenix_ms.execution.run import ranks as ranks_file
-from neurenix_ms.execution.run.exchange import Exchange
+from neurenix_ms.execution.run.exchange import WindowExchange
 from neurenix_ms.execution.run.setting import check_same_calls, settle
 from neurenix_ms.msnet import MSNet
 
@@ -560,7 +560,7 @@ def wrong_steps_are_seen(mesh: DeviceMesh) -> None:
 
 @case
 def wrong_shared_parts_are_seen(mesh: DeviceMesh) -> None:
-    backward = Exchange.backward
+    backward = WindowExchange.backward
 
     def short(self: SharedPart, core: Any) -> Any:
         halo = [
@@ -570,7 +570,7 @@ def wrong_shared_parts_are_seen(mesh: DeviceMesh) -> None:
         axes = zip(core, halo, self.size, self.plan.stride, self.plan.least, strict=True)
         return tuple(widened(*axis) for axis in axes)
 
-    def kept(self: Exchange, d_window: Tensor, shape: Any, ranks: Any) -> Tensor:
+    def kept(self: WindowExchange, d_window: Tensor, shape: Any, ranks: Any) -> Tensor:
         one = copy.copy(ranks)
         one.exchanged = lambda pieces, like: [
             piece if rank == ranks.rank else None
@@ -578,7 +578,7 @@ def wrong_shared_parts_are_seen(mesh: DeviceMesh) -> None:
         ]
         return backward(self, d_window, shape, one)
 
-    def twice(self: Exchange, d_window: Tensor, shape: Any, ranks: Any) -> Tensor:
+    def twice(self: WindowExchange, d_window: Tensor, shape: Any, ranks: Any) -> Tensor:
         return 2 * backward(self, d_window, shape, ranks)
 
     model, x = unet("batch"), noise(2, 1, 24 * mesh.size() + 1)
@@ -586,8 +586,8 @@ def wrong_shared_parts_are_seen(mesh: DeviceMesh) -> None:
     assert off(mesh, model, x, "in_step", **options) < EXACT
     for mutant in (
         (SharedPart, "_wide", short),
-        (Exchange, "backward", kept),
-        (Exchange, "backward", twice),
+        (WindowExchange, "backward", kept),
+        (WindowExchange, "backward", twice),
     ):
         with replaced(*mutant):
             assert off(mesh, model, x, "in_step", **options) > 1e-5, mutant

@@ -93,8 +93,8 @@ def test_it_starts_as_if_there_was_no_condition(name: str, dims: int, block: str
 
 @EVERY
 def test_samples_have_conditions_of_their_own(name: str):
-    model = conditioned(name).eval()
-    x, z = torch.randn(3, 2, 13, 10), torch.randn(3, 3)
+    model = conditioned(name).eval().double()
+    x, z = torch.randn(3, 2, 13, 10).double(), torch.randn(3, 3).double()
     for b in range(3):
         torch.testing.assert_close(model(x, z)[b : b + 1], model(x[b : b + 1], z[b : b + 1]))
 
@@ -166,6 +166,16 @@ def test_features_and_deep_supervision_are_conditioned():
         )
     deep = stirred(UNet(2, 1, [4, 8], condition_channels=3, deep_supervision=True))
     assert len(deep(x, z)) == 2
+
+
+def test_stem_branches_exchanges_and_head_of_a_network_of_streams_are_conditioned():
+    model = HighResolutionNetwork(2, 1, [4, 4, 6], stem_channels=4, condition_channels=3)
+    x, z = torch.randn(2, 2, 45, 38), torch.randn(2, 3)
+    model(x, z).square().mean().backward()
+    films = {n: m for n, m in model.named_modules() if isinstance(m, FiLM)}
+    for part in ("stem", "branch", "stages", "exchange", "head"):
+        assert any(part in name.split(".") for name in films), part
+    assert all(film.weight.grad.abs().max() > 0 for film in films.values())
 
 
 def test_a_pruned_network_keeps_its_condition():

@@ -7,16 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import as_list
 from torch import Tensor, nn
 from torch.export import Dim, export
 
 from neurenix_ms import (
     AtrousPyramidPooling,
+    AttentionFusion,
     BidirectionalFusion,
     DeepLabHead,
+    FeatureFusion,
     FiLM,
+    PyramidFusion,
     PyramidPooling,
+    ScaleFusion,
+    SpectralMixing,
     TiledModel,
     UPerHead,
     enable_gradient_checkpointing,
@@ -31,6 +37,7 @@ class Part:
     build: Callable[..., nn.Module]
     widths: tuple[int, ...]
     is_list: bool = False
+    num_films: int = 1
 
     def inputs(self, size: tuple[int, int] = (16, 20), batch: int = 2) -> Any:
         maps = [torch.randn(batch, c, *(n >> i for n in size)) for i, c in enumerate(self.widths)]
@@ -44,9 +51,24 @@ class Masked(MSNet):
         return super().forward(x, condition=condition)
 
 
+def only(*names: str, **options: Any) -> dict[str, Any]:
+    """Return the options that a part takes, which has no norm, or no activation."""
+    return {k: v for k, v in options.items() if k in (*names, "condition_channels")}
+
+
 PARTS = {
+    "FeatureFusion": Part(lambda **o: FeatureFusion([3, 5, 4], 4, **o), (3, 5, 4), True),
+    "FeatureFusion sum": Part(
+        lambda **o: FeatureFusion([3, 5, 4], 4, "sum", **only(**o)), (3, 5, 4), True
+    ),
+    "ScaleFusion": Part(lambda **o: ScaleFusion([1, 0.5], 3, 4, **o), (3, 3), True),
+    "AttentionFusion": Part(
+        lambda **o: AttentionFusion([3, 5], 4, attention="spatial", **only(**o)), (3, 5), True
+    ),
+    "PyramidFusion": Part(lambda **o: PyramidFusion([3, 5, 4], 4, **only(**o)), (3, 5, 4), True, 3),
+    "SpectralMixing": Part(lambda **o: SpectralMixing(3, 4, 3, **only("act", **o)), (3,)),
     "UPerHead": Part(
-        lambda **o: UPerHead([3, 5, 4], 2, hidden_channels=4, bins=[1, 2], **o), (3, 5, 4), True
+        lambda **o: UPerHead([3, 5, 4], 2, hidden_channels=4, bins=[1, 2], **o), (3, 5, 4), True, 3
     ),
     "DeepLabHead": Part(
         lambda **o: DeepLabHead(
@@ -54,13 +76,18 @@ PARTS = {
         ),
         (3, 5),
         True,
+        3,
     ),
     "BidirectionalFusion": Part(
-        lambda **o: BidirectionalFusion([3, 5, 4], 4, repeats=2, **o), (3, 5, 4), True
+        lambda **o: BidirectionalFusion([3, 5, 4], 4, repeats=2, **o), (3, 5, 4), True, 3
     ),
-    "PyramidPooling": Part(lambda **o: PyramidPooling(3, 4, [1, 2], **o), (3,)),
-    "AtrousPyramidPooling": Part(lambda **o: AtrousPyramidPooling(3, 4, [2], **o), (3,)),
-    "MSNet": Part(lambda **o: Masked(2, 3, 2, num_layers=2, spatial_dims=2, **o), (3,)),
+    "PyramidPooling": Part(lambda **o: PyramidPooling(3, 4, [1, 2], **o), (3,), num_films=3),
+    "AtrousPyramidPooling": Part(
+        lambda **o: AtrousPyramidPooling(3, 4, [2], **o), (3,), num_films=3
+    ),
+    "MSNet": Part(
+        lambda **o: Masked(2, 3, 2, num_layers=2, spatial_dims=2, **o), (3,), num_films=3
+    ),
 }
 EVERY = pytest.mark.parametrize("name", PARTS)
 
@@ -96,7 +123,7 @@ def test_it_starts_as_if_there_was_no_condition(name: str, norm):
     wanted = model(x, z)
     close(wanted, plain(x))
     films = [m for m in model.modules() if isinstance(m, FiLM)]
-    assert len(films) >= 3
+    assert len(films) >= part.num_films
     for film in films:
         nn.init.ones_(film.bias)
         assert not equal(model(x, z), wanted)
@@ -165,6 +192,39 @@ def test_traced_exported_and_compiled(name: str):
         x, z = part.inputs(size), torch.randn(2, 3)
         for way in ways:
             close(way(x, z), model(x, z))
+
+
+# what sees the whole input, and is named where no encoder gives a choice
+GLOBAL = {
+    "SpectralMixing": ("part",),
+    "PyramidPooling": ("part",),
+    "DeepLabHead": ("part.context",),
+}
+
+
+class Fed(nn.Module):
+    """A part behind convolutions of an image at several sizes; the finest result."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        options = {"image_pooling": False} if name == "AtrousPyramidPooling" else {}
+        self.part = conditioned(name, **options)
+        self.is_list = PARTS[name].is_list
+        self.convs = nn.ModuleList(nn.Conv2d(2, c, 3, padding=1) for c in PARTS[name].widths)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        maps = [conv(F.avg_pool2d(x, 2**i)) for i, conv in enumerate(self.convs)]
+        y = self.part(maps if self.is_list else maps[0], condition)
+        return y if isinstance(y, Tensor) else y[0]
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if name != "MSNet"])
+def test_every_part_is_conditioned_in_tiles(name: str):
+    model = Fed(name).double().eval()
+    x, z = torch.randn(2, 2, 64, 48).double(), torch.randn(2, 3).double()
+    tiled = TiledModel(model, 16, whole=GLOBAL.get(name, "auto"))
+    torch.testing.assert_close(tiled(x, args=(z,)), model(x, z))
+    assert not torch.allclose(tiled(x, args=(-z,)), model(x, z))
 
 
 def test_contexts_and_msnet_are_conditioned_in_tiles():

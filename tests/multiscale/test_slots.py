@@ -14,12 +14,12 @@ from neurenix_ms import PyramidNetwork, UNet, UNetDecoder, enable_gradient_check
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.layers.blocks import ConvSpec
 from neurenix_ms.layers.residual import ConvNeXtBlock, InvertedBlock, PreActivationBlock
-from neurenix_ms.multiscale.named import AttentionGate, Shuffled
+from neurenix_ms.multiscale.named import AttentionGate, Shuffled, TransposedNormAct
 from neurenix_ms.training import DeepSupervisionLoss
 
 BLOCKS = ["single", "double", "residual", "preactivation", "convnext", "inverted"]
 DOWNS = ["max", "avg", "conv", "blur", "wavelet", "unshuffle", "strided"]
-UPS = ["linear", "nearest", "transposed", "shuffle", "wavelet"]
+UPS = ["linear", "nearest", "transposed", "transposed_norm", "shuffle", "wavelet"]
 SKIPS = ["concat", "sum", "attention"]
 
 
@@ -114,6 +114,7 @@ def step(model: nn.Module, x: Tensor, checkpointing: bool) -> list[Tensor]:
         {"skip": "attention", "up": "shuffle", "down": "conv"},
         {"skip": "sum", "up": "wavelet", "down": "wavelet"},
         {"block": ["double", "residual", "single"], "down": "strided"},
+        {"up": "transposed_norm", "decoder_block": ["single", "inverted"], "decoder_act": "prelu"},
         {"block": lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU(inplace=True))},
         {
             "down": lambda n: nn.Conv2d(n, n, 2, stride=2),
@@ -142,6 +143,13 @@ def test_checkpointing_leaves_output_and_gradients_as_they_are(options):
         ),
         {"skip": "attention", "down": "conv", "up": "transposed", "block": "single"},
         {"down": "avg", "stride": [[1, 2], 3], "block": "single"},
+        {
+            "up": "transposed_norm",
+            "stride": [[1, 4], 3],
+            "block": "single",
+            "decoder_norm": "group",
+            "decoder_act": "prelu",
+        },
         {"down": "strided", "stride": [[1, 2], 3], "block": ["double", "single", "residual"]},
     ],
     ids=readable,
@@ -187,6 +195,69 @@ def test_deep_supervision_trains_every_level(network):
     assert all(p.grad is not None for p in model.parameters())
     model.eval()
     torch.testing.assert_close(model(x), outputs[0])
+
+
+def test_the_decoder_has_its_own_block_norm_and_activation():
+    options = {"up": "transposed_norm", "block": "residual", "act": "silu", "norm": "group"}
+    model = UNet(
+        1, 1, [4, 6], decoder_block="single", decoder_norm=None, decoder_act="prelu", **options
+    )
+    encode, decode = model.level.encode, model.level.decode
+    kinds = {type(m) for m in encode.modules()} | {type(m) for m in decode.up.modules()}
+    assert {nn.SiLU, nn.GroupNorm} <= kinds
+    assert nn.PReLU not in kinds
+    (layer,) = decode.block.layers
+    assert (type(layer.norm), type(layer.act)) == (nn.Identity, nn.PReLU)
+    with pytest.raises(ValueError, match="decoder_block must be one value or a list of 2"):
+        UNet(1, 1, [4, 6], decoder_block=["single"])
+    with pytest.raises(ValueError, match=r"decoder_act must be .*, got 'prelo'"):
+        UNet(1, 1, [4, 6], decoder_act="prelo")
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 5])
+def test_a_transposed_convolution_with_a_norm_multiplies_the_size(stride: int):
+    up = TransposedNormAct(2, 3, (stride, 1), ConvSpec())
+    assert up(torch.randn(2, 2, 7, 5)).shape == (2, 3, 7 * stride, 5)
+    # every pixel of the result depends on the input
+    nn.init.ones_(up.conv.weight)
+    assert up.conv(torch.ones(1, 2, 7, 5)).min() > 1
+
+
+@pytest.mark.parametrize("block", ["single", "residual", "convnext"])
+@pytest.mark.parametrize("up", UPS)
+@pytest.mark.parametrize("skip", SKIPS)
+def test_a_decoder_has_every_slot(block: str, up: str, skip: str):
+    widths = [4, 4, 4] if skip == "sum" else [4, 6, 5]
+    options = {"block": block, "up": up, "skip": skip, "depth": [1, 2, 1], "norm": "group"}
+    model = varied(UNetDecoder(widths, 2, **options))
+    maps = [torch.randn(1, c, 21 >> k, 16 >> k) for k, c in enumerate(widths)]
+    found = step(model, maps, False)
+    assert found[0].shape == (1, 2, 21, 16)
+    for plain, spared in zip(found, step(model, maps, True), strict=True):
+        torch.testing.assert_close(plain, spared, rtol=1e-6, atol=1e-6)
+
+
+def test_a_decoder_gets_what_a_user_brings():
+    called = []
+
+    class Merge(nn.Module):
+        def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
+            called.append((skip.shape[1], deep.shape[1]))
+            return skip * deep.mean(1, keepdim=True)
+
+    model = UNetDecoder(
+        [4, 6],
+        2,
+        block=lambda a, b: nn.Conv2d(a, b, 1),
+        up=lambda n: nn.Upsample(scale_factor=(1, 2)),
+        skip=lambda a, b: Merge(),
+        stride=[[1, 2]],
+    )
+    called.clear()
+    assert model([torch.randn(1, 4, 9, 8), torch.randn(1, 6, 9, 4)]).shape == (1, 2, 9, 8)
+    assert called == [(4, 6)]
+    with pytest.raises(ValueError, match=r"block must return 4 channels .* got shape"):
+        UNetDecoder([4, 6], 2, block=lambda a, b: nn.Conv2d(a, b + 1, 1))
 
 
 def test_old_names_of_upsampling_are_the_new_ones():

@@ -1,5 +1,7 @@
 """Presets equal the networks they are named after, with the weights of ours, in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -135,6 +137,45 @@ def test_the_gates_of_attention_unet_are_those_of_monai():
         skip, deep = torch.randn(2, 2, width, 5, 6, 7, dtype=torch.float64)
         weighted = theirs.eval()(deep, skip)
         torch.testing.assert_close(gate(skip, deep), torch.cat([weighted, deep], dim=1))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_attention_unet_is_that_of_monai(dims: int):
+    """The weights of MONAI's network are loaded into ours; its instance norms have none."""
+    nets = pytest.importorskip("monai.networks.nets")
+    theirs: Any = scrambled(nets.AttentionUnet(dims, 1, 2, (4, 6, 8, 10), (2, 2, 2)))
+    options = {"features": [4, 6, 8], "bottleneck_channels": 10, "spatial_dims": dims}
+    ours: Any = create("attention_unet_monai", **options).double()
+    level, (encode, layer, tail) = ours.level, theirs.model
+    while level.inner is not None:
+        up, skip, (merge,) = level.decode.up, level.decode.skip, level.decode.block.layers
+        gate = layer.attention
+        for source, target in (
+            (encode, level.encode),
+            (gate.W_x, skip.of_skip),
+            (gate.W_g, skip.of_deep),
+            (gate.psi, skip.score),
+            (layer.upconv, up),
+            (layer.merge.conv, merge.conv),
+            (layer.merge.adn.A, merge.act),
+        ):
+            with_weights_of(source, target)
+        encode, level = layer.submodule, level.inner
+        if level.inner is not None:
+            encode, layer = encode
+    with_weights_of(encode, level.encode)
+    with_weights_of(tail, ours.head)
+    equal(ours.eval(), theirs, torch.randn(2, 1, *(16, 24, 32)[:dims], dtype=torch.float64))
+
+
+def test_attention_unet_has_the_widths_of_monai():
+    nets = pytest.importorskip("monai.networks.nets")
+    with torch.device("meta"):
+        theirs = nets.AttentionUnet(3, 1, 2, (16, 32, 64, 128, 256), (2, 2, 2, 2))
+        ours = create("attention_unet_monai")
+    of_norms = sum(2 * width for width in (16, 32, 64, 128))
+    count = sum(p.numel() for p in theirs.parameters())
+    assert sum(p.numel() for p in ours.parameters()) == count + of_norms
 
 
 def test_upernet_head_is_that_of_smp():

@@ -17,7 +17,7 @@ Box = tuple[
 
 
 @dataclass(frozen=True)
-class Exchange:
+class WindowExchange:
     """What ranks send to each other so that each has a window of a feature map.
 
     Args:
@@ -33,7 +33,9 @@ class Exchange:
     windows: Sequence[Box]
 
     @classmethod
-    def between(cls, tiles: Sequence[Tile], lines: Lines, windows: Sequence[Index]) -> "Exchange":
+    def between(
+        cls, tiles: Sequence[Tile], lines: Lines, windows: Sequence[Index]
+    ) -> "WindowExchange":
         """Return the exchange for the tiles of all ranks, and windows as slices of the feature map."""
         dims = tuple(line.dim for line in lines)
         whole = [_box(tile.core_of_whole(lines), dims) for tile in tiles]
@@ -89,7 +91,9 @@ class Exchange:
         return tuple(index)
 
 
-def exchanged(exchange: Exchange, x: Tensor, ranks: Ranks, token: Tensor) -> tuple[Tensor, Tensor]:
+def exchanged(
+    exchange: WindowExchange, x: Tensor, ranks: Ranks, token: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the token, and the window of this rank; their graph sends gradients back."""
     if not torch.is_grad_enabled():
         return token, exchange.forward(x, ranks)
@@ -102,7 +106,7 @@ class _Exchanged(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, exchange: Exchange, ranks: Ranks, token: Tensor, x: Tensor
+        ctx: Any, exchange: WindowExchange, ranks: Ranks, token: Tensor, x: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         window = exchange.forward(x, ranks)

@@ -24,7 +24,7 @@ from neurenix_ms.execution.plan.sharing import SharedPart
 from neurenix_ms.execution.plan.sites import Interception, Part, Site, submodules
 from neurenix_ms.execution.plan.statistics import Moments, Normalization
 from neurenix_ms.execution.run.attributes import Attributes
-from neurenix_ms.execution.run.exchange import Exchange, exchanged
+from neurenix_ms.execution.run.exchange import WindowExchange, exchanged
 from neurenix_ms.execution.run.merged import (
     PartMeeting,
     merged_moments,
@@ -201,13 +201,13 @@ class InStep(TiledRun):
         """Run a part on the window of this rank, and return what its tile needs of the result."""
         place, inner = level.plan.place(number), level.inside(number)
         windows = [index_of(place.lines, one.window()) for one in inner.each()]
-        x = self._exchanged(Exchange.between(level.each(), place.lines, windows), part.x)
+        x = self._exchanged(WindowExchange.between(level.each(), place.lines, windows), part.x)
         y = self._run(inner, part, x)
         del x
         assert place.result is not None
         windows = [one.wide_of_whole(place.result) for one in level.each()]
         (output,) = inner.plan.outputs
-        return self._exchanged(Exchange.between(inner.each(), output.lines, windows), y)
+        return self._exchanged(WindowExchange.between(inner.each(), output.lines, windows), y)
 
     def _run(self, level: "_Level", part: Part, x: Tensor) -> Tensor:
         """Run a part on the window of this rank, with its sites."""
@@ -229,7 +229,7 @@ class InStep(TiledRun):
             raise self.other_calls(len(level.plan.sites))
         return y
 
-    def _exchanged(self, exchange: Exchange, x: Tensor) -> Tensor:
+    def _exchanged(self, exchange: WindowExchange, x: Tensor) -> Tensor:
         self.token, window = exchanged(exchange, x, self.ranks, self.token)
         return window
 

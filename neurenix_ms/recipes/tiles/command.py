@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     store = options.out / "tiles.json"
     found: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
     steps: dict[str, Callable[[], Any]] = {
-        "maps": lambda: compare_maps(options.steps, options.out / "tiles.png")
+        "image": lambda: compare_ways(options.steps, options.out / "tiles.png")
     }
     if options.large:
         for size in (128, 192):
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(table)
 
 
-def compare_maps(steps: int, picture: Path) -> dict[str, dict[str, float]]:
+def compare_ways(steps: int, picture: Path) -> dict[str, dict[str, float]]:
     """Measure error, operations, CPU time and peak of four ways to run a U-Net on 512 x 512 pixels."""
     from monai.inferers import sliding_window_inference  # type: ignore[attr-defined, unused-ignore]
 
@@ -206,7 +206,7 @@ def as_table(found: dict[str, Any]) -> str:
         "| three-level U-Net, 512 x 512, tile 128 | error / std | GFLOP | CPU time | peak memory |",
         "| :--- | ---: | ---: | ---: | ---: |",
     ]
-    for name, row in found["maps"].items():
+    for name, row in found["image"].items():
         cells = f"{row['gflop']:.1f} | {row['seconds']:.2f} s | {row['mib']:.0f} MiB"
         lines.append(f"| {name} | {row['error']:.1e} | {cells} |")
     volumes = {
