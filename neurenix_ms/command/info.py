@@ -1,7 +1,16 @@
 """Show what a file holds, and whether it is safe to load, without running anything in it.
 
 FILE is a file of neurenix_ms.save, a folder of save_pretrained, weights (.safetensors), a pickle of
-torch.save (.pt, .pth, .ckpt), or an array (.npy, .npz, .zarr, .h5, .nc, .tif, .nii, .raw).
+torch.save (.pt, .pth, .ckpt), or an array (.npy, .npz, .zarr, .h5, .nc, .tif, .nii, .raw). Of a file of
+several arrays all are listed; --key shows one. With --input, the memory that a network takes there is
+computed from shapes, without running it.
+
+Examples:
+
+  neurenix-ms info model.nx
+  neurenix-ms info model.nx --input 1x1x128x128x128 --train
+  neurenix-ms info maps.nc --key density
+  neurenix-ms info scan.raw --shape 40,36,44 --dtype uint8
 """
 
 import argparse

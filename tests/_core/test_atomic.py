@@ -121,8 +121,8 @@ def test_errors_name_the_target_not_the_temporary_file(there: Path, monkeypatch)
         write_atomically("new.npy", bytes(11))
     with read_only(there), pytest.raises(PermissionError, match=r"Permission denied: 'new.npy'$"):
         write_atomically("new.npy", b"")
-    with pytest.raises(OSError, match="cannot write new.npy"), replacing_path("new.npy") as made:
+    with pytest.raises(OSError, match=r"cannot write new.npy"), replacing_path("new.npy") as made:
         raise OSError(f"a library cannot write {made}")
-    with pytest.raises(FileNotFoundError, match="'other'$"), replacing_path("new.npy"):
+    with pytest.raises(FileNotFoundError, match=r"'other'$"), replacing_path("new.npy"):
         Path("other").read_bytes()
     assert {path.name for path in there.iterdir()} == {"folder.zarr", "file.npy"}
