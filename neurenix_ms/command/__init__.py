@@ -1,8 +1,10 @@
 """The command `neurenix-ms`: every file and folder here is a subcommand of its name.
 
 A file has a function `add_arguments(parser)` and a function `run(options)` that returns what is to be
-written, or None; the first line of its docstring is its help. With `ANY_OPTION = True` it gets the words
-that its parser does not know as `options.others`. A folder holds subcommands of its own.
+written, or None. The first line of its docstring is its help in a list; all of it, which ends with
+examples, is the description in its own `--help`, and the exit status is added there. With
+`ANY_OPTION = True` it gets the words that its parser does not know as `options.others`. A folder holds
+subcommands of its own.
 Files import what they need inside `run`, so that the help appears at once. A `ValueError`, `OSError`,
 `ImportError` or `RuntimeError` ends the command with the first line of its message; `--debug` shows
 where it was raised.
@@ -15,6 +17,25 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
+
+DESCRIPTION = """Multiscale networks: train them on your files, predict, inspect, export and measure.
+
+`neurenix-ms SUBCOMMAND --help` describes a subcommand, its options, and gives examples. What it makes
+is written to files, or to the standard output; progress and errors go to the standard error.
+
+Examples:
+
+  neurenix-ms list
+  neurenix-ms fit --help
+  neurenix-ms predict model.nx image.npy labels.npy --reduce argmax
+  neurenix-ms bench models UNet
+"""
+EXIT_STATUS = """exit status:
+  0    success
+  1    an error, which one line on the standard error describes; --debug shows where it was raised
+  2    arguments that the command line does not take
+  130  an interruption (Ctrl+C); subcommands that write results resume, where their description says so
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="neurenix-ms", description="Multiscale networks: run and measure them."
+        prog="neurenix-ms",
+        description=DESCRIPTION,
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_subcommands(parser, sys.modules[__name__])
     return parser
@@ -64,7 +88,13 @@ def _add_subcommands(parser: argparse.ArgumentParser, package: ModuleType) -> No
         module = importlib.import_module(f"{package.__name__}.{found.name}")
         words = (module.__doc__ or "").partition("\n")[0]
         name = found.name.replace("_", "-")
-        inner = added.add_parser(name, help=words, description=words)
+        inner = added.add_parser(
+            name,
+            help=words,
+            description=module.__doc__,
+            epilog=EXIT_STATUS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if found.ispkg:
             _add_subcommands(inner, module)
         else:

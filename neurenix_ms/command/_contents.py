@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Rows = list[tuple[str, str]]
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 SAFE = "yes: names and numbers only, no code"
+MOST_KEYS = 100  # arrays of a file that get a row
 LONGEST = 100  # of a value, in characters
 HEAD = 8  # bytes at the start of a file that tell its kind
 
@@ -22,7 +23,7 @@ def contents(path: str, **layout: Any) -> Rows:
 
     Args:
         path: A file or folder.
-        **layout: Arguments of `open_array` for a file of plain numbers.
+        **layout: Arguments of `open_array` for a file of plain numbers or of several arrays.
     """
     place = _reading.existing(path)
     if (place / "config.json").is_file():
@@ -102,15 +103,42 @@ def of_array(path: Path, layout: Mapping[str, Any]) -> Rows:
     """Return what a file that `open_array` reads holds."""
     from neurenix_ms.bench.results import in_bytes
     from neurenix_ms.datasets import open_array
+    from neurenix_ms.datasets.arrays import keys_in
 
+    safe = ("safe to load", "yes, by neurenix_ms.datasets.open_array")
+    keys = [] if layout else keys_in(path)
+    if len(keys) > 1:
+        return [("kind", f"{len(keys)} arrays; --key shows one"), safe, *key_rows(path, keys)]
     array = open_array(path, **layout)
-    rows = [("kind", "array"), ("safe to load", "yes, by neurenix_ms.datasets.open_array")]
+    rows = [("kind", "array"), safe]
     rows += [("shape", "x".join(map(str, array.shape))), ("dtype", str(array.dtype))]
     if array.axes is not None:
         rows.append(("axes", ", ".join(str(axis) for axis in array.axes)))
     if array.units is not None:
         rows.append(("unit", array.units))
-    return [*rows, ("size", in_bytes(math.prod(array.shape) * array.dtype.itemsize))]
+    rows.append(("size", in_bytes(math.prod(array.shape) * array.dtype.itemsize)))
+    if missing := array.num_missing_chunks:
+        rows.append(("chunks", f"{missing} are not in the file, and are read as its fill value"))
+    return rows
+
+
+def key_rows(path: Path, keys: Sequence[str]) -> Rows:
+    """Return a row for each array of a file of several."""
+    from neurenix_ms.bench.results import in_bytes
+    from neurenix_ms.datasets import open_array
+
+    rows = []
+    for key in keys[:MOST_KEYS]:
+        try:
+            array = open_array(path, key)
+        except ValueError as error:  # one that holds no numbers
+            rows.append((f"  {key}", shortened(str(error).partition("\n")[0])))
+            continue
+        size = in_bytes(math.prod(array.shape) * array.dtype.itemsize)
+        about = ["x".join(map(str, array.shape)), str(array.dtype), size, array.units]
+        rows.append((f"  {key}", ", ".join(word for word in about if word)))
+        array.close()
+    return rows + ([("", f"and {len(keys) - MOST_KEYS} more")] if len(keys) > MOST_KEYS else [])
 
 
 def network_rows(stored: "Stored") -> Rows:

@@ -2,7 +2,13 @@
 
 The program takes inputs of any batch and size if torch can export it so; --fixed asks for one size.
 It is run at two sizes, or at the one, and its output is compared with that of the network: programs of
-torch.export always, ONNX if onnxruntime is installed.
+torch.export always, ONNX if onnxruntime is installed. If they differ by more than --tolerance, nothing
+is written.
+
+Examples:
+
+  neurenix-ms export model.nx --pt2 model.pt2 --size 64x64
+  neurenix-ms export model.nx --onnx model.onnx --size 64x64 --fixed
 """
 
 import argparse

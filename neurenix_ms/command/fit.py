@@ -5,10 +5,7 @@ CONFIG is a YAML file, or the name of one that the package brings:
 {ready}
 
 --copy writes such a config to a file, to be edited. Options after CONFIG replace its values, under their
-dotted names; class_path and init_args can be left out of a name:
-
-  neurenix-ms fit segment_images --data.inputs='images/*.tif' --data.targets='labels/*.tif'
-  neurenix-ms fit mine.yaml --model.learning_rate=3e-4 --trainer.max_epochs=50 --out=runs/second
+dotted names; class_path and init_args can be left out of a name.
 
 The folder `out` of the config gets the trained network as `model`, which predict, info and export
 take, the scores of every epoch in `logs`, `checkpoints`, and `config.yaml`. Run the same command again
@@ -19,6 +16,12 @@ A config holds plain values. The classes that it names (class_path) must be of n
 torch.optim, torchmetrics, or the callbacks, loggers and profilers of Lightning; they are imported and
 made. It can name files to read and folders to write to. With --trust it can name any class, whose code
 then runs.
+
+Examples:
+
+  neurenix-ms fit segment_images --copy mine.yaml
+  neurenix-ms fit segment_images --data.inputs='images/*.tif' --data.targets='labels/*.tif'
+  neurenix-ms fit mine.yaml --model.learning_rate=3e-4 --trainer.max_epochs=50 --out=runs/second
 """
 
 import argparse
@@ -29,7 +32,6 @@ ANY_OPTION = True  # those that are unknown here are values of the config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of `neurenix-ms fit`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "neurenix-ms fit CONFIG [--NAME.OF.VALUE=VALUE ...] [options]"
     rows = (f"  {path.stem:<16}  {first_line(path)}" for path in ready())
     parser.description = (__doc__ or "").format(ready="\n".join(rows))

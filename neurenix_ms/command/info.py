@@ -1,7 +1,16 @@
 """Show what a file holds, and whether it is safe to load, without running anything in it.
 
 FILE is a file of neurenix_ms.save, a folder of save_pretrained, weights (.safetensors), a pickle of
-torch.save (.pt, .pth, .ckpt), or an array (.npy, .npz, .zarr, .h5, .nc, .tif, .nii, .raw).
+torch.save (.pt, .pth, .ckpt), or an array (.npy, .npz, .zarr, .h5, .nc, .tif, .nii, .raw). Of a file of
+several arrays all are listed; --key shows one. With --input, the memory that a network takes there is
+computed from shapes, without running it.
+
+Examples:
+
+  neurenix-ms info model.nx
+  neurenix-ms info model.nx --input 1x1x128x128x128 --train
+  neurenix-ms info maps.nc --key density
+  neurenix-ms info scan.raw --shape 40,36,44 --dtype uint8
 """
 
 import argparse
@@ -22,12 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--train", action="store_true", help="memory of a training step, not of a forward pass")
     add("--shape", type=lengths, metavar="N,N,...", help="shape of a file of plain numbers")
+    add("--key", help="name of an array in a file of several; level of a TIFF pyramid")
     add("--dtype", help="type of a file of plain numbers, with its byte order, such as '>u2'")
 
 
 def run(options: argparse.Namespace) -> str:
     """Return the rows of the table."""
-    given = {"shape": options.shape, "dtype": options.dtype}
+    given = {"key": options.key, "shape": options.shape, "dtype": options.dtype}
     rows = _contents.contents(options.file, **{k: v for k, v in given.items() if v is not None})
     if options.input is not None:
         from neurenix_ms.bench import predict_memory

@@ -1,6 +1,13 @@
 """List the networks that neurenix_ms.create builds: name, class, parameters, description, source.
 
-PATTERN is a part of the names, or a pattern with *, ? and [...], as of a shell.
+PATTERN is a part of the names, or a pattern with *, ? and [...], as of a shell. Every name is also one
+for `neurenix-ms bench models`, and for the config of `neurenix-ms fit`.
+
+Examples:
+
+  neurenix-ms list
+  neurenix-ms list 'nnunet*'
+  neurenix-ms list unet --names
 """
 
 import argparse

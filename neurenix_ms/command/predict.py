@@ -1,8 +1,18 @@
 """Predict an array on disk from another by a model in a file, tile by tile; a killed run resumes.
 
-Of an MS-Net, the finest output is written. With --steps, a time-stepper forecasts the states in IN. With
---coordinates and --values, an implicit field is evaluated at the points of a table or mesh.
-`torchrun --nproc-per-node 2 -m neurenix_ms.command predict ...` shares the tiles among two processes.
+The result is equal to that for the whole array. OUT appears when it is complete; until then the tiles
+are in the hidden folder .OUT.part beside it. Run the same command again after an interruption: it runs
+no finished tile again. Of an MS-Net, the finest output is written. With --steps, a time-stepper
+forecasts the states in IN. With --coordinates and --values, an implicit field is evaluated at the
+points of a table or mesh. Under torchrun (`torchrun --nproc-per-node 2 -m neurenix_ms.command predict
+...`), processes of one machine share the tiles.
+
+Examples:
+
+  neurenix-ms predict model.nx image.tif labels.tif --reduce argmax
+  neurenix-ms predict model.nx scan.raw out.zarr --shape 900,900,900 --dtype uint8 --memory 8GB
+  neurenix-ms predict stepper.nx states.npy forecast.npy --steps 100
+  neurenix-ms predict field.nx points.csv values.csv --parameters t --coordinates x,y --values u
 """
 
 import argparse
@@ -200,7 +210,10 @@ def predict_on(options: argparse.Namespace, mesh: Any, device: str) -> str:
         progress=not options.quiet and find_spec("tqdm") is not None,
     )
     resumed = f", {made.num_resumed} of them by an earlier run" if made.num_resumed else ""
-    return f"{made.path}: shape {made.shape}, {made.dtype}, {made.num_tiles} tiles{resumed}"
+    text = f"{made.path}: shape {made.shape}, {made.dtype}, {made.num_tiles} tiles{resumed}"
+    if missing := made.num_missing_chunks:
+        text += f"\n{options.source}: {missing} chunks are not in the file: read as its fill value"
+    return text
 
 
 def words(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Open arrays on disk so that only the slices that are asked for are read."""
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,18 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import shown
 from neurenix_ms.datasets.chunks import KeptChunks
 from neurenix_ms.datasets.coordinates import Coordinate
-from neurenix_ms.datasets.readers import READERS, FileError, kind_of, open_raw, state_of, unmap
+from neurenix_ms.datasets.readers import (
+    READERS,
+    FileError,
+    check_layout,
+    keys_of,
+    kind_of,
+    open_raw,
+    state_of,
+    unmap,
+)
+
+LONGEST_WAIT = 20  # changes in a folder are looked for one part in so many of the time
 
 
 @checked
@@ -42,8 +54,8 @@ def open_array(
 
     Raises:
         ValueError: If the file cannot be read, is incomplete or of another size, has no such key, or
-            does not hold numbers; when a slice is read, if it has missing values, or the file has
-            changed.
+            does not hold numbers; when a slice is read, if it has missing values, or the file (of a
+            folder, a file in it) has changed.
         ImportError: If the reader of this kind of file is missing (the extra `io`).
 
     Examples:
@@ -55,6 +67,29 @@ def open_array(
         ((2, 3, 4), [12, 16, 20], (1, 1, 2, 3, 4))
     """
     return DiskArray(Path(path), key, (shape, dtype, offset), fill)
+
+
+def keys_in(path: Path) -> list[str]:
+    """Return the keys of a file of several arrays, or levels; an empty list for one that has no keys.
+
+    Raises:
+        ValueError: If the file cannot be read.
+        ImportError: If the reader of this kind of file is missing (the extra `io`).
+    """
+    try:
+        return keys_of(path)
+    except Exception as error:
+        raise _of_reader(path, error) from error
+
+
+def _of_reader(path: Path, error: Exception) -> Exception:
+    """Return an error that names the file; the same one if it is of a kind that does."""
+    if isinstance(error, ImportError | FileError):
+        return error
+    if isinstance(error, PermissionError):
+        return ValueError(f"{path} must be readable, got {error.strerror}")
+    kind = kind_of(path)
+    return ValueError(f"{path} must be a complete {kind} file, got an error of its reader: {error}")
 
 
 class DiskArray:
@@ -86,22 +121,27 @@ class DiskArray:
             raise ValueError(
                 f"shape, dtype and offset are for files of plain numbers, got {self.path}"
             )
-        self._state = state_of(self.path)
+        check_layout(*self._layout)
+        self._state = self._current_state()
         try:
             if kind == "raw":
                 self._source = open_raw(self.path, *self._layout)
             else:
                 self._source = READERS[kind](self.path, self.key)
-        except (ImportError, FileError):
-            raise
-        except Exception as error:  # of a reader, at a file that is cut off or of another kind
-            raise ValueError(
-                f"{self.path} must be a complete {kind} file, got an error of its reader: {error}"
-            ) from error
+        except Exception as error:
+            raise _of_reader(self.path, error) from error
         self.dtype = np.dtype(self._source.array.dtype)
         if self.dtype.kind not in "biufc":
             self.close()
             raise ValueError(f"{self.path} must hold numbers or booleans, got type {self.dtype}")
+
+    @property
+    def num_missing_chunks(self) -> int:
+        """Number of chunks of a zarr array that are not in the file and are read as its fill value.
+
+        They were never written, hold nothing else, or are lost. 0 for other files.
+        """
+        return self._source.missing_chunks()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -222,14 +262,38 @@ class DiskArray:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._check_state()
+        self.check_unchanged()
         self._open()
 
-    def _check_state(self) -> None:
-        if state_of(self.path) != self._state:
+    def check_unchanged(self) -> None:
+        """Raise if the file, or a file of the folder, has changed since the array was opened.
+
+        Slices check it too, those of a folder as often as takes at most a twentieth of the time. Call it
+        after the last slice, where a result depends on all of them.
+
+        Raises:
+            ValueError: If a size or time is another, or a file was added or removed. Of a folder of more
+                than 10,000 files, only so many are looked at.
+        """
+        if self._current_state() != self._state:
             raise ValueError(
-                f"{self.path} must not change while it is open, got another size or time"
+                f"{self.path} must not change while it is open, got another size or time of it or of a "
+                "file in it"
             )
+
+    def _current_state(self) -> Any:
+        start = time.monotonic()
+        try:
+            found = state_of(self.path)
+        except FileNotFoundError:
+            return None
+        end = time.monotonic()
+        self._next_check = end + LONGEST_WAIT * (end - start) if found[2] else 0.0
+        return found
+
+    def _check_state(self) -> None:
+        if self._next_check <= time.monotonic():
+            self.check_unchanged()
 
     def _whole(self, index: Any) -> tuple[int | slice, ...]:
         """Return one integer or slice per axis."""
@@ -268,7 +332,11 @@ class DiskArray:
         if self.fill is not None:
             return np.where(missing, np.asarray(self.fill, piece.dtype), piece)
         first = np.argwhere(missing)[0].tolist()
-        place = tuple(at.start + (at.step or 1) * n for at, n in zip(slices, first, strict=True))
+        place = tuple(  # in the file, which has no axes that `images` has added
+            at.start + (at.step or 1) * n
+            for at, n, axis in zip(slices, first, self._order, strict=True)
+            if axis is not None
+        )
         raise ValueError(
             f"{self.path} must have a value everywhere, got {int(missing.sum())} missing values of "
             f"{piece.size} in this slice, the first at {place}; pass fill= a number, or 'keep'"

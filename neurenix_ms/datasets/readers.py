@@ -1,21 +1,25 @@
 """Readers of array files: each returns an object that slices, and what the file says about it."""
 
+import contextlib
+import hashlib
+import itertools
 import math
 import mmap
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurenix_ms._core.checks import shown
+from neurenix_ms._core.checks import check_integer, check_integers, shown
 from neurenix_ms.datasets.chunks import KeptChunks
 from neurenix_ms.datasets.coordinates import Coordinate, bounds_of, read_coordinates
 
+MOST_FILES = 10_000  # of a folder, that are looked at for changes
 RAW = (".raw", ".bin", ".dat")
 KINDS = {
     ".npy": "npy",
@@ -52,6 +56,7 @@ class Source:
         attributes: What else the file says.
         close: Closes the file.
         coordinates: Reads the coordinates by name.
+        missing_chunks: Counts the chunks that are not in the file.
     """
 
     array: Any
@@ -61,6 +66,7 @@ class Source:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     close: Callable[[], None] = lambda: None
     coordinates: Callable[[], dict[str, Coordinate]] = dict
+    missing_chunks: Callable[[], int] = int
 
 
 def kind_of(path: Path) -> str:
@@ -77,6 +83,15 @@ def kind_of(path: Path) -> str:
     raise ValueError(
         f"path must end in one of {sorted(KINDS)}, or be a folder of these, got {path}"
     )
+
+
+def check_layout(shape: Sequence[int] | None, dtype: Any, offset: int) -> None:
+    """Raise unless a file of plain numbers can have this layout."""
+    if shape is not None:
+        check_integers("shape", shape, 1, min_length=1)
+    if dtype is not None:
+        number_dtype("dtype", dtype)
+    check_integer("offset", offset, 0)
 
 
 def open_raw(path: Path, shape: Sequence[int] | None, dtype: Any, offset: int) -> Source:
@@ -100,7 +115,7 @@ def _npy(path: Path, key: Key) -> Source:
 
 def _npz(path: Path, key: Key) -> Source:
     with zipfile.ZipFile(path) as archive:
-        names = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        names = _npz_members(archive)
         info = names[_chosen(path, key, names)]
         if info.compress_type != zipfile.ZIP_STORED:
             raise FileError(
@@ -126,11 +141,15 @@ def _npz(path: Path, key: Key) -> Source:
     return Source(np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C"))
 
 
+def _npz_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+
 def _zarr(path: Path, key: Key) -> Source:
     zarr = needed("zarr")
     found = zarr.open(path, mode="r")
     if isinstance(found, zarr.Group):
-        arrays = {name: item for name, item in _members(found) if isinstance(item, zarr.Array)}
+        arrays = _zarr_arrays(found)
         found = arrays[_chosen(path, key, arrays)]
     else:
         _no_key(path, key)
@@ -139,7 +158,14 @@ def _zarr(path: Path, key: Key) -> Source:
     names = getattr(found.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
     units = attributes.get("units")
     fill = attributes.get("_FillValue")
-    return Source(KeptChunks(found), _names(names), units, fill, attributes)
+    return Source(
+        KeptChunks(found),
+        _names(names),
+        units,
+        fill,
+        attributes,
+        missing_chunks=lambda: found.nchunks - found.nchunks_initialized,
+    )
 
 
 def _check_codecs(path: Path, array: Any) -> None:
@@ -154,6 +180,10 @@ def _check_codecs(path: Path, array: Any) -> None:
             raise FileError(f"{path} must not hold pickled chunks, got the codec {name!r}")
 
 
+def _zarr_arrays(group: Any) -> dict[str, Any]:
+    return {name: item for name, item in _members(group) if not hasattr(item, "members")}
+
+
 def _members(group: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, item in group.members():
         yield f"{prefix}{name}", item
@@ -164,10 +194,7 @@ def _members(group: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 def _hdf5(path: Path, key: Key) -> Source:
     h5py = needed("h5py")
     file = h5py.File(path, "r")
-    arrays: dict[str, Any] = {}
-    file.visititems(
-        lambda name, item: arrays.update({name: item}) if isinstance(item, h5py.Dataset) else None
-    )
+    arrays = _hdf5_arrays(file)
     try:
         found = arrays[_chosen(path, key, arrays)]
     except FileError:
@@ -186,6 +213,14 @@ def _hdf5(path: Path, key: Key) -> Source:
     )
 
 
+def _hdf5_arrays(file: Any) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    file.visititems(
+        lambda name, item: arrays.update({name: item}) if hasattr(item, "shape") else None
+    )
+    return arrays
+
+
 class _Variable:
     """A variable of xarray that gives plain arrays; scale, offset and fill value are applied."""
 
@@ -200,10 +235,7 @@ class _Variable:
 def _netcdf(path: Path, key: Key) -> Source:
     xarray = needed("xarray")
     data = xarray.open_dataset(path, decode_times=False, cache=False)
-    fields = {name: item for name, item in data.data_vars.items() if item.ndim}
-    if key is None:
-        bounds = set(bounds_of(data))
-        fields = {name: item for name, item in fields.items() if name not in bounds}
+    fields = _netcdf_fields(data, with_bounds=key is not None)
     try:
         found = fields[_chosen(path, key, fields)]
     except FileError:
@@ -219,6 +251,13 @@ def _netcdf(path: Path, key: Key) -> Source:
         data.close,
         lambda: read_coordinates(data, found),
     )
+
+
+def _netcdf_fields(data: Any, with_bounds: bool = False) -> dict[str, Any]:
+    left_out = () if with_bounds else set(bounds_of(data))
+    return {
+        name: item for name, item in data.data_vars.items() if item.ndim and name not in left_out
+    }
 
 
 def _tiff(path: Path, key: Key) -> Source:
@@ -290,6 +329,28 @@ READERS: dict[str, Callable[[Path, Key], Source]] = {
 }
 
 
+def keys_of(path: Path) -> list[str]:
+    """Return the keys of a file of several arrays or levels; an empty list for one that has no keys."""
+    kind = kind_of(path)
+    if kind == "npz":
+        with zipfile.ZipFile(path) as archive:
+            return list(_npz_members(archive))
+    if kind == "zarr":
+        zarr = needed("zarr")
+        found = zarr.open(path, mode="r")
+        return sorted(_zarr_arrays(found)) if isinstance(found, zarr.Group) else []
+    if kind == "hdf5":
+        with needed("h5py").File(path, "r") as file:
+            return list(_hdf5_arrays(file))
+    if kind == "netcdf":
+        with needed("xarray").open_dataset(path, decode_times=False, cache=False) as data:
+            return list(_netcdf_fields(data))
+    if kind == "tiff":
+        with needed("tifffile").TiffFile(path) as file:
+            return [str(level) for level in range(len(file.series[0].levels))]
+    return []
+
+
 def _chosen(path: Path, key: Key, arrays: Mapping[str, Any]) -> str:
     """Return the key, or that of the only array; raise with the keys that there are."""
     if key is None and len(arrays) == 1:
@@ -322,12 +383,48 @@ def needed(package: str) -> Any:
         raise ImportError(f"this file needs {package}: pip install 'neurenix_ms[io]'") from error
 
 
-def state_of(path: Path) -> tuple[int, int] | None:
-    """Return what changes when a file is written to; None for a folder."""
+def state_of(path: Path, most: int | None = MOST_FILES) -> tuple[int, int, str]:
+    """Return what changes when a file, or a file in a folder, is written to, added or removed.
+
+    Args:
+        path: A file or folder.
+        most: Of a folder of more files, only so many are looked at; None looks at all.
+
+    Returns:
+        The size, the time of the last change, and for a folder a checksum of names, sizes and times.
+    """
     found = os.stat(path)
-    if stat.S_ISDIR(found.st_mode):
-        return None
-    return found.st_mtime_ns, found.st_size
+    if not stat.S_ISDIR(found.st_mode):
+        return found.st_size, found.st_mtime_ns, ""
+    size, last, total = 0, 0, hashlib.sha256()
+    for file in itertools.islice(files_in(path), most):
+        with contextlib.suppress(FileNotFoundError):  # removed since its folder was listed
+            one, name = os.stat(file), file[len(os.fspath(path)) :]
+            size, last = size + one.st_size, max(last, one.st_mtime_ns)
+            total.update(f"{name}\0{one.st_size}\0{one.st_mtime_ns}\0".encode(errors="replace"))
+    return size, last, total.hexdigest()[:32]
+
+
+def files_in(folder: Path) -> Iterator[str]:
+    """Yield the paths of all files in a folder and the folders in it, in the order of their names."""
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (os.path.join(place, name) for name in sorted(names))
+
+
+def number_dtype(name: str, value: Any) -> np.dtype:
+    """Return a type of numbers or booleans of NumPy.
+
+    Raises:
+        ValueError: If there is no such type, or it holds something else.
+    """
+    try:
+        dtype = np.dtype(value)
+    except (TypeError, ValueError, SyntaxError) as error:  # the last two of a text with commas
+        raise FileError(f"{name} must be a type of NumPy, got {shown(value)} ({error})") from None
+    if value is None or dtype.kind not in "biufc":
+        raise FileError(f"{name} must be a type of numbers or booleans, got {shown(value)}")
+    return dtype
 
 
 def unmap(array: Any) -> None:

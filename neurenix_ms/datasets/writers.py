@@ -12,7 +12,7 @@ import numpy as np
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integers
 from neurenix_ms.datasets.coordinates import Coordinate
-from neurenix_ms.datasets.readers import KINDS, kind_of, needed
+from neurenix_ms.datasets.readers import KINDS, kind_of, needed, number_dtype
 
 CHUNK = 2**20  # values of a chunk, if nothing else is asked for
 
@@ -82,7 +82,7 @@ def create_array(
         {name: _coordinate(name, given) for name, given in (coordinates or {}).items()},
     )
     _check_lengths(dict(zip(about.names(len(shape)), shape, strict=True)), about.coordinates)
-    return WRITERS[kind](target, tuple(shape), np.dtype(dtype), about)
+    return WRITERS[kind](target, tuple(shape), number_dtype("dtype", dtype), about)
 
 
 @dataclass

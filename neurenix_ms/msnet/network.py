@@ -44,6 +44,7 @@ class Stage(nn.Module):
         in_channels: int,
         width: int,
         out_channels: int,
+        *,
         num_layers: int,
         spatial_dims: SpatialDims,
         kernel_size: int,
@@ -170,13 +171,13 @@ class MSNet(Configured, nn.Module):
                 num_features + (out_channels if k else 0),
                 num_filters * filter_growth ** (num_scales - 1 - k),
                 out_channels,
-                num_layers,
-                spatial_dims,
-                kernel_size,
-                norm,
-                act,
-                padding_mode,
-                condition_channels,
+                num_layers=num_layers,
+                spatial_dims=spatial_dims,
+                kernel_size=kernel_size,
+                norm=norm,
+                act=act,
+                padding_mode=padding_mode,
+                condition_channels=condition_channels,
             )
             for k in range(num_scales)
         )

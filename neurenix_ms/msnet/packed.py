@@ -20,7 +20,8 @@ from neurenix_ms.layers.blocks import ConvNormAct
 from neurenix_ms.layers.naming import ACTIVATIONS
 
 CHANNELS = 16  # float32 numbers in a register of 512 bits
-# activations that act on every value separately, so the arrangement of the values does not matter
+# activations that act on every value separately, so the arrangement of the values does not matter;
+# a PReLU does with one weight for all channels
 ELEMENTWISE = tuple(kind for kind in ACTIVATIONS.values() if isinstance(kind, type))
 PLAIN_NORMS = (*INSTANCE_NORMS.values(), nn.Identity)
 
@@ -61,8 +62,9 @@ def _plain(layer: nn.Module) -> bool:
         return False
     norm = layer.norm
     affine = getattr(norm, "affine", False) or getattr(norm, "track_running_stats", False)
-    simple = type(layer.act) in ELEMENTWISE and layer.conv.padding_mode == "zeros"
-    return simple and type(norm) in PLAIN_NORMS and not affine
+    if type(layer.act) not in ELEMENTWISE or getattr(layer.act, "num_parameters", 1) > 1:
+        return False
+    return layer.conv.padding_mode == "zeros" and type(norm) in PLAIN_NORMS and not affine
 
 
 def _one(layers: list[ConvNormAct], tail: Any, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Predict an array on disk from another by a model in a file."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,8 +16,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from neurenix_ms._core.arguments import checked
+from neurenix_ms._core.io.atomic import naming
 from neurenix_ms.datasets.arrays import DiskArray, open_array
-from neurenix_ms.datasets.readers import unmap
+from neurenix_ms.datasets.readers import files_in, number_dtype, state_of, unmap
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.execution.plan.arguments import check_args, passing
 from neurenix_ms.execution.plan.footprint import like_parameters
@@ -47,6 +49,8 @@ class Prediction:
         dtype: Its dtype.
         num_tiles: Number of tiles.
         num_resumed: Number of these that an earlier, interrupted run had finished.
+        num_missing_chunks: Number of chunks of a zarr source that are not in the file. They were read as
+            its fill value, which is wrong if they are lost.
 
     Examples:
         >>> Prediction(Path("labels.npy"), (1, 64, 64), "uint8", 4, 1).num_tiles
@@ -58,6 +62,7 @@ class Prediction:
     dtype: str
     num_tiles: int
     num_resumed: int
+    num_missing_chunks: int = 0
 
 
 @checked
@@ -156,8 +161,11 @@ def predict_file(
         ((1, 70, 50), 'uint8', 6)
     """
     check_apart(target, model, source)
+    if out_dtype is not None:
+        number_dtype("out_dtype", out_dtype)
     results, ranks = Results(Path(target)), ranks_of(mesh)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(naming(results.target, results.folder))
         with ranks.agreeing():
             check_one_machine(ranks)
             network = read_network(model, device)
@@ -224,11 +232,24 @@ def predict_file(
         with ranks.agreeing():
             made = run.prediction()
             if ranks.rank == 0:
+                _check_unchanged(images, facts)
                 axes = _axes(images, reduce)
                 said = said_of_images(images, axes, made.shape, time_step, units, results.target)
                 results.finish(said.arguments(results.target))
+    made = dataclasses.replace(made, num_missing_chunks=array.num_missing_chunks)
     array.close()
     return made
+
+
+def _check_unchanged(images: DiskArray, facts: Mapping[str, Any]) -> None:
+    """Raise if the source is another than when the tiles were begun."""
+    images.check_unchanged()
+    path, *before = facts["input"][:-2]
+    if state(Path(path)) != before:
+        raise ValueError(
+            f"{images.path} must not change while it is predicted, got another size or time of it or of "
+            "a file in it; predict again with overwrite (--overwrite)"
+        )
 
 
 def _limit_of_ranks(
@@ -412,22 +433,16 @@ def array_dtype(dtype: torch.dtype) -> np.dtype:
 def digest(path: Path) -> str:
     """Return a checksum of a file, or of all files in a folder."""
     total = hashlib.sha256()
-    for file in _files(path):
+    for file in files_in(path) if path.is_dir() else [path]:
         with open(file, "rb") as opened:
             total.update(hashlib.file_digest(opened, "sha256").digest())
     return total.hexdigest()[:32]
 
 
-def state(path: Path) -> tuple[int, int]:
-    """Return the size of a file, or of all files in a folder, and the time of the last change."""
-    found = [file.stat() for file in _files(path)]
-    return sum(one.st_size for one in found), max((one.st_mtime_ns for one in found), default=0)
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file())
+def state(path: Path) -> list[int | str]:
+    """Return size and time of the last change of a file; of a folder, and a checksum of its files."""
+    size, last, files = state_of(path, None)
+    return [size, last, *([files] if files else [])]
 
 
 class Finest(nn.Module):

@@ -21,6 +21,7 @@ try:
 except ImportError:  # pragma: no cover, Windows has none
     fcntl = None  # type: ignore[assignment]
 
+HEAD = 2**20  # bytes of a file beside its numbers
 AS_WRITTEN = {
     "npy": ".npy",
     "raw": ".raw",
@@ -123,6 +124,8 @@ class Results:
         """Copy the result chunk by chunk into a file of the target's format."""
         source = np.lib.format.open_memmap(self.growing, "r")
         remove(self._making)
+        if self.kind != "zarr":
+            self._check_room(source.nbytes + HEAD)
         written = create_array(self._making, source.shape, source.dtype, **said)
         try:
             for index in blocks(source.shape):
@@ -131,6 +134,14 @@ class Results:
             getattr(written, "flush", lambda: None)()
         finally:
             getattr(written, "close", lambda: None)()
+
+    def _check_room(self, size: int) -> None:
+        """Raise unless a file of this size can be written: HDF5 ends the process on a full disk."""
+        try:
+            with open(self._making, "wb") as file:
+                reserve(file.fileno(), size)
+        finally:
+            remove(self._making)
 
 
 def blocks(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:

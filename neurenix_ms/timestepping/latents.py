@@ -62,12 +62,8 @@ class FourierLatents(Configured, nn.Module):
             )
         basis, order = _basis(self.size, self.modes[0])
         # the waves of coarse levels first, so a level is a slice of the finest one
-        kept = torch.cat(
-            [
-                torch.nonzero((order < m) & (order >= least))[:, 0]
-                for m, least in zip(self.modes[::-1], [0, *self.modes[:0:-1]], strict=True)
-            ]
-        )
+        level = (order[:, None] >= order.new_tensor(self.modes)).sum(dim=1)
+        kept = level.argsort(stable=True)  # not nonzero, which tensors without values do not have
         self.register_buffer("basis", basis[:, kept].float(), persistent=False)
         waves = [(2 * m - 1) ** len(self.size) for m in self.modes]
         self.num_features = [channels * count for count in waves]

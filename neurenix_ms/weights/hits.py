@@ -51,7 +51,9 @@ def _network(state: Mapping[str, Any], stride: int) -> MLP:
         for i in range(num_layers):
             for kind in ("weight", "bias"):
                 if f"layers.{i}.{kind}" not in ours:
-                    raise ValueError(f"missing: increment.Linear_{i}.{kind} {LOOKED_FOR}")
+                    raise ValueError(
+                        f"the state dict must have increment.Linear_{i}.{kind}, missing {LOOKED_FOR}"
+                    )
         for name, value in ours.items():
             if value.ndim != (2 if name.endswith("weight") else 1):
                 raise ValueError(f"{name} must be a matrix or a vector, got {tuple(value.shape)}")

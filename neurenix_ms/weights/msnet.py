@@ -56,7 +56,9 @@ def _read_off(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     def shape(stage: int) -> torch.Size:
         name = f"stages.{stage}.layers.0.conv.weight"
         if name not in state:
-            raise ValueError(f"missing: models.{stage}.head.conv.weight {LOOKED_FOR}")
+            raise ValueError(
+                f"the state dict must have models.{stage}.head.conv.weight, missing {LOOKED_FOR}"
+            )
         if not 3 <= state[name].ndim <= 5 or 0 in state[name].shape:
             raise ValueError(
                 f"models.{stage}.head.conv.weight must have 3 to 5 axes and no empty one, "
@@ -70,10 +72,12 @@ def _read_off(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     growth = shape(num_scales - 2)[0] // finest[0] if num_scales > 1 else 1
     out = state.get("stages.0.tail.weight")
     if out is None or out.ndim == 0:
-        raise ValueError("missing: models.0.tail.0.weight, or it is a single number")
+        raise ValueError("the state dict must have models.0.tail.0.weight of several numbers")
     count = 1 + max(int(match[1]) for match in layers if match)
     if count > len(state):
-        raise ValueError(f"missing: layers of models.0 below {count}, of {len(state)} entries")
+        raise ValueError(
+            f"the state dict must have layers of models.0 up to {count - 1}, got {len(state)} entries"
+        )
     return {
         "num_scales": num_scales,
         "num_features": coarsest[1],

@@ -112,7 +112,7 @@ def _arguments(
     shape_net, parameter_net = (_part(settings, name) for name in ("shape_net", "parameter_net"))
     for name in ("pnet.first.w", "pnet.bottleneck.w", "pnet.last.w"):
         if name not in arrays:
-            raise ValueError(f"missing: {name}")
+            raise ValueError(f"arrays must have {name}, which is missing")
         if arrays[name].ndim != 2:
             raise ValueError(f"{name} must be a matrix, got shape {tuple(arrays[name].shape)}")
     hidden = [re.match(r"pnet\.hidden(\d+)\.", name) for name in arrays]
@@ -168,10 +168,10 @@ class _Part(dict[str, Any]):
         self.name = name
 
     def __missing__(self, key: str) -> Any:
-        raise ValueError(f"missing: {self.name}.{key} of the config")
+        raise ValueError(f"config must have {self.name}.{key}, which is missing")
 
 
 def _part(settings: Mapping[str, Any], name: str) -> _Part:
     if not isinstance(settings.get(name), Mapping):
-        raise ValueError(f"missing: {name} of the config")
+        raise ValueError(f"config must have {name}, which is missing")
     return _Part(name, settings[name])

@@ -103,7 +103,10 @@ def rename(state: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
                 raise ValueError(f"two entries would be called {ours!r}, the second is {name!r}")
             renamed[ours] = value
     if unexpected:
-        raise ValueError(f"unexpected, not part of this model: {_first(unexpected)} {LOOKED_FOR}")
+        raise ValueError(
+            "the state dict must hold entries of this model only, got unexpected "
+            f"{_first(unexpected)} {LOOKED_FOR}"
+        )
     return renamed
 
 
@@ -118,9 +121,12 @@ def check_names(state: Collection[str], names: Collection[str]) -> None:
         ValueError: If names are missing or unexpected; the message has the first ones.
     """
     if missing := [name for name in names if name not in state]:
-        raise ValueError(f"missing: {_first(missing)} {LOOKED_FOR}")
+        raise ValueError(f"the state dict must have {_first(missing)}, missing {LOOKED_FOR}")
     if unexpected := [name for name in state if name not in names]:
-        raise ValueError(f"unexpected, not part of this model: {_first(unexpected)} {LOOKED_FOR}")
+        raise ValueError(
+            "the state dict must hold entries of this model only, got unexpected "
+            f"{_first(unexpected)} {LOOKED_FOR}"
+        )
 
 
 def fill(model: nn.Module, state: Mapping[str, Any]) -> None:

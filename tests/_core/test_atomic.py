@@ -4,8 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+from disks import POSIX, files_up_to, read_only
 
-from neurenix_ms._core.io.atomic import move, replacing, replacing_folder, replacing_path
+from neurenix_ms._core.io.atomic import (
+    move,
+    replacing,
+    replacing_folder,
+    replacing_path,
+    write_atomically,
+)
 
 
 @pytest.fixture
@@ -105,3 +112,17 @@ def test_a_folder_with_other_files_is_not_replaced(there: Path):
     ):
         pass
     assert (there / "folder.zarr/a").read_text() == "old"
+
+
+@POSIX
+def test_errors_name_the_target_not_the_temporary_file(there: Path, monkeypatch):
+    monkeypatch.chdir(there)
+    with files_up_to(10), pytest.raises(OSError, match=r"File too large: 'new.npy'$"):
+        write_atomically("new.npy", bytes(11))
+    with read_only(there), pytest.raises(PermissionError, match=r"Permission denied: 'new.npy'$"):
+        write_atomically("new.npy", b"")
+    with pytest.raises(OSError, match=r"cannot write new.npy"), replacing_path("new.npy") as made:
+        raise OSError(f"a library cannot write {made}")
+    with pytest.raises(FileNotFoundError, match=r"'other'$"), replacing_path("new.npy"):
+        Path("other").read_bytes()
+    assert {path.name for path in there.iterdir()} == {"folder.zarr", "file.npy"}

@@ -1,8 +1,10 @@
 """The command `neurenix-ms` and its subcommands."""
 
+import argparse
 import ast
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,67 @@ def test_the_help_names_every_subcommand(capsys: pytest.CaptureFixture):
             main([*words.split(), "--help"])
         assert ended.value.code == 0
         assert found in capsys.readouterr().out
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of the command and of every subcommand, by its words."""
+    found, waiting = {}, [("neurenix-ms", neurenix_ms.command._parser())]
+    while waiting:
+        words, parser = waiting.pop()
+        found[words] = parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += [(f"{words} {name}", inner) for name, inner in action.choices.items()]
+    return found
+
+
+def test_every_subcommand_has_a_help():
+    groups = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
+    files = {path for path in PACKAGE.rglob("*.py") if not path.name.startswith("_")}
+    assert len(parsers()) == 1 + len(files) + len(groups)
+    assert {"neurenix-ms list", "neurenix-ms bench models"} <= set(parsers())
+
+
+@pytest.mark.parametrize("words", sorted(parsers()))
+def test_a_help_reads_like_a_manual(words: str):
+    parser = parsers()[words]
+    shown = parser.format_help()
+    assert max(map(len, shown.splitlines())) <= 105
+    usage, description, rest = shown.partition("Examples:\n\n")[0], parser.description, shown
+    assert usage.startswith(f"usage: {words}")
+    assert description is not None
+    summary, _, paragraphs = description.partition("Examples:")[0].partition("\n\n")
+    assert summary.endswith(".")
+    assert len(summary.splitlines()) == 1
+    assert len(paragraphs.split()) > 12  # more than the summary says
+    headings = ["Examples:\n\n", "options:\n", "exit status:\n"]
+    places = [rest.index(heading) for heading in headings]
+    assert places == sorted(places)
+    for status in ("0", "1", "2", "130"):
+        assert re.search(rf"^  {status} +\w", rest[places[-1] :], re.M)
+
+
+@pytest.mark.parametrize("words", sorted(parsers()))
+def test_the_examples_of_a_help_are_arguments_it_takes(words: str):
+    parser = parsers()[words]
+    examples = [
+        line.strip()
+        for line in str(parser.description).partition("Examples:\n")[2].splitlines()
+        if line.strip()
+    ]
+    assert len(examples) >= 2
+    for example in examples:
+        assert example.startswith(words)
+        _, *arguments = shlex.split(example)
+        if arguments[-1] != "--help":
+            options, others = neurenix_ms.command._parser().parse_known_args(arguments)
+            assert options.any_option or not others
+
+
+@pytest.mark.parametrize("words", sorted(parsers()))
+def test_every_argument_is_described(words: str):
+    for action in parsers()[words]._actions:
+        assert action.help or isinstance(action, argparse._SubParsersAction), action.dest
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)

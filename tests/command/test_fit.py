@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disks import POSIX, files_up_to, read_only
 
 from neurenix_ms.command import fit, main
 
@@ -104,41 +105,51 @@ def test_the_help_lists_the_ready_configs(capsys: pytest.CaptureFixture):
     assert max(map(len, shown.splitlines())) <= 105
 
 
-@pytest.mark.parametrize("name", ["config", "checkpoint", "network"])
+@POSIX
+@pytest.mark.parametrize(
+    ("size", "place"), [(64, ": 'runs/segment_images/config.yaml'"), (4096, "")]
+)
 def test_a_full_disk_is_one_line_and_the_run_resumes(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    size: int, place: str, capsys: pytest.CaptureFixture
 ):
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    place = {
-        "config": "neurenix_ms.fitting.running.write_atomically",
-        "checkpoint": "torch.save",
-        "network": "neurenix_ms.sharing.writing.write_weights",
-    }
     words = ["fit", "segment_images", *SMALL, "--quiet"]
-    with monkeypatch.context() as patch:
-        patch.setattr(place[name], full)
+    with files_up_to(size):
         assert main(words) == 1
-    assert capsys.readouterr().err == "neurenix-ms fit: [Errno 28] No space left on device\n"
+    said = capsys.readouterr().err
+    assert said.startswith("neurenix-ms fit: ")
+    assert said.count("\n") == 1
+    assert f"File too large{place}\n" in said
     left = [path.name for path in Path("runs").rglob("*") if path.is_file()]
-    assert "model.safetensors" not in left
-    assert not [one for one in left if "tmp" in one]
+    assert not [one for one in left if "tmp" in one or one == "model.safetensors"]
     assert main(words) == 0
     assert main(["info", "runs/segment_images/model"]) == 0
 
 
-def test_a_read_only_folder_is_one_line(
+def test_a_disk_that_is_full_at_the_end_is_one_line_and_the_run_resumes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    def forbidden(self: Path, *_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+    def full(*_: object, **__: object) -> None:  # the network is smaller than its checkpoints
+        raise OSError(errno.ENOSPC, "No space left on device")
 
+    words = ["fit", "segment_images", *SMALL, "--quiet"]
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "mkdir", forbidden)
+        patch.setattr("neurenix_ms.sharing.writing.write_weights", full)
+        assert main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("neurenix-ms fit: [Errno 28] No space left on device: '")
+    assert said.endswith("runs/segment_images/model'\n")
+    assert not list(Path("runs").rglob("model.safetensors"))
+    assert not list(Path("runs").rglob("*tmp*"))
+    assert main(words) == 0
+    assert main(["info", "runs/segment_images/model"]) == 0
+
+
+@POSIX
+def test_a_read_only_folder_is_one_line(capsys: pytest.CaptureFixture):
+    with read_only(Path.cwd()):
         assert main(["fit", "segment_images", *SMALL, "--quiet"]) == 1
     said = capsys.readouterr().err
-    assert said == "neurenix-ms fit: [Errno 13] Permission denied: 'runs/segment_images'\n"
+    assert said == "neurenix-ms fit: [Errno 13] Permission denied: 'runs'\n"
     assert not Path("runs").exists()
 
 

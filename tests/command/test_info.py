@@ -1,6 +1,7 @@
 """`neurenix-ms info` and `list`: what is in files and in the registry."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import neurenix_ms as nms
-from neurenix_ms.command import main
+from neurenix_ms.command import _contents, main
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +99,60 @@ def test_arrays_are_described(capsys):
     assert (rows["kind"], rows["size"]) == ("array", "24 B")
 
 
+def write_several() -> None:
+    """Files of several arrays."""
+    zarr, h5py = pytest.importorskip("zarr"), pytest.importorskip("h5py")
+    xarray, tifffile = pytest.importorskip("xarray"), pytest.importorskip("tifffile")
+    np.savez("a.npz", scan=np.zeros((3, 4)), other=np.zeros(5, "u2"), name=np.array(["a"]))
+    group = zarr.open_group("a.zarr", mode="w")
+    group.create_array("deep/scan", shape=(8, 4), dtype="f8", chunks=(4, 4))[:4] = 1
+    group.create_array("other", data=np.ones(3))
+    with h5py.File("a.h5", "w") as file:
+        file["deep/scan"], file["other"], file["text"] = np.zeros((3, 4)), np.zeros(5), "text"
+        file["deep/scan"].attrs["units"] = "HU"
+    field = ("lat", "lon"), np.zeros((3, 4)), {"units": "HU"}
+    data = xarray.Dataset({"scan": field, "other": ("lat", np.zeros(3))})
+    data.to_netcdf("a.nc", engine="h5netcdf")
+    with tifffile.TiffWriter("a.tif") as tiff:
+        tiff.write(np.zeros((64, 32), "u1"), subifds=1, tile=(16, 16))
+        tiff.write(np.zeros((32, 16), "u1"), subfiletype=1, tile=(16, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "rows"),
+    [
+        ("a.npz", "scan", ["scan 3x4, float64, 96 B", "other 5, uint16, 10 B"]),
+        ("a.zarr", "deep/scan", ["deep/scan 8x4, float64, 256 B", "other 3, float64, 24 B"]),
+        ("a.h5", "deep/scan", ["deep/scan 3x4, float64, 96 B, HU", "other 5, float64, 40 B"]),
+        ("a.nc", "scan", ["scan 3x4, float64, 96 B, HU", "other 3, float64, 24 B"]),
+        ("a.tif", "1", ["0 64x32, uint8, 2 KiB", "1 32x16, uint8, 512 B"]),
+    ],
+)
+def test_the_arrays_of_a_file_are_listed(name: str, key: str, rows: list[str], capsys):
+    write_several()
+    assert main(["info", name]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "arrays; --key shows one" in lines[0]
+    assert set(rows) <= set(lines)
+    assert main(["info", name, "--key", key]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"shape {next(row for row in rows if row.startswith(key)).split()[1][:-1]} " in shown
+    assert ("chunks 1 are not in the file, and are read as its fill value" in shown) == (
+        name == "a.zarr"
+    )
+    assert main(["info", name, "--key", "none"]) == 1
+    assert "key must be" in capsys.readouterr().err
+
+
+def test_arrays_without_numbers_and_long_lists_are_shown(capsys, monkeypatch):
+    write_several()
+    assert main(["info", "a.npz"]) == 0
+    assert "a.npz must hold numbers or booleans, got type <U1" in capsys.readouterr().out
+    monkeypatch.setattr(_contents, "MOST_KEYS", 1)
+    assert main(["info", "a.npz"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].strip() == "and 2 more"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -109,12 +164,17 @@ def test_arrays_are_described(capsys):
         (["other.pt"], "cannot read other.pt: torch.save did not write it"),
         (["script.pt"], "it is a TorchScript program, not a pickled module"),
         (["."], "or be a folder of these, got ."),
+        (["half.npz"], "half.npz must be a complete npz file, got an error of its reader"),
+        (["half.h5"], "half.h5 must be a complete hdf5 file, got an error of its reader"),
+        (["a.npy", "--key", "x"], "key must be None for a.npy, which holds one array"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], message: str, capsys):
     np.save("a.npy", np.zeros((3, 4)))
     Path("a.safetensors").write_text("no")
     Path("a.txt").write_text("no")
+    Path("half.npz").write_bytes(b"PK\3\4")
+    Path("half.h5").write_bytes(b"\x89HDF")
     Path("other.pt").write_text("no")
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), "script.pt")
     assert main(["info", *words]) == 1
@@ -147,4 +207,6 @@ def test_networks_are_listed(capsys):
 @pytest.mark.slow
 def test_every_network_is_counted(capsys):
     assert main(["list"]) == 0
-    assert capsys.readouterr().out.count(" parameters\n") == len(nms.list_models())
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line for line in lines if re.fullmatch(r"\w+  \w+, [\d,]+ parameters", line)]
+    assert [line.split()[0] for line in heads] == nms.list_models()

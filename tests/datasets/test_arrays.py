@@ -1,6 +1,8 @@
 """Arrays on disk slice like NumPy's, whatever the format, and are refused where something is wrong."""
 
+import os
 import pickle
+import time
 import zipfile
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from neurenix_ms.datasets import create_array, open_array
+from neurenix_ms.datasets import arrays, create_array, open_array
 from neurenix_ms.execution import TiledModel
 
 zarr = pytest.importorskip("zarr")
@@ -238,12 +240,97 @@ def test_a_raw_file_of_another_size_is_refused(tmp_path):
         open_array(tmp_path / "a.raw")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "banana"}, "dtype must be a type of NumPy, got 'banana'"),
+        ({"dtype": "O"}, "dtype must be a type of numbers or booleans, got 'O'"),
+        ({"shape": (3, -2)}, r"shape\[1\] must be at least 1, got -2"),
+        ({"offset": -1}, "offset must be at least 0, got -1"),
+    ],
+)
+def test_a_layout_without_a_meaning_is_named(options, words, tmp_path):
+    (tmp_path / "a.raw").write_bytes(bytes(12))
+    with pytest.raises(ValueError, match=f"^{words}"):
+        open_array(tmp_path / "a.raw", **{"shape": (3, 2), "dtype": "u2", **options})
+
+
+def test_a_type_that_cannot_be_written_is_named(tmp_path):
+    for dtype, words in (("zzz", "a type of NumPy"), ("O", "a type of numbers or booleans")):
+        with pytest.raises(ValueError, match=f"dtype must be {words}, got '{dtype}'"):
+            create_array(tmp_path / "a.npy", (2,), dtype)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_changed_is_refused(tmp_path):
     path, _ = write_npy(tmp_path)
     array = open_array(path)
     np.save(path, VOLUME[:2])
     with pytest.raises(ValueError, match="must not change while it is open"):
         array[0]
+    path.unlink()
+    with pytest.raises(ValueError, match="must not change while it is open"):
+        array[0]
+
+
+@pytest.mark.parametrize("kind", ["zarr 2", "zarr 3", "zarr group", "tiff stack"])
+@pytest.mark.parametrize("how", ["written", "removed", "added", "older"])
+def test_a_folder_in_which_a_file_changed_is_refused(kind, how, tmp_path, monkeypatch):
+    path, options = WRITERS[kind](tmp_path)
+    array = open_array(path, **options)
+    copied = pickle.dumps(array)
+    array[0]
+    array.check_unchanged()
+    named = [file for file in path.rglob("*") if file.is_file()]
+    files = [file for file in named if file.suffix != ".json" and not file.name.startswith(".z")]
+    content, times = files[0].read_bytes(), files[0].stat()
+    if how in ("removed", "written"):
+        files[0].unlink()
+    if how == "written":
+        files[0].write_bytes(content + b"0")
+    elif how == "added":
+        (path / "new").write_text("")
+    elif how == "older":
+        os.utime(files[0], ns=(times.st_atime_ns, times.st_mtime_ns - 1))
+    for call in (array.check_unchanged, lambda: pickle.loads(copied)):
+        with pytest.raises(ValueError, match="must not change while it is open, got another size"):
+            call()
+    monkeypatch.setattr(arrays, "LONGEST_WAIT", 0)
+    array = open_array(path, **options)
+    (path / "another").write_text("")
+    with pytest.raises(ValueError, match="must not change while it is open, got another size"):
+        array[0]
+
+
+def test_changes_in_a_folder_are_looked_for_a_small_part_of_the_time(tmp_path, monkeypatch):
+    path, options = write_zarr(3)(tmp_path)
+    calls = []
+    plain = arrays.state_of
+
+    def counted(path):
+        calls.append(path)
+        time.sleep(0.01)
+        return plain(path)
+
+    monkeypatch.setattr(arrays, "state_of", counted)
+    array = open_array(path, **options)
+    for _ in range(50):
+        array[0]
+    assert len(calls) < 5
+    assert plain(path, 1) != plain(path)
+
+
+def test_the_place_of_a_missing_value_is_that_in_the_file(tmp_path):
+    volume = np.zeros((3, 20, 30), "float32")
+    volume[1, 3, 4] = volume[2, 10, 5] = np.nan
+    np.save(tmp_path / "a.npy", volume)
+    array = open_array(tmp_path / "a.npy")
+    for first in ("channels", "batch"):
+        with pytest.raises(ValueError, match=r"2 missing .* of 1800 .* first at \(1, 3, 4\);"):
+            array.images(2, first)[...]
+    with pytest.raises(ValueError, match=r"1 missing .* of 200 .* first at \(2, 10, 5\);"):
+        array.images(3)[0, 0, 2:, ::2, 5:25]
+    assert not array.images(3)[0, 0, :1].any()
 
 
 class Attack:

@@ -1,6 +1,5 @@
 """Predictions from files to files, which resume after they are killed."""
 
-import errno
 import json
 import multiprocessing
 import os
@@ -16,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from disks import POSIX, files_up_to, read_only
 
 import neurenix_ms as nms
 from neurenix_ms._core.io.atomic import remove
+from neurenix_ms.command import main
 from neurenix_ms.datasets import create_array, open_array
 from neurenix_ms.execution.run.passes import Passes
 from neurenix_ms.prediction import predict_file, predicting, results
@@ -41,9 +42,9 @@ def unet() -> None:
     nms.save(nms.UNet(1, 3, features=[4], norm=None), "model.nx")
 
 
-def predict(target: str = "out.npy", **more: Any) -> Any:
+def predict(target: str = "out.npy", source: str = "image.npy", **more: Any) -> Any:
     options = {"tile_size": 16, "spatial_dims": 2, **more}
-    return predict_file("model.nx", "image.npy", target, **options)
+    return predict_file("model.nx", source, target, **options)
 
 
 def whole() -> np.ndarray:
@@ -284,46 +285,50 @@ def test_one_process_at_a_time_writes_a_target(folder: Path):
     assert predict().num_tiles == 30
 
 
+@POSIX
 def test_a_full_disk_is_an_error_before_anything_is_written(folder: Path, monkeypatch):
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "posix_fallocate", full)
         ran = stop_after(patch, 1000, Stop())
-        with pytest.raises(OSError, match="No space left"):
+        with files_up_to(4096), pytest.raises(OSError, match=r"File too large: 'out.npy'"):
             predict()
     assert len(ran) == 1  # which tells the shape of the result
     assert left() == ["image.npy", "model.nx"]
 
 
-def test_a_disk_that_is_full_at_the_end_loses_no_tile(folder: Path, monkeypatch):
-    class Full:
-        def __setitem__(self, *_: Any) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
+@POSIX
+@pytest.mark.parametrize("ending", ["tif", "h5", "nc"])
+def test_a_disk_that_is_full_at_the_end_loses_no_tile(folder: Path, ending: str):
+    target = f"out.{ending}"
+    predict("once.npy")
+    size = Path("once.npy").stat().st_size  # too little for the head of another format
+    with files_up_to(size), pytest.raises(OSError, match=f"File too large: '{target}'$"):
+        predict(target)
+    assert left() == [f".{target}.part", "image.npy", "model.nx", "once.npy"]
+    assert predict(target).num_resumed == 30
+    assert np.array_equal(open_array(target), np.load("once.npy"))
 
+
+@POSIX
+def test_a_disk_that_is_full_while_chunks_are_written_loses_no_tile(folder: Path, monkeypatch):
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    predict("once.npy")
     with monkeypatch.context() as patch:
-        patch.setattr(
-            results,
-            "create_array",
-            lambda path, *a, **k: (
-                create_array(path, *a, **k) if path.name.startswith("growing") else Full()
-            ),
-        )
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr(results.Results, "_convert", stop)
+        with pytest.raises(Stop):
             predict("out.zarr")
-    assert left() == [".out.zarr.part", "image.npy", "model.nx"]
+    with files_up_to(2000), pytest.raises(OSError, match=r"File too large: 'out.zarr'$"):
+        predict("out.zarr")
+    assert left() == [".out.zarr.part", "image.npy", "model.nx", "once.npy"]
     assert predict("out.zarr").num_resumed == 30
+    assert np.array_equal(open_array("out.zarr"), np.load("once.npy"))
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(folder: Path, monkeypatch):
-    def forbidden(self: Path, *_: Any, **__: Any) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "mkdir", forbidden)
-        with pytest.raises(PermissionError, match=r"Permission denied: '.out.npy.part'"):
-            predict()
+@POSIX
+def test_a_folder_that_cannot_be_written_is_an_error(folder: Path):
+    with read_only(folder), pytest.raises(PermissionError, match=r"Permission denied: 'out.npy'$"):
+        predict()
     with pytest.raises(ValueError, match="target must be in a folder that exists, got none/out"):
         predict("none/out.npy")
     assert left() == ["image.npy", "model.nx"]
@@ -347,13 +352,117 @@ def test_an_input_that_changes_while_it_is_read_is_an_error(folder: Path, monkey
     assert not Path("out.npy").exists()
 
 
+def zarr_image() -> None:
+    """Write the image in chunks too."""
+    pytest.importorskip("zarr")
+    image = np.load("image.npy")
+    made = create_array("image.zarr", image.shape, image.dtype, chunks=(16, 16))
+    made[...] = image
+
+
+def change(place: Path, how: str) -> None:
+    """Change a file in a folder: its content, its name, or whether it is there."""
+    files = sorted(file for file in place.rglob("*") if file.is_file() and file.suffix != ".json")
+    file = files[len(files) // 2]
+    if how == "content":
+        content, times = file.read_bytes(), file.stat()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns - 10**9))  # as if it was older
+    elif how == "removed":
+        file.unlink()
+    elif how == "renamed":
+        file.rename(file.with_name(f"{file.name}0"))
+    else:
+        (place / "new").touch()
+
+
+@pytest.mark.parametrize("how", ["content", "removed", "renamed", "new"])
+def test_a_folder_that_changes_while_it_is_read_is_an_error(folder: Path, how: str, monkeypatch):
+    zarr_image()
+    plain = Passes._run
+    count = 0
+
+    def changing(self: Passes, tile: Any, target: int | None) -> Any:
+        nonlocal count
+        count += 1
+        if count == 9:
+            change(Path("image.zarr"), how)
+        return plain(self, tile, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Passes, "_run", changing)
+        with pytest.raises(ValueError, match=r"image.zarr must not change while it is open"):
+            predict(source="image.zarr")
+    assert not Path("out.npy").exists()
+    with pytest.raises(ValueError, match=r"an interrupted run .* must have the same .* input"):
+        predict(source="image.zarr")
+
+
+@pytest.mark.parametrize("source", ["image.npy", "image.zarr"])
+def test_an_input_that_changes_after_it_was_read_is_an_error(
+    folder: Path, source: str, monkeypatch
+):
+    zarr_image()
+    plain = predicting._Run.prediction
+
+    def changing(self: Any) -> Any:
+        for file in (Path("image.npy"), *Path("image.zarr").rglob("*")):
+            os.utime(file, ns=(1, 1))
+        return plain(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predicting._Run, "prediction", changing)
+        with pytest.raises(ValueError, match=f"{source} must not change while it is"):
+            predict(source=source)
+    assert not Path("out.npy").exists()
+    assert predict(source=source, overwrite=True).num_resumed == 0
+
+
+def test_chunks_that_are_not_in_the_file_are_counted(folder: Path, capsys):
+    zarr_image()
+    assert predict(source="image.zarr").num_missing_chunks == 0
+    change(Path("image.zarr"), "removed")
+    assert open_array("image.zarr").num_missing_chunks == 1
+    words = ["--spatial-dims", "2", "--overwrite", "--quiet"]
+    assert main(["predict", "model.nx", "image.zarr", "out.npy", *words]) == 0
+    assert "image.zarr: 1 chunks are not in the file: read as" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["content", "removed", "renamed", "new"])
+def test_a_folder_that_changed_between_two_runs_is_refused(folder: Path, how: str, monkeypatch):
+    zarr_image()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, Stop())
+        with pytest.raises(Stop):
+            predict(source="image.zarr")
+    change(Path("image.zarr"), how)
+    with pytest.raises(ValueError, match=r"must have the same model, input and .*, got input \["):
+        predict(source="image.zarr")
+    assert predict(source="image.zarr", overwrite=True).num_resumed == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [
+        ("zzz", "out_dtype must be a type of NumPy, got 'zzz'"),
+        ("float32,", "out_dtype must be a type of"),
+        ("object", "out_dtype must be a type of numbers or booleans, got 'object'"),
+        ("U3", "out_dtype must be a type of numbers or booleans, got 'U3'"),
+        (3.5, "out_dtype must be a type of NumPy, got 3.5"),
+    ],
+)
+def test_another_type_of_the_result_is_refused_before_the_tiles(folder: Path, dtype, words):
+    with pytest.raises(ValueError, match=words):
+        predict(out_dtype=dtype)
+    assert left() == ["image.npy", "model.nx"]
+    assert main(["predict", "model.nx", "image.npy", "out.npy", "--out-dtype", "zzz"]) == 1
+
+
 def test_missing_values_are_counted_and_filled(folder: Path):
     image = np.ones((90, 70), "float32")
     image[20, 30:33] = np.nan
     np.save("image.npy", image)
-    with pytest.raises(
-        ValueError, match=r"got 3 missing values of .*, the first at \(0, 0, 20, 30\)"
-    ):
+    with pytest.raises(ValueError, match=r"got 3 missing values of .*, the first at \(20, 30\)"):
         predict(tile_size=500)
     assert left() == ["image.npy", "model.nx"]
     predict(fill=1.0)

@@ -1,5 +1,6 @@
 """Atomic writing of files and folders, which are replaced as a whole or not at all."""
 
+import errno
 import os
 import shutil
 import uuid
@@ -7,6 +8,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+WHILE_WRITING = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)  # errors that name no file
 
 
 @contextmanager
@@ -64,12 +67,34 @@ def replacing_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = target.with_name(f".tmp.{uuid.uuid4().hex}.{target.name}")
+    with naming(target, temporary):
+        try:
+            yield temporary
+            to_disk(temporary)
+            move(temporary, target)
+        finally:
+            remove(temporary)
+
+
+@contextmanager
+def naming(target: Path, hidden: Path) -> Iterator[None]:
+    """Name the target in errors of the system that name a hidden path, or none as on a full disk.
+
+    Args:
+        target: What the user asked for.
+        hidden: A temporary file or folder.
+    """
     try:
-        yield temporary
-        to_disk(temporary)
-        move(temporary, target)
-    finally:
-        remove(temporary)
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in WHILE_WRITING:
+            error.filename = str(target)
+        elif isinstance(error.filename, str | os.PathLike):
+            if Path(error.filename).is_relative_to(hidden):
+                raise OSError(error.errno, error.strerror, str(target)) from error
+        elif str(hidden) in str(error):  # of a library that writes the file by itself
+            raise OSError(str(error).replace(str(hidden), str(target))) from error
+        raise
 
 
 def move(made: Path, target: Path) -> None:

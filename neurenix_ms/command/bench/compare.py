@@ -1,4 +1,15 @@
-"""Show two runs side by side, or this tree beside a commit (`--base`)."""
+"""Show two runs side by side, or this tree beside a commit (`--base`).
+
+Bytes and operations are those of every run, so any change of them is shown; times only where they
+differ by a tenth or more. With --base, the benchmarks of the commit run in a worktree of their own,
+then those of this tree; nothing in the repository changes.
+
+Examples:
+
+  neurenix-ms bench compare before.json after.json
+  neurenix-ms bench compare before.json after.json --all
+  neurenix-ms bench compare --base HEAD~1 benchmarks/test_unet.py
+"""
 
 import argparse
 

@@ -1,4 +1,15 @@
-"""Show a run of `pytest --benchmark-json` as Markdown, as a web page or as CSV."""
+"""Show a run of `pytest --benchmark-json` as Markdown, as a web page or as CSV.
+
+A page has tables and charts in one file, which needs no network. A table has the time, memory and
+operations of every case and their ratios to the reference; CSV has every figure in full. Resident
+memory is taken from the file RUN_resident.json beside RUN.json, if there is one.
+
+Examples:
+
+  neurenix-ms bench report run.json
+  neurenix-ms bench report run.json --group pooling
+  neurenix-ms bench report run.json --out run.html
+"""
 
 import argparse
 from pathlib import Path

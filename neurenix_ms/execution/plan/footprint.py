@@ -223,7 +223,17 @@ def _measured_plan(
     cut = 0
     for axis in range(len(remainder)):
         found = find_halos(
-            model, parts, lengths, remainder, channels, axis, short, least, like, most_bytes, cut
+            model,
+            parts,
+            lengths,
+            axis,
+            remainder=remainder,
+            channels=channels,
+            short=short,
+            least=least,
+            like=like,
+            most_bytes=most_bytes,
+            first_cut=cut,
         )
         sites.append(found[0])
         outputs.append(found[1])

@@ -95,9 +95,9 @@ class Probe:
         first = self._reach_of_border(self.cuts[0])
         if any(wider(i, halo) for i, halo in enumerate(first)):
             second = self._reach_of_border(self.cuts[1])
-            room = self.end - self.cuts[1], self.cuts[0]  # the shortest pieces
+            shortest = self.end - self.cuts[1], self.cuts[0]  # lengths of the shortest pieces
             for i, halo in enumerate(first):
-                ends = all(h < r for h, r in zip(halo, room, strict=True))
+                ends = all(h < r for h, r in zip(halo, shortest, strict=True))
                 if wider(i, halo) and not (ends and halo == second[i]):
                     depends[i] = None
         return [
@@ -184,9 +184,10 @@ def find_halos(
     model: nn.Module,
     parts: Mapping[str, nn.Module],
     lengths: Lengths,
+    axis: int,
+    *,
     remainder: tuple[int, ...],
     channels: int,
-    axis: int,
     short: tuple[int, ...],
     least: tuple[int, ...],
     like: Tensor,
@@ -195,7 +196,18 @@ def find_halos(
 ) -> tuple[list[Halo], list[Halo], int]:
     """Return the halos of every site and every output along `axis`, and the cut that was long enough.
 
-    `short` is the smallest input that the model takes, `least` the smallest piece of one.
+    Args:
+        model: The model.
+        parts: Its parts run whole, by name.
+        lengths: The lengths of all tensors in it.
+        axis: Spatial axis along which the halos are measured.
+        remainder: Lengths of the input modulo the period.
+        channels: Channels of the input.
+        short: Size of the smallest input that the model takes.
+        least: Size of the smallest piece of an input.
+        like: A tensor with the dtype and device of the input.
+        most_bytes: Bytes that the measurement may take.
+        first_cut: Shortest cut to try, in strides.
     """
     stride, period = lengths.stride[axis], lengths.period[axis]
     layer = ""

@@ -86,11 +86,11 @@ def test_missing_and_unexpected_names_and_shape_mismatches_are_listed(state):
         load_msnet({**state, "optimizer.lr": np.zeros(1)})
     short = dict(state)
     del short["models.1.body.block2.conv.bias"]
-    with pytest.raises(ValueError, match=r"missing: .*stages\.1\.layers\.2\.conv\.bias"):
+    with pytest.raises(ValueError, match=r"must have .*stages\.1\.layers\.2\.conv\.bias"):
         load_msnet(short)
     with pytest.raises(ValueError, match=r"stages\.2\.tail\.bias"):
         load_msnet({**state, "models.2.tail.0.bias": np.zeros(5)})
-    with pytest.raises(ValueError, match=r"missing: models\.0\.head\.conv\.weight"):
+    with pytest.raises(ValueError, match=r"must have models\.0\.head\.conv\.weight"):
         load_msnet({})
 
 
@@ -117,14 +117,14 @@ def test_the_prefixes_of_tools_are_taken_off(prefix, state):
         ({"models.2.head.conv.weight": torch.zeros(0, 1, 3, 3, 3)}, "no empty one"),
         (
             {"models.0.body.block999999999.conv.weight": torch.zeros(1)},
-            "missing: layers of models.0",
+            "must have layers of models.0",
         ),
-        ({"models.999999999.head.conv.weight": torch.zeros(1, 1, 1)}, "missing: models"),
-        ({"models.0.tail.0.weight": torch.zeros(())}, "or it is a single number"),
+        ({"models.999999999.head.conv.weight": torch.zeros(1, 1, 1)}, "must have models"),
+        ({"models.0.tail.0.weight": torch.zeros(())}, "tail.0.weight of several numbers"),
         ({"models.0.head.conv.weight": "text"}, "must be a tensor or an array, got 'text'"),
         (
             {"foreign": torch.zeros(1)},
-            r"unexpected, .*'foreign' \(also with the prefixes 'module\.'",
+            r"unexpected .*'foreign' \(also with the prefixes 'module\.'",
         ),
     ],
 )

@@ -87,7 +87,7 @@ def test_every_variant_comes_back_from_its_export(bilinear, conv_bias):
 
 def test_a_missing_entry_is_named(state):
     del state["up2.conv.double_conv.3.weight"]
-    with pytest.raises(ValueError, match=r"missing: .*up2\.conv\.double_conv\.3\.weight"):
+    with pytest.raises(ValueError, match=r"must have .*up2\.conv\.double_conv\.3\.weight"):
         load_unet(state)
 
 
