@@ -247,7 +247,8 @@ class ScaleFusion(Configured, nn.Module):
         act: Activation after the normalization.
         attention: Kind of "attention", see `AttentionFusion`.
         reduction: Divisor for its hidden width, see `AttentionFusion`.
-        condition_channels: As in FeatureFusion.
+        condition_channels: Length of the vector on which the result is conditioned, as blocks in `UNet`:
+            that of "concat" after the norm.
 
     Shape:
         list of `(B, in_channels, *S_i)`, and a `condition` `(B, condition_channels)` if the module has

@@ -87,6 +87,7 @@ class GivenBlock(nn.Module):
     """
 
     condition: str | None = None  # of blocks in files of earlier versions
+    slot = "block"
 
     def __init__(
         self,
@@ -95,9 +96,11 @@ class GivenBlock(nn.Module):
         out_channels: int,
         spatial_dims: int,
         condition_channels: int | None = None,
+        slot: str = "block",
     ) -> None:
         super().__init__()
         self.module = module
+        self.slot = slot
         self.out_channels = out_channels
         self.condition = None if condition_channels is None else condition_name(module)
         size = (PROBED,) * spatial_dims
@@ -114,7 +117,7 @@ class GivenBlock(nn.Module):
         return y
 
     def _check(self, shape: Sequence[int], size: Sequence[int]) -> None:
-        check_kept("block", self.module, shape, self.out_channels, size)
+        check_kept(self.slot, self.module, shape, self.out_channels, size)
 
 
 class GivenSkip(nn.Module):

@@ -80,6 +80,7 @@ class Slots:
     entry: tuple[int, ...] | None = None  # stride of the first convolution of the encoder
     decoder_block: Block | Literal["same"] = "same"
     decoder_spec: ConvSpec | None = None
+    block_slot: str = "block"  # its name in messages
 
     @property
     def keeps_channels(self) -> bool:
@@ -120,8 +121,9 @@ class Slots:
         self, in_channels: int, out_channels: int, middle_channels: int | None = None
     ) -> nn.Module:
         """Return the block of the decoder, or a stack of them."""
-        block = self.block if self.decoder_block == "same" else self.decoder_block
-        slots = replace(self, block=block, spec=self.decoder_spec or self.spec)
+        slots = replace(self, spec=self.decoder_spec or self.spec)
+        if self.decoder_block != "same":
+            slots = replace(slots, block=self.decoder_block, block_slot="decoder_block")
         return slots.make_block(in_channels, out_channels, middle_channels)
 
     def _one_block(
@@ -132,10 +134,10 @@ class Slots:
         stride: Edge = 1,
     ) -> nn.Module:
         if callable(self.block):
-            module = check_made("block", self.block, in_channels, out_channels)
-            spec = self.spec
+            module = check_made(self.block_slot, self.block, in_channels, out_channels)
+            dims, condition_channels = self.spec.spatial_dims, self.spec.condition_channels
             return GivenBlock(
-                module, in_channels, out_channels, spec.spatial_dims, spec.condition_channels
+                module, in_channels, out_channels, dims, condition_channels, self.block_slot
             )
         if self.block in RESIDUAL:
             return RESIDUAL[self.block](in_channels, out_channels, self.spec)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from neurenix_ms._core.arguments import checked
-from neurenix_ms._core.checks import check_integer
+from neurenix_ms._core.checks import check_integer, check_made
 from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import (
     MOST_LEVELS,
@@ -168,6 +168,10 @@ class UNet(Configured, Remembers, nn.Module):
             spatial_dims, norm=norm, act=act, conv_bias=conv_bias, padding_mode=padding_mode,
             dropout=dropout, condition_channels=condition_channels,
         )  # fmt: skip
+        if callable(decoder_norm):
+            check_made("decoder_norm", decoder_norm, widths[0])
+        if callable(decoder_act):
+            check_made("decoder_act", decoder_act)
         decoder_spec = replace(
             spec,
             norm=norm if decoder_norm == "same" else decoder_norm,

@@ -143,7 +143,8 @@ def test_every_setting_is_exported_or_raises():
     other |= {"bottleneck_channels": 6, "kernel_size": 1, "norm": "instance", "act": "silu"}
     other |= {"padding_mode": "circular", "dropout": 0.5, "final_activation": "relu"}
     other |= {"residual_channel": 0, "remember": False, "deep_supervision": True}
-    other |= {"condition_channels": 3}
+    other |= {"condition_channels": 3, "decoder_block": "single"}
+    other |= {"decoder_norm": "group", "decoder_act": "prelu"}
     other |= {"down": "avg", "up": "nearest", "skip": "attention", "depth": 2, "stride": [2]}
     assert set(other) == set(inspect.signature(UNet).parameters)
     refused, messages = [], []
