@@ -293,6 +293,17 @@ def timm_blur(kernel_size: int, channels: int) -> nn.Module:
     return library("timm.layers").BlurPool2d(channels, filt_size=kernel_size, stride=2)
 
 
+def monai_subpixel(channels: int) -> nn.Module:
+    """Return MONAI's convolution with pixel shuffling."""
+    upsample = library("monai.networks.blocks.upsample")
+    return upsample.SubpixelUpsample(2, channels, channels, 2, apply_pad_pool=False)
+
+
+def monai_transposed(channels: int) -> nn.Module:
+    """Return the upsampling of MONAI's attention U-Net."""
+    return library("monai.networks.nets.attentionunet").UpConv(2, channels, channels)
+
+
 def monai_shuffle() -> Any:
     """Return MONAI's pixel shuffling."""
     utils = library("monai.networks.utils")

@@ -7,9 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 # low-pass and high-pass analysis filters, centered on an even and on an odd sample
 FILTERS = {
     "haar": ([0, 2**-0.5, 2**-0.5], [2**-0.5, -(2**-0.5), 0]),
+    "cdf53": (
+        [2**0.5 * weight for weight in (-0.125, 0.25, 0.75, 0.25, -0.125)],
+        [0, 2**-1.5, -(2**-0.5), 2**-1.5, 0],
+    ),
     "cdf97": (
         [
             0.037828455507, -0.023849465020, -0.110624404418, 0.377402855613, 0.852698679009,
@@ -44,6 +49,49 @@ class FilterBank(nn.Module):
         bands = CONVOLVE[self.dims](alone, self.kernel, stride=2)
         bands = bands.unflatten(0, x.shape[:2])
         return [bands[:, :, 1:].transpose(1, 2).flatten(1, 2), bands[:, :, 0]]
+
+
+class InverseFilterBank(nn.Module):
+    """Convolve the mirrored coefficients with the transposed filters; even sizes only."""
+
+    def __init__(self, wavelet: str, dims: int) -> None:
+        super().__init__()
+        analysis = (torch.tensor(taps, dtype=torch.float32) for taps in FILTERS[wavelet])
+        low, high = (taps.flip(0) for taps in analysis)
+        signs = (-1.0) ** torch.arange(len(low))
+        signs = signs * -signs[len(low) // 2]  # positive at every second entry but the center
+        # those of the low band from those of the high one, and the other way round
+        low, high = F.pad(signs * high, (0, 1)), F.pad(signs * low, (1, 0))
+        kernels = [torch.ones(())]
+        for _ in range(dims):  # the last axis is the highest bit
+            kernels = [k[..., None] * row for row in (low, high) for k in kernels]
+        self.kernel = torch.stack(kernels)[:, None]
+        self.center = (len(low) - 1) // 2
+        self.dims = dims
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        details, low = levels
+        channels = low.shape[1]
+        bands = torch.cat([low[:, None], details.unflatten(1, (-1, channels))], dim=1)
+        bands = bands.transpose(1, 2).flatten(0, 1)
+        more = self.center // 2 + 1  # coefficients beyond the border
+        for axis in range(self.dims):
+            bands = self._mirrored(bands, axis, more)
+        y = TRANSPOSED[self.dims](bands, self.kernel, stride=2)
+        for axis, n in enumerate(low.shape[2:], start=2):
+            y = y.narrow(axis, 2 * more + self.center, 2 * n)
+        return y.unflatten(0, (-1, channels)).squeeze(2)
+
+    def _mirrored(self, bands: Tensor, axis: int, more: int) -> Tensor:
+        """Continue every band along an axis as a mirrored image does, without its border twice."""
+        n = bands.shape[2 + axis]
+        parts = []
+        for band, x in enumerate(bands.unbind(1)):
+            odd = band >> axis & 1
+            place = (2 * torch.arange(-more, n + more) + odd).abs()
+            place = (2 * n - 1) - ((2 * n - 1) - place).abs()
+            parts.append(x.index_select(1 + axis, place // 2))
+        return torch.stack(parts, dim=1)
 
 
 class BlurPool(nn.Module):

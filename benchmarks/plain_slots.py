@@ -68,3 +68,49 @@ class Gate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = self.score(F.relu(self.of_skip(x) + self.of_deep(x)))
         return torch.cat([x * weights, x], dim=1)
+
+
+class Sum(nn.Module):
+    """The sum of a skip and what comes from below."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x
+
+
+class Shuffle(nn.Sequential):
+    """A convolution and `nn.PixelShuffle`."""
+
+    def __init__(self, channels: int) -> None:
+        conv = nn.Conv2d(channels, 4 * channels, 3, padding=1)
+        super().__init__(conv, nn.PixelShuffle(2))
+
+
+class Synthesis(nn.Module):
+    """A 1x1 convolution to four bands, and a transposed convolution with the Haar filters."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4 * channels, 1)
+        signs = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+        # of a band, the first axis is the lowest bit
+        kernels = [signs[band & 1, :, None] * signs[band >> 1] / 2 for band in range(4)]
+        self.kernel = torch.stack(kernels)[:, None]
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        bands = self.conv(x).unflatten(1, (4, self.channels)).transpose(1, 2).flatten(0, 1)
+        y = F.conv_transpose2d(bands, self.kernel, stride=2)
+        return y.unflatten(0, (-1, self.channels)).squeeze(2)
+
+
+class TransposedNormAct(nn.Sequential):
+    """A transposed convolution with overlapping windows, a norm, an activation."""
+
+    def __init__(self, channels: int) -> None:
+        up = nn.ConvTranspose2d(
+            channels, channels, 3, stride=2, padding=1, output_padding=1, bias=False
+        )
+        super().__init__(up, nn.BatchNorm2d(channels), nn.ReLU())

@@ -74,6 +74,21 @@ def test_onnxruntime_equals_the_module_at_every_size(case: Case):
         "FeatureFusion-1d",
         "FeatureFusion-3d",
         "PyramidNetwork-3d",
+        *(
+            f"{name}-{dims}d"
+            for dims in (1, 3)
+            for name in (
+                "BlurPool",
+                "BlurPool-even",
+                "PixelUnshuffle",
+                "PixelUnshuffle-unequal",
+                "PixelShuffle",
+                "WaveletTransform",
+                "WaveletTransform-db4",
+                "InverseWaveletTransform",
+                "InverseWaveletTransform-cdf97",
+            )
+        ),
     ],
 )
 def test_onnxruntime_equals_the_module_in_other_dimensions(name):

@@ -223,6 +223,8 @@ def _cases(d: int) -> list[Case]:
         "PixelUnshuffle-unequal": lambda: nms.PixelUnshuffle([1, 2, 3][:d], **k),
         "WaveletTransform": lambda: nms.WaveletTransform("cdf97", 2, **k),
         "WaveletTransform-haar": lambda: nms.WaveletTransform("haar", **k),
+        "WaveletTransform-db2": lambda: nms.WaveletTransform("db2", **k),
+        "WaveletTransform-db4": lambda: nms.WaveletTransform("db4", **k),
         "WaveletTransform-periodic": lambda: nms.WaveletTransform("db3", boundary="periodic", **k),
     }
     lists: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
@@ -285,6 +287,8 @@ def _cases(d: int) -> list[Case]:
     details = 2 * (2**d - 1)
     wavelets: dict[str, Callable[[], nn.Module]] = {
         "InverseWaveletTransform": lambda: nms.InverseWaveletTransform("cdf53", **k),
+        "InverseWaveletTransform-cdf97": lambda: nms.InverseWaveletTransform("cdf97", **k),
+        "InverseWaveletTransform-db4": lambda: nms.InverseWaveletTransform("db4", **k),
         "InverseWaveletTransform-haar": lambda: nms.InverseWaveletTransform(**k),
     }
     return [

@@ -272,10 +272,11 @@ def test_a_network_none_of_whose_blocks_takes_the_condition_is_refused(name: str
 
 
 @pytest.mark.slow
-def test_an_onnx_file_takes_the_condition(tmp_path):
+@EVERY
+def test_an_onnx_file_takes_the_condition(name: str, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    model = conditioned("UNet").eval()
+    model = conditioned(name).eval()
     x, z = torch.randn(2, 2, 32, 24), torch.randn(2, 3)
     axes = {2: Dim("height", min=8, max=256), 3: Dim("width", min=8, max=256)}
     path = tmp_path / "model.onnx"

@@ -19,11 +19,13 @@ from neurenix_ms import (
     DeepLabHead,
     FeatureFusion,
     FiLM,
+    NestedUNetDecoder,
     PyramidFusion,
     PyramidPooling,
     ScaleFusion,
     SpectralMixing,
     TiledModel,
+    UNetDecoder,
     UPerHead,
     enable_gradient_checkpointing,
 )
@@ -67,6 +69,8 @@ PARTS = {
     ),
     "PyramidFusion": Part(lambda **o: PyramidFusion([3, 5, 4], 4, **only(**o)), (3, 5, 4), True, 3),
     "SpectralMixing": Part(lambda **o: SpectralMixing(3, 4, 3, **only("act", **o)), (3,)),
+    "UNetDecoder": Part(lambda **o: UNetDecoder([3, 5, 4], 2, **o), (3, 5, 4), True, 4),
+    "NestedUNetDecoder": Part(lambda **o: NestedUNetDecoder([3, 5, 4], 2, **o), (3, 5, 4), True, 4),
     "UPerHead": Part(
         lambda **o: UPerHead([3, 5, 4], 2, hidden_channels=4, bins=[1, 2], **o), (3, 5, 4), True, 3
     ),
