@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from neurenix_ms import UNet
 from neurenix_ms.execution import TiledModel, accumulate_gradients
+from neurenix_ms.execution.plan.arguments import passing
 from neurenix_ms.execution.plan.footprint import Place, Plan
 from neurenix_ms.execution.plan.grid import Grid, Tile
 from neurenix_ms.execution.plan.lengths import Line
@@ -163,19 +164,20 @@ class Scaled(nn.Module):
     """Multiplies by a vector."""
 
     def forward(self, x: Tensor, by: Tensor) -> Tensor:
-        return x * by[..., None]
+        return x * by.reshape(-1, 4, 1)
 
 
 class Conditioned(nn.Module):
-    """Calls a part with a vector."""
+    """Calls a part with a vector that a function makes."""
 
-    def __init__(self) -> None:
+    def __init__(self, vector: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        self.vector = vector
         self.first, self.part = nn.Conv1d(1, 4, 2, stride=2), Scaled()
         self.norm = nn.InstanceNorm1d(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.part(self.first(x), x.new_ones(len(x), 4)))
+        y: Tensor = self.norm(self.part(self.first(x), self.vector(x)))
         return y
 
 
@@ -188,11 +190,25 @@ def test_a_part_that_cannot_be_cut_runs_whole_on_every_rank():
         chosen(Half(Pooled()), (1, 1, 200), shared=("part",))
 
 
-def test_a_part_with_further_arguments_is_refused_by_name():
-    words = "got 'part': it must be called with one feature map and no further arguments; name it"
+def test_a_part_with_other_arguments_than_vectors_is_refused_by_name():
+    words = r"got 'part': it must be called with one feature map, and no .* but vectors .*; name it"
+    model = Conditioned(lambda x: x.new_ones(4))  # without a batch
     with pytest.raises(ValueError, match=words):
-        chosen(Conditioned(), (1, 1, 200), shared=("part",), schedule="in_step")
-    assert chosen(Conditioned(), (1, 1, 200)).shared == ()
+        chosen(model, (1, 1, 200), shared=("part",), schedule="in_step")
+    assert chosen(model, (1, 1, 200)).shared == ()
+
+
+def test_a_part_that_is_called_with_a_vector_is_shared():
+    model = Conditioned(lambda x: x.new_ones(len(x), 4))
+    setting = chosen(model, (1, 1, 200), shared=("part",), schedule="in_step")
+    assert shared_names(setting) == [("part",)]
+
+
+def test_every_level_of_a_conditioned_network_is_shared():
+    model = UNet(1, 1, [4, 4, 4], norm="batch", spatial_dims=1, condition_channels=3)
+    with passing((torch.ones(1, 3),)):
+        setting = chosen(model, (1, 1, 320))
+    assert shared_names(setting) == [("level.inner", ("inner", ("inner",)))]
 
 
 @pytest.mark.parametrize("wrong", [("nothing",), "part", (1,)])

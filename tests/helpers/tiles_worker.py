@@ -216,6 +216,30 @@ def shared_parts(mesh: DeviceMesh) -> None:
         check_shared(mesh, unet(norm), noise(2, 1, size), tile, DEEP, levels=2)
 
 
+class Embedded(nn.Module):
+    """A conditioned U-Net, whose condition is computed from a parameter."""
+
+    def __init__(self, norm: str) -> None:
+        super().__init__()
+        self.net = unet(norm, condition_channels=2)
+        for name, parameter in self.net.named_parameters():
+            if "film" in name:
+                nn.init.normal_(parameter)  # else the condition would not count
+        self.embed = nn.Linear(1, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.arange(1.0, 1 + len(x), dtype=x.dtype)[:, None]
+        y: Tensor = self.net(x, self.embed(steps))
+        return y
+
+
+@case
+def conditioned_shared_parts(mesh: DeviceMesh) -> None:
+    """Parts that are called with a vector, which gets a gradient from every rank."""
+    names = tuple(f"net.{name}" for name in DEEP)
+    check_shared(mesh, Embedded("batch"), noise(2, 1, 73), 38, names, levels=2)
+
+
 @case
 def parts_that_are_chosen_are_shared(mesh: DeviceMesh) -> None:
     model, x = unet("batch"), noise(2, 1, 24 * mesh.size() + 1)

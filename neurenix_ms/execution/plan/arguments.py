@@ -1,24 +1,29 @@
 """Arguments beside the feature map: those of a model in every tile, and those of a part run whole."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from neurenix_ms._core.checks import check_sequence
 
 VECTOR = 2  # axes, of a batch of vectors; a feature map has at least three
-_passed: ContextVar[tuple[Any, ...]] = ContextVar("arguments_of_every_tile", default=())
+Kind = tuple[tuple[int, ...], torch.dtype] | None  # shape without the batch, and dtype, of a vector
+Kinds = tuple[tuple[Kind, ...], tuple[tuple[str, Kind], ...]]  # by position and by name
+_passed: ContextVar[tuple[tuple[Any, ...], dict[str, Any]]] = ContextVar(
+    "arguments_of_every_tile", default=((), {})
+)
 
 
 @contextmanager
-def passing(args: Sequence[Any]) -> Iterator[None]:
+def passing(args: Sequence[Any], named: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Call the model with these arguments, after the tile, while the context is entered."""
-    token = _passed.set(tuple(args))
+    token = _passed.set((tuple(args), dict(named or {})))
     try:
         yield
     finally:
@@ -27,14 +32,24 @@ def passing(args: Sequence[Any]) -> Iterator[None]:
 
 def passed(batch: int) -> tuple[Any, ...]:
     """Return the arguments of a tile, or those of a probe, which has another batch size."""
-    return tuple(_of_batch(value, batch) for value in _passed.get())
+    return tuple(_of_batch(value, batch) for value in _passed.get()[0])
+
+
+def with_passed(module: Callable[..., Any], batch: int) -> Callable[[Tensor], Any]:
+    """Return a function of a probe that calls a model, or a part of one, with all arguments."""
+    args = passed(batch)
+    named = {name: _of_batch(value, batch) for name, value in _passed.get()[1].items()}
+    return lambda x: module(x, *args, **named)
 
 
 def kinds_passed() -> tuple[Hashable, ...]:
     """Return what a plan depends on: shapes and dtypes of tensors, and other values."""
+    args, named = _passed.get()
     return tuple(
-        (tuple(value.shape[1:]), value.dtype) if isinstance(value, Tensor) else repr(value)
-        for value in _passed.get()
+        (name, tuple(value.shape[1:]), value.dtype)
+        if isinstance(value, Tensor)
+        else (name, repr(value))
+        for name, value in [*enumerate(args), *named.items()]
     )
 
 
@@ -75,10 +90,17 @@ class Others:
         """Return the vectors."""
         return [leaf for leaf in self.leaves if leaf is not None]
 
-    def alone(self) -> bool:
-        """Return whether there are none, and the feature map is the first positional argument."""
-        args, kwargs = tree_unflatten(list(self.leaves), self.structure)
-        return len(args) == 1 and not kwargs
+    def kinds(self, batch: int) -> Kinds | None:
+        """Return the kinds of the arguments after the feature map, and of those passed by name.
+
+        None stands for a call whose feature map is not its first argument, or with vectors of another
+        batch size.
+        """
+        args, named = tree_unflatten(list(self.leaves), self.structure)
+        further = [value for value in (*args, *named.values()) if value is not None]
+        if self.place > 0 or not all(is_batched(value, batch) for value in further):
+            return None
+        return tuple(map(_kind, args[1:])), tuple((name, _kind(v)) for name, v in named.items())
 
     def detached(self) -> "Others":
         """Return the same without a graph."""
@@ -103,6 +125,15 @@ class Others:
         leaves[self.place] = x
         args, kwargs = tree_unflatten(leaves, self.structure)
         return module(*args, **kwargs)
+
+
+def is_batched(value: Any, batch: int) -> bool:
+    """Return whether an argument has a number or a vector for every sample."""
+    return isinstance(value, Tensor) and 1 <= value.ndim <= VECTOR and len(value) == batch
+
+
+def _kind(value: Tensor | None) -> Kind:
+    return None if value is None else (tuple(value.shape[1:]), value.dtype)
 
 
 def parted(args: Any, kwargs: Any) -> tuple[Tensor, Others] | None:

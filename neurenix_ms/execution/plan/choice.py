@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from neurenix_ms._core.recomputation import statistics_kept
-from neurenix_ms.execution.plan.arguments import Others, passed
+from neurenix_ms.execution.plan.arguments import Others, is_batched, with_passed
 from neurenix_ms.execution.plan.footprint import Plan, make_plan
 from neurenix_ms.execution.plan.grid import Grid
 from neurenix_ms.execution.plan.layer_errors import LayerError, SizeError
@@ -175,8 +175,10 @@ def _factors(most: int, count: int) -> Iterator[tuple[int, ...]]:
 def peak_of_whole(model: nn.Module, shape: tuple[int, ...], like: Tensor) -> int:
     """Return the peak bytes of tensors while the whole input runs, counted without running it."""
 
+    call = with_passed(model, shape[0])
+
     def run() -> None:
-        model(torch.empty(shape, dtype=like.dtype, device=like.device), *passed(shape[0]))
+        call(torch.empty(shape, dtype=like.dtype, device=like.device))
 
     return _peak_without_memory(model, run)
 
@@ -290,8 +292,9 @@ def _run_tile(
 
     size = (stop - start for start, stop in window)
     x = torch.empty(*shape[:2], *size, dtype=like.dtype, device=like.device)
+    call = with_passed(model, shape[0])
     with Interception(submodules(model, whole), given):
-        model(x, *passed(shape[0]))
+        call(x)
 
 
 def _bytes_whole(model: nn.Module, names: tuple[str, ...], lengths: Lengths, batch: int) -> int:
@@ -300,17 +303,20 @@ def _bytes_whole(model: nn.Module, names: tuple[str, ...], lengths: Lengths, bat
     for call in lengths.run.calls:
         if call.name not in names or call.x is None or call.y is None or call.others is None:
             continue
-        part, (_, *size), like = model.get_submodule(call.name), call.x.shape, call.x
-
+        part, (known, *size), like = model.get_submodule(call.name), call.x.shape, call.x
         others = call.others
 
         def run(
             part: nn.Module = part,
+            known: int = known,
             size: Sequence[int] = size,
             like: Tensor = like,
             others: Others = others,
         ) -> None:
-            vectors = [v.new_empty(batch, *v.shape[1:]) for v in others.vectors()]
+            vectors = [
+                v.new_empty(batch, *v.shape[1:]) if is_batched(v, known) else v.new_empty(v.shape)
+                for v in others.vectors()
+            ]
             x = torch.empty(batch, *size, dtype=like.dtype, device=like.device)
             others.replaced(vectors).call(part, x)
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from neurenix_ms._core.arguments import UNCHECKED, checked
 from neurenix_ms._core.dims import SpatialDims, check_positive
 from neurenix_ms.execution.compiled import plain_module, uncompiled
-from neurenix_ms.execution.plan.arguments import check_args, kinds_passed, passing
+from neurenix_ms.execution.plan.arguments import Kinds, check_args, kinds_passed, passing
 from neurenix_ms.execution.plan.cache import cached
 from neurenix_ms.execution.plan.layer_errors import SizeError, describe
 from neurenix_ms.execution.plan.lengths import Lengths, Lines, measure_lengths
@@ -64,8 +64,9 @@ class Place:
     """Halo of a site or an output, and its layout relative to the input.
 
     For a part, `result` holds the lines of its result, `channels` the channels of its input, and
-    `alone` whether it is called with one feature map only. `result_shape` is the shape of a part's
-    result, or of an output, for a batch of one and the input on which the plan was made.
+    `further` the kinds of its further arguments, None if they are no vectors. `result_shape` is the
+    shape of a part's result, or of an output, for a batch of one and the input on which the plan was
+    made.
     """
 
     layer: str
@@ -74,7 +75,7 @@ class Place:
     result: Lines | None = None
     result_shape: tuple[int, ...] = ()
     channels: int = 0
-    alone: bool = False
+    further: Kinds | None = None
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _measured_plan(
                 result=result,
                 result_shape=tuple(output.shape),
                 channels=part.x.shape[1],
-                alone=part.others.alone(),
+                further=part.others.kinds(len(part.x)),
             )
         places.append(place)
     ends: list[Place] = []

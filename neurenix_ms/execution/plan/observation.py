@@ -20,7 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from neurenix_ms._core.recomputation import statistics_kept
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
-from neurenix_ms.execution.plan.arguments import Others, parted, passed
+from neurenix_ms.execution.plan.arguments import Others, parted, with_passed
 from neurenix_ms.execution.plan.layer_errors import (
     ADVICE,
     LayerError,
@@ -187,7 +187,7 @@ def observe(
         versions.pop()
 
     mode = Interception(parts, visit, watch, asked)
-    further = passed(x.shape[0])
+    call = with_passed(model, x.shape[0])
     handles = []
     for name, module in model.named_modules():
         if name:
@@ -201,7 +201,7 @@ def observe(
             without_cached_features(model),
             mode,
         ):
-            leaves, run.structure = tree_flatten(model(x, *further))
+            leaves, run.structure = tree_flatten(call(x))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

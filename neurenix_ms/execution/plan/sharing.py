@@ -6,14 +6,17 @@ in the cores of other ranks.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from neurenix_ms.execution.plan.arguments import passing
+from neurenix_ms.execution.plan.arguments import Kind, passing
 from neurenix_ms.execution.plan.footprint import Place, Plan, make_plan
 from neurenix_ms.execution.plan.grid import Tile, widened
 from neurenix_ms.execution.plan.lengths import Lines
+from neurenix_ms.execution.plan.reach import noise
 
 Core = tuple[tuple[int, int], ...]
 
@@ -118,8 +121,7 @@ def shared_parts(
         if place is not None and place.result is not None and place.layer in shared:
             inside = [_relative(names, place.layer) for names in (shared, whole)]
             try:
-                with passing(()):  # a part is called with its feature map only
-                    found.append((number, _shared_part(model, place, size, like, *inside)))
+                found.append((number, _shared_part(model, place, size, like, *inside)))
             except ValueError as error:
                 raise ValueError(
                     f"a shared part must run in tiles itself, got {place.layer!r}: {error}; name it in "
@@ -139,9 +141,10 @@ def _shared_part(
     check_shareable(place)
     part, here = model.get_submodule(place.layer), input_size(place, size)
     parts = outermost([*shared, *whole])
-    plan = make_plan(part, (1, place.channels, *here), like, parts)
-    check_layout(place, plan, size)
-    return SharedPart(plan, here, parts, shared_parts(part, plan, here, like, shared, whole))
+    with passing_of(place, like):
+        plan = make_plan(part, (1, place.channels, *here), like, parts)
+        check_layout(place, plan, size)
+        return SharedPart(plan, here, parts, shared_parts(part, plan, here, like, shared, whole))
 
 
 def input_size(place: Place, size: Sequence[int]) -> tuple[int, ...]:
@@ -150,9 +153,29 @@ def input_size(place: Place, size: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_shareable(place: Place) -> None:
-    """Raise if a part is called with more than a feature map with the axes of the input."""
-    if not place.alone or [line.dim for line in place.lines] != _spatial(place.lines):
-        raise ValueError("it must be called with one feature map and no further arguments")
+    """Raise if a part is called with more than a feature map with the axes of the input, and vectors."""
+    if place.further is None or [line.dim for line in place.lines] != _spatial(place.lines):
+        raise ValueError(
+            "it must be called with one feature map, and no further arguments but vectors (B, K)"
+        )
+
+
+def passing_of(place: Place, like: Tensor) -> AbstractContextManager[None]:
+    """Call a part with vectors of any values, where the model does, while the context is entered."""
+    assert place.further is not None
+    args, named = place.further
+    with torch.inference_mode(False):  # whose tensors have no version counter
+        vectors = [_vector(kind, like) for kind in args]
+        return passing(vectors, {name: _vector(kind, like) for name, kind in named})
+
+
+def _vector(kind: Kind, like: Tensor) -> Tensor | None:
+    if kind is None:
+        return None
+    shape, dtype = kind
+    if not dtype.is_floating_point:
+        return torch.zeros((1, *shape), dtype=dtype, device=like.device)
+    return noise((1, *shape), like).to(dtype)
 
 
 def check_layout(place: Place, plan: Plan, size: Sequence[int]) -> None:

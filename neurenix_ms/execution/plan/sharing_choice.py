@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.execution.plan.arguments import passed, passing
+from neurenix_ms.execution.plan.arguments import with_passed
 from neurenix_ms.execution.plan.choice import (
     Edge,
     candidates,
@@ -26,6 +26,7 @@ from neurenix_ms.execution.plan.sharing import (
     check_shareable,
     input_size,
     is_empty,
+    passing_of,
 )
 from neurenix_ms.meter import count_flops
 
@@ -146,7 +147,7 @@ def _shared(
 
     try:
         check_shareable(place)
-        with passing(()):
+        with passing_of(place, like):
             choice = _choice(part, place.channels, here, like, inner_tiles, most, cut=True)
         if choice is None:
             return None
@@ -160,10 +161,10 @@ def _is_cheap(
     model: nn.Module, place: Place, size: Sequence[int], like: Tensor, most: float
 ) -> bool:
     """Return whether all ranks may run a part whole."""
-    if not place.alone:
+    if place.further is None:
         return False
     part = model.get_submodule(place.layer)
-    with passing(()):
+    with passing_of(place, like):
         return _operations(part, place.channels, input_size(place, size), like) <= most
 
 
@@ -171,4 +172,5 @@ def _operations(model: nn.Module, channels: int, size: Sequence[int], like: Tens
     """Count the operations of a module on a whole input, without running it."""
     with without_values(model):
         x = torch.empty(1, channels, *size, dtype=like.dtype, device=like.device)
-        return count_flops(lambda: model(x, *passed(1)))
+        call = with_passed(model, 1)
+        return count_flops(lambda: call(x))
