@@ -76,20 +76,15 @@ def keys_in(path: Path) -> list[str]:
         ValueError: If the file cannot be read.
         ImportError: If the reader of this kind of file is missing (the extra `io`).
     """
+    kind = kind_of(path)
     try:
         return keys_of(path)
-    except Exception as error:
-        raise _of_reader(path, error) from error
-
-
-def _of_reader(path: Path, error: Exception) -> Exception:
-    """Return an error that names the file; the same one if it is of a kind that does."""
-    if isinstance(error, ImportError | FileError):
-        return error
-    if isinstance(error, PermissionError):
-        return ValueError(f"{path} must be readable, got {error.strerror}")
-    kind = kind_of(path)
-    return ValueError(f"{path} must be a complete {kind} file, got an error of its reader: {error}")
+    except (ImportError, FileError):
+        raise
+    except Exception as error:  # of a reader, at a file that is cut off or of another kind
+        raise ValueError(
+            f"{path} must be a complete {kind} file, got an error of its reader: {error}"
+        ) from error
 
 
 class DiskArray:
@@ -128,8 +123,12 @@ class DiskArray:
                 self._source = open_raw(self.path, *self._layout)
             else:
                 self._source = READERS[kind](self.path, self.key)
-        except Exception as error:
-            raise _of_reader(self.path, error) from error
+        except (ImportError, FileError):
+            raise
+        except Exception as error:  # of a reader, at a file that is cut off or of another kind
+            raise ValueError(
+                f"{self.path} must be a complete {kind} file, got an error of its reader: {error}"
+            ) from error
         self.dtype = np.dtype(self._source.array.dtype)
         if self.dtype.kind not in "biufc":
             self.close()

@@ -14,8 +14,10 @@ INSIDE = {
     "NotImplementedError",
     "_ReachedError",
     "_ClosedError",
+    "_CallError",
     "KeyboardInterrupt",
     "cause",
+    "renamed",
 }
 # made elsewhere and raised here
 MADE_BY = {"self.other_calls"}

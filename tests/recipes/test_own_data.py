@@ -11,6 +11,7 @@ from neurenix_ms.datasets import create_array
 from neurenix_ms.recipes.hierarchy import command as hierarchy
 from neurenix_ms.recipes.implicit import command as implicit
 from neurenix_ms.recipes.msnet import command as msnet
+from neurenix_ms.recipes.sequences import command as sequences
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +192,61 @@ def test_trajectories_that_do_not_fit_are_one_line(words: str, message: str, cap
     np.save("hole.npy", hole)
     with pytest.raises(SystemExit):
         hierarchy.main(words.split())
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_models_are_compared_on_a_sequence_of_a_file(monkeypatch):
+    monkeypatch.setattr(sequences, "HIDDEN", 8)
+    np.save("own.npy", 3 + 5 * circles(1, 120)[0])
+    words = ["--data", "own.npy", "--iterations", "2", "--out", "out"]
+    text = sequences.main(words)
+    rows = text.splitlines()[2:]
+    assert [row.split(" | ")[1] for row in rows] == list(sequences.MODELS)
+    assert rows[0].startswith("| own.npy | coupled steppers | ")
+    assert float(rows[2].split(" | ")[3]) < 1e-3  # echoes follow a circle
+    assert not Path("data").exists()
+    trained = sequences.MODELS
+    monkeypatch.setattr(sequences, "MODELS", dict.fromkeys(trained))  # nothing is trained again
+    assert sequences.main(words) == text
+    monkeypatch.setattr(sequences, "MODELS", trained)
+    np.save("own.npy", circles(1, 130)[0])  # another file of the same name
+    assert sequences.main(words) != text
+
+
+def test_a_sequence_is_seen_up_to_a_part(monkeypatch):
+    np.save("own.npy", circles(1, 160)[0])
+    seen = []
+
+    def model(x, options):
+        seen.append(x)
+        return lambda history, n: history[:, -1:].expand(-1, n, -1)
+
+    monkeypatch.setattr(sequences, "MODELS", {"last": model})
+    sequences.main(["--data", "own.npy", "--out", "out"])
+    assert seen[0].shape == (1, 100, 2)
+    assert seen[0].mean() == pytest.approx(0, abs=1e-5)
+    assert seen[0].std() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--data short.npy", "(time, features) and at least 96 times, got shape (95, 2)"),
+        ("--data many.npy", "(time, features) and at least 96 times, got shape (3, 100, 2)"),
+        ("--data flat.npy", "flat.npy must have different values, got 1 everywhere"),
+        ("--data hole.npy", "got 1 missing values of 200"),
+        ("--key x", "--key, --shape and --dtype are for a file in --data, got the folder data"),
+    ],
+)
+def test_a_sequence_that_does_not_fit_is_one_line(words: str, message: str, capsys):
+    np.save("short.npy", circles(1, 95)[0])
+    np.save("many.npy", circles(3, 100))
+    np.save("flat.npy", np.ones((100, 2)))
+    hole = circles(1, 100)[0]
+    hole[7, 1] = np.nan
+    np.save("hole.npy", hole)
+    with pytest.raises(SystemExit):
+        sequences.main(words.split())
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 

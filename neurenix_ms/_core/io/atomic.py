@@ -87,14 +87,17 @@ def naming(target: Path, hidden: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        renamed = error
         if error.filename is None and error.errno in WHILE_WRITING:
             error.filename = str(target)
         elif isinstance(error.filename, str | os.PathLike):
             if Path(error.filename).is_relative_to(hidden):
-                raise OSError(error.errno, error.strerror, str(target)) from error
+                renamed = OSError(error.errno, error.strerror, str(target))
         elif str(hidden) in str(error):  # of a library that writes the file by itself
-            raise OSError(str(error).replace(str(hidden), str(target))) from error
-        raise
+            renamed = OSError(str(error).replace(str(hidden), str(target)))
+        if renamed is error:
+            raise
+        raise renamed from error
 
 
 def move(made: Path, target: Path) -> None:
