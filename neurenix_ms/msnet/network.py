@@ -107,7 +107,7 @@ class MSNet(Configured, nn.Module):
         kernel_size: Kernel size of these convolutions, odd.
         norm: "instance" (here without weights, as published), "batch", "group", None, or
             `callable(channels) -> Module`; the last convolution of a stage has none.
-        act: "celu", "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or
+        act: "celu", "relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "tanh", None or
             `callable() -> Module`.
         padding_mode: As in `nn.Conv3d`; "circular" for periodic media.
         mask_output: Whether to multiply the finest output by the mask of the pores.

@@ -148,7 +148,8 @@ class UNetDecoder(Configured, nn.Module):
         conv_bias: Whether convolutions have a bias; None: only those that no norm follows.
         kernel_size: Kernel size in pixels, odd; None takes 7 for "convnext" and 3 for others.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
-        act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
+        act: "relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "celu", "tanh", None or
+            `callable() -> Module`.
         padding_mode: As in `nn.Conv2d`.
         dropout: Channel dropout probability after every block.
         final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function

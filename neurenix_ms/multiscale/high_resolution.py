@@ -99,7 +99,8 @@ class HighResolutionNetwork(Configured, nn.Module):
         up: How coarser streams are enlarged in an exchange: "nearest" or "linear".
         hidden_channels: Channels in front of the output; by default the sum of `features`.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
-        act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
+        act: "relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "celu", "tanh", None or
+            `callable() -> Module`.
         conv_bias: Whether convolutions have a bias; None: only those that no norm follows.
         padding_mode: As in `nn.Conv2d`.
         dropout: Channel dropout probability after every block.

@@ -80,7 +80,8 @@ class PyramidNetwork(Configured, Remembers, nn.Module):
         stride: Pixels of a level per pixel of the next coarser one.
         kernel_size: Kernel size in pixels, odd; None takes 7 for "convnext" and 3 for others.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
-        act: "relu", "leaky_relu", "gelu", "silu", "elu", "tanh", None or `callable() -> Module`.
+        act: "relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "celu", "tanh", None or
+            `callable() -> Module`.
         conv_bias: Whether the convolutions of blocks have a bias; None: only those that no norm follows.
         padding_mode: As in `nn.Conv2d`.
         condition_channels: Length K of a vector that every block is conditioned on; None: no condition.

@@ -80,7 +80,7 @@ class UNet(Configured, Remembers, nn.Module):
             upsampling has no weights, else twice as many.
         kernel_size: Kernel size in pixels, odd; None takes 7 for "convnext" and 3 for others.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
-        act: "relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "tanh", None or
+        act: "relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "celu", "tanh", None or
             `callable() -> Module`.
         decoder_norm: As `norm`, in the blocks of the decoder; "same" takes that.
         decoder_act: As `act`, in the blocks of the decoder; "same" takes that.
