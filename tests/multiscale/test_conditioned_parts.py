@@ -222,7 +222,18 @@ class Fed(nn.Module):
         return y if isinstance(y, Tensor) else y[0]
 
 
-@pytest.mark.parametrize("name", [name for name in PARTS if name != "MSNet"])
+# whose plans take longest
+PLANNED_LONG = ("BidirectionalFusion", "UPerHead", "NestedUNetDecoder")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in PLANNED_LONG else ())
+        for name in PARTS
+        if name != "MSNet"
+    ],
+)
 def test_every_part_is_conditioned_in_tiles(name: str):
     model = Fed(name).double().eval()
     x, z = torch.randn(2, 2, 64, 48).double(), torch.randn(2, 3).double()
