@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,9 +77,16 @@ def keys_in(path: Path) -> list[str]:
         ValueError: If the file cannot be read.
         ImportError: If the reader of this kind of file is missing (the extra `io`).
     """
+    with _reading(path):
+        return keys_of(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise a `ValueError` with the path in place of the many kinds of errors of readers."""
     kind = kind_of(path)
     try:
-        return keys_of(path)
+        yield
     except (ImportError, FileError):
         raise
     except Exception as error:  # of a reader, at a file that is cut off or of another kind
@@ -118,17 +126,11 @@ class DiskArray:
             )
         check_layout(*self._layout)
         self._state = self._current_state()
-        try:
+        with _reading(self.path):
             if kind == "raw":
                 self._source = open_raw(self.path, *self._layout)
             else:
                 self._source = READERS[kind](self.path, self.key)
-        except (ImportError, FileError):
-            raise
-        except Exception as error:  # of a reader, at a file that is cut off or of another kind
-            raise ValueError(
-                f"{self.path} must be a complete {kind} file, got an error of its reader: {error}"
-            ) from error
         self.dtype = np.dtype(self._source.array.dtype)
         if self.dtype.kind not in "biufc":
             self.close()

@@ -219,11 +219,7 @@ class FeatureFusion(Configured, nn.Module):
         check_features(features, self.in_channels, self.spatial_dims)
         condition = given_condition(features[-1], condition, self.condition_channels)
         if self.fusion_method == "concat":
-            return (
-                self.fuse(features)
-                if condition is None
-                else self.fuse(features, self.film, condition)
-            )
+            return self.fuse(features, *(() if self.film is None else (self.film, condition)))
         fused = self.fuse(features)
         fused = COMBINATIONS[self.fusion_method](fused) if isinstance(fused, list) else fused
         return modulated(self.film, fused, condition)

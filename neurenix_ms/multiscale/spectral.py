@@ -47,16 +47,14 @@ class FourierLayer(nn.Module):
 
     @one_module
     def forward(self, x: Tensor) -> Tensor:
-        *leading, last = range(x.ndim - 2)
-        to_modes, counts = self._transform(last, x)
+        *leading, (to_modes, counts) = [self._transform(axis, x) for axis in range(x.ndim - 2)]
         z = (x @ to_modes).unflatten(-1, (2, -1)).movedim(-2, 2)
-        for axis in leading:
-            z = along(z, 3 + axis, self._transform(axis, x)[0])
+        for axis, (matrix, _) in enumerate(leading):
+            z = along(z, 3 + axis, matrix)
         z = self.mixed(z) * counts
-        for (
-            axis
-        ) in leading:  # the transposed of a real part that is even, an imaginary one that is odd
-            z = along(z, 3 + axis, self._transform(axis, x)[0].T)
+        # back by the transposed: real parts are even, imaginary ones odd
+        for axis, (matrix, _) in enumerate(leading):
+            z = along(z, 3 + axis, matrix.T)
         return z.movedim(2, -2).flatten(-2) @ to_modes.T
 
     def _transform(self, axis: int, x: Tensor) -> tuple[Tensor, ...]:
@@ -82,7 +80,7 @@ def transform(size: int, modes: int, one_sided: bool, like: Tensor) -> tuple[Ten
 
     Real and imaginary parts are one after the other: `(size, 2 * modes)` if `one_sided`, for pixels
     without imaginary parts, else `(2 * size, 2 * (2 * modes - 1))`. Modes that the grid does not resolve
-    are zero.
+    are zero. In a one-sided transform every mode but the mean stands for its negative one too.
     """
     most = modes - 1
     exact = torch.promote_types(like.dtype, torch.float32)
@@ -96,9 +94,9 @@ def transform(size: int, modes: int, one_sided: bool, like: Tensor) -> tuple[Ten
     cos, sin = angle.cos() * norm, angle.sin() * norm
     matrix = torch.cat([cos, -sin], dim=1)
     if not one_sided:
-        return torch.cat([matrix, torch.cat([sin, cos], 1)]).to(like.dtype), numbers
-    counts = (1 + (numbers > 0)).to(like.dtype)  # but for the mean, every mode and its negative one
-    return matrix.to(like.dtype), counts
+        matrix = torch.cat([matrix, torch.cat([sin, cos], dim=1)])
+    counts = 1 + (numbers > 0) if one_sided else torch.ones_like(numbers)
+    return matrix.to(like.dtype), counts.to(like.dtype)
 
 
 def along(z: Tensor, dim: int, matrix: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class Results:
         source = np.lib.format.open_memmap(self.growing, "r")
         remove(self._making)
         if self.kind != "zarr":
-            self._check_room(source.nbytes + HEAD)
+            self._check_space(source.nbytes + HEAD)
         written = create_array(self._making, source.shape, source.dtype, **said)
         try:
             for index in blocks(source.shape):
@@ -135,7 +135,7 @@ class Results:
         finally:
             getattr(written, "close", lambda: None)()
 
-    def _check_room(self, size: int) -> None:
+    def _check_space(self, size: int) -> None:
         """Raise unless a file of this size can be written: HDF5 ends the process on a full disk."""
         try:
             with open(self._making, "wb") as file:

@@ -102,11 +102,7 @@ def rename(state: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
             if ours in renamed:
                 raise ValueError(f"two entries would be called {ours!r}, the second is {name!r}")
             renamed[ours] = value
-    if unexpected:
-        raise ValueError(
-            "the state dict must hold entries of this model only, got unexpected "
-            f"{_first(unexpected)} {LOOKED_FOR}"
-        )
+    _check_none(unexpected)
     return renamed
 
 
@@ -122,7 +118,11 @@ def check_names(state: Collection[str], names: Collection[str]) -> None:
     """
     if missing := [name for name in names if name not in state]:
         raise ValueError(f"the state dict must have {_first(missing)}, missing {LOOKED_FOR}")
-    if unexpected := [name for name in state if name not in names]:
+    _check_none([name for name in state if name not in names])
+
+
+def _check_none(unexpected: Sequence[str]) -> None:
+    if unexpected:
         raise ValueError(
             "the state dict must hold entries of this model only, got unexpected "
             f"{_first(unexpected)} {LOOKED_FOR}"

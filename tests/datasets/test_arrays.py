@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import time
 import zipfile
 
 import numpy as np
@@ -304,19 +303,22 @@ def test_a_folder_in_which_a_file_changed_is_refused(kind, how, tmp_path, monkey
 
 def test_changes_in_a_folder_are_looked_for_a_small_part_of_the_time(tmp_path, monkeypatch):
     path, options = write_zarr(3)(tmp_path)
+    plain, now = arrays.state_of, 0
     calls = []
-    plain = arrays.state_of
 
     def counted(path):
-        calls.append(path)
-        time.sleep(0.01)
+        nonlocal now
+        calls.append(now)
+        now += 2  # seconds that it takes
         return plain(path)
 
     monkeypatch.setattr(arrays, "state_of", counted)
+    monkeypatch.setattr(arrays.time, "monotonic", lambda: now)
     array = open_array(path, **options)
-    for _ in range(50):
+    for _ in range(100):
         array[0]
-    assert len(calls) < 5
+        now += 1  # second of other work
+    assert calls == [0, 42, 84]
     assert plain(path, 1) != plain(path)
 
 

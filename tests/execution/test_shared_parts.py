@@ -192,10 +192,13 @@ def test_a_part_that_cannot_be_cut_runs_whole_on_every_rank():
 
 def test_a_part_with_other_arguments_than_vectors_is_refused_by_name():
     words = r"got 'part': it must be called with one feature map, and no .* but vectors .*; name it"
-    model = Conditioned(lambda x: x.new_ones(4))  # without a batch
+    model = Conditioned(lambda x: x.new_tensor([1.0, 2, 3, 4]))  # without a batch
     with pytest.raises(ValueError, match=words):
         chosen(model, (1, 1, 200), shared=("part",), schedule="in_step")
     assert chosen(model, (1, 1, 200)).shared == ()
+    x = torch.randn(2, 1, 60)
+    tiled = TiledModel(model, 16, spatial_dims=1, whole=("part",), memory_limit=2**20)
+    torch.testing.assert_close(tiled(x), model(x))
 
 
 def test_a_part_that_is_called_with_a_vector_is_shared():
