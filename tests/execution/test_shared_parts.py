@@ -201,6 +201,23 @@ def test_a_part_with_other_arguments_than_vectors_is_refused_by_name():
     torch.testing.assert_close(tiled(x), model(x))
 
 
+class Named(Half):
+    """Calls a part by the name of its argument."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.part(input=self.first(x)))
+        return y
+
+
+def test_a_part_whose_feature_map_has_a_name_runs_whole():
+    model = Named(nn.Conv1d(4, 4, 3, padding=1))
+    words = "got 'part': it must be called with one feature map, and no .* but vectors"
+    with pytest.raises(ValueError, match=words):
+        chosen(model, (1, 1, 200), shared=("part",), schedule="in_step")
+    setting = chosen(model, (1, 1, 200))
+    assert "part" not in [name for names in shared_names(setting) for name in names]
+
+
 def test_a_part_that_is_called_with_a_vector_is_shared():
     model = Conditioned(lambda x: x.new_ones(len(x), 4))
     setting = chosen(model, (1, 1, 200), shared=("part",), schedule="in_step")

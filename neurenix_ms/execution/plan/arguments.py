@@ -93,12 +93,12 @@ class Others:
     def kinds(self, batch: int) -> Kinds | None:
         """Return the kinds of the arguments after the feature map, and of those passed by name.
 
-        None stands for a call whose feature map is not its first argument, or with vectors of another
-        batch size.
+        None stands for a call whose feature map is not its first positional argument, or with vectors
+        of another batch size.
         """
         args, named = tree_unflatten(list(self.leaves), self.structure)
         further = [value for value in (*args, *named.values()) if value is not None]
-        if self.place > 0 or not all(is_batched(value, batch) for value in further):
+        if not args or self.place > 0 or not all(is_batched(value, batch) for value in further):
             return None
         return tuple(map(_kind, args[1:])), tuple((name, _kind(v)) for name, v in named.items())
 
