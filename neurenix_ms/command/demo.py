@@ -3,11 +3,12 @@
 It makes its own samples: images of grains and pores, whose diffusion is solved. A table of errors,
 a picture and the checkpoints are written to the folder --out. An interrupted run resumes if it is
 started again with the same options. The same as `python -m neurenix_ms.recipes.demo`; it needs the
-extra `demo`.
+extra `demo`. With a file in --data, boxes of an image of your own take the place of its samples.
 
 Examples:
 
   neurenix-ms demo
+  neurenix-ms demo --data rock.tif --pore-values 0 --out runs/rock
   neurenix-ms demo --samples 60 --epochs 2 --size 32 --out runs/small
 """
 
@@ -19,7 +20,20 @@ COUNTS = {
     "size": (64, "cells along each axis"),
     "seed": (0, "for geometries, weights and order"),
 }
-FOLDERS = {"out": ("runs/demo", "results, checkpoints"), "data": ("data", "cache of the samples")}
+PATHS = {
+    "out": ("runs/demo", "FOLDER", "results, checkpoints"),
+    "data": (
+        "data",
+        "PATH",
+        "folder of the cache of the samples, or a file (.npy, .tif, .raw, ...) of labels of your own, "
+        "of two axes, with the flow along the first; its last rows are held out",
+    ),
+}
+OF_A_FILE = {
+    "key": ("NAME", "name of the array in a file of several"),
+    "shape": ("N,N", "of a file of plain numbers"),
+    "dtype": ("TYPE", "of a file of plain numbers, such as uint8"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", type=int, default=value, metavar="N", help=f"{words} (default: {value})"
         )
-    for name, (folder, words) in FOLDERS.items():
+    for name, (path, kind, words) in PATHS.items():
         parser.add_argument(
-            f"--{name}", default=folder, metavar="FOLDER", help=f"{words} (default: {folder})"
+            f"--{name}", default=path, metavar=kind, help=f"{words} (default: {path})"
         )
+    for name, (kind, words) in OF_A_FILE.items():
+        parser.add_argument(f"--{name}", metavar=kind, help=words)
+    parser.add_argument(
+        "--pore-values",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="labels of the pores in a file in --data (default: 1)",
+    )
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
 
 
@@ -45,5 +69,7 @@ def run(options: argparse.Namespace) -> None:
         raise ImportError(
             f"the demo needs {error.name}: pip install 'neurenix_ms[demo]'"
         ) from error
-    words = [f"--{name}={getattr(options, name)}" for name in (*COUNTS, *FOLDERS)]
+    given = [name for name in OF_A_FILE if getattr(options, name) is not None]
+    words = [f"--{name}={getattr(options, name)}" for name in (*COUNTS, *PATHS, *given)]
+    words += ["--pore-values", *map(str, options.pore_values)]
     main(words + (["--fresh"] if options.fresh else []))

@@ -115,6 +115,7 @@ class DiskArray:
         self._layout = layout
         self._open()
         self._order: tuple[int | None, ...] = tuple(range(len(self._source.array.shape)))
+        self._as_in_file = True  # the order of the axes
 
     def _open(self) -> None:
         if not self.path.exists():
@@ -202,27 +203,33 @@ class DiskArray:
         view = object.__new__(DiskArray)
         view.__dict__ = {**self.__dict__}
         view._order = (*fronts[len(others)], *range(len(others), dims))
+        view._as_in_file = len(others) == 2
         return view
 
     def __getitem__(self, index: Any) -> np.ndarray:
         self._check_state()
+        if self._as_in_file and (plain := _plain(index, self._source.array.shape)) is not None:
+            return self._filled(self._read(plain), plain)
         index = self._whole(index)
         slices = [at if isinstance(at, slice) else slice(at, at + 1) for at in index]
         added = tuple([i for i, axis in enumerate(self._order) if axis is None])
         wanted = tuple([at for i, at in enumerate(slices) if i not in added])
-        try:
-            piece = np.asarray(self._source.array[wanted])
-            piece = np.expand_dims(piece, added) if added else piece
-        except Exception as error:  # of a reader, at a piece that is cut off or corrupted
-            raise ValueError(
-                f"{self.path} must be a complete file, got an error of its reader: {error}"
-            ) from error
+        piece = self._read(wanted)
         if added:
+            piece = np.expand_dims(piece, added)
             piece = piece[tuple(at if i in added else slice(None) for i, at in enumerate(slices))]
         piece = self._filled(piece, slices)
         if all([isinstance(at, slice) for at in index]):  # noqa: C419, lists are faster here
             return piece
         return piece[tuple(slice(None) if isinstance(at, slice) else 0 for at in index)]
+
+    def _read(self, wanted: tuple[slice, ...]) -> np.ndarray:
+        try:
+            return np.asarray(self._source.array[wanted])
+        except Exception as error:  # of a reader, at a piece that is cut off or corrupted
+            raise ValueError(
+                f"{self.path} must be a complete file, got an error of its reader: {error}"
+            ) from error
 
     def at(self, points: np.ndarray) -> np.ndarray:
         """Return the values at points `(N, ndim)`, those of integers without a slice for each."""
@@ -349,3 +356,16 @@ class DiskArray:
             marked = piece == self._source.missing
             missing = marked if missing is None else missing | marked
         return missing
+
+
+def _plain(index: Any, lengths: Sequence[int]) -> tuple[slice, ...] | None:
+    """Return an index of a slice without a step for every axis, within these lengths; else None."""
+    if type(index) is not tuple or len(index) != len(lengths):
+        return None
+    found = []
+    for at, length in zip(index, lengths, strict=True):
+        if type(at) is not slice or at.step is not None:
+            return None
+        start, stop, _ = at.indices(length)
+        found.append(slice(start, max(start, stop)))
+    return tuple(found)

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer, check_integers, check_number
+from neurenix_ms.datasets.arrays import DiskArray
 
 MOST_DRAWS = 10_000  # of a center, before a crop is given up
 DRAWN_AT_ONCE = 32  # centers whose class is read together
@@ -125,11 +126,11 @@ class RandomCrops(Dataset[Item]):
         random = np.random.default_rng((self.seed, self.epoch, index))
         number, corner = self._drawn(random)
         at = tuple(slice(c, c + k) for c, k in zip(corner, self.size, strict=True))
-        crop = _tensor(self.inputs[number][(slice(None), *at)])
+        crop = _piece(self.inputs[number], (slice(None), *at))
         if self.targets is None:
             return crop if self.transform is None else self.transform(crop)
         y = self.targets[number]
-        target = _tensor(y[(slice(None),) * (len(y.shape) - len(at)) + at])
+        target = _piece(y, (slice(None),) * (len(y.shape) - len(at)) + at)
         return (crop, target) if self.transform is None else self.transform(crop, target)
 
     def _drawn(self, random: np.random.Generator) -> tuple[int, tuple[int, ...]]:
@@ -251,12 +252,24 @@ def _spatial(x: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in x.shape[1:])
 
 
-def _tensor(piece: Any) -> Tensor:
-    """Return a copy as a tensor of the same type; unsigned integers wider than 8 bits become int64."""
+def _piece(array: Any, index: tuple[slice, ...]) -> Tensor:
+    """Return a slice as a tensor that shares no memory with the array."""
+    piece = array[index]
+    return _tensor(piece, made=isinstance(array, DiskArray) and piece.base is None)
+
+
+def _tensor(piece: Any, made: bool = False) -> Tensor:
+    """Return a copy as a tensor of the same type; unsigned integers wider than 8 bits become int64.
+
+    Args:
+        piece: A tensor or an array.
+        made: The array was made for this call, so that it need not be copied.
+    """
     if isinstance(piece, Tensor):
         return piece.clone()
     piece = np.asarray(piece)
     dtype = piece.dtype.newbyteorder("=")
     if dtype.kind == "u" and dtype.itemsize > 1:
         dtype = np.dtype("int64")  # torch has no arithmetic for wider unsigned integers
-    return torch.from_numpy(np.array(piece, dtype, order="C"))
+    made = made and piece.dtype == dtype and piece.flags.carray
+    return torch.from_numpy(piece if made else np.array(piece, dtype, order="C"))

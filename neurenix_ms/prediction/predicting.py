@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.io.atomic import naming
 from neurenix_ms.datasets.arrays import DiskArray, open_array
-from neurenix_ms.datasets.readers import files_in, number_dtype, state_of, unmap
+from neurenix_ms.datasets.readers import files_in, number_dtype, state_of
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.execution.plan.arguments import check_args, passing
 from neurenix_ms.execution.plan.footprint import like_parameters
@@ -30,10 +31,9 @@ from neurenix_ms.msnet import MSNet
 from neurenix_ms.prediction.grids import said_of_images, time_step_of
 from neurenix_ms.prediction.journal import Journal
 from neurenix_ms.prediction.processes import check_one_machine
-from neurenix_ms.prediction.results import Results, check_apart
+from neurenix_ms.prediction.results import MAPPED, Results, check_apart, give_back
 from neurenix_ms.sharing.reading import read_network
 
-PLANES = 16  # lines of an image
 MEMORY = 4 * 10**9  # bytes for a tile, if nothing else is asked for
 
 
@@ -268,25 +268,38 @@ def _limit_of_ranks(
 
 
 class _Planes:
-    """An array on disk that is read a few planes at a time, after which their memory is given back.
+    """An array on disk that is read some planes at a time, before whose memory others' is given back.
 
-    The system maps more of a file into memory than is read, which would add up over a tile.
+    The system maps more of a file into memory than is read, which would add up over a tile, and over
+    tiles.
     """
 
     def __init__(self, images: DiskArray) -> None:
         self.images = images
         self.shape, self.dtype = images.shape, images.dtype
+        self._size = images.dtype.itemsize * math.prod(images.shape) // max(1, images.shape[2])
+        self._mapped = 0
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         if len(index) < 3:
             return self.images[index]
         start, stop, _ = index[2].indices(self.shape[2])
-        pieces = []
-        for first in range(start, stop, PLANES):
-            planes = slice(first, min(first + PLANES, stop))
-            pieces.append(np.array(self.images[(*index[:2], planes, *index[3:])]))
+        count = max(1, MAPPED // max(1, self._size))
+        if stop - start <= count:
+            return self._read(index, start, stop)
+        lengths = [len(range(*at.indices(n))) for at, n in zip(index, self.shape, strict=True)]
+        result = np.empty(lengths, self.dtype)
+        for first in range(start, stop, count):
+            last = min(first + count, stop)
+            result[:, :, first - start : last - start] = self._read(index, first, last)
+        return result
+
+    def _read(self, index: tuple[slice, ...], start: int, stop: int) -> np.ndarray:
+        self._mapped += (stop - start) * self._size
+        if self._mapped > MAPPED:
             self.images.release()
-        return np.concatenate(pieces, 2)
+            self._mapped = (stop - start) * self._size
+        return self.images[(*index[:2], slice(start, stop), *index[3:])]
 
 
 class _Run:
@@ -331,7 +344,7 @@ class _Run:
                 return  # all ranks run it, and the first one writes it
             assert self.journal is not None
             self.journal.add(number, self._save)
-            unmap(self.array)
+            give_back(self.array)
 
         tiled(
             _Planes(images),

@@ -22,6 +22,7 @@ except ImportError:  # pragma: no cover, Windows has none
     fcntl = None  # type: ignore[assignment]
 
 HEAD = 2**20  # bytes of a file beside its numbers
+MAPPED = 2**26  # bytes of a mapped file that may stay in memory
 AS_WRITTEN = {
     "npy": ".npy",
     "raw": ".raw",
@@ -96,7 +97,7 @@ class Results:
     def save(self, array: np.memmap) -> None:
         """Bring what is written to the disk, and give back its memory."""
         array.flush()
-        unmap(array)
+        give_back(array)
 
     def finish(self, said: Mapping[str, Any]) -> None:
         """Give the result the format of the target, and move it to its place.
@@ -142,6 +143,12 @@ class Results:
                 reserve(file.fileno(), size)
         finally:
             remove(self._making)
+
+
+def give_back(array: np.ndarray) -> None:
+    """Give back the memory of a mapped file, unless it is small; new pages take time."""
+    if array.nbytes > MAPPED:
+        unmap(array)
 
 
 def blocks(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:

@@ -1,6 +1,7 @@
 """Options that recipes share, and their checks."""
 
 import argparse
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,21 +30,21 @@ def check_at_least(
             parser.error(f"--{flag} must be at least {bound}, got {min(values)}")
 
 
-def add_data(parser: argparse.ArgumentParser, own: str, cache: str) -> None:
+def add_data(parser: argparse.ArgumentParser, own: str, cache: str | None) -> None:
     """Add `--data`, a file of the user's own or the folder of the cache, and how the file is read.
 
     Args:
         parser: Parser to extend.
         own: What such a file holds.
-        cache: What the cache holds otherwise.
+        cache: What the cache holds otherwise; None if there is no cache.
     """
+    otherwise = "" if cache is None else f"; or the folder of the cache of {cache}"
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path("data"),
+        default=None if cache is None else Path("data"),
         metavar="PATH",
-        help=f"a file (.npy, .nc, .zarr, .h5, .tif, .raw, ...) of {own}; or the folder of the cache of "
-        f"{cache}",
+        help=f"a file (.npy, .nc, .zarr, .h5, .tif, .raw, ...) of {own}{otherwise}",
     )
     parser.add_argument("--key", help="name of the array in a file of several")
     parser.add_argument(
@@ -53,23 +54,43 @@ def add_data(parser: argparse.ArgumentParser, own: str, cache: str) -> None:
 
 
 def own_array(parser: argparse.ArgumentParser, options: argparse.Namespace) -> DiskArray | None:
-    """Return the array in a file that `--data` names; None for the folder of a cache.
+    """Return the array in a file that `--data` names; None for the folder of a cache, and for nothing.
 
     Exits with an error message if the file is not usable.
     """
-    path = options.data
+    path, has_cache = options.data, parser.get_default("data") is not None
     try:
-        kind_of(path)
+        is_file = path is not None and bool(kind_of(path))
     except ValueError as error:
-        if path.is_file():
+        if path.is_file() or not has_cache:
             parser.error(f"--data: {error}")
+        is_file = False
+    if not is_file:
         if (options.key, options.shape, options.dtype) != (None, None, None):
-            parser.error(
-                f"--key, --shape and --dtype are for a file in --data, got the folder {path}"
-            )
+            got = f"the folder {path}" if has_cache else "none"
+            parser.error(f"--key, --shape and --dtype are for a file in --data, got {got}")
         return None
     with readable(parser):
         return open_array(path, options.key, shape=options.shape, dtype=options.dtype)
+
+
+def add_time_step(parser: argparse.ArgumentParser) -> None:
+    """Add `--dt`, the time of a step of a file in `--data`."""
+    parser.add_argument(
+        "--dt", type=float, help="time of a step in a file in --data; 1 if not given"
+    )
+
+
+def time_step(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, array: DiskArray | None
+) -> float:
+    """Return the time of a step of a file; exit with an error message if it is given without a file."""
+    if array is None and options.dt is not None:
+        parser.error(f"--dt is for a file in --data, got the folder {options.data}")
+    dt = 1.0 if options.dt is None else float(options.dt)
+    if not 0 < dt < math.inf:
+        parser.error(f"--dt must be above 0 and finite, got {dt:g}")
+    return dt
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -135,10 +136,15 @@ def test_one_kind_of_program_is_asked_for(capsys):
 
 def test_the_demo_gets_its_options(monkeypatch):
     command = pytest.importorskip("neurenix_ms.recipes.demo.command")
-    own = {name: default for name, (default, _) in (demo.COUNTS | demo.FOLDERS).items()}
-    theirs = vars(command._options([]))
+    own = {name: default for name, (default, *_) in (demo.COUNTS | demo.PATHS).items()}
+    theirs = vars(command._options([])[0])
     assert {name: str(theirs[name]) for name in own} == {k: str(v) for k, v in own.items()}
     got = []
     monkeypatch.setattr(command, "main", got.append)
     assert main(["demo", "--samples", "8", "--out", "there", "--fresh"]) == 0
     assert {"--samples=8", "--epochs=12", "--out=there", "--data=data", "--fresh"} <= set(got[0])
+    np.zeros((200, 90), "uint8").tofile("rock.raw")
+    read = ["--data", "rock.raw", "--shape", "200,90", "--dtype", "uint8"]
+    assert main(["demo", *read, "--pore-values", "0", "3"]) == 0
+    options, scan, _ = command._options(got[1])
+    assert (options.pore_values, scan.shape) == ([0, 3], (200, 90))

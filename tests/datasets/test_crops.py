@@ -1,7 +1,5 @@
 """Random crops are pieces of their arrays, the same for a seed, an epoch and a number."""
 
-from typing import ClassVar
-
 import numpy as np
 import pytest
 import torch
@@ -139,11 +137,11 @@ def test_series_that_are_too_short_are_refused():
         Windows(torch.zeros(5), 4)[2]
 
 
-@pytest.mark.parametrize("kind", ["npy", "zarr"])
-def test_crops_of_files_are_those_of_memory(kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "capacity"), [("npy", 6000), ("zarr", 6000), ("zarr", 2**20)])
+def test_crops_of_files_are_those_of_memory(kind, capacity, tmp_path, monkeypatch):
     if kind == "zarr":
         pytest.importorskip("zarr")
-    monkeypatch.setattr("neurenix_ms.datasets.chunks.CAPACITY", 6000)
+    monkeypatch.setattr("neurenix_ms.datasets.chunks.CAPACITY", capacity)
     x, y = (one.numpy() for one in arrays(40, 31))
     y = (y * (np.arange(31) < 9)).astype("uint8")
     mask = np.ones_like(y)
@@ -157,27 +155,75 @@ def test_crops_of_files_are_those_of_memory(kind, tmp_path, monkeypatch):
     options = {"size": 7, "num_samples": 30, "class_weights": {0: 1, 1: 9}}
     memory = RandomCrops([x, x], [y, y], mask=[mask, mask], **options)
     disk = RandomCrops(*([one, one] for one in opened[:2]), mask=[opened[2]] * 2, **options)
-    for i in range(30):
-        for one, other in zip(memory[i], disk[i], strict=True):
-            assert torch.equal(one, other)
+    for _ in range(2):
+        for i in range(30):
+            for one, other in zip(memory[i], disk[i], strict=True):
+                assert torch.equal(one, other)
+                other.zero_()  # no part of the file
+
+
+VALUES = np.arange(300, dtype="int16").reshape(20, 15)
+
+
+class Counting:
+    """A chunked array that notes what is read of it."""
+
+    shape, dtype, chunks = (20, 15), np.dtype("int16"), (8, 6)
+
+    def __init__(self):
+        self.reads = []
+
+    def __getitem__(self, index):
+        self.reads.append(index)
+        return VALUES[index]
+
+
+def test_an_array_that_fits_is_read_once():
+    source, random = Counting(), np.random.default_rng(0)
+    kept = KeptChunks(source, capacity=600)
+    np.testing.assert_array_equal(kept[2:7, 3:9], VALUES[2:7, 3:9])
+    assert source.reads == [np.s_[0:8, 0:12]]  # two chunks at once
+    np.testing.assert_array_equal(kept[7:17, 0:9], VALUES[7:17, 0:9])
+    assert len(source.reads) == 5  # the four chunks that are new
+    np.testing.assert_array_equal(kept[0:20:3, 0:15], VALUES[::3])  # left to the array
+    assert kept[3:3, 2:9].shape == (0, 7)
+    points = np.array([[19, 14], [0, 0], [8, 6], [19, 13]])
+    np.testing.assert_array_equal(kept.at(points), VALUES[tuple(points.T)])
+    assert source.reads[6:] == [np.s_[16:20, 12:15]]
+    for _ in range(30):
+        start, stop = np.sort(random.integers(0, (21, 16), (2, 2)), axis=0).tolist()
+        index = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        piece = kept[index]
+        np.testing.assert_array_equal(piece, VALUES[index])
+        piece[...] = -1  # a copy
+    np.testing.assert_array_equal(kept[0:20, 0:15], VALUES)
+    np.testing.assert_array_equal(kept[0:20:3, 0:15], VALUES[::3])
+    areas = [VALUES[index].size for index in source.reads]
+    assert sum(areas) == VALUES.size + VALUES[::3].size
+
+
+def test_a_chunk_that_could_not_be_read_is_read_again():
+    class Broken(Counting):
+        def __getitem__(self, index):
+            if not self.reads:
+                self.reads.append(index)
+                raise OSError("the disk is broken")
+            return super().__getitem__(index)
+
+    kept = KeptChunks(Broken(), capacity=600)
+    with pytest.raises(OSError, match="the disk is broken"):
+        _ = kept[0:4, 0:4]
+    np.testing.assert_array_equal(kept[0:4, 0:4], VALUES[:4, :4])
 
 
 def test_chunks_are_read_once_up_to_a_number_of_bytes():
-    class Counting:
-        shape, dtype, chunks = (20, 15), np.dtype("int16"), (8, 6)
-        reads: ClassVar[list] = []
-
-        def __getitem__(self, index):
-            self.reads.append(index)
-            return values[index]
-
-    values = np.arange(300, dtype="int16").reshape(20, 15)
-    kept = KeptChunks(Counting(), capacity=4 * 8 * 6 * 2)  # four chunks
+    values, source = VALUES, Counting()
+    kept = KeptChunks(source, capacity=4 * 8 * 6 * 2)  # four chunks
     for index in (np.s_[7:9, 4:14], np.s_[0:16, 0:5], np.s_[3:3, 2:9], np.s_[18:20, 13:15]):
         np.testing.assert_array_equal(kept[index], values[index])
     points = np.array([[19, 14], [0, 0], [8, 6]])
     np.testing.assert_array_equal(kept.at(points), values[tuple(points.T)])
-    assert len(Counting.reads) == 6  # a slice, and five chunks
+    assert len(source.reads) == 6  # a slice, and five chunks
     np.testing.assert_array_equal(kept[0:20:3, 0:15], values[::3])  # left to the array
     np.testing.assert_array_equal(kept[0:20, 0:15], values)
-    assert len(Counting.reads) == 8
+    assert len(source.reads) == 8

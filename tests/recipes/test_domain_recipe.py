@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ pytest.importorskip("lightning")
 pytest.importorskip("zarr")
 
 from neurenix_ms import UNet
-from neurenix_ms.datasets import open_array
-from neurenix_ms.recipes.domain.arrays import make_arrays
+from neurenix_ms.datasets import create_array, open_array
+from neurenix_ms.recipes.domain.arrays import OwnImage, make_arrays
 from neurenix_ms.recipes.domain.command import main
 from neurenix_ms.recipes.domain.costs import (
     Layout,
@@ -34,11 +35,15 @@ SMALL = ["--size", "40", "--features", "2", "--whole", "level.inner", "--quiet"]
 
 
 def start(
-    processes: int, options: list[str], out: Path, stderr: int | None = None
+    processes: int,
+    options: list[str],
+    out: Path,
+    stderr: int | None = None,
+    small: Sequence[str] = SMALL,
 ) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, "-m", *torchrun, "-m", MODULE, *SMALL, *options, "--out", str(out)]
+    command = [sys.executable, "-m", *torchrun, "-m", MODULE, *small, *options, "--out", str(out)]
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, start_new_session=True, stderr=stderr
     )
@@ -78,6 +83,99 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, capsys):
     words = r"must hold a run with \{.*'seed': 1\}, got \{.*'seed': 0\}"
     with pytest.raises(ValueError, match=words):
         main([*options, "--seed", "1", "--out", str(tmp_path / "whole")])
+
+
+def own_options(out: Path) -> list[str]:
+    options = ["--features", "2", "--whole", "level.inner", "--quiet", "--steps", "2"]
+    return [*options, "--out", str(out), "--data"]
+
+
+def test_an_image_of_ones_own_is_the_target(tmp_path):
+    image = 7 + 3 * np.random.default_rng(0).random((300, 40)).cumsum(0)
+    np.save(tmp_path / "image.npy", image.astype("float32"))
+    words = [*own_options(tmp_path / "out"), str(tmp_path / "image.npy")]
+    found = main(words)
+    assert found["losses"][1] < found["losses"][0]
+    assert found["differences"] == {"output": 0, "loss": 0, "gradient": 0}  # one tile
+    x, target = (open_array(tmp_path / f"out/{name}.zarr")[0, 0] for name in ("x", "target"))
+    wanted = (image - image.mean()) / image.std()
+    np.testing.assert_allclose(target, wanted, atol=1e-5)
+    assert (x - target).std() == pytest.approx(0.5, rel=0.02)
+    assert open_array(tmp_path / "out/y.zarr").shape == (1, 1, 300, 40)
+    made = (tmp_path / "out/x.zarr").stat().st_mtime_ns
+    assert main(words) == found
+    assert (tmp_path / "out/x.zarr").stat().st_mtime_ns == made
+    np.save(tmp_path / "image.npy", image)  # another file of the same name
+    with pytest.raises(ValueError, match=r"must hold a run with \{.*'data': '.*\}, got \{"):
+        main(words)
+    main([*words, "--fresh"])
+
+
+def test_a_volume_of_ones_own_is_the_target(tmp_path):
+    create_array(tmp_path / "volume.zarr", (50, 9, 8), "uint8")[...] = np.arange(8) // 2
+    array = open_array(tmp_path / "volume.zarr")
+    make_arrays(tmp_path, array.shape, 0, OwnImage(array))
+    target = open_array(tmp_path / "target.zarr")[0, 0]
+    np.testing.assert_allclose(target[49, 8], (np.arange(8) // 2 - 1.5) / np.sqrt(1.25), rtol=1e-6)
+
+
+def test_a_file_that_changes_makes_no_array(tmp_path):
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).random((20, 20)))
+    own = OwnImage(open_array(tmp_path / "image.npy"))
+    assert own.moments
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).random((20, 21)))
+    with pytest.raises(ValueError, match=r"image.npy must not change while it is open"):
+        make_arrays(tmp_path, (20, 20), 0, own)
+    assert not (tmp_path / "x.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("line", [], "must have two or three axes of at least 8 pixels or voxels, got shape (60,)"),
+        (
+            "small",
+            [],
+            "must have two or three axes of at least 8 pixels or voxels, got shape (9, 7)",
+        ),
+        ("flat", [], "flat.npy must have different values, got 0.1 everywhere"),
+        ("hole", [], "got 1 missing values of 144 in this slice, the first at (9, 3)"),
+        ("endless", [], "got 2 infinite values of 40 in this slice, the first at (256, 3)"),
+        ("complex", [], "complex.npy must have real numbers, got type complex64"),
+        ("flat", ["--size", "30"], "--size is for an image that is made, got the file"),
+        ("flat", ["--dims", "2"], "--dims is for an image that is made, got the file"),
+        ("none", [], "--data: path must be a file or folder that exists, got"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(name, options, message, tmp_path, capsys):
+    values = np.random.default_rng(0).random((12, 12))
+    hole, endless = values.copy(), np.ones((260, 10))
+    hole[9, 3], endless[256:258, 3] = np.nan, np.inf
+    arrays = {
+        "line": np.ones(60),
+        "small": np.ones((9, 7)),
+        "flat": np.full((12, 12), 0.1),
+        "hole": hole,
+        "endless": endless,
+        "complex": values.astype("complex64"),
+    }
+    for known, array in arrays.items():
+        np.save(tmp_path / f"{known}.npy", array)
+    with pytest.raises(SystemExit) as ended:
+        main([*own_options(tmp_path / "out"), str(tmp_path / f"{name}.npy"), *options])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out/settings.json").exists()
+
+
+def test_how_a_file_is_read_needs_a_file(tmp_path, capsys):
+    for words, message in {
+        "--key a": "--key, --shape and --dtype are for a file in --data, got none",
+        f"--data {tmp_path}": "--data: path must end in one of [",
+    }.items():
+        with pytest.raises(SystemExit):
+            main(words.split())
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -163,6 +261,17 @@ def test_processes_end_as_one_does(processes, tmp_path):
     assert len(set(found["weights"])) == 1
     assert found["losses"] == pytest.approx(one["losses"], rel=1e-10)
     assert max(found["differences"].values()) < 1e-10
+
+
+@pytest.mark.slow
+def test_processes_share_an_image_of_ones_own(tmp_path):
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).random((48, 40)).cumsum(0))
+    options = ["--steps", "2", "--data", str(tmp_path / "image.npy")]
+    run = start(2, options, tmp_path / "out", small=SMALL[2:])
+    assert run.wait(300) == 0
+    found = results(tmp_path / "out", 2)
+    assert max(found["differences"].values()) < 1e-4
+    assert open_array(tmp_path / "out/y.zarr").shape == (1, 1, 48, 40)
 
 
 @pytest.mark.slow

@@ -1,17 +1,26 @@
 """Recipes run on files of the user's own, and say in one line what they need of one."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from neurenix_ms.datasets import create_array
+from neurenix_ms.datasets import create_array, open_array
+from neurenix_ms.recipes.adaptive import command as adaptive
+from neurenix_ms.recipes.adaptive import scores
+from neurenix_ms.recipes.adaptive.settings import own_system
+from neurenix_ms.recipes.demo import command as demo
 from neurenix_ms.recipes.hierarchy import command as hierarchy
 from neurenix_ms.recipes.implicit import command as implicit
 from neurenix_ms.recipes.msnet import command as msnet
+from neurenix_ms.recipes.multirate import command as multirate
+from neurenix_ms.recipes.multirate.settings import own_field
 from neurenix_ms.recipes.sequences import command as sequences
+from neurenix_ms.timestepping import HierarchicalTimeStepper, TimeStepper
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +133,85 @@ def test_a_scan_without_a_path_is_one_line(capsys):
     assert "--data: none of 1000 boxes of [16, 16, 16] voxels conducts" in capsys.readouterr().err
 
 
+IMAGE = ["--data", "rock.npy", "--pore-values", "2", "3", "--samples", "8", "--size", "16"]
+
+
+def image(shape: tuple[int, ...] = (120, 40)) -> None:
+    labels = np.where(np.random.default_rng(0).random(shape) < 0.8, 3, 1)
+    labels[:, ::7] = 2
+    np.save("rock.npy", labels.astype("uint8"))
+
+
+@pytest.mark.slow
+def test_the_demo_takes_boxes_of_an_image_and_resumes():
+    image()
+    words = [*IMAGE, "--epochs", "1", "--out", "out"]
+    text = demo.main(words)
+    assert "error of D_rel, mean" in text
+    said = Path("out/table.md").read_text()
+    assert (
+        "Boxes of rock.npy; its last 24 of 120 rows are unseen. 2 unseen geometries of 16 x" in said
+    )
+    assert Path("out/demo.png").stat().st_size > 10_000
+    assert not Path("data").exists()
+    last = Path("out/multiscale/last.ckpt")
+    written = last.stat().st_mtime_ns
+    assert demo.main(words) == text
+    assert last.stat().st_mtime_ns == written
+    labels = np.load("rock.npy")
+    labels[0, 0] = 4 - labels[0, 0]  # another image
+    np.save("rock.npy", labels)
+    demo.main(words)
+    assert last.stat().st_mtime_ns != written
+
+
+def test_boxes_of_an_image_that_are_unseen_are_of_other_rows(monkeypatch):
+    image()
+    drawn: list[Any] = []
+
+    class Drawn(list):
+        def __init__(self, root: Any, part: Any, count: int, size: int, pores: Any, seed: int):
+            super().__init__([{}] * count)
+            drawn.append((part.start, part.shape, count, size, pores, seed, str(root)))
+            self.cache = type("Cache", (), {"folder": Path("x")})
+
+    monkeypatch.setattr(demo, "ScannedConduction", Drawn)
+    monkeypatch.setattr(demo, "_trained", None)  # it is called next
+    with pytest.raises(TypeError, match="not callable"):
+        demo.main(IMAGE)
+    assert drawn == [
+        (0, (96, 40), 6, 16, [2, 3], 0, "runs/demo/boxes"),
+        (96, (24, 40), 2, 16, [2, 3], 1, "runs/demo/boxes"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--data rock.npy --size 64",
+            "--data must have at least (128, 64) pixels for boxes of --size 64, and unseen ones, got "
+            "shape (120, 40) in rock.npy",
+        ),
+        (
+            "--data volume.npy --size 16",
+            "for boxes of --size 16, and unseen ones, got shape (40, 4",
+        ),
+        ("--data hole.npy --size 16", "got 1 missing values of "),
+        ("--key a", "--key, --shape and --dtype are for a file in --data, got the folder data"),
+    ],
+)
+def test_an_image_that_does_not_fit_is_one_line(words: str, message: str, capsys):
+    image()
+    np.save("volume.npy", np.zeros((40, 40, 40), "uint8"))
+    hole = np.ones((120, 40))
+    hole[50, 7] = np.nan
+    np.save("hole.npy", hole)
+    with pytest.raises(SystemExit):
+        demo.main([*words.split(), "--samples", "8"])
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def circles(count: int, steps: int) -> np.ndarray:
     phase = np.linspace(0, 6, count)[:, None] + 0.1 * np.arange(steps)
     return np.stack([np.sin(phase), np.cos(phase)], -1)
@@ -179,9 +267,16 @@ def test_a_single_trajectory_is_split_in_time():
             "--data two.npy --system hopf",
             "--system is for solved trajectories, got the file two.npy",
         ),
-        ("--data two.npy --dt 0", "--dt must be above 0, got 0"),
+        ("--data two.npy --dt 0", "--dt must be above 0 and finite, got 0"),
         ("--dt 1", "--dt is for a file in --data, got the folder data"),
         ("--data hole.npy", "got 1 missing values of 4000"),
+        (
+            "--data endless.npy",
+            "got 2 infinite values of 2400 in this slice, the first at (1, 2, 0)",
+        ),
+        ("--data complex.npy", "complex.npy must have real numbers, got type complex64"),
+        ("--data short.npy", "or a single one of 12, got shape (11, 2)"),
+        ("--data same.npy", "same.npy must have different values, got 3 everywhere"),
     ],
 )
 def test_trajectories_that_do_not_fit_are_one_line(words: str, message: str, capsys):
@@ -190,9 +285,133 @@ def test_trajectories_that_do_not_fit_are_one_line(words: str, message: str, cap
     hole = circles(20, 100)
     hole[3, 4, 0] = np.nan
     np.save("hole.npy", hole)
+    endless = circles(20, 60)
+    endless[1:3, 2, 0] = np.inf
+    np.save("endless.npy", endless)
+    np.save("complex.npy", circles(20, 60).astype("complex64"))
+    np.save("short.npy", circles(1, 11)[0])
+    np.save("same.npy", np.full((20, 60, 2), 3.0))
     with pytest.raises(SystemExit):
         hierarchy.main(words.split())
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_strides_are_compared_on_trajectories_of_a_file(monkeypatch):
+    monkeypatch.setattr(scores, "INTERPOLATIONS", (0.01, 0.1))
+    states = 1e-4 * np.concatenate([circles(12, 40), np.ones((12, 40, 1))], axis=-1)
+    np.save("states.npy", states)  # in a small unit, with a constant
+    words = ["--data", "states.npy", "--dt", "0.5", "--iterations", "3", "--seeds", "0", "1"]
+    words += ["--out", "out", "--runs", "runs"]
+    text = adaptive.main(words)
+    rows = text.splitlines()[2:]
+    assert rows[0].startswith("| states.npy | most accurate single stride | ")
+    assert "nan" not in text
+    assert not Path("data").exists()
+    (network, *_) = notes = sorted(Path("runs").glob("states.npy_*_0.5_?.json"))
+    assert len(notes) == 2
+    run = json.loads(network.read_text())
+    assert {len(way["label"]) for way in run["ways"] if way["kind"] == "single"} == {1}
+    assert max(way["label"][0] for way in run["ways"] if way["kind"] == "single") == 16
+    true = np.array(run["example"]["true"])
+    np.testing.assert_allclose(true, states[-1, 1:], rtol=1e-3, atol=1e-9)
+    assert Path("out/adaptive.png").stat().st_size > 10_000
+    monkeypatch.setattr(adaptive, "trained", None)  # nothing is trained again
+    assert adaptive.main(words) == text
+    np.save("states.npy", circles(12, 40))  # another file of the same name
+    with pytest.raises(TypeError, match="not callable"):
+        adaptive.main(words)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 50.0])
+def test_the_published_rule_compares_changes_in_units_of_the_file(unit: float):
+    np.save("states.npy", unit * circles(12, 40))
+    name, settings = own_system(open_array("states.npy"), argparse.Namespace(dt=0.5))
+    assert settings.unit == pytest.approx(unit**2 / 2, rel=0.05)  # the variance of a sine
+    assert name.startswith("states.npy_")
+    assert (settings.dt, settings.step_sizes) == (0.5, (1, 2, 4, 8, 16))
+    steppers = [TimeStepper(torch.nn.Identity(), stride) for stride in (1, 4)]  # both double
+    hierarchy = HierarchicalTimeStepper(steppers)
+    x0 = torch.full((1, 2), 0.15)
+    found = []
+    for plain, scaled in zip(
+        scores.fixed_ways(hierarchy), scores.fixed_ways(hierarchy, unit**2), strict=True
+    ):
+        assert plain.label == scaled.label
+        states = plain.forecast(x0, 4)
+        scaled_states = scaled.forecast(unit * x0, 4)
+        torch.testing.assert_close(scaled_states, unit * states, rtol=1e-5, atol=0)
+        found += [states[0, -1, 0].item()] * (plain.kind == "change")
+    assert found == pytest.approx([2.4] * 4 + [0.3] * 2)  # small steps, or one large
+
+
+def ring(count: int, steps: int, points: int = 20) -> np.ndarray:
+    start = np.linspace(0, 6, count)[:, None, None]
+    place = 2 * np.pi * np.arange(points) / points
+    return 5 + 3 * np.sin(place + start + 0.1 * np.arange(steps)[:, None])
+
+
+def test_models_are_compared_on_a_ring_of_a_file(monkeypatch):
+    np.save("ring.npy", ring(6, 60))
+    words = ["--data", "ring.npy", "--iterations", "2", "--seeds", "0"]
+    words += ["--out", "out", "--runs", "runs"]
+    text = multirate.main(words)
+    rows = text.splitlines()[2:]
+    assert rows[0].startswith("| ring.npy, end at 59 | single-rate network | ")
+    assert len(rows) == 3
+    assert not Path("data").exists()
+    assert len(list(Path("runs").glob("ring.npy_*_0.json"))) == 3
+    assert Path("out/multirate.png").stat().st_size > 10_000
+    monkeypatch.setattr(multirate, "fit_rollouts", None)  # nothing is trained again
+    assert multirate.main(words) == text
+    np.save("ring.npy", ring(6, 61))  # another file of the same name
+    with pytest.raises(TypeError, match="not callable"):
+        multirate.main(words)
+
+
+def test_a_ring_is_standardized_and_split():
+    np.save("one.npy", ring(1, 1000)[0])
+    _, settings = own_field(open_array("one.npy"), argparse.Namespace())
+    parts = settings.data(Path())
+    assert {name: tuple(part.shape) for name, part in parts.items()} == {
+        "train": (8, 800, 1, 20),  # eight shifts around the ring
+        "validation": (1, 100, 1, 20),
+        "test": (1, 100, 1, 20),
+    }
+    whole = (ring(1, 1000)[0] - 5) / (3 / np.sqrt(2))
+    np.testing.assert_allclose(parts["test"][0, :, 0], whole[900:], atol=2e-3)
+    assert (settings.size, settings.published) == (20, 99)
+    assert settings.change_scale == pytest.approx(0.1, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "message"),
+    [
+        (multirate, "--data few.npy", "at least 17 points on the ring, got shape (6, 60, 16)"),
+        (multirate, "--data short.npy", "of 49 time steps, or a single one of 147, got shape (146"),
+        (multirate, "--data still.npy", "still.npy must have values that change in time"),
+        (multirate, "--data cube.npy", "(trajectories, time, points), or (time, points) of a sin"),
+        (multirate, "--data few.npy --system lorenz96", "--system is for solved trajectories, got"),
+        (multirate, "--data hole.npy", "got 1 missing values of 7200 in this slice, the first at"),
+        (adaptive, "--data hole.npy", "got 1 missing values of 7200 in this slice, the first at"),
+        (adaptive, "--data few.npy --dt inf", "--dt must be above 0 and finite, got inf"),
+        (adaptive, "--data cube.npy", "(trajectories, time, features), or (time, features) of a"),
+        (adaptive, "--data none.npy", "path must be a file or folder that exists, got none.npy"),
+        (adaptive, "--dt 1", "--dt is for a file in --data, got the folder data"),
+    ],
+)
+def test_systems_that_do_not_fit_are_one_line(recipe: Any, words: str, message: str, capsys):
+    np.save("few.npy", ring(6, 60, 16))
+    np.save("short.npy", ring(1, 146)[0])
+    np.save("still.npy", np.broadcast_to(ring(6, 1), (6, 60, 20)))
+    np.save("cube.npy", ring(6, 60)[..., None])
+    hole = ring(6, 60)
+    hole[1, 2, 3] = np.nan
+    np.save("hole.npy", hole)
+    with pytest.raises(SystemExit):
+        recipe.main(words.split())
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1]
+    assert not Path("runs").exists()
 
 
 def test_models_are_compared_on_a_sequence_of_a_file(monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CASES, Case, as_list, build
+from disks import POSIX, files_up_to, read_only
 from torch import nn
 
 from neurenix_ms import MultiScaleModel, UNet, create, from_pretrained, sharing
@@ -153,7 +154,20 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path):
     assert sorted(os.listdir(tmp_path)) == ["file", "model"]
 
 
-@pytest.mark.parametrize("step", ["write_weights", "json.dumps", "os.replace"])
+@POSIX
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pretrained(UNet(1, 1, [4]), "model")
+    for name in ("model", "new"):
+        with files_up_to(1000), pytest.raises(OSError, match=rf"File too large: '.*{name}'$"):
+            save_pretrained(UNet(1, 1, [8]), name, overwrite=True)
+    with read_only(tmp_path), pytest.raises(PermissionError, match=r"denied: '.*new'$"):
+        save_pretrained(UNet(1, 1, [8]), "new")
+    assert os.listdir() == ["model"]
+    assert from_pretrained("model").features == [4]
+
+
+@pytest.mark.parametrize("step", ["json.dumps", "os.replace"])
 def test_a_failed_save_leaves_what_was_there(step: str, tmp_path: Path, monkeypatch):
     save_pretrained(UNet(1, 1, [4]), tmp_path / "model")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ DTYPES = {
     "BOOL": torch.bool,
     "C64": torch.complex64,
 }
+SYSTEM_ERROR = re.compile(r"I/O error: (?P<words>.*) \(os error (?P<number>\d+)\)")
 
 
 def safetensors() -> Any:
@@ -71,9 +73,19 @@ def write_weights(state: dict[str, Tensor], path: Path) -> str:
 
     Raises:
         ValueError: If an entry has a dtype that the format does not have.
+        OSError: If the disk is full or the folder is read-only.
     """
     check_dtypes(state)
-    safetensors().torch.save_file(unshared(state), path, metadata={"format": "pt"})
+    package = safetensors()
+    try:
+        package.torch.save_file(unshared(state), path, metadata={"format": "pt"})
+    except (
+        package.SafetensorError
+    ) as error:  # it has the words and the number of the system's error
+        found = SYSTEM_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found["number"]), found["words"], str(path)) from error
     return checksum(path)
 
 

@@ -2,18 +2,17 @@
 
 `python -m neurenix_ms.recipes.adaptive` trains steppers of several strides for two systems and several
 seeds, and a network that predicts their errors. It writes a table of errors and calls on unseen
-trajectories, and a figure. An interrupted run resumes.
+trajectories, and a figure. An interrupted run resumes. With a file in `--data`, the trajectories are
+your own.
 """
 
 import argparse
-import json
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 
-from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.files import save
 from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.recipes.adaptive.report import draw, table
@@ -24,8 +23,9 @@ from neurenix_ms.recipes.adaptive.scores import (
     longest,
     with_tolerances,
 )
-from neurenix_ms.recipes.adaptive.settings import SYSTEMS, Parts, Settings
-from neurenix_ms.recipes.options import check_at_least
+from neurenix_ms.recipes.adaptive.settings import SYSTEMS, Parts, Settings, own_system
+from neurenix_ms.recipes.options import add_time_step
+from neurenix_ms.recipes.runs import finished, parsed, parser_of, write_results
 from neurenix_ms.timestepping import (
     AdaptiveTimeStepper,
     HierarchicalTimeStepper,
@@ -40,40 +40,54 @@ def main(argv: Sequence[str] | None = None) -> str:
     Args:
         argv: Command line without the name of the program; by default that of the process.
     """
-    options = _options(argv)
-    options.runs.mkdir(parents=True, exist_ok=True)
-    options.out.mkdir(parents=True, exist_ok=True)
+    parser = parser_of(
+        "adaptive",
+        "Compare adaptive strides with single and coupled ones.",
+        list(SYSTEMS),
+        "your own trajectories (N, T, D) or (T, D), the last ones unseen",
+    )
+    add_time_step(parser)
+    options, systems = parsed(parser, argv, SYSTEMS, own_system)
     results: dict[str, list[Result]] = {}
-    for system in options.system:
-        settings = SYSTEMS[system]
+    for system, settings in systems.items():
         iterations = options.iterations or settings.iterations
-        data: Parts | None = None
+        data = cache(partial(settings.data, options.data))
         for seed in options.seeds:
             note = options.runs / f"{system}_{seed}.json"
-            if options.fresh or not note.exists() or not _is_from(note, iterations):
-                data = settings.data(options.data) if data is None else data
-                result = run(system, data, seed, iterations, options)
-                write_atomically(note, json.dumps(result).encode())
-            results.setdefault(system, []).append(json.loads(note.read_text(encoding="utf-8")))
-    text = table(results)
+            new = partial(run, system, settings, data, seed, iterations, options)
+            one = finished(note, iterations, options.fresh, new)
+            results.setdefault(system, []).append(one)
+    text = table(results, systems)
     summary = {
         system: [
             {key: one[key] for key in ("seed", "iterations", "seconds", "rows")} for one in runs
         ]
         for system, runs in results.items()
     }
-    write_atomically(options.out / "adaptive.json", json.dumps(summary, indent=1).encode())
-    write_atomically(options.out / "adaptive.md", f"{text}\n".encode())
-    draw(options.out / "adaptive.png", results)
-    print(f"\n{text}\n\n{options.out / 'adaptive'}.json, .md, .png")
+    draw(options.out / "adaptive.png", results, systems)
+    write_results(options.out, "adaptive", summary, text)
     return text
 
 
 def run(
-    system: str, data: Parts, seed: int, iterations: int, options: argparse.Namespace
+    system: str,
+    settings: Settings,
+    load: Callable[[], Parts],
+    seed: int,
+    iterations: int,
+    options: argparse.Namespace,
 ) -> Result:
-    """Train and measure one seed of a system."""
-    settings = SYSTEMS[system]
+    """Train and measure one seed of a system.
+
+    Args:
+        system: Name of the files of the system.
+        settings: Its settings.
+        load: Function that returns its trajectories.
+        seed: Seed of weights and windows.
+        iterations: Steps of Adam for the steppers.
+        options: The command line.
+    """
+    data = load()
     print(f"{settings.title}, seed {seed}")
     if options.fresh:
         for old in options.runs.glob(f"{system}_{seed}.*"):
@@ -87,7 +101,7 @@ def run(
         for last in sorted({size, min(2 * size, max(settings.step_sizes))})
     }
     seconds = time.process_time() - start
-    result = compared(hierarchy, list(models.values()), data)
+    result = compared(hierarchy, list(models.values()), data, settings.unit)
     tolerance, interpolation, last = result["ways"][result["chosen"]["adaptive"]]["label"]
     model = with_tolerances(models[last], tolerance, interpolation)
     save(model, options.runs / f"{system}_{seed}.nx")
@@ -147,26 +161,3 @@ def with_errors(
         num_iterations=min(iterations, settings.iterations_errors),
         seed=seed,
     )
-
-
-def _is_from(note: Path, iterations: int) -> bool:
-    return bool(json.loads(note.read_text(encoding="utf-8"))["iterations"] == iterations)
-
-
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m neurenix_ms.recipes.adaptive",
-        description="Compare adaptive strides with single and coupled ones.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--system", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
-    parser.add_argument("--iterations", type=int, help="steps of Adam; by default by system")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="for everything")
-    parser.add_argument("--out", type=Path, default=Path("runs/adaptive"), help="results")
-    parser.add_argument("--runs", type=Path, default=Path("runs/adaptive"), help="checkpoints")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of trajectories")
-    parser.add_argument("--fresh", action="store_true", help="ignore checkpoints and results")
-    options = parser.parse_args(argv)
-    check_at_least(parser, options, iterations=1, seeds=0)
-    torch.set_num_threads(1)  # the networks are small
-    return options

@@ -1,12 +1,13 @@
 """Table and figure of errors and network calls."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from neurenix_ms.recipes.adaptive.settings import SYSTEMS
+from neurenix_ms.recipes.adaptive.settings import SYSTEMS, Settings
 from neurenix_ms.recipes.reporting import markdown, save_figure, scatter
 
 Result = dict[str, Any]
@@ -20,12 +21,12 @@ NAMES = {
 COLORS = {"single": "0.6", "coupled": "tab:blue", "change": "tab:orange", "adaptive": "tab:red"}
 
 
-def table(results: dict[str, list[Result]]) -> str:
+def table(results: dict[str, list[Result]], systems: Mapping[str, Settings] = SYSTEMS) -> str:
     """Return a Markdown table: a row per system and forecast, mean and deviation over the seeds."""
     head = ["system", "forecast", "error", "calls", "cost by that of the cheapest fixed"]
     lines = [head, [":---", ":---", "---:", "---:", "---:"]]
     for system, runs in results.items():
-        title = SYSTEMS[system].title
+        title = systems[system].title
         for key, name in NAMES.items():
             rows = [run["rows"][key]["test"] for run in runs]
             fixed = [run["rows"]["cheapest fixed"]["test"]["cost"] for run in runs]
@@ -40,13 +41,15 @@ def table(results: dict[str, list[Result]]) -> str:
     return markdown(lines)
 
 
-def draw(path: Path, results: dict[str, list[Result]]) -> None:
+def draw(
+    path: Path, results: dict[str, list[Result]], systems: Mapping[str, Settings] = SYSTEMS
+) -> None:
     """Draw error over cost of all forecasts, and one adaptive forecast, for every system."""
     figure = Figure(figsize=(9.6, 3.4 * len(results)), dpi=110, layout="constrained")
     grid = figure.subplots(len(results), 2, squeeze=False)
     for (left, right), (system, runs) in zip(grid, results.items(), strict=True):
         _draw_costs(left, runs)
-        left.set_title(SYSTEMS[system].title)
+        left.set_title(systems[system].title)
         _draw_example(right, runs[0])
     save_figure(path, figure)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from neurenix_ms.recipes.adaptive.settings import Parts
 from neurenix_ms.timestepping import AdaptiveTimeStepper, HierarchicalTimeStepper, TimeStepper
+from neurenix_ms.timestepping.windows import nonzero
 
 Forecast = Callable[[Tensor, int], Tensor]
 Result = dict[str, Any]
@@ -39,8 +40,13 @@ class Way:
     modules: list[nn.Module]
 
 
-def fixed_ways(hierarchy: HierarchicalTimeStepper) -> list[Way]:
-    """Return the forecasts with every set of consecutive strides, and those by the published rule."""
+def fixed_ways(hierarchy: HierarchicalTimeStepper, unit: float = 1.0) -> list[Way]:
+    """Return the forecasts with every set of consecutive strides, and those by the published rule.
+
+    Args:
+        hierarchy: The steppers.
+        unit: Unit of the mean squared changes that the rule compares.
+    """
     sizes = hierarchy.step_sizes
     sets = [sizes[i:j] for i in range(len(sizes)) for j in range(i + 1, len(sizes) + 1)]
     modules = list(hierarchy.steppers)
@@ -48,7 +54,9 @@ def fixed_ways(hierarchy: HierarchicalTimeStepper) -> list[Way]:
         Way("single" if len(s) == 1 else "coupled", s, hierarchy.only(s).forecast, modules)
         for s in sets
     ]
-    changes = [Way("change", [change], by_change(hierarchy, change), modules) for change in CHANGES]
+    changes = [
+        Way("change", [change], by_change(hierarchy, unit * change), modules) for change in CHANGES
+    ]
     return ways + changes
 
 
@@ -148,25 +156,39 @@ def is_stepper(module: nn.Module) -> bool:
     return isinstance(module, TimeStepper)
 
 
+def variance_of(data: Parts) -> Tensor:
+    """Return the variance of every channel in the training trajectories; 1 where it is constant."""
+    return nonzero(data["train"].flatten(0, 1).var(dim=0))
+
+
 def longest(hierarchy: HierarchicalTimeStepper, data: Parts) -> int:
     """Return the longest stride of the set that is most accurate on the validation trajectories."""
-    variance = data["train"].flatten(0, 1).var(dim=0)
+    variance = variance_of(data)
     sets = [way for way in fixed_ways(hierarchy) if way.kind in ("single", "coupled")]
     best = min(sets, key=lambda way: measured(way, data["validation"], variance)["error"])
     return int(max(best.label))
 
 
 def compared(
-    hierarchy: HierarchicalTimeStepper, models: Sequence[AdaptiveTimeStepper], data: Parts
+    hierarchy: HierarchicalTimeStepper,
+    models: Sequence[AdaptiveTimeStepper],
+    data: Parts,
+    unit: float = 1.0,
 ) -> Result:
     """Measure all forecasts on validation trajectories, and those worth it on test trajectories.
+
+    Args:
+        hierarchy: The steppers.
+        models: Adaptive forecasts by them.
+        data: All trajectories.
+        unit: Unit of the mean squared changes that the published rule compares.
 
     Returns:
         "ways": errors and costs of all forecasts, on test trajectories if no other of the kind is more
         accurate at a lower cost on the validation; "chosen": see `chosen`.
     """
-    variance = data["train"].flatten(0, 1).var(dim=0)
-    every = fixed_ways(hierarchy)
+    variance = variance_of(data)
+    every = fixed_ways(hierarchy, unit)
     for model in models:
         every += adaptive_ways(model)
     rows: list[Result] = []
@@ -238,4 +260,5 @@ def example(model: AdaptiveTimeStepper, data: Parts) -> Result:
 
 
 def _rounded(values: Tensor) -> list[list[float]]:
-    return [[round(value, 3) for value in row] for row in values.tolist()]
+    """Return values with four digits, whatever their unit."""
+    return [[float(f"{value:.4g}") for value in row] for row in values.tolist()]

@@ -1,5 +1,6 @@
-"""Settings and trajectories of both systems."""
+"""Settings and trajectories of both systems, and of one of the user's own."""
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor
 
 from neurenix_ms.datasets import SampleCache
+from neurenix_ms.datasets.arrays import DiskArray
 from neurenix_ms.datasets.dynamics import initial_states, simulate
 from neurenix_ms.recipes.chaos import DT_WAVES, chaotic_waves
+from neurenix_ms.recipes.own import OwnTrajectories
 
 Parts = dict[str, Tensor]
 DT_OSCILLATOR = 0.1
@@ -31,6 +34,7 @@ class Settings:
         iterations: Steps of Adam for the steppers.
         iterations_errors: Steps of Adam for the network of their errors.
         batch_size: Windows of every stride per step.
+        unit: Unit of the mean squared changes that the published rule compares.
     """
 
     title: str
@@ -42,6 +46,7 @@ class Settings:
     iterations: int
     iterations_errors: int
     batch_size: int
+    unit: float = 1.0
 
 
 def oscillator(folder: Path) -> Parts:
@@ -73,6 +78,33 @@ def waves(folder: Path) -> Parts:
         "validation": pieces(chaotic_waves(11, folder)),
         "test": pieces(chaotic_waves(21, folder)),
     }
+
+
+def own_system(array: DiskArray, options: argparse.Namespace) -> tuple[str, Settings]:
+    """Return a name and the settings of the system whose trajectories a file holds.
+
+    Args:
+        array: Trajectories `(N, T, D)` at equal time steps, or a single one `(T, D)`.
+        options: The command line, with the time of a step.
+
+    Raises:
+        ValueError: If the file is not usable.
+    """
+    own = OwnTrajectories(array)
+    parts = {name: part.float() for name, part in own.parts.items()}
+    settings = Settings(
+        own.name,
+        lambda _: parts,
+        options.dt,
+        tuple(own.strides(2**i for i in range(8))),
+        (128, 128, 128),
+        (32, 32),
+        8000,
+        1500,
+        256,
+        unit=float(own.parts["train"].flatten(0, 1).var(dim=0).mean()),
+    )
+    return f"{own.name}_{own.digest[:8]}_{options.dt:g}", settings
 
 
 SYSTEMS = {

@@ -3,20 +3,25 @@
 `python -m neurenix_ms.recipes.demo` computes porous geometries with solved conduction, trains a network
 composed of the library's blocks and a plain stack of convolutions with as many parameters on the same
 batches, and compares both, Archie's law and the linear field on unseen geometries. It writes
-`demo.png` and `table.md`. An interrupted run resumes.
+`demo.png` and `table.md`. An interrupted run resumes. With a file in `--data`, the geometries are boxes
+of an image of your own; its last rows are held out.
 """
 
 import argparse
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neurenix_ms._core.io.atomic import write_atomically
-from neurenix_ms.datasets import PorousConduction, effective_conductivity
+from neurenix_ms.datasets import PorousConduction, ScannedConduction, effective_conductivity
+from neurenix_ms.datasets.arrays import DiskArray
 from neurenix_ms.meter import count_flops, parameter_table, peak_tensor_bytes
 from neurenix_ms.recipes.demo.models import (
     linear_field,
@@ -40,10 +45,13 @@ from neurenix_ms.recipes.demo.training import (
     train,
 )
 from neurenix_ms.recipes.fitting import forget_other_run
-from neurenix_ms.recipes.options import check_at_least
+from neurenix_ms.recipes.options import check_at_least, readable
+from neurenix_ms.recipes.scans import add_scan, own_scan, parts_of
 
 MODELS = {"multiscale": multiscale, "single scale": single_scale}
 HELD_OUT = 6  # one of so many samples is held out for the comparison
+HELD_OUT_SEED = 1  # added to that of the training boxes
+Samples = list[dict[str, Tensor]]
 
 
 def main(argv: Sequence[str] | None = None) -> str:
@@ -53,11 +61,10 @@ def main(argv: Sequence[str] | None = None) -> str:
         argv: Command line without the name of the program; by default that of the process.
     """
     start = time.perf_counter()
-    options = _options(argv)
-    samples = _samples(options)
-    num_held_out = max(2, len(samples) // HELD_OUT)
-    seen, unseen = samples[:-num_held_out], samples[-num_held_out:]
-    models, seconds = _trained(options, seen)
+    options, scan, reading = _options(argv)
+    with reading():
+        seen, unseen, title, facts = _samples(options, scan)
+    models, seconds = _trained(options, seen, facts)
     held_out = {key: torch.stack([one[key] for one in unseen]) for key in unseen[0]}
     inputs = network_inputs(held_out["pores"], held_out["distance"])
     fields = {name: predict(model, inputs) for name, model in models.items()}
@@ -68,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> str:
     }
     columns |= _baselines(seen, held_out)
     text = table(columns)
-    facts = (
-        f"{num_held_out} unseen geometries of {options.size} x {options.size} cells; both networks "
+    said = title + (
+        f"{len(unseen)} unseen geometries of {options.size} x {options.size} cells; both networks "
         f"were trained on the same {len(seen)} others, with the same loss, in the same "
         f"{options.epochs} epochs of {-(-len(seen) // BATCH_SIZE)} steps."
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out / "table.md", f"{text}\n\n{facts}\n".encode())
+    write_atomically(options.out / "table.md", f"{text}\n\n{said}\n".encode())
     shown = pick(effective_conductivity(held_out["potential"], held_out["pores"]))
     draw(
         options.out / "demo.png",
@@ -82,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         held_out["potential"][shown],
         {name: field[shown] for name, field in fields.items()},
     )
-    print(f"\n{text}\n\n{facts}")
+    print(f"\n{text}\n\n{said}")
     print(f"{options.out / 'demo.png'}, {options.out / 'table.md'}: ", end="")
     print(f"{time.perf_counter() - start:.0f} s in all")
     return text
@@ -149,15 +156,36 @@ def _baselines(
     return columns | {"linear field": field_scores(linear, truth, held_out["pores"])}
 
 
-def _samples(options: argparse.Namespace) -> list[dict[str, Tensor]]:
-    data = PorousConduction(
-        options.data, options.samples, size=options.size, spatial_dims=2, seed=options.seed
+def _samples(
+    options: argparse.Namespace, scan: DiskArray | None
+) -> tuple[Samples, Samples, str, dict[str, Any]]:
+    """Return samples to train on and unseen ones, what is said of them, and what identifies them."""
+    num_held_out = max(2, options.samples // HELD_OUT)
+    if scan is None:
+        data = PorousConduction(
+            options.data, options.samples, size=options.size, spatial_dims=2, seed=options.seed
+        )
+        samples = _listed(data)
+        return samples[:-num_held_out], samples[-num_held_out:], "", {}
+    parts, title = parts_of(scan, options.size)
+    counts = options.samples - num_held_out, num_held_out
+    seeds = options.seed, options.seed + HELD_OUT_SEED
+    seen, unseen = (
+        ScannedConduction(
+            options.out / "boxes", part, count, options.size, options.pore_values, seed=seed
+        )
+        for part, count, seed in zip(parts, counts, seeds, strict=True)
     )
+    facts = {"boxes": seen.cache.folder.name}
+    return _listed(seen), _listed(unseen), title, facts
+
+
+def _listed(data: PorousConduction | ScannedConduction) -> Samples:
     return [data[i] for i in range(len(data))]
 
 
 def _trained(
-    options: argparse.Namespace, seen: Sequence[dict[str, Tensor]]
+    options: argparse.Namespace, seen: Samples, facts: dict[str, Any]
 ) -> tuple[dict[str, nn.Module], dict[str, float]]:
     """Train both networks, or resume from `options.out`; return them and their wall times."""
     models: dict[str, nn.Module] = {}
@@ -173,6 +201,7 @@ def _trained(
                 "batch_size": BATCH_SIZE,
                 "learning_rate": LEARNING_RATE,
                 "parameters": parameter_table(model)[-1][1],
+                **facts,
             },
             options.fresh,
         )
@@ -182,7 +211,10 @@ def _trained(
     return models, seconds
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+def _options(
+    argv: Sequence[str] | None,
+) -> tuple[argparse.Namespace, DiskArray | None, Callable[[], AbstractContextManager[None]]]:
+    """Return the options, the user's own image, and a context in which its errors have one line."""
     parser = argparse.ArgumentParser(
         prog="python -m neurenix_ms.recipes.demo",
         description="Train a multiscale and a single-scale network on porous media and compare.",
@@ -193,8 +225,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="cells along each axis")
     parser.add_argument("--seed", type=int, default=0, help="for geometries, weights and order")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="results, checkpoints")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of the samples")
+    add_scan(parser, "labels of an image of your own porous medium, flow along the first axis")
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
     options = parser.parse_args(argv)
     check_at_least(parser, options, samples=4, size=16, epochs=1)
-    return options
+    why = f"for boxes of --size {options.size}, and unseen ones"
+    scan = own_scan(parser, options, (2 * options.size, options.size), why)
+    return options, scan, partial(readable, parser) if scan is not None else nullcontext

@@ -3,29 +3,35 @@
 `torchrun --nproc-per-node 2 -m neurenix_ms.recipes.domain` trains a U-Net on one image or volume on
 disk, predicts into another, and compares output, loss and gradient with those of the whole input in one
 process. Without torchrun it runs as one process. An interrupted run, once resumed, ends with the same
-weights as an uninterrupted one.
+weights as an uninterrupted one. With a file in `--data`, the network learns to remove noise from an
+image or a volume of your own.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from neurenix_ms._core.io.atomic import write_atomically
+from neurenix_ms.datasets.scanned import checksum
 from neurenix_ms.execution.plan.sharing import num_levels
-from neurenix_ms.recipes.domain.arrays import make_arrays, open_zarr
+from neurenix_ms.recipes.domain.arrays import LEAST_SIZE, OwnImage, make_arrays, open_zarr
 from neurenix_ms.recipes.domain.costs import Machine, layouts_of, scaling_table, time_of_slabs
 from neurenix_ms.recipes.domain.measuring import costs, differences
 from neurenix_ms.recipes.domain.processes import Processes, started_processes
 from neurenix_ms.recipes.domain.report import draw, measured_table, weak_table
 from neurenix_ms.recipes.domain.run import Run, digest, network, predict, train
-from neurenix_ms.recipes.options import check_at_least
+from neurenix_ms.recipes.options import add_data, check_at_least, own_array, readable
 
+SIZE, DIMS = 512, 2  # of an image that is made
 RUN = ("size", "dims", "features", "norm", "precision", "seed")
 MADE = ("x.zarr", "target.zarr", "y.zarr")
 
@@ -43,20 +49,27 @@ def main(
         ValueError: If `--out` holds a run with other settings. The number of processes, tiles and
             steps may change.
     """
-    options = _options(argv)
+    options, own, reading = _options(argv)
     torch.set_num_threads(options.threads)
     with started_processes() as processes:
-        return _run(options, processes, on_step)
+        settings = {name: getattr(options, name) for name in RUN}
+        with reading():
+            if own is not None:
+                found = checksum(own.array) if processes.rank == 0 else None
+                settings["data"] = processes.gathered(found)[0]
+            if processes.rank == 0:
+                _prepare(options, settings, own)
+        processes.wait()
+        return _run(options, settings, processes, on_step)
 
 
 def _run(
-    options: argparse.Namespace, processes: Processes, on_step: Callable[[int], None]
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    processes: Processes,
+    on_step: Callable[[int], None],
 ) -> dict[str, Any]:
     first = processes.rank == 0
-    settings = {name: getattr(options, name) for name in RUN}
-    if first:
-        _prepare(options, settings)
-    processes.wait()
     _check_settings(options, settings)
     run = Run(
         settings,
@@ -90,7 +103,7 @@ def _run(
     return found
 
 
-def _prepare(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+def _prepare(options: argparse.Namespace, settings: dict[str, Any], own: OwnImage | None) -> None:
     """Make folder, settings and arrays where they are missing."""
     options.out.mkdir(parents=True, exist_ok=True)
     note = options.out / "settings.json"
@@ -100,10 +113,13 @@ def _prepare(options: argparse.Namespace, settings: dict[str, Any]) -> None:
         for path in (note, options.out / "last.pt", options.out / "results.json"):
             path.unlink(missing_ok=True)
     if not note.exists():
+        if own is not None:
+            _ = own.moments  # raises here if the file is not usable
         write_atomically(note, json.dumps(settings).encode())
     elif json.loads(note.read_text("utf-8")) != settings:
         return  # all processes raise
-    make_arrays(options.out, (options.size,) * options.dims, options.seed)
+    size = (options.size,) * options.dims if own is None else own.array.shape
+    make_arrays(options.out, size, options.seed, own)
 
 
 def _check_settings(options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -158,7 +174,8 @@ def _report(options: argparse.Namespace, run: Run, found: dict[str, Any]) -> Non
         print(f"\n{table}")
     draw(options.out / "domain.png", run)
     if options.scaling:
-        seconds = found["costs"]["inference, whole"]["cpu_seconds"][0] / options.size**options.dims
+        positions = math.prod(run.x.shape[2:])
+        seconds = found["costs"]["inference, whole"]["cpu_seconds"][0] / positions
         layouts = layouts_of(run.model, tuple(run.x.shape))
         table = scaling_table(layouts, options.scaling, options.dims, Machine(seconds))
         write_atomically(options.out / "scaling.md", table.encode())
@@ -166,15 +183,18 @@ def _report(options: argparse.Namespace, run: Run, found: dict[str, Any]) -> Non
     print(store)
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+def _options(
+    argv: Sequence[str] | None,
+) -> tuple[argparse.Namespace, OwnImage | None, Callable[[], AbstractContextManager[None]]]:
+    """Return the options, the user's own image, and a context in which its errors have one line."""
     parser = argparse.ArgumentParser(
         prog="python -m neurenix_ms.recipes.domain",
         description="Train and predict in exact tiles that the processes of torchrun share.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--size", type=int, default=512, help="pixels or voxels along each axis")
-    add("--dims", type=int, default=2, choices=(2, 3), help="spatial axes")
+    add("--size", type=int, help=f"pixels or voxels along each axis; {SIZE} if nothing is given")
+    add("--dims", type=int, choices=(2, 3), help=f"spatial axes; {DIMS} if nothing is given")
     add("--features", type=int, nargs="+", default=[8, 16, 32], help="channels of the levels")
     add("--norm", default="instance", choices=("batch", "group", "instance", "none"))
     add("--precision", type=int, default=32, choices=(32, 64), help="bits of a number")
@@ -195,10 +215,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--no-compare", action="store_true", help="for inputs that one process cannot hold")
     add("--out", type=Path, default=Path("runs/domain"), help="arrays and results")
+    add_data(
+        parser, "an image or a volume of your own, from whose noisy copy it is predicted", None
+    )
     add("--fresh", action="store_true", help="make everything anew")
     add("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
-    least = {"size": 8, "features": 1, "steps": 1, "checkpoint_every": 1, "threads": 1}
+    least = {"size": LEAST_SIZE, "features": 1, "steps": 1, "checkpoint_every": 1, "threads": 1}
     check_at_least(parser, options, **least, seed=0, rounds=0, scaling=1, weak=8)
     if options.tile != "auto":
         if not options.tile.isdecimal() or int(options.tile) < 1:
@@ -213,4 +236,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
             )
     options.norm = None if options.norm == "none" else options.norm
     options.whole = "auto" if options.whole == ["auto"] else tuple(options.whole)
-    return options
+    array = own_array(parser, options)
+    if array is None:
+        options.size, options.dims = options.size or SIZE, options.dims or DIMS
+        return options, None, nullcontext
+    for name in ("size", "dims"):
+        if getattr(options, name) is not None:
+            parser.error(
+                f"--{name} is for an image that is made, got the file {array.path} in --data"
+            )
+    options.size, options.dims = list(array.shape), array.ndim
+    with readable(parser):
+        return options, OwnImage(array), partial(readable, parser)

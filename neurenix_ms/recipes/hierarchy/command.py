@@ -22,7 +22,7 @@ from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets.dynamics import SYSTEMS
 from neurenix_ms.files import load, save
 from neurenix_ms.layers.mlp import MLP
-from neurenix_ms.recipes.hierarchy.own import OwnTrajectories, of_curve
+from neurenix_ms.recipes.hierarchy.own import OwnSystem, of_curve
 from neurenix_ms.recipes.hierarchy.report import draw, table
 from neurenix_ms.recipes.hierarchy.settings import (
     NUM_STEPS,
@@ -32,7 +32,14 @@ from neurenix_ms.recipes.hierarchy.settings import (
     measured,
     trajectories,
 )
-from neurenix_ms.recipes.options import add_data, check_at_least, own_array, readable
+from neurenix_ms.recipes.options import (
+    add_data,
+    add_time_step,
+    check_at_least,
+    own_array,
+    readable,
+    time_step,
+)
 from neurenix_ms.timestepping import (
     HierarchicalTimeStepper,
     IntegratorStepper,
@@ -199,7 +206,7 @@ def selected(model: HierarchicalTimeStepper, held_out: Tensor) -> Selection:
 
 def _options(
     argv: Sequence[str] | None,
-) -> tuple[argparse.Namespace, OwnTrajectories | None]:
+) -> tuple[argparse.Namespace, OwnSystem | None]:
     parser = argparse.ArgumentParser(
         prog="python -m neurenix_ms.recipes.hierarchy",
         description="Train a stepper per stride for a system, couple them, and compare.",
@@ -208,9 +215,7 @@ def _options(
     parser.add_argument(
         "--system", choices=list(SETTINGS), help="what is solved; hyperbolic if nothing is given"
     )
-    parser.add_argument(
-        "--dt", type=float, help="time of a step in a file in --data; 1 if not given"
-    )
+    add_time_step(parser)
     parser.add_argument(
         "--noise", type=float, nargs="+", default=[0.0], help="in standard deviations of the states"
     )
@@ -231,15 +236,11 @@ def _options(
     options = parser.parse_args(argv)
     check_at_least(parser, options, iterations=1, horizon=1, noise=0, seeds=1)
     array = own_array(parser, options)
+    dt = time_step(parser, options, array)
     if array is None:
-        if options.dt is not None:
-            parser.error(f"--dt is for a file in --data, got the folder {options.data}")
         options.system = options.system or "hyperbolic"
         return options, None
     if options.system is not None:
         parser.error(f"--system is for solved trajectories, got the file {array.path} in --data")
-    dt = 1.0 if options.dt is None else options.dt
-    if not dt > 0:
-        parser.error(f"--dt must be above 0, got {dt:g}")
     with readable(parser):
-        return options, OwnTrajectories(array, dt)
+        return options, OwnSystem(array, dt)

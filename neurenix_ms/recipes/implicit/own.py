@@ -6,6 +6,7 @@ import torch
 from neurenix_ms.datasets.arrays import DiskArray
 from neurenix_ms.datasets.coordinates import is_time
 from neurenix_ms.datasets.scanned import checksum
+from neurenix_ms.recipes.own import values_of
 
 LEAST = (3, 2, 2)  # times and pixels
 
@@ -26,7 +27,7 @@ class OwnField:
                 f"{array.path} must have the axes (time, height, width) with at least {LEAST} values, "
                 f"got shape {array.shape}"
             )
-        self.values = torch.from_numpy(np.array(array[...], "float32"))
+        self.values = values_of(array).float()
         if self.values.min() == self.values.max():
             raise ValueError(
                 f"{array.path} must have different values, got {self.values.max():g} everywhere"

@@ -23,7 +23,6 @@ from torch import Tensor
 from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets import PorousConduction, ScannedConduction
 from neurenix_ms.datasets.arrays import DiskArray
-from neurenix_ms.datasets.planes import Planes
 from neurenix_ms.meter import count_flops, parameter_table
 from neurenix_ms.recipes.demo.report import ArchieLaw, pick, table
 from neurenix_ms.recipes.fitting import forget_other_run
@@ -35,10 +34,10 @@ from neurenix_ms.recipes.msnet.training import (
     ConductionLoss,
     train,
 )
-from neurenix_ms.recipes.options import add_data, check_at_least, own_array, readable
+from neurenix_ms.recipes.options import check_at_least, readable
+from neurenix_ms.recipes.scans import add_scan, own_scan, parts_of
 
 KINDS = [(name, radius) for name in ("blobs", "overlapping_spheres") for radius in (4, 6, 8)]
-HELD_OUT_PART = 0.2  # of the planes of a scan
 HELD_OUT_SEED = 1  # added to that of the training samples
 PARTS = ("level", "flux", "conductance", "mirrors")
 Samples = list[dict[str, Tensor]]
@@ -160,10 +159,7 @@ class Boxes(Data):
         super().__init__(options)
         self.root = options.out / "boxes"
         self.pores, self.held_out_seed = options.pore_values, options.seed + HELD_OUT_SEED
-        planes = scan.shape[0]
-        kept = max(2 * options.size, round(HELD_OUT_PART * planes))
-        self.parts = Planes(scan, 0, planes - kept), Planes(scan, planes - kept, planes)
-        self.title = f"Boxes of {scan.path.name}; its last {kept} of {planes} planes are unseen. "
+        self.parts, self.title = parts_of(scan, 2 * options.size)
 
     def samples(self, count: int, size: int, seed: int) -> Samples:
         """Return boxes of the planes to train on, or with the seed of unseen ones of the last planes."""
@@ -247,10 +243,7 @@ def _options(
     parser.add_argument("--without", nargs="*", choices=PARTS, default=[], help="parts to omit")
     parser.add_argument("--seed", type=int, default=0, help="for geometries, weights and order")
     parser.add_argument("--out", type=Path, default=Path("runs/msnet"), help="results, checkpoint")
-    add_data(parser, "labels of your own rock, of three axes, flow along the first", "samples")
-    parser.add_argument(
-        "--pore-values", type=int, nargs="+", default=[1], help="labels of the pores in such a file"
-    )
+    add_scan(parser, "labels of your own rock, of three axes, flow along the first")
     parser.add_argument("--fresh", action="store_true", help="ignore the checkpoint")
     options = parser.parse_args(argv)
     check_at_least(parser, options, samples=2, held_out=2, larger=2, epochs=1)
@@ -258,12 +251,7 @@ def _options(
         parser.error(f"--scales must be between 1 and 4, got {options.scales}")
     if options.size < 16 or options.size % 8:
         parser.error(f"--size must be a multiple of 8 and at least 16, got {options.size}")
-    scan = own_array(parser, options)
-    if scan is not None:
-        least = (3 * options.size, 2 * options.size, 2 * options.size)
-        if scan.ndim != 3 or any(n < k for n, k in zip(scan.shape, least, strict=True)):
-            parser.error(
-                f"--data must have at least {least} voxels for boxes of --size {options.size}, and "
-                f"unseen ones of twice the size, got shape {scan.shape} in {scan.path}"
-            )
+    least = (3 * options.size, 2 * options.size, 2 * options.size)
+    why = f"for boxes of --size {options.size}, and unseen ones of twice the size"
+    scan = own_scan(parser, options, least, why)
     return options, scan, partial(readable, parser) if scan is not None else nullcontext

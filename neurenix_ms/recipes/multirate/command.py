@@ -2,22 +2,27 @@
 
 `python -m neurenix_ms.recipes.multirate` trains all models for two systems and several seeds, and writes
 a table of errors and horizons on unseen trajectories, and a figure. Finished runs are stored, so an
-interrupted command resumes with the next one.
+interrupted command resumes with the next one. With a file in `--data`, the system is a field of your
+own on a ring.
 """
 
-import argparse
-import json
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 
-from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.recipes.multirate.report import draw, summary, table
 from neurenix_ms.recipes.multirate.scores import Result, horizon, measured
-from neurenix_ms.recipes.multirate.settings import SYSTEMS, VARIANTS, Parts, build
-from neurenix_ms.recipes.options import check_at_least
+from neurenix_ms.recipes.multirate.settings import (
+    SYSTEMS,
+    VARIANTS,
+    Parts,
+    Settings,
+    build,
+    own_field,
+)
+from neurenix_ms.recipes.runs import finished, parsed, parser_of, write_results
 from neurenix_ms.timestepping import fit_rollouts
 
 HORIZON, HISTORY = 8, 8  # steps of a rollout, and at most of those before it
@@ -30,38 +35,50 @@ def main(argv: Sequence[str] | None = None) -> str:
     Args:
         argv: Command line without the name of the program; by default that of the process.
     """
-    options = _options(argv)
-    options.runs.mkdir(parents=True, exist_ok=True)
-    options.out.mkdir(parents=True, exist_ok=True)
+    parser = parser_of(
+        "multirate",
+        "Compare multirate forecasts with those of a single-rate network.",
+        list(SYSTEMS),
+        "a field of your own on a ring (N, T, S) or (T, S), the last ones unseen",
+    )
+    parser.add_argument("--model", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    options, systems = parsed(parser, argv, SYSTEMS, own_field)
     results: dict[str, dict[str, list[Result]]] = {}
-    data: dict[str, Parts] = {}
+    data = {name: cache(partial(one.data, options.data)) for name, one in systems.items()}
     for seed in options.seeds:
-        for system in options.system:
+        for system, settings in systems.items():
             for variant in options.model:
-                iterations = options.iterations or SYSTEMS[system].iterations
+                iterations = options.iterations or settings.iterations
                 note = options.runs / f"{system}_{variant}_{seed}.json"
-                if options.fresh or not note.exists() or not _is_from(note, iterations):
-                    if system not in data:
-                        data[system] = SYSTEMS[system].data(options.data)
-                    result = run(system, variant, data[system], seed, iterations)
-                    write_atomically(note, json.dumps(result).encode())
-                one = json.loads(note.read_text(encoding="utf-8"))
+                new = partial(run, settings, variant, data[system], seed, iterations)
+                one = finished(note, iterations, options.fresh, new)
                 results.setdefault(system, {}).setdefault(variant, []).append(one)
-    text = table(results)
+    text = table(results, systems)
     figures = {
-        system: {variant: [summary(system, one) for one in some] for variant, some in runs.items()}
+        system: {
+            variant: [summary(systems[system], one) for one in some]
+            for variant, some in runs.items()
+        }
         for system, runs in results.items()
     }
-    write_atomically(options.out / "multirate.json", json.dumps(figures, indent=1).encode())
-    write_atomically(options.out / "multirate.md", f"{text}\n".encode())
-    draw(options.out / "multirate.png", results)
-    print(f"\n{text}\n\n{options.out / 'multirate'}.json, .md, .png")
+    draw(options.out / "multirate.png", results, systems)
+    write_results(options.out, "multirate", figures, text)
     return text
 
 
-def run(system: str, variant: str, data: Parts, seed: int, iterations: int) -> Result:
-    """Train and measure one model."""
-    settings = SYSTEMS[system]
+def run(
+    settings: Settings, variant: str, load: Callable[[], Parts], seed: int, iterations: int
+) -> Result:
+    """Train and measure one model.
+
+    Args:
+        settings: Settings of the system.
+        variant: Name of the model.
+        load: Function that returns the trajectories of the system.
+        seed: Seed of weights and windows.
+        iterations: Steps of Adam.
+    """
+    data = load()
     torch.manual_seed(seed)
     model = build(VARIANTS[variant], settings)
     start = time.process_time()
@@ -84,27 +101,3 @@ def run(system: str, variant: str, data: Parts, seed: int, iterations: int) -> R
     steps = horizon(result["correlations"])
     print(f"{settings.title}, {variant}, seed {seed}: horizon {steps} steps, {seconds:.0f} s")
     return {key: result[key] for key in KEPT}
-
-
-def _is_from(note: Path, iterations: int) -> bool:
-    return bool(json.loads(note.read_text(encoding="utf-8"))["iterations"] == iterations)
-
-
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m neurenix_ms.recipes.multirate",
-        description="Compare multirate forecasts with those of a single-rate network.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--system", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
-    parser.add_argument("--model", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--iterations", type=int, help="steps of Adam; by default by system")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="for everything")
-    parser.add_argument("--out", type=Path, default=Path("runs/multirate"), help="results")
-    parser.add_argument("--runs", type=Path, default=Path("runs/multirate"), help="finished runs")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="cache of trajectories")
-    parser.add_argument("--fresh", action="store_true", help="ignore finished runs")
-    options = parser.parse_args(argv)
-    check_at_least(parser, options, iterations=1, seeds=0)
-    torch.set_num_threads(1)  # the networks are small
-    return options

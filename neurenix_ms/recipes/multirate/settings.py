@@ -1,5 +1,6 @@
-"""Data, networks and budgets of both systems."""
+"""Data, networks and budgets of both systems, and of a field of the user's own."""
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from neurenix_ms.datasets import SampleCache
+from neurenix_ms.datasets.arrays import DiskArray
 from neurenix_ms.layers.blocks import ConvNormAct
 from neurenix_ms.layers.naming import Act
-from neurenix_ms.recipes.chaos import DT_WAVES, chaotic_waves
+from neurenix_ms.recipes.chaos import chaotic_waves
+from neurenix_ms.recipes.own import OwnTrajectories
 from neurenix_ms.timestepping import (
     FourierLatents,
     IntegratorStepper,
@@ -22,6 +25,8 @@ Parts = dict[str, Tensor]
 DT_LORENZ = 0.05
 SHIFTS = 8  # copies of the training fields, shifted around the ring, which follow the same equation
 HOP = 96  # steps between the starts of two test windows
+EARLY = 48  # steps after which the table has an error
+WINDOW = 601  # rows of a test window of waves, and at most of one of the user's own
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,6 @@ class Settings:
         title: Name in tables.
         data: Function from a folder to the standardized trajectories "train", "validation" and "test",
             `(N, T, 1, S)`.
-        dt: Time of a step.
         size: Points on the ring.
         published: Steps at which the publication compares errors.
         change_scale: Standard deviation of the change in a step.
@@ -41,7 +45,6 @@ class Settings:
 
     title: str
     data: Callable[[Path], Parts]
-    dt: float
     size: int
     published: int
     change_scale: float
@@ -140,7 +143,7 @@ def waves(folder: Path) -> Parts:
         "validation": chaotic_waves(11, folder)[None],
         "test": chaotic_waves(21, folder)[None],
     }
-    return standardized(seen, unseen, window=601)
+    return standardized(seen, unseen, window=WINDOW)
 
 
 def lorenz(folder: Path) -> Parts:
@@ -180,11 +183,36 @@ def standardized(seen: Tensor, unseen: Parts, window: int) -> Parts:
     return {name: ((rows - mean) / std).unsqueeze(2) for name, rows in parts.items()}
 
 
+def own_field(array: DiskArray, options: argparse.Namespace) -> tuple[str, Settings]:
+    """Return a name and the settings of a field on a ring, at all times, from a file.
+
+    Args:
+        array: Values `(N, T, S)` at equal time steps and distances, or `(T, S)` of a single trajectory.
+        options: The command line, which has no effect.
+
+    Raises:
+        ValueError: If the file is not usable, or the field has too few points or does not change.
+    """
+    own = OwnTrajectories(array, EARLY + 1, "points")
+    seen = own.parts.pop("train")
+    size, least = seen.shape[-1], 2 * MODES[0] - 1
+    if size < least:
+        raise ValueError(
+            f"{array.path} must have at least {least} points on the ring, got shape {array.shape}"
+        )
+    change = float(seen.diff(dim=1).square().mean().sqrt() / seen.std())
+    if change == 0:
+        raise ValueError(f"{array.path} must have values that change in time, got equal ones")
+    window = min(WINDOW, own.shortest)
+    parts = {k: x.float() for k, x in standardized(seen, own.parts, window).items()}
+    settings = Settings(own.name, lambda _: parts, size, window - 1, change, 2000)
+    return f"{own.name}_{own.digest[:8]}", settings
+
+
 SYSTEMS = {
     "kuramoto_sivashinsky": Settings(
         "Kuramoto-Sivashinsky",
         waves,
-        DT_WAVES,
         32,
         400,
         0.1,
@@ -193,7 +221,6 @@ SYSTEMS = {
     "lorenz96": Settings(
         "Lorenz-96",
         lorenz,
-        DT_LORENZ,
         40,
         100,
         0.3,

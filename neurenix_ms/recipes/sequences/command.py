@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from neurenix_ms.datasets.scanned import checksum
 from neurenix_ms.datasets.wake import cylinder_wake, pod
 from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.recipes.options import add_data, check_at_least, own_array, readable
+from neurenix_ms.recipes.own import values_of
 from neurenix_ms.timestepping import (
     ClockworkRNN,
     EchoStateNetwork,
@@ -171,7 +171,7 @@ class OwnSequence:
                 f"{array.path} must have the axes (time, features) and at least {LEAST_ROWS} times, got "
                 f"shape {array.shape}"
             )
-        self.states = torch.from_numpy(np.array(array[...], "float64"))
+        self.states = values_of(array)
         seen = self.states[: round(SEEN_PART * len(self.states))]
         if seen.min() == seen.max():
             raise ValueError(
