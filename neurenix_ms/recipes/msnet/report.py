@@ -1,6 +1,7 @@
-"""Scores and figure of an MSNet on unseen geometries."""
+"""Tables and figures of MSNets on unseen media."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +12,151 @@ from torch import Tensor
 
 from neurenix_ms.datasets import effective_conductivity
 from neurenix_ms.msnet import coarsen
-from neurenix_ms.recipes.demo.models import linear_field
-from neurenix_ms.recipes.demo.report import ArchieLaw, conductance_scores, field_scores
 from neurenix_ms.recipes.msnet.models import potential_of
-from neurenix_ms.recipes.reporting import save_figure
+from neurenix_ms.recipes.reporting import markdown, save_figure, scatter
 
-Columns = dict[str, dict[str, str]]
+Result = dict[str, Any]
+SHOWN_STEPS = "10"  # of conjugate gradients, in the table
 
 
-def scores(
-    predicted: Tensor, held_out: dict[str, Tensor], law: ArchieLaw, bruggeman: ArchieLaw
-) -> Columns:
-    """Return the rows of the table for unseen geometries of one size: MSNet and three baselines.
+def table(result: Result) -> str:
+    """Return the mean relative error of the conductance of every method in percent, a row per set.
 
     Args:
-        predicted: Predicted potential.
-        held_out: Samples, stacked.
-        law: Archie's law, fitted to the training samples.
-        bruggeman: Bruggeman's law, without fitted parameters.
+        result: Everything that was measured.
     """
-    pores, truth = held_out["pores"], held_out["potential"]
-    size = pores.shape[2]
-    porosity = pores.flatten(1).mean(dim=1)
-    linear = linear_field(tuple(truth.shape[2:])).expand_as(truth)
-    columns = {
-        "MS-Net": field_scores(predicted, truth, pores),
-        f"Archie {law.scale:.2f} φ^{law.exponent:.2f}": conductance_scores(
-            law(porosity), held_out["D_rel"]
-        ),
-        f"Bruggeman φ^{bruggeman.exponent:.1f}": conductance_scores(
-            bruggeman(porosity), held_out["D_rel"]
-        ),
-        "linear field": field_scores(linear, truth, pores),
+    laws = _laws(result)
+    head = ["unseen boxes", "number", "MS-Net", f"MS-Net, {SHOWN_STEPS} steps"]
+    lines = [[*head, f"linear field, {SHOWN_STEPS} steps", *laws]]
+    lines.append([":---", *["---:"] * (len(lines[0]) - 1)])
+    for name, known in result["sets"].items():
+        runs = [run["sets"][name] for run in result["runs"]]
+        plain = [_mean(known["linear"]["energy"][SHOWN_STEPS])]
+        rows = [[_mean(run["flux"]["0"]) for run in runs]]
+        rows += [[_mean(run["energy"][SHOWN_STEPS]) for run in runs], plain]
+        rows += [[_mean(known["laws"][law])] if law in known["laws"] else [] for law in laws]
+        cells = [f"{scatter(row, '.1f')} %" if row else "" for row in rows]
+        lines.append([name, str(known["number"]), *cells])
+    return markdown(lines)
+
+
+def seed_table(result: Result) -> str:
+    """Return the errors of every seed, and their ratio to Archie's law, a row per set.
+
+    The law is fitted at the size of the boxes, or at the largest size of the training.
+
+    Args:
+        result: Everything that was measured.
+    """
+    seeds = [f"seed {run['seed']}" for run in result["runs"]]
+    head = ["unseen boxes", *seeds, "median", "largest"]
+    lines = [[*head, "ratio to Archie", "largest ratio", "R\u00b2 of the deviation"]]
+    lines.append([":---", *["---:"] * (len(lines[0]) - 1)])
+    for name, known in result["sets"].items():
+        runs = [run["sets"][name] for run in result["runs"]]
+        off = [[abs(error) for error in run["flux"]["0"]] for run in runs]
+        means = [100 * statistics.mean(one) for one in off]
+        ratios = [mean / _mean(known["laws"][known["same"]]) for mean in means]
+        medians = [100 * statistics.median(one) for one in off]
+        lines.append(
+            [
+                name,
+                *(f"{mean:.1f} %" for mean in means),
+                f"{scatter(medians, '.1f')} %",
+                f"{scatter([100 * max(one) for one in off], '.0f')} %",
+                scatter(ratios, ".2f"),
+                f"{max(ratios):.2f}",
+                scatter([run["r2_deviation"] for run in runs]),
+            ]
+        )
+    return markdown(lines)
+
+
+def cost_table(result: Result) -> str:
+    """Return CPU time and memory of predictions, steps and the solver, a column per size.
+
+    Args:
+        result: Everything that was measured.
+    """
+    sizes, tile = result["costs"]["sizes"], result["costs"]["tile"]
+    rows: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "prediction": ("whole", "{:.2f} s".format),
+        f"prediction, tiles of {tile}\u00b3": ("tiles", "{:.2f} s".format),
+        "ten steps of conjugate gradients": ("ten_steps", "{:.2f} s".format),
+        "solver": ("solver", "{:.1f} s".format),
+        "peak memory of the prediction": ("whole_bytes", _mebibytes),
+        f"peak memory, tiles of {tile}\u00b3": ("tiles_bytes", _mebibytes),
+        "largest difference in tiles": ("difference", "{:.0e}".format),
     }
-    return {
-        name: {f"{size}³: {row}": value for row, value in rows.items()}
-        for name, rows in columns.items()
-    }
+    lines = [["", *(f"{size}\u00b3" for size in sizes)], [":---", *["---:"] * len(sizes)]]
+    for name, (key, form) in rows.items():
+        values = [one.get(key) for one in sizes.values()]
+        lines.append([name, *("" if value is None else form(value) for value in values)])
+    return markdown(lines)
+
+
+def draw_errors(path: Path, result: Result) -> None:
+    """Draw the errors of all methods for every set, and how they fall with steps of a solver.
+
+    Args:
+        path: PNG to write.
+        result: Everything that was measured.
+    """
+    sets = result["sets"]
+    curves = [name for name in sets if "," not in name][1:]
+    figure = Figure(figsize=(11.0, 4.4), dpi=100, layout="constrained")
+    left, *others = figure.subplots(
+        1, 1 + len(curves), width_ratios=[2.2, *[1.2] * len(curves)], squeeze=False
+    )[0]
+    laws, colors = _laws(result), ("0.75", "0.55", "0.3")
+    width = 0.8 / (1 + len(laws))
+    for k, (law, color) in enumerate(zip(laws, colors, strict=False), start=1):
+        places = [i for i, known in enumerate(sets.values()) if law in known["laws"]]
+        heights = [_mean(known["laws"][law]) for known in sets.values() if law in known["laws"]]
+        left.bar([i + k * width for i in places], heights, width, color=color, label=law)
+    means = [[_mean(run["sets"][name]["flux"]["0"]) for run in result["runs"]] for name in sets]
+    heights = [statistics.mean(one) for one in means]
+    left.bar(range(len(sets)), heights, width, color="tab:red", label="MS-Net")
+    for i, one in enumerate(means):
+        left.plot([i] * len(one), one, ".", color="black", ms=5)
+    left.plot([], [], ".", color="black", label="a seed")
+    left.set_xticks([i + 0.4 - width / 2 for i in range(len(sets))])
+    left.set_xticklabels([name.replace(", ", "\n").replace(" ", "\n") for name in sets], fontsize=9)
+    left.set_ylabel("mean error of D_rel, percent")
+    left.legend(fontsize=8, frameon=False)
+    for axis, name in zip(others, curves, strict=True):
+        known = sets[name]["linear"]["energy"]
+        axis.plot([int(k) for k in known], [_mean(v) for v in known.values()], "o-", color="0.5")
+        for run in result["runs"]:
+            own = run["sets"][name]["energy"]
+            axis.plot(
+                [int(k) for k in own], [_mean(v) for v in own.values()], "o-", color="tab:red", ms=4
+            )
+            axis.plot([0], [_mean(run["sets"][name]["flux"]["0"])], "x", color="tab:red")
+        axis.set_yscale("log")
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("steps of conjugate gradients")
+    if others:
+        others[0].plot([], [], "o-", color="0.5", label="linear field, energy")
+        others[0].plot([], [], "o-", color="tab:red", ms=4, label="MS-Net, energy")
+        others[0].plot([], [], "x", color="tab:red", label="MS-Net, mean flux")
+        others[0].legend(fontsize=8, frameon=False)
+    save_figure(path, figure)
+
+
+def _laws(result: Result) -> list[str]:
+    """Return the names of the fitted laws, in order."""
+    names = dict.fromkeys(law for known in result["sets"].values() for law in known["laws"])
+    return [name for name in names if name.startswith("Archie")]
+
+
+def _mean(errors: Sequence[float]) -> float:
+    """Return the mean size of relative errors in percent."""
+    return 100 * statistics.mean(abs(error) for error in errors)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB"
 
 
 def draw(
