@@ -11,7 +11,7 @@ from neurenix_ms.datasets import PorousConduction, effective_conductivity, porou
 from neurenix_ms.recipes.demo.models import linear_field
 from neurenix_ms.recipes.msnet import command as msnet
 from neurenix_ms.recipes.msnet import data as msnet_data
-from neurenix_ms.recipes.msnet.data import UnseenSet
+from neurenix_ms.recipes.msnet.data import SampleSet
 from neurenix_ms.recipes.msnet.models import (
     ConductionMSNet,
     deviation_of,
@@ -20,7 +20,7 @@ from neurenix_ms.recipes.msnet.models import (
     potential_of,
 )
 from neurenix_ms.recipes.msnet.refinement import energy_conductivity, refined
-from neurenix_ms.recipes.msnet.scoring import Laws, linear_start, predict, scored_start
+from neurenix_ms.recipes.msnet.scoring import Laws, add_fitted, linear_start, predict, scored_start
 from neurenix_ms.recipes.msnet.training import (
     NUM_MIRRORS,
     BatchesOfOneSize,
@@ -175,13 +175,26 @@ def test_a_prediction_in_tiles_is_that_of_the_whole_box(samples):
 
 def test_laws_are_fitted_to_every_size_and_medium(samples):
     laws = Laws([samples], num_kinds=2)
-    errors = laws.errors(UnseenSet(samples))
-    each, both = "Archie, a fit for each medium", laws.same(UnseenSet(samples))
+    errors = laws.errors(SampleSet(samples))
+    each, both = "Archie, a fit for each medium", laws.same(SampleSet(samples))
     assert both == "Archie, fitted at 16³"
     assert list(errors) == [both, each, "Bruggeman"]
     squares = {name: sum(math.log1p(off) ** 2 for off in errors[name]) for name in errors}
     assert squares[each] <= squares[both] <= squares["Bruggeman"]
-    assert each not in laws.errors(UnseenSet(samples, of_seen_kinds=False))
+    assert each not in laws.errors(SampleSet(samples, of_seen_kinds=False))
+
+
+def test_a_correction_is_fitted_to_samples_of_the_training(samples):
+    unseen, seen = {"a": SampleSet(samples[:3])}, {"b": SampleSet(samples[3:])}
+
+    def of(one: SampleSet) -> dict[str, dict[str, list[float]]]:
+        off = [2 * float(sample["D_rel"]) ** 0.5 - 1 for sample in one.samples]  # 2 D**1.5
+        return {"flux": {"0": off}, "energy": {"5": off}}
+
+    scores = {"a": of(unseen["a"]), "b": of(seen["b"])}
+    add_fitted(scores, unseen, seen)
+    assert scores["a"]["fitted"]["flux"]["0"] == pytest.approx([0, 0, 0], abs=2e-5)
+    assert scores["a"]["fitted"]["energy"]["5"] == scores["a"]["fitted"]["flux"]["0"]
 
 
 def test_the_truth_has_no_error_and_steps_from_the_linear_field_approach_it(samples):
@@ -246,12 +259,13 @@ def test_the_command_runs_from_nothing_and_is_not_repeated(data, tmp_path, capsy
     assert result["costs"]["sizes"]["64"]["difference"] < 1e-4
     assert "seed 1" in (tmp_path / "msnet_seeds.md").read_text("utf-8")
     assert "tiles of 32³" in (tmp_path / "msnet_costs.md").read_text("utf-8")
-    kept = [tmp_path / name for name in ("seed_0/last.ckpt", "seed_0/scores.json", "plain.json")]
+    kept = [tmp_path / name for name in ("plain/16.json", "seed_0/last.ckpt", "seed_0/16.json")]
     written = [path.stat().st_mtime_ns for path in kept]
     assert msnet.main(command(data, tmp_path, *more)) == text
     assert [path.stat().st_mtime_ns for path in kept] == written
     msnet.main(command(data, tmp_path, "--without", "level", "flux"))
-    assert all(path.stat().st_mtime_ns != old for path, old in zip(kept, written, strict=True))
+    changed = [path.stat().st_mtime_ns != old for path, old in zip(kept, written, strict=True)]
+    assert changed == [False, True, True]
 
 
 @pytest.mark.slow

@@ -22,13 +22,14 @@ KINDS: list[Kind] = [
     (name, radius) for name in ("blobs", "overlapping_spheres") for radius in (4, 6, 8)
 ]
 OTHER_RADII = (4, 6)  # of the media of other generators
+NUM_TO_FIT = 36  # samples of the training by which a predicted conductance is corrected
 HELD_OUT_PART = 0.2  # of the planes of a scan
 HELD_OUT_SEED = 1  # added to that of the training samples
 
 
 @dataclass(frozen=True)
-class UnseenSet:
-    """Samples of one size to test with, and whether they alternate between the kinds of the training."""
+class SampleSet:
+    """Samples of one size, and whether they alternate between the kinds of the training."""
 
     samples: Samples
     of_seen_kinds: bool = True
@@ -37,6 +38,12 @@ class UnseenSet:
     def size(self) -> int:
         """Cells along an axis."""
         return self.samples[0]["pores"].shape[-1]
+
+
+def to_fit(seen: Sequence[Samples]) -> dict[str, SampleSet]:
+    """Return samples of the training of every size, by which a predicted conductance is corrected."""
+    sets = [SampleSet(samples[:NUM_TO_FIT]) for samples in seen]
+    return {f"{one.size}\u00b3, seen": one for one in sets}
 
 
 class Data:
@@ -64,7 +71,7 @@ class Data:
         counts = ((options.samples, options.size), (options.large_samples, 2 * options.size))
         return [self.samples(count, size, options.seed) for count, size in counts if count]
 
-    def unseen(self) -> dict[str, UnseenSet]:
+    def unseen(self) -> dict[str, SampleSet]:
         """Return the samples to test with, by the name of the set."""
         options, seed = self.options, self.options.seed + HELD_OUT_SEED
         sizes = {
@@ -73,7 +80,7 @@ class Data:
             4 * options.size: options.largest,
         }
         sets = {
-            f"{size}\u00b3": UnseenSet(self.samples(count, size, seed))
+            f"{size}\u00b3": SampleSet(self.samples(count, size, seed))
             for size, count in sizes.items()
             if count
         }
@@ -81,7 +88,7 @@ class Data:
         for name in options.generators if options.other else []:
             kinds = [(name, radius) for radius in OTHER_RADII]
             title = f"{size}\u00b3, {name.replace('_', ' ')}"
-            sets[title] = UnseenSet(self.samples(options.other, size, seed, kinds), False)
+            sets[title] = SampleSet(self.samples(options.other, size, seed, kinds), False)
         return sets
 
     def samples(

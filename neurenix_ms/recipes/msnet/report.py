@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ def table(result: Result) -> str:
         result: Everything that was measured.
     """
     laws = _laws(result)
-    head = ["unseen boxes", "number", "MS-Net", f"MS-Net, {SHOWN_STEPS} steps"]
-    lines = [[*head, f"linear field, {SHOWN_STEPS} steps", *laws]]
+    steps = f"{SHOWN_STEPS} steps, fitted"
+    head = ["unseen boxes", "number", "MS-Net", "MS-Net, fitted", f"MS-Net, {steps}"]
+    lines = [[*head, f"linear field, {steps}", *laws]]
     lines.append([":---", *["---:"] * (len(lines[0]) - 1)])
     for name, known in result["sets"].items():
         runs = [run["sets"][name] for run in result["runs"]]
-        plain = [_mean(known["linear"]["energy"][SHOWN_STEPS])]
         rows = [[_mean(run["flux"]["0"]) for run in runs]]
-        rows += [[_mean(run["energy"][SHOWN_STEPS]) for run in runs], plain]
+        rows.append([_mean(run["fitted"]["flux"]["0"]) for run in runs])
+        rows.append([_mean(run["fitted"]["energy"][SHOWN_STEPS]) for run in runs])
+        rows.append([_mean(known["linear"]["fitted"]["energy"][SHOWN_STEPS])])
         rows += [[_mean(known["laws"][law])] if law in known["laws"] else [] for law in laws]
         cells = [f"{scatter(row, '.1f')} %" if row else "" for row in rows]
         lines.append([name, str(known["number"]), *cells])
@@ -41,7 +44,7 @@ def table(result: Result) -> str:
 
 
 def seed_table(result: Result) -> str:
-    """Return the errors of every seed, and their ratio to Archie's law, a row per set.
+    """Return the errors of every seed after steps, and their ratio to Archie's law, a row per set.
 
     The law is fitted at the size of the boxes, or at the largest size of the training.
 
@@ -54,21 +57,14 @@ def seed_table(result: Result) -> str:
     lines.append([":---", *["---:"] * (len(lines[0]) - 1)])
     for name, known in result["sets"].items():
         runs = [run["sets"][name] for run in result["runs"]]
-        off = [[abs(error) for error in run["flux"]["0"]] for run in runs]
+        off = [[abs(x) for x in run["fitted"]["energy"][SHOWN_STEPS]] for run in runs]
         means = [100 * statistics.mean(one) for one in off]
         ratios = [mean / _mean(known["laws"][known["same"]]) for mean in means]
         medians = [100 * statistics.median(one) for one in off]
-        lines.append(
-            [
-                name,
-                *(f"{mean:.1f} %" for mean in means),
-                f"{scatter(medians, '.1f')} %",
-                f"{scatter([100 * max(one) for one in off], '.0f')} %",
-                scatter(ratios, ".2f"),
-                f"{max(ratios):.2f}",
-                scatter([run["r2_deviation"] for run in runs]),
-            ]
-        )
+        largest = [100 * max(one) for one in off]
+        cells = [*(f"{mean:.1f} %" for mean in means), f"{scatter(medians, '.1f')} %"]
+        cells += [f"{scatter(largest, '.0f')} %", scatter(ratios, ".2f"), f"{max(ratios):.2f}"]
+        lines.append([name, *cells, scatter([run["r2_deviation"] for run in runs])])
     return markdown(lines)
 
 
@@ -108,40 +104,54 @@ def draw_errors(path: Path, result: Result) -> None:
     left, *others = figure.subplots(
         1, 1 + len(curves), width_ratios=[2.2, *[1.2] * len(curves)], squeeze=False
     )[0]
-    laws, colors = _laws(result), ("0.75", "0.55", "0.3")
-    width = 0.8 / (1 + len(laws))
-    for k, (law, color) in enumerate(zip(laws, colors, strict=False), start=1):
-        places = [i for i, known in enumerate(sets.values()) if law in known["laws"]]
-        heights = [_mean(known["laws"][law]) for known in sets.values() if law in known["laws"]]
-        left.bar([i + k * width for i in places], heights, width, color=color, label=law)
-    means = [[_mean(run["sets"][name]["flux"]["0"]) for run in result["runs"]] for name in sets]
-    heights = [statistics.mean(one) for one in means]
-    left.bar(range(len(sets)), heights, width, color="tab:red", label="MS-Net")
-    for i, one in enumerate(means):
-        left.plot([i] * len(one), one, ".", color="black", ms=5)
-    left.plot([], [], ".", color="black", label="a seed")
+    laws = _laws(result)
+    bars: dict[str, tuple[str, Callable[[str], list[float]]]] = {
+        f"MS-Net, {SHOWN_STEPS} steps, fitted": ("tab:red", partial(_own, result, SHOWN_STEPS)),
+        "MS-Net, fitted": ("tab:orange", partial(_own, result, "0")),
+    }
+    for law, color in zip(laws, ("0.75", "0.55", "0.3"), strict=False):
+        bars[law] = color, partial(_of_law, result, law)
+    width = 0.8 / len(bars)
+    for k, (label, (color, values_of)) in enumerate(bars.items()):
+        values = {i: values_of(name) for i, name in enumerate(sets) if values_of(name)}
+        heights = [statistics.mean(one) for one in values.values()]
+        left.bar([i + k * width for i in values], heights, width, color=color, label=label)
+        for i, one in values.items():
+            if len(one) > 1:  # a point per seed
+                left.plot([i + k * width] * len(one), one, ".", color="black", ms=5)
     left.set_xticks([i + 0.4 - width / 2 for i in range(len(sets))])
     left.set_xticklabels([name.replace(", ", "\n").replace(" ", "\n") for name in sets], fontsize=9)
     left.set_ylabel("mean error of D_rel, percent")
     left.legend(fontsize=8, frameon=False)
     for axis, name in zip(others, curves, strict=True):
-        known = sets[name]["linear"]["energy"]
+        known = sets[name]["linear"]["fitted"]["energy"]
         axis.plot([int(k) for k in known], [_mean(v) for v in known.values()], "o-", color="0.5")
         for run in result["runs"]:
-            own = run["sets"][name]["energy"]
-            axis.plot(
-                [int(k) for k in own], [_mean(v) for v in own.values()], "o-", color="tab:red", ms=4
-            )
-            axis.plot([0], [_mean(run["sets"][name]["flux"]["0"])], "x", color="tab:red")
+            own = run["sets"][name]["fitted"]["energy"]
+            steps, errors = [int(k) for k in own], [_mean(v) for v in own.values()]
+            axis.plot(steps, errors, "o-", color="tab:red", ms=4)
+            axis.plot([0], _mean(run["sets"][name]["fitted"]["flux"]["0"]), "x", color="tab:orange")
         axis.set_yscale("log")
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("steps of conjugate gradients")
     if others:
         others[0].plot([], [], "o-", color="0.5", label="linear field, energy")
         others[0].plot([], [], "o-", color="tab:red", ms=4, label="MS-Net, energy")
-        others[0].plot([], [], "x", color="tab:red", label="MS-Net, mean flux")
+        others[0].plot([], [], "x", color="tab:orange", label="MS-Net, mean flux")
         others[0].legend(fontsize=8, frameon=False)
     save_figure(path, figure)
+
+
+def _own(result: Result, steps: str, name: str) -> list[float]:
+    """Return the mean error of every seed in a set after steps, or without any by the mean flux."""
+    kind = "flux" if steps == "0" else "energy"
+    return [_mean(run["sets"][name]["fitted"][kind][steps]) for run in result["runs"]]
+
+
+def _of_law(result: Result, law: str, name: str) -> list[float]:
+    """Return the mean error of a law in a set, if it has one."""
+    errors = result["sets"][name]["laws"].get(law)
+    return [] if errors is None else [_mean(errors)]
 
 
 def _laws(result: Result) -> list[str]:

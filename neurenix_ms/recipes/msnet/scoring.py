@@ -13,7 +13,7 @@ from neurenix_ms.datasets.porous import solved
 from neurenix_ms.meter import count_flops, parameter_table, peak_resident_bytes
 from neurenix_ms.recipes.demo.models import linear_field
 from neurenix_ms.recipes.demo.report import ArchieLaw
-from neurenix_ms.recipes.msnet.data import Samples, UnseenSet
+from neurenix_ms.recipes.msnet.data import Samples, SampleSet
 from neurenix_ms.recipes.msnet.models import (
     ConductionMSNet,
     levelled,
@@ -45,7 +45,7 @@ class Laws:
         ]
         self.sizes = [samples[0]["pores"].shape[-1] for samples in seen]
 
-    def errors(self, unseen: UnseenSet) -> dict[str, list[float]]:
+    def errors(self, unseen: SampleSet) -> dict[str, list[float]]:
         """Return the relative error of every law for every sample."""
         laws: dict[str, Sequence[ArchieLaw]] = {
             _name(size): [law] for size, law in zip(self.sizes, self.by_size, strict=True)
@@ -62,11 +62,11 @@ class Laws:
             for name, law in laws.items()
         }
 
-    def same(self, unseen: UnseenSet) -> str:
+    def same(self, unseen: SampleSet) -> str:
         """Return the name of the law fitted at the size of samples, or at the next smaller one."""
         return _name(self.sizes[self._nearest(unseen)])
 
-    def _nearest(self, unseen: UnseenSet) -> int:
+    def _nearest(self, unseen: SampleSet) -> int:
         return max(i for i, size in enumerate(self.sizes) if size <= unseen.size)
 
     def noted(self) -> dict[str, Any]:
@@ -132,6 +132,39 @@ def scored_start(
         deviations.add(start - linear, truth - linear, pores)
     scores = {"flux": flux, "energy": energy}
     return scores | {"r2": fields.explained(), "r2_deviation": deviations.explained()}
+
+
+def add_fitted(
+    scores: dict[str, Any], unseen: dict[str, SampleSet], seen: dict[str, SampleSet]
+) -> None:
+    """Add the errors after a correction `D = scale * predicted**exponent`, fitted as Archie's law.
+
+    Both numbers are fitted to samples of the training, of the same size or of the next smaller one.
+
+    Args:
+        scores: Scores of all sets by name, to which "fitted" is added for the unseen ones.
+        unseen: Samples to test with.
+        seen: Samples of the training.
+    """
+    for name, one in unseen.items():
+        source = max(
+            (other for other in seen if seen[other].size <= one.size),
+            key=lambda other: seen[other].size,
+        )
+        known = torch.tensor([float(sample["D_rel"]) for sample in seen[source].samples])
+        true = torch.tensor([float(sample["D_rel"]) for sample in one.samples])
+        fitted: dict[str, dict[str, list[float]]] = {"flux": {}, "energy": {}}
+        for kind, by_steps in fitted.items():
+            for steps, errors in scores[name][kind].items():
+                law = ArchieLaw.fit(_positive(scores[source][kind][steps], known), known)
+                predicted = law(_positive(errors, true))
+                by_steps[steps] = [round(float(x), 5) for x in predicted / true - 1]
+        scores[name]["fitted"] = fitted
+
+
+def _positive(errors: list[float], true: Tensor) -> Tensor:
+    """Return the predicted conductances, positive so that they have a logarithm."""
+    return ((1 + torch.tensor(errors)) * true).clamp(min=1e-6)
 
 
 def linear_start(sample: dict[str, Tensor]) -> Tensor:

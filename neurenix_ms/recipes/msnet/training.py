@@ -18,7 +18,7 @@ from neurenix_ms.recipes.msnet.models import (
 )
 from neurenix_ms.training import MultiScaleLoss, MultiScaleTask
 
-BATCH_SIZE = 4  # of the smallest boxes; larger ones have as many voxels, or are alone
+BATCH_SIZE = 2  # of the smallest boxes; larger ones have as many voxels, or are alone
 LEARNING_RATE = 4e-3
 GRADIENT_CLIP = 1.0
 NUM_MIRRORS = 16
