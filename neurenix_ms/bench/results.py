@@ -142,7 +142,7 @@ def load_content(path: Path) -> dict[str, Any]:
     if written != BENCH_FORMAT:
         raise ValueError(
             f"{path} must have format {BENCH_FORMAT}, got {written}; read it with the version of "
-            "neurenix_ms that wrote it, or measure anew"
+            "neurenix_ms that wrote it, or measure again"
         )
     _check_machine(f"{path}", content)
     for i, case in enumerate(cases):

@@ -39,7 +39,7 @@ def paired(
     rounds: int = 5,
     device: torch.device | None = None,
 ) -> float:
-    """Time of `a` divided by that of `b`: the median of pairs run one after the other.
+    """Return the time of `a` divided by that of `b`, the median of pairs run one after the other.
 
     On a CPU the time of this process on all its threads is counted, not wall time, and what
     disturbs the machine meets both calls of a pair; so the ratio is steady where two medians taken

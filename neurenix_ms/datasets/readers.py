@@ -86,7 +86,7 @@ def kind_of(path: Path) -> str:
 
 
 def check_layout(shape: Sequence[int] | None, dtype: Any, offset: int) -> None:
-    """Raise unless a file of plain numbers can have this layout."""
+    """Raise unless a raw binary file can have this layout."""
     if shape is not None:
         check_integers("shape", shape, 1, min_length=1)
     if dtype is not None:
@@ -95,7 +95,7 @@ def check_layout(shape: Sequence[int] | None, dtype: Any, offset: int) -> None:
 
 
 def open_raw(path: Path, shape: Sequence[int] | None, dtype: Any, offset: int) -> Source:
-    """Map a file of plain numbers into memory."""
+    """Map a raw binary file into memory."""
     if shape is None or dtype is None:
         raise FileError(f"a raw file needs shape and dtype, got {shape} and {dtype} for {path}")
     kind = np.dtype(dtype)

@@ -19,12 +19,12 @@ Model = TypeVar("Model", bound=Prunable)
 def densify(model: Model, num_nodes: int, parameters: torch.Tensor) -> Model:
     """Return a model with more nodes in its first layer, which computes the same field at first.
 
-    The first layer of a `MultiScaleNIF` are waves `sin(omega_0 x W + b)`, and later layers make waves
-    with sums of their frequencies. Pruning removes some of both. This function adds waves with the
-    frequencies that matter most: the weights and bias of a new node are the sums of those of two nodes,
-    in the order of the product of their scores ("contribution" of `prune_nodes`; a node can be paired
-    with itself). No other layer reads the new nodes until they are trained, so the field does not
-    change.
+    The nodes of the first layer of a `MultiScaleNIF` are waves `sin(omega_0 x W + b)`. Later layers
+    produce waves with sums of their frequencies. Pruning removes some of both. This function adds waves
+    with the frequencies that matter most: the weights and bias of a new node are the sums of those of
+    two nodes, in the order of the product of their scores ("contribution" of `prune_nodes`; a node can
+    be paired with itself). No other layer reads the new nodes until they are trained, so the field does
+    not change.
 
     Use it after `compact` and some retraining, to give a pruned model input frequencies in place of
     some of the nodes removed.

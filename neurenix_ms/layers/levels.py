@@ -130,7 +130,7 @@ class Level(Described, nn.Module):
     ) -> None:
         super().__init__()
         if inner is not None and decode is None:
-            raise ValueError("a level with an inner one needs decode, got None")
+            raise ValueError("a level with an inner level needs decode, got None")
         self.encode = encode
         self.inner = inner
         self.pool = pool
