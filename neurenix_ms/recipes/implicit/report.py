@@ -117,7 +117,7 @@ def draw_waves(path: Path, result: Result) -> None:
 
 def turbulence_table(result: Result) -> str:
     """Return a Markdown table of error and compression for the implicit models and POD."""
-    lines = [["model", "numbers kept", "compression", "error"], [":---", "---:", "---:", "---:"]]
+    lines = [["model", "stored values", "compression", "error"], [":---", "---:", "---:", "---:"]]
     for one in result["models"]:
         lines.append(
             [
