@@ -388,7 +388,7 @@ def state_of(path: Path, most: int | None = MOST_FILES) -> tuple[int, int, str]:
 
     Args:
         path: A file or folder.
-        most: Of a folder of more files, only so many are looked at; None looks at all.
+        most: Largest number of files of a folder that are checked; None checks all.
 
     Returns:
         The size, the time of the last change, and for a folder a checksum of names, sizes and times.

@@ -17,7 +17,7 @@ except ImportError as error:
 class EpochOrder(Sampler[int]):
     """Sampler of all items of a dataset once per epoch, in an order given by seed and epoch.
 
-    Lightning calls `set_epoch` before every epoch, which is handed on to the dataset.
+    Lightning calls `set_epoch` before every epoch, which is passed on to the dataset.
 
     Args:
         dataset: The dataset.

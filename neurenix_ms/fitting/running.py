@@ -83,7 +83,7 @@ def prepared(config: str, overrides: Sequence[str] = (), *, trust: bool = False)
     """Return a config by path or name, with its overrides, after its classes were checked.
 
     Args:
-        config: Path of a YAML file, or name of a config that the package brings.
+        config: Path of a YAML file, or name of a config of the package.
         overrides: Words such as `--data.size=64`.
         trust: Allow classes of every package.
 
@@ -113,7 +113,7 @@ def fit(
     the same result as without the interruption.
 
     Args:
-        config: Path of a YAML file, or name of a config that the package brings.
+        config: Path of a YAML file, or name of a config of the package.
         overrides: Words such as `--data.size=64` that replace values of the config.
         overwrite: Start from the beginning, and replace the result of an earlier run.
         trust: Allow the config to name classes of every package. Their code runs.

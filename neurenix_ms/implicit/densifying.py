@@ -36,7 +36,7 @@ def densify(model: Model, num_nodes: int, parameters: torch.Tensor) -> Model:
 
     Raises:
         ValueError: If the model is not a `MultiScaleNIF`, has pruned nodes that `compact` has not
-            removed, or has too few nodes for so many sums.
+            removed, or has too few nodes for that number of sums.
 
     Source: Aldana et al. 2025, "Adaptive Training of INRs via Pruning and Densification" (AIRe), which
     adds frequencies to where a signal is fitted least.

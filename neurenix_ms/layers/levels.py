@@ -193,7 +193,7 @@ def is_foreign(module: nn.Module | None) -> bool:
 class LevelFeatures:
     """The feature maps of a forward pass through nested levels.
 
-    Use it, as the second argument of a `Level`, for deep supervision or to look at feature maps.
+    Use it, as the second argument of a `Level`, for deep supervision or to inspect feature maps.
 
     Args:
         decoded: Whether to keep the feature maps of the decoder too.

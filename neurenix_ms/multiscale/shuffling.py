@@ -67,9 +67,9 @@ class PixelShuffle(Configured, nn.Module):
         by default `S * factor`; a smaller size crops the end of an axis
 
     Raises:
-        ValueError: If a factor is below 1, their number is not that of the axes, the input has
-            another rank or channels that cannot be spread, or `original_size` is not one that
-            `PixelUnshuffle` brings to the size of the input.
+        ValueError: If a factor is below 1, their number is not that of the axes, the input has another
+            rank or channels that cannot be spread, or `PixelUnshuffle` does not reduce `original_size`
+            to the size of the input.
 
     Source: Shi et al. 2016, "Real-time single image and video super-resolution", equation 4; order of
     the channels as in `torch.nn.PixelShuffle`.

@@ -39,9 +39,9 @@ MEMORY = 4 * 10**9  # bytes for a tile, if nothing else is asked for
 
 @dataclass(frozen=True)
 class Prediction:
-    """The outcome of a prediction from files to a file.
+    """The result of `predict_file`.
 
-    `predict_file` returns it; use it to see where the result is and what an earlier run contributed.
+    Use it to see where the output is and what an earlier run contributed.
 
     Args:
         path: Path of the result.

@@ -23,9 +23,9 @@ LEAST = 1e-6  # of a similarity before a power of it is taken, whose slope at 0 
 class MultiScaleStructuralSimilarity(Described, nn.Module):
     """One minus the structural similarity of prediction and target at several scales.
 
-    It compares means, contrasts and patterns of small windows instead of pixels, and is close to what
-    people see as a difference. Use torchmetrics for the metric of large 2-D images. This loss is for
-    training, in 1-D to 3-D, with masks, and at any size.
+    It compares means, contrasts and patterns of small windows instead of pixels, and is close to the
+    perceived difference. Use torchmetrics for the metric of large 2-D images. This loss is for training,
+    in 1-D to 3-D, with masks, and at any size.
 
     Args:
         data_range: Largest minus smallest possible value.
