@@ -60,7 +60,7 @@ def networks_table(
                     cells, uncounted = _measured(
                         network, shapes, kwargs or {}, device, train, only_predict
                     )
-            except Exception as error:  # of any kind: it is that of somebody's network
+            except Exception as error:  # a user's network may raise any exception
                 notes.append(f"{name} at {size}: {in_words(error)}")
                 continue
             lines.append([name, size, *cells])

@@ -155,7 +155,7 @@ def _peak(
             copied.train(train)
             with torch.set_grad_enabled(train):
                 return peak_tensor_bytes(call(copied), of_shapes=True)
-    except Exception as error:  # of any kind: it is that of somebody's network
+    except Exception as error:  # a user's network may raise any exception
         raise ValueError(
             f"model must run on tensors of this shape without their values, got {in_words(error)}"
         ) from error

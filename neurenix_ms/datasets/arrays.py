@@ -24,7 +24,7 @@ from neurenix_ms.datasets.readers import (
     unmap,
 )
 
-LONGEST_WAIT = 20  # changes in a folder are looked for one part in so many of the time
+LONGEST_WAIT = 20  # checks of a folder take at most this fraction of the time: 1 / LONGEST_WAIT
 
 
 @checked

@@ -19,7 +19,7 @@ from neurenix_ms._core.checks import check_integer, check_integers, shown
 from neurenix_ms.datasets.chunks import KeptChunks
 from neurenix_ms.datasets.coordinates import Coordinate, bounds_of, read_coordinates
 
-MOST_FILES = 10_000  # of a folder, that are looked at for changes
+MOST_FILES = 10_000  # largest number of files of a folder that are checked for changes
 RAW = (".raw", ".bin", ".dat")
 KINDS = {
     ".npy": "npy",
