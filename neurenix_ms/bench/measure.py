@@ -160,7 +160,7 @@ class Measure:
             held: See the call with a single function.
 
         Returns:
-            What was recorded, one entry per form and way.
+            Recorded cases, one per form and variant.
 
         Raises:
             ValueError: If there is no variant or no such reference, or an option has the wrong type or

@@ -88,7 +88,7 @@ class Row:
         return words if ratio is None else f"{words} ({ratio:.2f}x)"
 
     def ratio(self, field: str) -> float | None:
-        """Return the figure divided by that of the baseline; times by their paired ratio, if measured."""
+        """Return the figure divided by that of the baseline; for times, the paired ratio if measured."""
         if self.baseline is None or self.baseline is self or field in NEVER_DIVIDED:
             return None
         if field == "time" and self.value("time_ratio") is not None:
