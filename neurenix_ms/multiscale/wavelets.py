@@ -97,7 +97,7 @@ class WaveletTransform(Configured, nn.Module):
 class InverseWaveletTransform(Configured, nn.Module):
     """Merge the details of every level and a coarse approximation into a feature map.
 
-    Use it as the last layer of a network that computes wavelet coefficients. It undoes
+    Use it as the last layer of a network that computes wavelet coefficients. It is the inverse of
     `WaveletTransform` with the same arguments.
 
     Args:

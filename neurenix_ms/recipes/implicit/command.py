@@ -66,7 +66,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--steps", type=int, help="steps of Adam, a multiple of 100; by default by case"
     )
     parser.add_argument(
-        "--iterations", type=int, default=500, help="of L-BFGS, dense wave; a multiple of 50"
+        "--iterations",
+        type=int,
+        default=500,
+        help="of L-BFGS for the dense model of the wave, a multiple of 50",
     )
     parser.add_argument("--seed", type=int, default=0, help="for weights and order")
     parser.add_argument(
@@ -74,7 +77,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[0, 1, 2],
-        help="of the cases densified and turbulence",
+        help="seeds of the cases densified and turbulence",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/implicit"), help="results")
     parser.add_argument("--runs", type=Path, default=Path("runs/implicit"), help="checkpoints")

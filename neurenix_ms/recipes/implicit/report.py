@@ -119,7 +119,7 @@ def draw_waves(path: Path, result: Result) -> None:
 def turbulence_table(result: Result) -> str:
     """Return a Markdown table of error and compression for the implicit models and linear methods."""
     lines = [
-        ["model", "numbers kept", "compression", "error", "training"],
+        ["model", "stored values", "compression", "error", "training"],
         [":---", "---:", "---:", "---:", "---:"],
     ]
     for one in result["models"]:

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     columns["MS-Net"] |= {
         "parameters": f"{parameter_table(model)[-1][1]:,}",
         f"FLOPs, {options.size}³": f"{_flops(model, options.size) / 1e9:.2f} G",
-        "making all samples, CPU time": f"{data.seconds:.0f} s",
+        "generating samples, CPU time": f"{data.seconds:.0f} s",
         "training, wall time": f"{wall:.0f} s",
         "training, CPU time": f"{cpu:.0f} s",
         "samples omitted, not converged": str(data.left_out),
