@@ -456,9 +456,9 @@ class Fixed(nn.Module):
         ),
         (
             lambda: inflate(nn.Sequential(nn.LPPool2d(2, 2))),
-            "modules that have a form of three axes, got 0 LPPool2d",
+            "modules that have a 3-D counterpart, got 0 LPPool2d",
         ),
-        (lambda: inflate(nn.Upsample(2, mode="bicubic")), "a form of three axes, got Upsample"),
+        (lambda: inflate(nn.Upsample(2, mode="bicubic")), "a 3-D counterpart, got Upsample"),
         (
             lambda: Backbone(Encoder())(torch.zeros(3, 8, 8)),
             r"2 spatial axes, got shape \(3, 8, 8\)",

@@ -142,7 +142,9 @@ def test_checkpointing_leaves_output_and_gradients_as_they_are(options):
             {"block": "inverted", "down": "unshuffle", "up": "nearest"}, marks=pytest.mark.slow
         ),
         {"skip": "attention", "down": "conv", "up": "transposed", "block": "single"},
-        {"down": "avg", "stride": [[1, 2], 3], "block": "single"},
+        pytest.param(
+            {"down": "avg", "stride": [[1, 2], 3], "block": "single"}, marks=pytest.mark.slow
+        ),
         {
             "up": "transposed_norm",
             "stride": [[1, 4], 3],
@@ -150,7 +152,10 @@ def test_checkpointing_leaves_output_and_gradients_as_they_are(options):
             "decoder_norm": "group",
             "decoder_act": "prelu",
         },
-        {"down": "strided", "stride": [[1, 2], 3], "block": ["double", "single", "residual"]},
+        pytest.param(
+            {"down": "strided", "stride": [[1, 2], 3], "block": ["double", "single", "residual"]},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=readable,
 )

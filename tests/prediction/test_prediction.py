@@ -279,7 +279,9 @@ def test_half_a_journal_is_not_trusted(folder: Path, monkeypatch):
 def test_one_process_at_a_time_writes_a_target(folder: Path):
     with (
         results.Results(Path("out.npy")).alone(),
-        pytest.raises(ValueError, match=r"one process at a time must write out.npy, got another"),
+        pytest.raises(
+            ValueError, match=r"only one process at a time can write out.npy, got another"
+        ),
     ):
         predict()
     assert predict().num_tiles == 30

@@ -99,7 +99,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--system", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--model", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--iterations", type=int, help="steps of Adam; by default by system")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="for everything")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run each")
     parser.add_argument("--out", type=Path, default=Path("runs/multirate"), help="results")
     parser.add_argument("--runs", type=Path, default=Path("runs/multirate"), help="finished runs")
     parser.add_argument("--data", type=Path, default=Path("data"), help="cache of trajectories")
