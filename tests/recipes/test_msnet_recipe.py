@@ -281,7 +281,7 @@ def test_samples_that_did_not_converge_are_counted_and_printed(tmp_path, monkeyp
     monkeypatch.setattr(porous, "solved", hasty)
     for _ in range(2):  # also when the samples are there already
         msnet.main(command(tmp_path / "data", tmp_path / "out"))
-        assert "1 samples are omitted, not converged" in (tmp_path / "out/msnet.md").read_text()
+        assert "samples omitted, not converged: 1" in (tmp_path / "out/msnet.md").read_text()
     assert "taufactor did not converge" in capsys.readouterr().out
 
 

@@ -113,8 +113,8 @@ def _reported(
     text = table(result)
     facts = title + (
         f"Trained on {options.samples} boxes of {options.size}\u00b3 and {options.large_samples} of "
-        f"{2 * options.size}\u00b3 cells, in {options.epochs} epochs; {len(result['runs'])} seeds. "
-        f"{result['samples']['left_out']} samples are omitted, not converged."
+        f"{2 * options.size}\u00b3 cells; epochs: {options.epochs}, seeds: {len(result['runs'])}, "
+        f"samples omitted, not converged: {result['samples']['left_out']}."
     )
     files = {
         "msnet.json": json.dumps(result) + "\n",

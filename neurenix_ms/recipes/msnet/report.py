@@ -122,6 +122,7 @@ def draw_errors(path: Path, result: Result) -> None:
     left.set_xticks([i + 0.4 - width / 2 for i in range(len(sets))])
     left.set_xticklabels([name.replace(", ", "\n").replace(" ", "\n") for name in sets], fontsize=9)
     left.set_ylabel("mean error of D_rel, percent")
+    left.set_ylim(top=1.45 * left.get_ylim()[1])  # room for the legend
     left.legend(fontsize=8, frameon=False)
     for axis, name in zip(others, curves, strict=True):
         known = sets[name]["linear"]["fitted"]["energy"]
@@ -132,12 +133,15 @@ def draw_errors(path: Path, result: Result) -> None:
             axis.plot(steps, errors, "o-", color="tab:red", ms=4)
             axis.plot([0], _mean(run["sets"][name]["fitted"]["flux"]["0"]), "x", color="tab:orange")
         axis.set_yscale("log")
+        for numbers in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            numbers("{x:.0f}")
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("steps of conjugate gradients")
     if others:
         others[0].plot([], [], "o-", color="0.5", label="linear field, energy")
         others[0].plot([], [], "o-", color="tab:red", ms=4, label="MS-Net, energy")
         others[0].plot([], [], "x", color="tab:orange", label="MS-Net, mean flux")
+        others[0].set_ylabel("mean error of D_rel, percent, fitted")
         others[0].legend(fontsize=8, frameon=False)
     save_figure(path, figure)
 
