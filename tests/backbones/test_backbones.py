@@ -406,7 +406,7 @@ class Fixed(nn.Module):
         ),
         (
             lambda: Backbone("resnet18", pretrained=True, weights_backbone="DEFAULT"),
-            "give weights= of Backbone for pretrained ones, got pretrained, weights_backbone",
+            "use weights= of Backbone for pretrained ones, got pretrained, weights_backbone",
         ),
         (lambda: Backbone(Fixed()), r"(?s)size follows.*\(1, 8, 7, 7\) .*does not follow the size"),
         (

@@ -168,7 +168,7 @@ def test_gradients_in_tiles_are_those_of_the_whole(norm):
         (lambda: NestedUNet(1, 0), "out_channels must be at least 1, got 0"),
         (lambda: NestedUNet(1, 1, [4], bottleneck_channels=0), "bottleneck_channels must be at"),
         (lambda: NestedUNet(1, 1, [4], ensemble=True), "ensemble needs deep_supervision True"),
-        (lambda: NestedUNet(1, 1, [4, 4], skip="sum"), "skip 'sum' needs as many channels"),
+        (lambda: NestedUNet(1, 1, [4, 4], skip="sum"), "skip 'sum' needs equal channels"),
         (lambda: NestedUNet(1, 1, [4]).pruned(1), "a network with deep_supervision True"),
         (lambda: NestedUNet(1, 1, [4]).pruned(2), "num_levels must be at most 1, got 2"),
         (lambda: NestedUNet(1, 1, [4, 4])(torch.zeros(1, 1, 3, 9)), "must be at least 4 to be"),

@@ -521,9 +521,7 @@ def test_a_model_that_cannot_run_in_tiles_names_the_layer_for_whole(folder: Path
 
 def test_a_model_without_a_number_of_axes_asks_for_it(folder: Path, monkeypatch):
     monkeypatch.setattr(predicting, "read_network", lambda *a, **k: torch.nn.Identity())
-    with pytest.raises(
-        ValueError, match="spatial_dims must be given for a Identity, which does not"
-    ):
+    with pytest.raises(ValueError, match="spatial_dims must be given for a Identity, whose number"):
         predict(spatial_dims=None)
     assert predict().shape == (1, 1, 90, 70)
 
