@@ -139,7 +139,9 @@ class BatchesOfOneSize(Sampler[list[int]]):
             mirror = torch.randint(self.num_mirrors, order.shape, generator=generator)
             batches += [batch.tolist() for batch in (order + total * mirror).split(size)]
             first += count
-        return (batches[i] for i in torch.randperm(len(batches), generator=generator).tolist())
+        # a generator, since Lightning sets the epoch of a resumed run after it asks for the iterator
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[i]
 
 
 class Batches(Dataset[list[Tensor]]):
