@@ -76,8 +76,8 @@ class Sum(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + x
+    def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
+        return skip + deep
 
 
 class Shuffle(nn.Sequential):

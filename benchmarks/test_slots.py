@@ -44,7 +44,7 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], nn.Module]]] = 
         plain_slots.ConvNeXt,
     ),
     "inverted": (lambda: InvertedBlock(WIDTH, WIDTH, ConvSpec()), plain_slots.Inverted),
-    "sum": (lambda: Twice(Sum()), plain_slots.Sum),
+    "sum": (lambda: Twice(Sum()), lambda width: Twice(plain_slots.Sum(width))),
     "shuffle": (lambda: Shuffled(WIDTH, WIDTH, (2, 2), ConvSpec()), plain_slots.Shuffle),
     "wavelet": (lambda: Synthesis(WIDTH, WIDTH, ConvSpec()), plain_slots.Synthesis),
     "transposed_norm": (

@@ -1,6 +1,6 @@
 """Captions of tables: a mkdocs hook.
 
-A paragraph that begins with "Table:" and stands in front of a table becomes its caption, above the part
+A paragraph that begins with "Table:" and precedes a table becomes its caption, above the part
 of the page that scrolls. A table without one is labelled for screen readers by the heading or the
 title of the section that it stands in.
 """

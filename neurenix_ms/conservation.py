@@ -114,8 +114,8 @@ def mass_error(
 ) -> Tensor:
     """Return the excess mass of a prediction, in which negative densities are set to 0.
 
-    Use it as a metric beside the usual ones: a forecast may have small errors in every cell and still
-    lose mass in every step. As a loss use `MassConservationLoss`, which has a gradient everywhere.
+    Use it as a metric in addition to the usual ones: a forecast may have small errors in every cell and
+    still lose mass in every step. As a loss use `MassConservationLoss`, which has a gradient everywhere.
 
     Args:
         pred: Predicted density.

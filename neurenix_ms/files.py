@@ -36,8 +36,8 @@ def save(
     """Write a model to one file, from which `load` rebuilds it.
 
     The file holds class name, config and state dict: one dict of plain values and tensors, which
-    `torch.load(weights_only=True)` can read.
-    It is written beside its place and renamed, so a killed save leaves the old file as it was.
+    `torch.load(weights_only=True)` can read. It is written under a temporary name and renamed, so an
+    interrupted save leaves the old file unchanged.
 
     Args:
         model: Any module. `load` rebuilds classes of the library; for others it needs its argument

@@ -23,7 +23,7 @@ MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 @checked
 def parameter_table(model: nn.Module) -> list[tuple[str, int]]:
-    """Name and number of values of every parameter, in the order of registration, and the total.
+    """Return name and number of values of every parameter, in order of registration, and the total.
 
     A parameter that is used under several names is listed and counted once.
 
@@ -42,7 +42,7 @@ def parameter_table(model: nn.Module) -> list[tuple[str, int]]:
 def format_parameter_table(model: nn.Module) -> str:
     """Format `parameter_table` as text: a line per parameter, the total under a rule.
 
-    Use it to look at a model; to compute with the numbers take the table itself.
+    Use it to print a model; to compute with the numbers, use `parameter_table`.
 
     Args:
         model: Any module.
@@ -68,15 +68,15 @@ def format_parameter_table(model: nn.Module) -> str:
 def peak_tensor_bytes(call: Callable[[], object], *, of_shapes: bool = False) -> int:
     """Return the most bytes of tensors made by `call` that were alive at one moment.
 
-    The number is the same in every run and for every number of threads, so a test can rely on it.
-    It counts storages, so views and in-place results add nothing, and a backward pass inside `call`
-    is included. It does not see the work space inside a kernel, the inside of a compiled function,
-    or sparse tensors.
+    The number is the same in every run and for every number of threads, so a test can rely on it. It
+    counts storages, so views and in-place results add nothing, and a backward pass inside `call` is
+    included. It does not count the workspace inside a kernel, the inside of a compiled function, or
+    sparse tensors.
 
     Args:
-        call: What is measured; it takes no arguments, and its result is thrown away.
-        of_shapes: Count the tensors that have shapes only (on the meta device, or fake), and what
-            they would take, instead of those in memory.
+        call: Function to measure; it takes no arguments, and its result is discarded.
+        of_shapes: Count tensors without values (on the meta device, or fake) by the memory that they
+            would take, instead of tensors in memory.
 
     Examples:
         >>> x = torch.zeros(256)
@@ -104,20 +104,20 @@ def count_flops(
 ) -> int | tuple[int, dict[str, int]]:
     """Count the floating-point operations of the convolutions and matrix products of `call`.
 
-    Backward passes inside `call` are included, and a multiply-add is two operations. Which operators
-    are counted is the choice of `torch.utils.flop_counter`: convolutions, matrix products, and some
-    forms of attention. Elementwise operations and sums are in no count. Whatever else computes (FFT,
-    pooling, resizing, normalization, `grid_sample`, recurrent layers and attention on the CPU,
-    custom operators) counts as nothing, so ask for `uncounted` before you compare two networks.
+    Backward passes inside `call` are included, and a multiply-add is two operations. Which operators are
+    counted is the choice of `torch.utils.flop_counter`: convolutions, matrix products, and some forms of
+    attention. Elementwise operations and sums are not counted. All other operations (FFT, pooling,
+    resizing, normalization, `grid_sample`, recurrent layers and attention on the CPU, custom operators)
+    are not counted either, so check `uncounted` before you compare two networks.
 
     Args:
-        call: What is measured; it takes no arguments, and its result is thrown away.
-        uncounted: Return the operators that count as nothing too. Code outside of torch, and the
-            inside of a compiled function, are not seen.
+        call: Function to measure; it takes no arguments, and its result is discarded.
+        uncounted: Also return the operators that are not counted. Code outside of torch, and the inside
+            of a compiled function, cannot be detected.
 
     Returns:
-        The number of operations; with `uncounted`, that and the number of calls of each operator that
-        is not in it, by name.
+        The number of operations; with `uncounted`, also the number of calls of each operator that is not
+        counted, by name.
 
     Examples:
         >>> count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5))
@@ -135,17 +135,16 @@ def count_flops(
 def peak_resident_bytes(call: Callable[[], object]) -> int | None:
     """Measure how far the resident memory of this process grows during `call`.
 
-    Everything counts that the system had to give, work space inside kernels included, and memory
-    that was given before is not counted again. Below 16 MiB the kernel's own rounding shows. It
-    lowers malloc's threshold for large blocks, for the rest of the process, so measure times
-    elsewhere.
+    All memory counts that the system allocates during the call, including workspace inside kernels;
+    memory that the process had before does not count. Below 16 MiB the result is imprecise, because the
+    operating system rounds its counts. The function lowers malloc's threshold for large blocks for the
+    rest of the process, so measure times in another process.
 
     Args:
-        call: What is measured; it takes no arguments, and its result is thrown away.
+        call: Function to measure; it takes no arguments, and its result is discarded.
 
     Returns:
-        Bytes, or None where the system does not keep count: outside Linux, or where `/proc` is
-        closed.
+        Bytes, or None if the system does not count them: outside Linux, or if `/proc` is not readable.
 
     Examples:
         >>> grown = peak_resident_bytes(lambda: torch.ones(2**24))  # 64 MiB of floats

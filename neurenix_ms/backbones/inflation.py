@@ -82,7 +82,7 @@ def inflate(module: nn.Module) -> nn.Module:
             setattr(module.get_submodule(parent), name, _turned(child))
         elif type(child).__name__.endswith("2d") and not any(child.children()):
             raise ValueError(
-                f"inflate needs modules that have a form of three axes, got {path} {child}"
+                f"inflate needs modules that have a 3-D counterpart, got {path} {child}"
             )
     return module
 
@@ -150,7 +150,7 @@ def _pool(make: Callable[..., nn.Module], *names: str) -> Callable[[Any], nn.Mod
 
 def _upsample(flat: nn.Upsample) -> nn.Module:
     if flat.mode == "bicubic":
-        raise ValueError(f"inflate needs modules that have a form of three axes, got {flat}")
+        raise ValueError(f"inflate needs modules that have a 3-D counterpart, got {flat}")
     mode = "trilinear" if flat.mode == "bilinear" else flat.mode
     return nn.Upsample(_three(flat.size), _three(flat.scale_factor), mode, flat.align_corners)
 

@@ -21,7 +21,7 @@ def named_network(name: str, weights: Any, options: Mapping[str, Any]) -> nn.Mod
     refused = [option for option in options if option.startswith(REFUSED)]
     if refused:
         raise ValueError(
-            "options must shape the network; give weights= of Backbone for pretrained ones, "
+            "options must not select weights; use weights= of Backbone for pretrained ones, "
             f"got {', '.join(refused)}"
         )
     from torchvision import models

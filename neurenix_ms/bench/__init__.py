@@ -1,4 +1,4 @@
-"""Time, memory and operations of modules side by side: in scripts, in test suites, and as reports."""
+"""Compare time, memory and FLOPs of modules: in scripts, in test suites, and as reports."""
 
 from neurenix_ms.bench.compared import Compared, compare
 from neurenix_ms.bench.predicting import MemoryPrediction, predict_memory

@@ -1,4 +1,4 @@
-"""Charts of what was measured: bars, how cost grows, and which way no other one beats."""
+"""Charts of measured costs: bars, growth and Pareto fronts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from neurenix_ms.bench.results import COLUMNS, Row, as_number
 from neurenix_ms.bench.svg import ACCENT, FONT, INK, svg, text
 from neurenix_ms.bench.tables import GROWING, exponent, series
 
-WIDTH = 360  # of a chart; about a telephone's screen
+WIDTH = 360  # of a chart; about the width of a phone screen
 HEIGHT = 200
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 28, 34
 LINE = 14
@@ -55,7 +55,7 @@ def growth(rows: Sequence[Row], group: str, name: str, field: str) -> str | None
         field: One of time, tensor_peak_bytes and flops.
 
     Returns:
-        The chart, or None if no way was measured at three values or more.
+        The chart, or None if no variant was measured at three values or more.
     """
     found = []
     for words, cases in series(rows, name):
@@ -82,19 +82,19 @@ def growth(rows: Sequence[Row], group: str, name: str, field: str) -> str | None
 
 
 def pareto(rows: Sequence[Row], group: str, across: str, up: str) -> str | None:
-    """Draw two figures of every way in one setting; a line joins those that no other way beats in both.
+    """Draw two figures of every variant in one setting; a line joins the Pareto-optimal variants.
 
-    Ways are compared in the setting with most of them; of several, the last, which is the largest as a
-    rule.
+    The setting with most variants is drawn; if there are several, the last one, which usually is the
+    largest.
 
     Args:
         rows: The cases of a group.
         group: Its name, for the title.
         across: The cost, for example "time".
-        up: What it buys, smaller being better too, for example "error" or "params".
+        up: The other figure, better if smaller, for example "error" or "params".
 
     Returns:
-        The chart, or None if fewer than two ways have both figures above zero and finite.
+        The chart, or None if fewer than two variants have both figures above zero and finite.
     """
     settings: dict[str, list[Row]] = {}
     for row in rows:
@@ -126,7 +126,7 @@ def pareto(rows: Sequence[Row], group: str, across: str, up: str) -> str | None:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other one beats in both numbers, from left to right.
+    """Return the Pareto-optimal points, from left to right.
 
     Args:
         points: Pairs of costs.

@@ -1,4 +1,4 @@
-"""Benchmarks of a commit and of the present tree, each run in a tree of its own."""
+"""Benchmarks of a commit and of the working tree, each run in a separate worktree."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from neurenix_ms.bench.results import Report, read
 
 
 def measured_at(base: str, only: Sequence[str], here: Path | None = None) -> tuple[Report, Report]:
-    """Run the benchmarks of a commit, then those of the present tree.
+    """Run the benchmarks of a commit, then those of the working tree.
 
     Args:
         base: The commit.

@@ -1,4 +1,4 @@
-"""Comparison of several ways to one result, without pytest: for a notebook or a script."""
+"""Comparison of several implementations of one computation, for notebooks and scripts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,13 +14,13 @@ from neurenix_ms.bench.timing import Timed
 
 
 class Compared(Report):
-    """What `compare` measured; `print` shows it as a table.
+    """Results of `compare`; `print` shows them as a table.
 
-    Read single figures off `groups`, which has the cases under the name "forward" or "training step".
+    `groups` contains the single figures: the cases by group, "forward" or "training step".
 
     Args:
-        content: The cases as they stand in a JSON of pytest-benchmark.
-        problems: What was not measured, and why.
+        content: The cases in the JSON format of pytest-benchmark.
+        problems: Descriptions of what could not be measured, and why.
 
     Examples:
         >>> found = compare({"exp": torch.exp, "sin": torch.sin}, torch.ones(8), timed=False)
@@ -57,42 +57,43 @@ def compare(
     items: int | None = None,
     timed: bool = True,
 ) -> Compared:
-    """Time, memory and operations of several ways to one result, beside one of them.
+    """Compare time, memory and FLOPs of several implementations of one computation.
 
-    Use it in a notebook or a script; in a test suite, the fixture `measure` takes the same arguments,
-    and what it measures is saved and compared by pytest-benchmark. All ways run on the same inputs, in
-    turns. Modules are copied, so they stay as they are. What fails is named in `problems`, and the rest
-    is measured all the same: a way that raises or whose result is not that of the reference, inputs
-    that cannot be made, and a device that is missing.
+    Use it in a notebook or a script. In a test suite, the fixture `measure` takes the same arguments,
+    and pytest-benchmark saves and compares its results. All variants run on the same inputs,
+    alternately. Modules are copied, so they do not change. If a variant raises an error or differs from
+    the reference, inputs cannot be made, or a device is missing, `problems` names it, and everything
+    else is measured.
 
     Args:
-        ways: Modules, or functions of the inputs, by name.
-        inputs: One argument (a tensor, a list of feature maps), a tuple of several, or a function of
-            `batch` and `size` that makes them.
-        reference: The name of the way that the others are compared with; the first one if None.
+        ways: The variants: modules, or functions of the inputs, by name.
+        inputs: One argument (a tensor, a list of feature maps), a tuple of several arguments, or a
+            function of `batch` and `size` that returns them.
+        reference: Name of the variant that the others are compared with; the first one if None.
         train: Measure a training step (forward in training mode, backward) instead of a forward pass
             without gradients. Gradients with respect to an input count where it requires them.
-        equal: Refuse a way whose result differs from that of the reference. With False it is measured,
-            and the record says that the results differ.
-        tolerance: Largest difference, divided by the largest value of the reference, of equal results;
-            by dtype if None (1e-4 for float32).
-        sizes: What `inputs` is called with; this and the next five are one value or a list of them.
-        batch: The same.
+        equal: Do not measure a variant whose result differs from that of the reference. With False it is
+            measured, and the difference is reported.
+        tolerance: Largest difference of results that count as equal, divided by the largest value of the
+            reference; None selects it by dtype (1e-4 for float32).
+        sizes: Size with which `inputs` is called. This argument and the next five take one value or a
+            list of values.
+        batch: Batch size with which `inputs` is called.
         dtype: Convert modules and inputs to this dtype.
-        device: Where to run; a GPU if there is one.
-        compile: Compile modules by `torch.compile`. Live tensors inside compiled code cannot be seen,
-            so their peak is left out; operations are those of the plain module.
+        device: Device to run on; by default a GPU if there is one.
+        compile: Compile modules by `torch.compile`. Live tensors inside compiled code cannot be
+            measured, so their peak is left out. FLOPs are those of the module without compilation.
         channels_last: Use the memory format channels_last.
-        rounds: Number of timed rounds; as many as fit two seconds if None.
-        items: Number of samples of a call; by default the length of the first tensor.
-        timed: Measure time; bytes and operations always are.
+        rounds: Number of timed rounds; None runs as many as take about two seconds.
+        items: Number of samples in a call; by default the length of the first tensor.
+        timed: Whether to measure time. Bytes and FLOPs are always measured.
 
     Returns:
-        The cases as a report, with the names of what could not be measured.
+        The results, with a list of what could not be measured.
 
     Raises:
-        ValueError: If there is no way, no such reference, no such dtype or device in torch, or an
-            option is of another kind or out of range.
+        ValueError: If there is no variant, no such reference, no such dtype or device in torch, or an
+            option has the wrong type or is out of range.
 
     Examples:
         >>> conv = torch.nn.Conv2d(3, 8, 3)

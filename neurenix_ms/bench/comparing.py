@@ -1,4 +1,4 @@
-"""Whether several ways give one result, and the calls by which their costs are measured."""
+"""Comparison of the results of several variants, and the calls whose costs are measured."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ ON_A_GPU = 1e-3  # of float32, whose products are rounded there
 
 
 class Results:
-    """What one way returned, with the gradients of the inputs where it is trained."""
+    """Results of one variant, with the gradients of the inputs in a training step."""
 
     def __init__(self, way: Callable[..., Any], inputs: tuple[Any, ...], train: bool) -> None:
         torch.manual_seed(0)
@@ -30,7 +30,7 @@ class Results:
             self.gradients = [torch.zeros_like(x) if g is None else g for g, x in pairs]
 
     def differs_from(self, other: "Results") -> str | None:
-        """Return what cannot be compared at all: numbers or shapes of tensors; None if all can."""
+        """Return why the results cannot be compared (number or shapes of tensors); None if they can."""
         for name in ("outputs", "gradients"):
             mine, theirs = getattr(self, name), getattr(other, name)
             shapes, wanted = ([tuple(x.shape) for x in xs] for xs in (mine, theirs))
@@ -44,7 +44,7 @@ class Results:
         return max((_error(mine, theirs) for mine, theirs in pairs), default=0.0)
 
     def tolerance(self) -> float:
-        """Return how far results of this kind may differ and still be called equal."""
+        """Return the largest difference at which results of this dtype count as equal."""
         floating = [x for x in self.outputs if x.is_floating_point() or x.is_complex()]
         widths = [
             TOLERANCES.get(x.real.dtype if x.is_complex() else x.dtype, 0.1) for x in floating

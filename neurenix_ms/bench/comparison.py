@@ -1,4 +1,4 @@
-"""All ways of a comparison in one form: checked against the reference, then measured."""
+"""All variants of a comparison in one form: checked against the reference, then measured."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ Way = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every form.
+    """Options that hold for all forms.
 
     Args:
-        reference: Name of the way that the others are compared with.
+        reference: Name of the variant that the others are compared with.
         train: Measure a training step.
-        equal: Refuse a way whose result is another.
-        tolerance: Largest difference of equal results, by dtype if None.
-        rounds: Number of timed rounds; as many as fit two seconds if None.
+        equal: Do not measure a variant whose result differs.
+        tolerance: Largest difference of results that count as equal, by dtype if None.
+        rounds: Number of timed rounds; None runs as many as take about two seconds.
         items: Number of samples of a call; the length of the first tensor if None.
         timed: Measure time.
         resident: Measure resident memory.
 
     Raises:
-        ValueError: If a number is none or out of range.
+        ValueError: If a number has the wrong type or is out of range.
     """
 
     reference: str
@@ -58,7 +58,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured of one way."""
+    """Measured figures of one variant."""
 
     name: str
     measured: dict[str, Any]
@@ -66,10 +66,10 @@ class Found:
 
 
 def check_ways(ways: Any, reference: str | None) -> tuple[dict[str, Way], str]:
-    """Return ways by name, and the name of the reference, which is the first one if None is given.
+    """Return the variants by name, and the name of the reference, by default the first one.
 
     Raises:
-        ValueError: If there is no way, or no such reference.
+        ValueError: If there is no variant, or no such reference.
     """
     if not isinstance(ways, Mapping) or not ways:
         raise ValueError(f"ways must be modules or functions by name, got {shown(ways)}")
@@ -83,10 +83,10 @@ def check_ways(ways: Any, reference: str | None) -> tuple[dict[str, Way], str]:
 
 
 class Comparison:
-    """Ways in one form.
+    """Variants in one form.
 
     Args:
-        question: What is asked.
+        question: Options of the comparison.
         form: Size, batch, dtype and so on.
     """
 
@@ -95,10 +95,10 @@ class Comparison:
         self.problems: list[tuple[str, str]] = []  # of a way, in words
 
     def measured(self, ways: Mapping[str, Way], made: Any) -> list[Found]:
-        """Return figures of each way that runs and gives what the reference gives.
+        """Return figures of each variant that runs and has the result of the reference.
 
-        What is wrong with the others, or with the device or the inputs, is added to `problems`. If the
-        reference fails, nothing is returned.
+        Errors of the others, of the device or of the inputs are added to `problems`. If the reference
+        fails, nothing is returned.
         """
         inputs = self._inputs(made)
         if inputs is None:
@@ -120,7 +120,7 @@ class Comparison:
             below = None if final[name] is plain_way else self._call(plain_way, inputs)
             try:
                 figures = self._costs(calls[name], inputs, timed.get(name), way, below)
-            except Exception as error:  # of any kind: it is that of a user's module
+            except Exception as error:  # a user's module may raise any exception
                 if self._failed(name, error, calls):
                     break
                 continue
@@ -131,23 +131,23 @@ class Comparison:
         return [found[name] for name in plain if name in found]
 
     def _inputs(self, made: Any) -> tuple[Any, ...] | None:
-        """Return the arguments of a call, or None if the device or what makes them fails."""
+        """Return the arguments of a call, or None if the device or their function fails."""
         try:
             check_device(self.form.device)
             torch.manual_seed(0)
             return self.form.inputs(made)
         except ValueError as error:
             self._complain("", str(error))
-        except Exception as error:  # of any kind: it is that of a user's function
+        except Exception as error:  # a user's function may raise any exception
             self._complain("", f"inputs must be made without errors, got {in_words(error)}")
         return None
 
     def _compared(
         self, ways: Mapping[str, Way], inputs: tuple[Any, ...]
     ) -> tuple[dict[str, Way], dict[str, Way], dict[str, dict[str, Any]]]:
-        """Return the ways that can be measured, the same in their final form, and how they differ.
+        """Return the variants that can be measured, also in their final form, and their differences.
 
-        Results are those of the final form, which is compiled where that is asked for.
+        Results are those of the final form, which is compiled if `compile` is set.
         """
         reference = self.question.reference
         kept: dict[str, Way] = {}
@@ -161,7 +161,7 @@ class Comparison:
                 results = Results(final[name], inputs, self.question.train)
                 wanted = wanted or results
                 words, error_size = self._difference(results, wanted)
-            except Exception as error:  # of any kind: it is that of a user's module
+            except Exception as error:  # a user's module may raise any exception
                 if self._failed(name, error, ways):
                     return {}, {}, {}
                 continue
@@ -198,7 +198,7 @@ class Comparison:
         return call_of(way, inputs, self.question.train)
 
     def _timed(self, calls: dict[str, Callable[[], object]]) -> dict[str, Timed]:
-        """Time all calls in turns; if one fails, drop it from `calls` and time the others again."""
+        """Time all calls alternately; if one fails, drop it from `calls` and time the others again."""
         asked = self.question
         rounds = 1 if asked.resident else asked.rounds
         while asked.timed and calls:
@@ -212,7 +212,7 @@ class Comparison:
         return {}
 
     def _failed(self, name: str, error: Exception, ways: Iterable[str]) -> bool:
-        """Add a way that has failed to `problems`, and all others if it is the reference."""
+        """Add a variant that has failed to `problems`, and all others if it is the reference."""
         self._complain(name, f"raised {in_words(error)}")
         if name != self.question.reference:
             return False
@@ -261,5 +261,5 @@ class _CallError(Exception):
 def _watched(name: str, call: Callable[[], object]) -> None:
     try:
         call()
-    except Exception as error:  # of any kind: it is that of a user's module
+    except Exception as error:  # a user's module may raise any exception
         raise _CallError(name, error) from error

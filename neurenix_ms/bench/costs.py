@@ -1,4 +1,4 @@
-"""Everything that a call costs but its time: operations, live tensors, resident memory, parameters."""
+"""Costs of a call except time: FLOPs, live tensors, resident memory, parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,14 +23,14 @@ def costs(
     """Measure the figures of a call, by name.
 
     Args:
-        call: What is measured.
-        items: Number of samples that it handles.
+        call: Function to measure.
+        items: Number of samples that it processes.
         median: Seconds that it takes, if they are known.
         model: Gives the number of parameters.
         dtype: That of its matrix products.
         device: Where it runs.
         resident: Measure resident memory too; on a GPU the peak of torch's allocator always is.
-        plain: The same without compilation, where `call` is compiled: its operations are counted.
+        plain: The same without compilation, if `call` is compiled: its FLOPs are counted.
     """
     flops, uncounted = count_flops(plain or call, uncounted=True)
     rate = matmul_rate(dtype, device) if median and flops else None

@@ -1,4 +1,4 @@
-"""The forms in which ways are compared: size, batch, dtype, device, memory format, compiled or not."""
+"""Forms in which variants are compared: size, batch, dtype, device, memory format, compiled or not."""
 
 import copy
 import inspect
@@ -24,11 +24,11 @@ class Form:
     Args:
         device: Where everything runs.
         dtype: Of parameters and inputs; as they are if None.
-        size: What `inputs` is called with.
-        batch: The same.
+        size: Size with which `inputs` is called.
+        batch: Batch size with which `inputs` is called.
         compile: Whether modules are compiled.
         channels_last: Whether images and volumes have their channels last in memory.
-        params: The part of this that was asked for, by name, as it stands in names and tables.
+        params: The options that were given, by name, as shown in names and tables.
     """
 
     device: torch.device
@@ -111,7 +111,7 @@ def forms(
     """Return every combination of the values; each argument is None, one value or a list of values.
 
     Raises:
-        ValueError: If a dtype or a device is none, or `compile` or `channels_last` is no flag.
+        ValueError: If a dtype or a device is invalid, or `compile` or `channels_last` is not a bool.
     """
     axes = {
         "size": _values(sizes),
@@ -157,7 +157,7 @@ def check_device(device: torch.device) -> None:
     """Raise unless this machine has the device.
 
     Raises:
-        ValueError: If it has not, or the device holds no values.
+        ValueError: If it does not, or the device is "meta".
     """
     if device.type == "meta":
         raise ValueError(
@@ -195,7 +195,7 @@ def _values(given: Any) -> list[Any]:
 
 
 def _short(value: Any) -> Any:
-    """Return a value as it stands in the name of a case."""
+    """Return a value in the form of the name of a case."""
     if isinstance(value, torch.dtype | torch.device):
         return str(value).removeprefix("torch.")
     if isinstance(value, Sequence) and not isinstance(value, str):

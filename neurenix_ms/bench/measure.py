@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Measure:
-    """Measures one call (`measure(call)`) or several ways to one result (`measure.compare`).
+    """Measure one call (`measure(call)`), or compare several implementations (`measure.compare`).
 
     Args:
         benchmark: The fixture of pytest-benchmark.
@@ -63,17 +63,17 @@ class Measure:
         """Record one case: the test itself.
 
         Args:
-            call: What is measured; it takes no arguments and handles `items` samples.
+            call: Function to measure; it takes no arguments and processes `items` samples.
             items: Number of samples of a call.
             model: Gives the number of parameters.
             x: Gives shape and dtype of the input.
             dtype: That of the products if it is another.
-            rounds: Number of timed calls; one where a call takes more than five seconds.
+            rounds: Number of timed calls; one if a call takes more than five seconds.
             resident: Whether resident memory is measured under `--bench-resident`. False skips the
                 test then; None measures it.
             against: The reference, timed in pairs with `call`.
-            held: Whether bytes and operations are stored by `--bench-store` and held to what is stored
-                by `--bench-check`.
+            held: Whether bytes and FLOPs are stored by `--bench-store` and compared with the stored
+                values by `--bench-check`.
 
         Returns:
             What was recorded.
@@ -129,42 +129,42 @@ class Measure:
         name: str | None = None,
         held: bool = True,
     ) -> list[dict[str, Any]]:
-        """Measure several ways to one result, each in every form asked for, beside one of them.
+        """Compare several implementations of one computation, in every requested form.
 
-        All ways run on the same inputs. Modules are copied, so they stay as they are. A way that
-        raises, or whose result is not that of the reference, is reported at the end of the test, and
-        the others are measured all the same.
+        All variants run on the same inputs. Modules are copied, so they do not change. A variant that
+        raises an error or differs from the reference is reported at the end of the test, and the others
+        are still measured.
 
         Args:
-            ways: Modules, or functions of the inputs, by name.
-            inputs: One argument (a tensor, a list of feature maps), a tuple of several, or a function
-                of `batch` and `size` that makes them.
-            reference: The name of the way that the others are compared with; the first one if None.
+            ways: The variants: modules, or functions of the inputs, by name.
+            inputs: One argument (a tensor, a list of feature maps), a tuple of several, or a function of
+                `batch` and `size` that returns them.
+            reference: Name of the variant that the others are compared with; the first one if None.
             train: Measure a training step (forward in training mode, backward) instead of a forward
                 pass without gradients. Gradients with respect to an input count where it requires them.
-            equal: Refuse a way whose result differs from that of the reference. With False it is
-                measured, and the record says that the results differ.
-            tolerance: Largest difference, divided by the largest value of the reference, of equal
-                results; by dtype if None (1e-4 for float32).
-            sizes: What `inputs` is called with; this and the next five are one value or a list of
-                them, and an option on the command line takes their place.
-            batch: The same.
+            equal: Do not measure a variant whose result differs from that of the reference. With False
+                it is measured, and the difference is reported.
+            tolerance: Largest difference of results that count as equal, divided by the largest value of
+                the reference; None selects it by dtype (1e-4 for float32).
+            sizes: Size with which `inputs` is called. This argument and the next five take one value or
+                a list of values; an option on the command line replaces them.
+            batch: Batch size with which `inputs` is called.
             dtype: Convert modules and inputs to this dtype.
             device: Where to run.
             compile: Compile modules by `torch.compile`. Live tensors inside compiled code cannot be
-                seen, so their peak is left out; operations are those of the plain module.
+                measured, so their peak is left out. FLOPs are those of the module without compilation.
             channels_last: Use the memory format channels_last.
-            rounds: Number of timed rounds; as many as fit two seconds if None.
-            items: Number of samples of a call; by default the length of the first tensor.
-            name: Tells several comparisons of one test apart.
-            held: As for a single call.
+            rounds: Number of timed rounds; None runs as many as take about two seconds.
+            items: Number of samples in a call; by default the length of the first tensor.
+            name: Name of the comparison, if a test has several.
+            held: See the call with a single function.
 
         Returns:
-            What was recorded, one entry per form and way.
+            Recorded cases, one per form and variant.
 
         Raises:
-            ValueError: If there is no way or no such reference, or an option is of another kind or out
-                of range.
+            ValueError: If there is no variant or no such reference, or an option has the wrong type or
+                is out of range.
         """
         ways, reference = check_ways(ways, reference)
         session, benchmark = self._session, self._benchmark

@@ -91,7 +91,7 @@ def _looked_up(name: str) -> Any:
         )
     found = importlib.import_module(module)
     if not hasattr(found, last):
-        raise ValueError(f"{module} must have what is asked for, got {last!r}")
+        raise ValueError(f"{module} must have an attribute {last!r}, got none")
     return getattr(found, last)
 
 

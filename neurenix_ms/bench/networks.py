@@ -34,14 +34,14 @@ def networks_table(
 ) -> str:
     """Measure networks by name with every input.
 
-    A network that cannot be built, or refuses an input, gets a line that says so.
+    The error of a network that cannot be built or run is reported in a line below the table.
 
     Args:
         names: As `network_named` takes them.
         inputs: Shapes of the arguments of a call: each is a shape, or a list of them for a list of
             feature maps.
         device: Where they run.
-        kwargs: Arguments by name that are no tensors, such as the `num_steps` of a forecast.
+        kwargs: Keyword arguments that are not tensors, such as the `num_steps` of a forecast.
         train: Measure a training step instead of a forward pass.
         only_predict: Predict memory from shapes, and run nothing.
 
@@ -60,7 +60,7 @@ def networks_table(
                     cells, uncounted = _measured(
                         network, shapes, kwargs or {}, device, train, only_predict
                     )
-            except Exception as error:  # of any kind: it is that of somebody's network
+            except Exception as error:  # a user's network may raise any exception
                 notes.append(f"{name} at {size}: {in_words(error)}")
                 continue
             lines.append([name, size, *cells])

@@ -33,9 +33,9 @@ Shape = Sequence[int] | Sequence[Sequence[int]]
 class MemoryPrediction:
     """Predicted bytes of a call of a network.
 
-    Compare `total` with the free memory of the device. It does not include work space inside kernels,
+    Compare `total` with the free memory of the device. It does not include workspace inside kernels,
     cached memory of the allocator, and the state of an optimizer (for Adam, twice the parameters).
-    Kernels of recurrent layers such as `nn.LSTM` keep such work space from forward to backward.
+    Kernels of recurrent layers such as `nn.LSTM` keep such workspace from forward to backward.
 
     Args:
         parameters: Bytes of parameters and buffers.
@@ -87,7 +87,7 @@ def predict_memory(
         shape: Shape of the input, `(B, C, *S)`, or a list of shapes for a list of feature maps.
         args: Shapes of further tensors that the network is called with, such as a condition `(B, K)`, or
             velocities beside a density.
-        kwargs: Arguments by name that are no tensors, such as the `num_steps` of a forecast.
+        kwargs: Keyword arguments that are not tensors, such as the `num_steps` of a forecast.
         train: Predict a training step (forward and backward of a mean square) instead of a forward
             pass without gradients.
         checkpointing: Train inside `enable_gradient_checkpointing`.
@@ -155,7 +155,7 @@ def _peak(
             copied.train(train)
             with torch.set_grad_enabled(train):
                 return peak_tensor_bytes(call(copied), of_shapes=True)
-    except Exception as error:  # of any kind: it is that of somebody's network
+    except Exception as error:  # a user's network may raise any exception
         raise ValueError(
             f"model must run on tensors of this shape without their values, got {in_words(error)}"
         ) from error
@@ -211,7 +211,7 @@ def _as_named(kwargs: Any) -> dict[str, Any]:
         raise ValueError(f"kwargs must be arguments by name, got {shown(kwargs)}")
     for name, value in (kwargs or {}).items():
         if isinstance(value, Tensor):
-            raise ValueError(f"kwargs[{name!r}] must be no tensor, got {shown(value)}; use args")
+            raise ValueError(f"kwargs[{name!r}] must not be a tensor, got {shown(value)}; use args")
     return dict(kwargs or {})
 
 

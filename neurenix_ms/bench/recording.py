@@ -1,4 +1,4 @@
-"""What was measured, handed to pytest-benchmark so that it is saved, compared and drawn there."""
+"""Pass measured figures to pytest-benchmark, which saves, compares and draws them."""
 
 import copy
 import platform
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Case:
-    """One way in one form: its names, and what was measured.
+    """One variant in one form: its names, and the measured figures.
 
     Args:
-        group: The question it answers.
-        name: Name of the test, with everything that it varies in brackets.
-        nodeid: The same with the file in front.
-        params: What it varies, by name; `variant` is the name of the way.
+        group: Group of cases that are compared.
+        name: Name of the test, with all varied values in brackets.
+        nodeid: The same, after the name of the file.
+        params: Varied values by name; `variant` is the name of the variant.
         measured: Figures by name.
     """
 
@@ -75,7 +75,7 @@ def described(device: torch.device, threads: int) -> dict[str, Any]:
 def content_of(
     cases: Iterable[tuple[Case, Timed | None]], description: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return cases as they stand in a JSON of pytest-benchmark."""
+    """Return cases in the JSON format of pytest-benchmark."""
     benchmarks = [
         {
             "group": case.group,

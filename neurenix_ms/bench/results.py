@@ -1,4 +1,4 @@
-"""What was measured in one run, read from a JSON of pytest-benchmark."""
+"""Results of one run, read from a JSON file of pytest-benchmark."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ class Report:
 
 
 class Row:
-    """One case: its parameters, what was measured, and the way that it is compared with."""
+    """One case: its parameters, its figures, and the variant that it is compared with."""
 
     def __init__(self, case: Mapping[str, Any]) -> None:
         params = dict(case.get("params") or {})
@@ -68,7 +68,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The way, and what is varied."""
+        """The variant, and the varied values."""
         return " · ".join([self.variant, *(f"{name} {x}" for name, x in self.setting.items())])
 
     def value(self, field: str) -> Any:
@@ -88,7 +88,7 @@ class Row:
         return words if ratio is None else f"{words} ({ratio:.2f}x)"
 
     def ratio(self, field: str) -> float | None:
-        """Return the figure over that of the baseline; times as measured in pairs, where they were."""
+        """Return the figure divided by that of the baseline; for times, the paired ratio if measured."""
         if self.baseline is None or self.baseline is self or field in NEVER_DIVIDED:
             return None
         if field == "time" and self.value("time_ratio") is not None:
@@ -142,7 +142,7 @@ def load_content(path: Path) -> dict[str, Any]:
     if written != BENCH_FORMAT:
         raise ValueError(
             f"{path} must have format {BENCH_FORMAT}, got {written}; read it with the version of "
-            "neurenix_ms that wrote it, or measure anew"
+            "neurenix_ms that wrote it, or measure again"
         )
     _check_machine(f"{path}", content)
     for i, case in enumerate(cases):

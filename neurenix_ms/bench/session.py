@@ -1,4 +1,4 @@
-"""What all tests of one run share: options, device, stored figures, measured cases."""
+"""State that all tests of a run share: options, device, stored figures, measured cases."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Options of the command line as values, and what was measured so far.
+    """Options of the command line as values, and the cases measured so far.
 
     Args:
-        config: Of this run of pytest.
+        config: Config of this run of pytest.
 
     Raises:
-        ValueError: If an option has no meaning.
+        ValueError: If an option is invalid.
     """
 
     def __init__(self, config: "pytest.Config") -> None:
@@ -76,12 +76,12 @@ class Session:
         return stored.complaint(key, measured, self.stored)
 
     def finish(self) -> None:
-        """Write what is to be stored."""
+        """Write the figures to store."""
         if self._found:
             stored.store(self._found, self.file)
 
     def content(self) -> dict[str, Any]:
-        """Return the compared cases as they stand in a JSON of pytest-benchmark."""
+        """Return the compared cases in the JSON format of pytest-benchmark."""
         return content_of(self.cases, self.description())
 
     def description(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two runs of the same benchmarks, case by case."""
+"""Comparison of two runs of the same benchmarks, case by case."""
 
 from neurenix_ms.bench.results import COLUMNS, Report, Row
 from neurenix_ms.bench.tables import aligned
@@ -13,7 +13,7 @@ def as_text(before: Report, after: Report, everything: bool = False) -> str:
     Args:
         before: The first run.
         after: The second.
-        everything: Show cases in which nothing has changed too.
+        everything: Also show unchanged cases.
     """
     old, new = by_name(before), by_name(after)
     shared = [name for name in new if name in old]
@@ -45,7 +45,7 @@ def by_name(report: Report) -> dict[str, Row]:
 
 
 def change(old: Row, new: Row, field: str) -> float | None:
-    """Return a figure after, divided by that before; None where it was not measured or was nothing."""
+    """Return a figure after, divided by that before; None if it was not measured or was 0."""
     a, b = old.value(field), new.value(field)
     return b / a if a and b is not None else None
 

@@ -1,4 +1,4 @@
-"""Bytes and operations that were stored, and a complaint where a case now takes more."""
+"""Stored bytes and FLOPs, and a message if a case now takes more."""
 
 import json
 from collections.abc import Mapping

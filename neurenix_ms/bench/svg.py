@@ -1,4 +1,4 @@
-"""Inline SVG that follows the light and the dark theme of the page it stands in."""
+"""Inline SVG that follows the light and the dark theme of its page."""
 
 from collections.abc import Sequence
 from html import escape
@@ -15,10 +15,10 @@ def svg(
 
     Args:
         parts: Elements, as text.
-        width: Width of the image in its own units, about a pixel of a telephone each.
+        width: Width of the image in its own units, each about a pixel of a phone.
         height: Height in the same units.
-        title: What the image shows, for those who cannot see it.
-        enlarged: Most pixels per unit, where the page is wide.
+        title: Description of the image for screen readers.
+        enlarged: Largest number of pixels per unit on a wide page.
     """
     name = escape(title)
     body = "".join(parts).replace("\n", " ")

@@ -1,4 +1,4 @@
-"""Tables of what was measured: Markdown, CSV, and text for a terminal."""
+"""Tables of results: Markdown, CSV, and text for a terminal."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ def as_markdown(report: Report, group: str | None = None) -> str:
 
     Args:
         report: A run.
-        group: The question, for example "pooling/forward"; all of them if None.
+        group: Group of cases, for example "pooling/forward"; all of them if None.
 
     Returns:
         The machine, then a table, with the name of the group above it if all are shown.
@@ -84,7 +84,7 @@ def growth_table(rows: Sequence[Row]) -> str | None:
 
 
 def left_out(rows: Sequence[Row]) -> str | None:
-    """Return the operators whose operations are in no count, by way; None if there is none."""
+    """Return the operators that are not counted, by variant; None if there are none."""
     by_way: dict[str, dict[str, None]] = {}
     for row in rows:
         by_way.setdefault(row.variant, {}).update(dict.fromkeys(row.value("uncounted") or ()))
@@ -145,7 +145,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def cells(rows: Sequence[Row], columns: Mapping[str, Any]) -> list[list[str]]:
-    """Return the head and a line per case: what is varied, the way and the measured figures."""
+    """Return the head and a line per case: varied values, variant and measured figures."""
     settings = list(dict.fromkeys(name for row in rows for name in row.setting))
     fields = [name for name in columns if _is_measured(rows, name)]
     heads = [columns[f] if isinstance(columns[f], str) else columns[f][0] for f in fields]

@@ -1,4 +1,4 @@
-"""Time of calls, measured side by side so that their ratio is steady."""
+"""Time of calls, measured alternately so that their ratio is stable."""
 
 import statistics
 import time
@@ -39,12 +39,12 @@ def paired(
     rounds: int = 5,
     device: torch.device | None = None,
 ) -> float:
-    """Time of `a` divided by that of `b`: the median of pairs run one after the other.
+    """Return the time of `a` divided by that of `b`, the median of pairs run one after the other.
 
-    On a CPU the time of this process on all its threads is counted, not wall time, and what
-    disturbs the machine meets both calls of a pair; so the ratio is steady where two medians taken
-    minutes apart are not. On a GPU its own events count. Every second pair runs in reverse order,
-    and calls of less than 5 ms are repeated.
+    On a CPU the time of this process on all its threads is counted, not wall time. Disturbances of the
+    machine affect both calls of a pair, so the ratio is more stable than that of two medians taken
+    minutes apart. On a GPU, its events are used. Every second pair runs in reverse order, and calls of
+    less than 5 ms are repeated.
 
     Args:
         a: A call without arguments.
@@ -74,7 +74,7 @@ def timed_together(
     rounds: int | None = None,
     budget: float = 2.0,
 ) -> dict[str, Timed]:
-    """Time several calls in turns, each round in another order, and divide by one of them.
+    """Time several calls alternately, each round in another order, and divide by one of them.
 
     Every call is warmed up once. The ratio is that of `paired`: processor time on one thread, events
     on a GPU, and wall time on several threads, where waiting threads use a processor too.
@@ -136,7 +136,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def finish(device: torch.device) -> None:
-    """Wait for what a GPU still has to do."""
+    """Wait for all kernels of a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -145,7 +145,7 @@ Timer = Callable[[Callable[[], object], int], tuple[float, float]]
 
 
 def _timer(device: torch.device | None) -> Timer:
-    """Return a function that gives the wall time, and the time that ratios are made of."""
+    """Return a function that gives the wall time, and the time for the ratios."""
     return _gpu_time if device is not None and device.type == "cuda" else _cpu_time
 
 

@@ -23,7 +23,7 @@ def contents(path: str, **layout: Any) -> Rows:
 
     Args:
         path: A file or folder.
-        **layout: Arguments of `open_array` for a file of plain numbers or of several arrays.
+        **layout: Arguments of `open_array` for a raw binary file, or a file with several arrays.
     """
     place = _reading.existing(path)
     if (place / "config.json").is_file():

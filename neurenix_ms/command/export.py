@@ -1,9 +1,9 @@
 """Export a network to ONNX or to a program of torch.export, and check it against the network.
 
-The program takes inputs of any batch and size if torch can export it so; --fixed asks for one size.
-It is run at two sizes, or at the one, and its output is compared with that of the network: programs of
-torch.export always, ONNX if onnxruntime is installed. If they differ by more than --tolerance, nothing
-is written.
+The program takes inputs of any batch size and any size if torch can export it in this way; --fixed
+exports for one size. It is run at two sizes (with --fixed at one), and its output is compared with that
+of the network: programs of torch.export always, ONNX files if onnxruntime is installed. If they differ
+by more than --tolerance, nothing is written.
 
 Examples:
 
@@ -25,8 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--onnx", metavar="OUT", help="write a file for onnxruntime and others")
     kind.add_argument("--pt2", metavar="OUT", help="write a file for torch.export.load")
     add("--size", type=lengths, required=True, metavar="HxW", help="size of the example")
-    add("--channels", type=int, metavar="N", help="of the input; by default those of the network")
-    add("--fixed", action="store_true", help="for this size and a batch of one only")
+    add(
+        "--channels",
+        type=int,
+        metavar="N",
+        help="channels of the input; by default those of the network",
+    )
+    add("--fixed", action="store_true", help="export for this size and a batch of one only")
     add(
         "--tolerance",
         type=float,
@@ -48,7 +53,8 @@ def run(options: argparse.Namespace) -> str:
             channels = found
     if channels is None:
         raise ValueError(
-            f"--channels must be given for a {type(model).__name__}, which does not say them, got none"
+            f"--channels must be given for a {type(model).__name__}, whose channels are unknown, "
+            "got none"
         )
     kind, target = ("onnx", options.onnx) if options.onnx else ("pt2", options.pt2)
     return _exporting.exported(

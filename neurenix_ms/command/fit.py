@@ -1,21 +1,21 @@
-"""Train a network on your own files, as a config says; a killed run resumes.
+"""Train the network of a config on your own files; an interrupted run resumes.
 
-CONFIG is a YAML file, or the name of one that the package brings:
+CONFIG is a YAML file, or the name of a config of the package:
 
 {ready}
 
---copy writes such a config to a file, to be edited. Options after CONFIG replace its values, under their
+--copy writes such a config to a file, to be edited. Options after CONFIG replace its values, by their
 dotted names; class_path and init_args can be left out of a name.
 
-The folder `out` of the config gets the trained network as `model`, which predict, info and export
-take, the scores of every epoch in `logs`, `checkpoints`, and `config.yaml`. Run the same command again
-after an interruption: it continues after the last complete epoch, with the same result as without it.
-An earlier run of another config is not replaced, unless --overwrite is given.
+The results are in the folder `out` of the config: the trained network as `model`, which predict, info
+and export take; the scores of every epoch in `logs`; `checkpoints`; and `config.yaml`. Run the same
+command again after an interruption: it continues after the last complete epoch, and the result is that
+of an uninterrupted run. An earlier run of another config is not replaced, unless --overwrite is given.
 
 A config holds plain values. The classes that it names (class_path) must be of neurenix_ms, torch.nn,
 torch.optim, torchmetrics, or the callbacks, loggers and profilers of Lightning; they are imported and
-made. It can name files to read and folders to write to. With --trust it can name any class, whose code
-then runs.
+created. It can name files to read and folders to write to. With --trust it can name any class, whose
+code then runs.
 
 Examples:
 
@@ -45,12 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="start from the beginning, and replace the result of an earlier run",
     )
     add("--trust", action="store_true", help="let the config name classes of any package")
-    add("--threads", type=int, metavar="N", help="threads of the processor")
+    add("--threads", type=int, metavar="N", help="number of CPU threads")
     add("--quiet", action="store_true", help="show no progress bar")
 
 
 def ready() -> list[Path]:
-    """Return the configs that the package brings, for a help that needs no extra."""
+    """Return the configs of the package, for a help text that needs no extra."""
     return sorted((Path(__file__).parents[1] / "fitting" / "ready").glob("*.yaml"))
 
 

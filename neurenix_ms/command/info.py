@@ -1,9 +1,9 @@
-"""Show what a file holds, and whether it is safe to load, without running anything in it.
+"""Show the content of a file, and whether it is safe to load, without running anything in it.
 
 FILE is a file of neurenix_ms.save, a folder of save_pretrained, weights (.safetensors), a pickle of
-torch.save (.pt, .pth, .ckpt), or an array (.npy, .npz, .zarr, .h5, .nc, .tif, .nii, .raw). Of a file of
-several arrays all are listed; --key shows one. With --input, the memory that a network takes there is
-computed from shapes, without running it.
+torch.save (.pt, .pth, .ckpt), or an array (.npy, .npz, .zarr, .h5, .nc, .tif, .nii, .raw). If a file has
+several arrays, all are listed, and --key shows one. With --input, the memory of a network for that shape
+is computed without running it.
 
 Examples:
 
@@ -27,12 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         type=lengths,
         metavar="BxCxHxW",
-        help="shape of an input: the memory and operations of a network there are computed",
+        help="shape of an input, for which the memory of a network is computed",
     )
-    add("--train", action="store_true", help="memory of a training step, not of a forward pass")
-    add("--shape", type=lengths, metavar="N,N,...", help="shape of a file of plain numbers")
-    add("--key", help="name of an array in a file of several; level of a TIFF pyramid")
-    add("--dtype", help="type of a file of plain numbers, with its byte order, such as '>u2'")
+    add(
+        "--train",
+        action="store_true",
+        help="compute the memory of a training step, not of a forward pass",
+    )
+    add("--shape", type=lengths, metavar="N,N,...", help="shape of a raw binary file")
+    add("--key", help="name of an array in a file with several; level of a TIFF pyramid")
+    add("--dtype", help="type of a raw binary file, with its byte order, such as '>u2'")
 
 
 def run(options: argparse.Namespace) -> str:

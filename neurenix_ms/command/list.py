@@ -1,7 +1,7 @@
 """List the networks that neurenix_ms.create builds: name, class, parameters, description, source.
 
-PATTERN is a part of the names, or a pattern with *, ? and [...], as of a shell. Every name is also one
-for `neurenix-ms bench models`, and for the config of `neurenix-ms fit`.
+PATTERN is a part of the names, or a pattern with *, ? and [...], as in a shell. `neurenix-ms bench
+models` and the configs of `neurenix-ms fit` take the same names.
 
 Examples:
 

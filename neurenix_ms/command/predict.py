@@ -1,11 +1,11 @@
-"""Predict an array on disk from another by a model in a file, tile by tile; a killed run resumes.
+"""Run a model on an array on disk, tile by tile, and write the result; an interrupted run resumes.
 
-The result is equal to that for the whole array. OUT appears when it is complete; until then the tiles
-are in the hidden folder .OUT.part beside it. Run the same command again after an interruption: it runs
-no finished tile again. Of an MS-Net, the finest output is written. With --steps, a time-stepper
-forecasts the states in IN. With --coordinates and --values, an implicit field is evaluated at the
-points of a table or mesh. Under torchrun (`torchrun --nproc-per-node 2 -m neurenix_ms.command predict
-...`), processes of one machine share the tiles.
+The result equals that of the whole array. OUT appears when it is complete; until then the tiles are in
+the hidden folder .OUT.part in the same folder. Run the same command again after an interruption:
+finished tiles do not run again. For an MS-Net, the finest output is written. With --steps, a
+time-stepper forecasts the states in IN. With --coordinates and --values, an implicit field is evaluated
+at the points of a table or mesh. Under torchrun (`torchrun --nproc-per-node 2 -m neurenix_ms.command
+predict ...`), processes of one machine share the tiles.
 
 Examples:
 
@@ -32,17 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", help="a file of neurenix_ms.save or a folder of save_pretrained")
     add("source", metavar="IN", help=".npy, .npz, .zarr, .h5, .nc, .tif, .nii, .raw, TIFF folder")
     add("target", metavar="OUT", help="ends in .npy, .zarr, .h5, .nc, .tif or .raw")
-    add("--key", help="name of the array in a file of several; level of a TIFF pyramid")
-    add("--shape", type=lengths, metavar="N,N,...", help="shape of a file of plain numbers")
-    add("--dtype", help="type of a file of plain numbers, with its byte order, such as '>u2'")
+    add("--key", help="name of the array in a file with several; level of a TIFF pyramid")
+    add("--shape", type=lengths, metavar="N,N,...", help="shape of a raw binary file")
+    add("--dtype", help="type of a raw binary file, with its byte order, such as '>u2'")
     add("--offset", type=int, default=0, metavar="BYTES", help="length of its header")
-    add("--fill", type=filling, metavar="NUMBER", help="what replaces missing values, or 'keep'")
+    add("--fill", type=filling, metavar="NUMBER", help="replacement of missing values, or 'keep'")
     add("--spatial-dims", type=int, choices=(1, 2, 3), help="by default those of the model")
     add(
         "--first",
         choices=("channels", "batch"),
         default="channels",
-        help="what the axis in front of the spatial ones holds",
+        help="meaning of the axis before the spatial axes",
     )
     add(
         "--tile",
@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=num_bytes,
         default=4 * 10**9,
         metavar="SIZE",
-        help="what the tensors of a tile may take, such as 500MB or 4GB (default); the process "
-        "and its convolutions take more",
+        help="memory for the tensors of a tile, such as 500MB or 4GB (default); the process and "
+        "its convolutions need more in addition",
     )
     add(
         "--whole",
@@ -73,16 +73,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the vector of a network with condition_channels, such as --condition=-0.5,1",
     )
     add("--reduce", choices=("argmax",), help="write the index of the largest channel")
-    add("--out-dtype", metavar="DTYPE", help="by default that of the model; of indices uint8")
+    add(
+        "--out-dtype",
+        metavar="DTYPE",
+        help="dtype of OUT; by default that of the model, or uint8 with --reduce",
+    )
     add(
         "--time-step",
         type=float,
         metavar="NUMBER",
-        help="OUT is a forecast: the time of a NetCDF file moves on by so much, in its unit",
+        help="OUT is a forecast: add this to the time of a NetCDF file, in its unit",
     )
-    add("--units", help="unit of the values in OUT; of a forecast that in IN")
-    add("--device", default="cpu", help="where the model runs, such as cuda:0")
-    add("--threads", type=int, metavar="N", help="threads of the processor")
+    add("--units", help="unit of the values in OUT; for a forecast by default that of IN")
+    add("--device", default="cpu", help="device of the model, such as cuda:0")
+    add("--threads", type=int, metavar="N", help="number of CPU threads")
     add(
         "--overwrite",
         action="store_true",
@@ -95,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--row",
         type=int,
         metavar="N",
-        help="IN has trajectories (B, T, *D), of which this time step is the first; -1 is the last",
+        help="IN has trajectories (B, T, *D); start from this time step; -1 is the last",
     )
     points = parser.add_argument_group("values at points in IN (.csv, .parquet, .vtk, .vtu, .xdmf)")
     points.add_argument("--coordinates", type=words, metavar="NAME,...", help="columns, or x,y,z")

@@ -24,7 +24,7 @@ from neurenix_ms.datasets.readers import (
     unmap,
 )
 
-LONGEST_WAIT = 20  # changes in a folder are looked for one part in so many of the time
+LONGEST_WAIT = 20  # checks of a folder take at most this fraction of the time: 1 / LONGEST_WAIT
 
 
 @checked
@@ -37,26 +37,26 @@ def open_array(
     offset: int = 0,
     fill: float | Literal["keep"] | None = None,
 ) -> "DiskArray":
-    """Open an array in a file; nothing but the slices that are asked for is read.
+    """Open an array in a file, of which only the requested slices are read.
 
-    Use it for images and volumes larger than the memory: the result goes into `TiledModel`, and into
-    datasets of crops. The ending of the file says how it is read: `.npy`, `.npz` (not compressed),
-    `.zarr` (v2 and v3), `.h5`, `.nc`, `.tif` (with the levels of a pyramid), `.nii`, a folder of TIFF
-    files, or plain numbers (`.raw`, `.bin`, `.dat`). No file can run code.
+    Use it for images and volumes larger than memory: pass the result to `TiledModel` or to a dataset of
+    crops. The suffix of the name selects the format: `.npy`, `.npz` (not compressed), `.zarr` (v2 and
+    v3), `.h5`, `.nc`, `.tif` (with the levels of a pyramid), `.nii`, a folder of TIFF files, or raw
+    binary files (`.raw`, `.bin`, `.dat`). No file can run code.
 
     Args:
         path: The file or folder.
-        key: Name of the array in a file of several; of a TIFF pyramid, the number of the level.
-        shape: Of a file of plain numbers.
-        dtype: Of a file of plain numbers; with a byte order, such as ">u2".
-        offset: Bytes in front of the numbers of such a file.
-        fill: What replaces missing values (NaN, and the fill value that the file names); "keep" leaves
-            them as they are. By default a slice with missing values raises an error.
+        key: Name of the array, in a file with several arrays; number of the level, in a TIFF pyramid.
+        shape: Shape of the array in a raw binary file.
+        dtype: Type of the values in a raw binary file, with a byte order, such as ">u2".
+        offset: Number of bytes before the values in a raw binary file.
+        fill: Replacement of missing values (NaN, and the fill value of the file); "keep" leaves them
+            unchanged. By default a slice with missing values raises an error.
 
     Raises:
         ValueError: If the file cannot be read, is incomplete or of another size, has no such key, or
-            does not hold numbers; when a slice is read, if it has missing values, or the file (of a
-            folder, a file in it) has changed.
+            does not contain numbers; when a slice is read, if it has missing values, or the file (in a
+            folder, any of its files) has changed.
         ImportError: If the reader of this kind of file is missing (the extra `io`).
 
     Examples:
@@ -122,9 +122,7 @@ class DiskArray:
             raise ValueError(f"path must be a file or folder that exists, got {self.path}")
         kind = kind_of(self.path)
         if kind != "raw" and self._layout != (None, None, 0):
-            raise ValueError(
-                f"shape, dtype and offset are for files of plain numbers, got {self.path}"
-            )
+            raise ValueError(f"shape, dtype and offset are for raw binary files, got {self.path}")
         check_layout(*self._layout)
         self._state = self._current_state()
         with _reading(self.path):
@@ -141,7 +139,7 @@ class DiskArray:
     def num_missing_chunks(self) -> int:
         """Number of chunks of a zarr array that are not in the file and are read as its fill value.
 
-        They were never written, hold nothing else, or are lost. 0 for other files.
+        They were never written, contain nothing else, or are lost. 0 for other files.
         """
         return self._source.missing_chunks()
 
@@ -169,7 +167,7 @@ class DiskArray:
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """What else the file says: attributes, coordinates, voxel sizes."""
+        """Further metadata of the file: attributes, coordinates, voxel sizes."""
         return self._source.attributes
 
     @property
@@ -185,7 +183,7 @@ class DiskArray:
 
         Args:
             spatial_dims: Number of spatial axes, the last ones of the file.
-            first: What the axis in front of them holds, if there is one.
+            first: Meaning of the axis before them, if there is one.
 
         Raises:
             ValueError: If the file has fewer axes, or more than two others.
@@ -248,8 +246,10 @@ class DiskArray:
         return self.shape[0]
 
     def release(self) -> None:
-        """Give back the memory that slices of a mapped file occupy; the system does so by itself, but
-        only when memory is short."""
+        """Release the memory that slices of a mapped file occupy.
+
+        The system itself releases it only when memory is short.
+        """
         unmap(self._source.array)
 
     def close(self) -> None:
@@ -276,17 +276,17 @@ class DiskArray:
     def check_unchanged(self) -> None:
         """Raise if the file, or a file of the folder, has changed since the array was opened.
 
-        Slices check it too, those of a folder as often as takes at most a twentieth of the time. Call it
-        after the last slice, where a result depends on all of them.
+        Reading a slice also checks it; for a folder, the checks take at most a twentieth of the time.
+        Call it after the last slice if a result depends on all of them.
 
         Raises:
-            ValueError: If a size or time is another, or a file was added or removed. Of a folder of more
-                than 10,000 files, only so many are looked at.
+            ValueError: If a size or modification time differs, or a file was added or removed. In a
+                folder of more than 10,000 files, only 10,000 are checked.
         """
         if self._current_state() != self._state:
             raise ValueError(
-                f"{self.path} must not change while it is open, got another size or time of it or of a "
-                "file in it"
+                f"{self.path} must not change while it is open, got another size or modification time "
+                "of it or of a file in it"
             )
 
     def _current_state(self) -> Any:

@@ -20,20 +20,20 @@ Item = Tensor | tuple[Tensor, Tensor]
 class RandomCrops(Dataset[Item]):
     """Draw crops of one size from arrays of any size, in memory or on disk.
 
-    Use it to train on images and volumes that do not fit the memory: only the crops are read. Item `i`
-    of an epoch depends on `seed`, the epoch and `i` alone, so a resumed run and any number of workers
-    see the same crops. Call `set_epoch` before every epoch, or all epochs see the same ones.
+    Use it to train on images and volumes that do not fit in memory: only the crops are read. Item `i` of
+    an epoch depends only on `seed`, the epoch and `i`, so a resumed run gets the same crops, with any
+    number of workers. Call `set_epoch` before every epoch; otherwise all epochs have the same crops.
 
     Args:
         inputs: Arrays `(C, *S)`, one or a list; tensors, NumPy arrays, or what `open_array` returns.
         targets: As many arrays, `(C, *S)` with numbers or `(*S)` with classes.
         size: Size of the crops in pixels or voxels, one number or one per axis.
-        num_samples: Crops of an epoch.
+        num_samples: Number of crops in an epoch.
         class_weights: How often a crop has a pixel of each class in its center, relative to how often
-            the class occurs; classes that are not named count 0. Needs targets of classes.
-        mask: As many arrays `(*S)`; centers lie where they are not 0.
+            the class occurs; classes that are not listed get the weight 0. Needs targets of classes.
+        mask: As many arrays `(*S)`; crops are centered at pixels where they are not 0.
         transform: Applied to every crop, or to crop and target.
-        seed: Of the draws.
+        seed: Seed of the random crops.
 
     Raises:
         ValueError: If arrays do not fit each other or are smaller than `size`; for an item, if no center
@@ -169,14 +169,13 @@ class RandomCrops(Dataset[Item]):
 class Windows(Dataset[Item]):
     """Cut series into windows, for models that forecast.
 
-    Use it to train on long series one history at a time: only the windows are read. All series may
-    have other lengths.
+    Use it to train on long series: only the windows are read. The series may have different lengths.
 
     Args:
         series: Arrays `(T, *)`, one or a list; tensors, NumPy arrays, or what `open_array` returns.
-        length: Steps of a window.
-        horizon: Steps after the window that are its target; 0 for windows without a target.
-        step: Steps between the starts of windows.
+        length: Number of steps in a window.
+        horizon: Number of steps after the window that form its target; 0 for windows without a target.
+        step: Number of steps between the starts of two windows.
 
     Shape:
         item -> `(length, *)`, or with a horizon `(length, *)` and `(horizon, *)`

@@ -18,7 +18,7 @@ TIME_TO_THE_ATTRACTOR = 20.0
 class System:
     """Autonomous ordinary differential equation with the range of its initial states.
 
-    Those of the papers are in `SYSTEMS`. Make one for another equation, and pass its `rhs` to an
+    The systems of the papers are in `SYSTEMS`. Create one for another equation, and pass its `rhs` to an
     `IntegratorStepper` if a forecast should use the equation.
 
     Args:

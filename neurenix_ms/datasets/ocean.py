@@ -145,7 +145,7 @@ class DriftDensity(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < self.num_samples:
-            raise IndexError(f"sample {index} of {self.num_samples}")
+            raise IndexError(f"index must be below {self.num_samples}, got {index}")
         return self.cache[index]
 
     def _make(self, index: int) -> dict[str, Tensor]:

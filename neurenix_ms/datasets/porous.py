@@ -16,7 +16,7 @@ from neurenix_ms._core.arguments import checked
 from neurenix_ms.datasets.cache import SampleCache
 
 MAX_DRAWS = 1000
-GENERATORS = ("blobs", "overlapping_spheres")
+GENERATORS = ("blobs", "overlapping_spheres", "polydisperse_spheres", "fibers")
 
 
 class PorousConduction(Dataset[dict[str, Tensor]]):
@@ -39,12 +39,14 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         num_samples: Number of samples.
         size: Cells along each axis, one number or one per axis; at least 4.
         spatial_dims: 2 or 3.
-        generator: `"blobs"` (a thresholded, blurred noise) or `"overlapping_spheres"` (solid
-            spheres at random places, discs in 2-D).
+        generator: `"blobs"` (a thresholded, blurred noise), `"overlapping_spheres"` (solid
+            spheres at random places, discs in 2-D), `"polydisperse_spheres"` (the same, of several
+            radii) or `"fibers"` (straight solid cylinders in random directions, 3-D only).
         porosity: Lower and upper end of the range from which the porosity is drawn uniformly.
             Removing unconnected pores lowers it.
         seed: Seed of all samples, not negative.
-        grain_radius: Radius of the spheres in cells; blobs are blurred over half of it.
+        grain_radius: Radius of the spheres or fibers in cells; blobs are blurred over half of it,
+            and polydisperse spheres have from half of it to one and a half.
         tolerance: A solution has converged when the flux through its layers differs by no more
             than this fraction of the largest. At 1e-3, the error of `D_rel` is about 3e-4 at most.
         max_iterations: Largest number of sweeps before a solution counts as not converged; at least
@@ -83,7 +85,9 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         num_samples: int,
         size: int | Sequence[int] = 64,
         spatial_dims: Literal[2, 3] = 3,
-        generator: Literal["blobs", "overlapping_spheres"] = "blobs",
+        generator: Literal[
+            "blobs", "overlapping_spheres", "polydisperse_spheres", "fibers"
+        ] = "blobs",
         porosity: tuple[float, float] = (0.3, 0.7),
         seed: int = 0,
         *,
@@ -102,6 +106,8 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
             )
         if generator not in GENERATORS:
             raise ValueError(f"generator must be one of {list(GENERATORS)}, got {generator!r}")
+        if generator == "fibers" and spatial_dims != 3:
+            raise ValueError(f'generator "fibers" needs spatial_dims 3, got {spatial_dims}')
         if len(porosity) != 2 or not 0 < porosity[0] <= porosity[1] < 1:
             raise ValueError(
                 f"porosity must be a range (low, high) between 0 and 1, got {porosity}"
@@ -175,19 +181,53 @@ class PorousConduction(Dataset[dict[str, Tensor]]):
         seed = int(random.integers(2**32))
         state = np.random.get_state()  # porespy seeds numpy's global generator
         try:
-            if self.generator == "blobs":
-                # porespy blurs over mean(shape) / (40 blobiness) cells
-                blobiness = np.mean(self.shape) / (40 * self.grain_radius / 2)
-                pores = porespy.generators.blobs(
-                    self.shape, porosity=porosity, blobiness=blobiness, seed=seed
-                )
-            else:
-                pores = porespy.generators.overlapping_spheres(
-                    self.shape, r=self.grain_radius, porosity=porosity, seed=seed
-                )
+            pores = _generated(self.generator, self.shape, self.grain_radius, porosity, seed)
         finally:
             np.random.set_state(state)
         return porespy.filters.trim_nonpercolating_paths(pores, axis=0)
+
+
+def _generated(
+    generator: str, shape: tuple[int, ...], radius: int, porosity: float, seed: int
+) -> Any:
+    """Return a boolean array of the pores of one geometry, unconnected ones included."""
+    import numpy as np
+
+    if generator == "fibers":
+        return _fibers(shape, radius, porosity, seed)
+    make = getattr(import_solvers()[0].generators, generator)
+    if generator == "blobs":
+        # porespy blurs over mean(shape) / (40 blobiness) cells
+        blobiness = np.mean(shape) / (40 * radius / 2)
+        return make(shape, porosity=porosity, blobiness=blobiness, seed=seed)
+    if generator == "polydisperse_spheres":
+        import scipy.stats
+
+        radii = scipy.stats.uniform(loc=radius / 2, scale=radius)
+        return make(shape, porosity=porosity, dist=radii, r_min=1, seed=seed)
+    return make(shape, r=radius, porosity=porosity, seed=seed)
+
+
+def _fibers(shape: tuple[int, ...], radius: int, porosity: float, seed: int) -> Any:
+    """Place straight fibers, endless and in random directions, until the porosity is reached."""
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    middle = [np.arange(n, dtype=np.float32) - (n - 1) / 2 for n in shape]
+    cells = np.meshgrid(*middle, indexing="ij", sparse=True)
+    reach = np.linalg.norm(shape) / 2 + radius  # radius of a sphere around the box
+    pores = np.ones(shape, dtype=bool)
+    while pores.mean() > porosity:
+        direction, *across = np.linalg.qr(random.normal(size=(3, 3)))[0].T
+        # uniform in the disc across the fiber, so that all lines through the sphere are as likely
+        place = random.uniform(-reach, reach, size=2)
+        if np.linalg.norm(place) > reach:
+            continue
+        place = place @ np.stack(across)
+        offsets = [x - np.float32(p) for x, p in zip(cells, place, strict=True)]
+        along = sum(x * np.float32(d) for x, d in zip(offsets, direction, strict=True))
+        pores &= sum(x * x for x in offsets) - along * along > radius**2
+    return pores
 
 
 def first_solved(

@@ -19,7 +19,7 @@ from neurenix_ms._core.checks import check_integer, check_integers, shown
 from neurenix_ms.datasets.chunks import KeptChunks
 from neurenix_ms.datasets.coordinates import Coordinate, bounds_of, read_coordinates
 
-MOST_FILES = 10_000  # of a folder, that are looked at for changes
+MOST_FILES = 10_000  # largest number of files of a folder that are checked for changes
 RAW = (".raw", ".bin", ".dat")
 KINDS = {
     ".npy": "npy",
@@ -86,7 +86,7 @@ def kind_of(path: Path) -> str:
 
 
 def check_layout(shape: Sequence[int] | None, dtype: Any, offset: int) -> None:
-    """Raise unless a file of plain numbers can have this layout."""
+    """Raise unless a raw binary file can have this layout."""
     if shape is not None:
         check_integers("shape", shape, 1, min_length=1)
     if dtype is not None:
@@ -95,7 +95,7 @@ def check_layout(shape: Sequence[int] | None, dtype: Any, offset: int) -> None:
 
 
 def open_raw(path: Path, shape: Sequence[int] | None, dtype: Any, offset: int) -> Source:
-    """Map a file of plain numbers into memory."""
+    """Map a raw binary file into memory."""
     if shape is None or dtype is None:
         raise FileError(f"a raw file needs shape and dtype, got {shape} and {dtype} for {path}")
     kind = np.dtype(dtype)
@@ -388,7 +388,7 @@ def state_of(path: Path, most: int | None = MOST_FILES) -> tuple[int, int, str]:
 
     Args:
         path: A file or folder.
-        most: Of a folder of more files, only so many are looked at; None looks at all.
+        most: Largest number of files of a folder that are checked; None checks all.
 
     Returns:
         The size, the time of the last change, and for a folder a checksum of names, sizes and times.

@@ -79,9 +79,9 @@ class Kernel:
 class RandomScaledCrop:
     """Rescale an image and its targets by a random factor, and crop or pad them to one size.
 
-    Use it in training where objects occur at other scales than in the data, as a transform of
-    `RandomCrops`, of your own dataset, or in a `Compose` of torchvision.transforms.v2. Image and
-    targets are rescaled and cropped alike. Only the pixels of the crop are computed.
+    Use it in training if objects will occur at scales that the data do not contain, as a transform of
+    `RandomCrops`, of your own dataset, or in a `Compose` of torchvision.transforms.v2. Image and targets
+    are rescaled and cropped in the same way. Only the pixels of the crop are computed.
 
     The first argument of a call is an image: it is interpolated linearly, with a low-pass filter where
     it shrinks. Other arguments of integers or booleans, and masks of torchvision, are labels: they take
@@ -89,19 +89,20 @@ class RandomScaledCrop:
 
     Args:
         size: Size of the results in pixels or voxels, one number or one per axis.
-        scales: Smallest and largest factor; its logarithm is drawn evenly.
+        scales: Smallest and largest factor; its logarithm is drawn from a uniform distribution.
         per_axis: Draw a factor for every axis, which changes aspect ratios.
         fill: Value around a rescaled image that is smaller than `size`.
         label_fill: The same for labels, such as the `ignore_index` of a loss.
-        generator: Of the draws; None takes the default generator, which a `DataLoader` seeds in every
-            worker. One of your own is copied to all workers, which then draw alike.
+        generator: Source of the random numbers; None uses the default generator, which a `DataLoader`
+            seeds in every worker. A generator of your own is copied to all workers, which then draw the
+            same numbers.
 
     Shape:
         `(C, *S)` and targets `(*S)` or `(K, *S)` -> the same with `size` in place of `S`
 
     Raises:
-        ValueError: If a size is below 1, a scale is not above 0 or they are not ascending, or image and
-            targets are no tensors, or have other sizes or axes.
+        ValueError: If a size is below 1, a scale is not above 0 or the two are not ascending, or image
+            and targets are not tensors, or their sizes or axes do not match.
 
     Examples:
         >>> crop = RandomScaledCrop(32, (0.5, 2.0), label_fill=255)

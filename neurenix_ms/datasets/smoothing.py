@@ -20,8 +20,8 @@ SCIPY = "smooth_trajectories needs scipy: pip install 'neurenix_ms[ode]'"
 class SmoothedTrajectories:
     """Trajectories without most of their noise, and how they were smoothed, channel by channel.
 
-    It is the result of `smooth_trajectories`. Look at the windows: one of a few rows means that the
-    channel changes about as fast as it was measured, so smoothing removes little of the noise.
+    It is the result of `smooth_trajectories`. Check the windows: a window of a few rows means that the
+    channel changes nearly as fast as it was sampled, so smoothing removes little of the noise.
 
     Args:
         states: The smoothed trajectories, of the shape, dtype and device of the noisy ones.
@@ -46,10 +46,10 @@ class SmoothedTrajectories:
 def smooth_trajectories(trajectories: Tensor) -> SmoothedTrajectories:
     """Remove noise from trajectories by fitting a polynomial to a window around every row.
 
-    Use it before a network is trained on measured trajectories: noise in the states at both ends of a
-    short stride is larger than what happens between them. Noise must be independent from row to row.
-    For every channel, window and degree are those that predict a row best from its neighbors without
-    itself. Smooth only what a method may see, never the truth that it is compared with.
+    Use it before a network is trained on measured trajectories: over a short stride, noise can be larger
+    than the change of the state. Noise must be independent from row to row. For every channel, window
+    and degree are chosen so that a row is predicted best from its neighbors alone. Smooth only the
+    inputs of a method, never the truth that it is compared with.
 
     Args:
         trajectories: Real states at equal time steps. Every channel has one window for all

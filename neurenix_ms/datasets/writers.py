@@ -32,8 +32,8 @@ def create_array(
 ) -> Any:
     """Create an array on disk to write slices into, such as the `out` of `TiledModel`.
 
-    The ending says the format: `.npy`, `.zarr` (in chunks, compressed), `.h5`, `.nc`, `.tif`, or plain
-    numbers (`.raw`, `.bin`, `.dat`). What is not written is 0.
+    The suffix of the name selects the format: `.npy`, `.zarr` (in chunks, compressed), `.h5`, `.nc`,
+    `.tif`, or raw binary (`.raw`, `.bin`, `.dat`). Values that are not written are 0.
 
     Args:
         path: The file or folder to create.
@@ -41,19 +41,18 @@ def create_array(
         dtype: Type of its values.
         chunks: Shape of the chunks of `.zarr`, `.h5` and `.nc`; about a million values by default.
         axes: Names of the axes, for `.zarr`, `.h5` and `.nc`.
-        units: Unit of the values, likewise.
+        units: Unit of the values, for `.zarr`, `.h5` and `.nc`.
         coordinates: Coordinates for `.nc` by name, as xarray takes them: tuples of the names of their
             axes, their values and attributes. An axis that is not one of `axes` is added to the file.
-        attributes: What else the file says about the values, for `.zarr`, `.h5` and `.nc`.
-        overwrite: Replace what is there.
+        attributes: Further attributes of the values, for `.zarr`, `.h5` and `.nc`.
+        overwrite: Replace an existing file or folder.
 
     Returns:
-        An array that slices can be assigned to. Call its `close` or `flush`, where it has one, at
-        the end.
+        An array that slices can be assigned to. At the end, call its method `close` or `flush`, if it
+        has one.
 
     Raises:
-        ValueError: If something is at `path`, the format is not among these, or an argument does not
-            fit.
+        ValueError: If `path` exists, the format is not supported, or an argument does not fit.
         ImportError: If the writer of this format is missing (the extra `io`).
 
     Examples:

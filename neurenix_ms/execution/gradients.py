@@ -53,12 +53,12 @@ def accumulate_gradients(
     """Add the gradient of `loss(model(x), target)` to every parameter's `.grad`, tile by tile.
 
     Use it in place of forward and `backward()` where a training step does not fit into memory:
-    gradients, loss and running statistics equal those of the whole input to rounding, and the memory
-    is that of a tile (and of the parts run whole). In one process, every normalization in tiles costs
-    two more passes over the tiles, so run submodules with normalizations whole, the shallowest that fit
-    into memory. With a tile for every rank of a mesh, no pass is repeated. If a training step fits into
-    memory, the plain step is faster. Gradient checkpointing is disabled meanwhile, and of a compiled
-    model the original module runs.
+    gradients, loss and running statistics equal those of the whole input to rounding, and the memory is
+    that of a tile (and of the parts run whole). In one process, every normalization in tiles costs two
+    more passes over the tiles, so run submodules with normalizations whole, the shallowest that fit into
+    memory. With a tile for every rank of a mesh, no pass is repeated. If a training step fits into
+    memory, the plain step is faster. Gradient checkpointing is disabled during the call, and a compiled
+    model runs uncompiled.
 
     Args:
         model: Any module that takes one tensor, and perhaps `args`, and returns tensors.
@@ -70,8 +70,9 @@ def accumulate_gradients(
         loss: A function of output and target that is a mean or a sum of a local term over all
             positions.
         tile_size: Edge length of a tile in pixels or voxels, or one per axis, without the halo.
-        args: Further arguments of the model, which every tile gets whole, as in `TiledModel`. A tensor
-            that requires a gradient gets it, too: that of a network which computes a condition, say.
+        args: Further arguments of the model, which every tile gets unchanged, as in `TiledModel`. A
+            tensor that requires a gradient also gets one, for example a condition that another network
+            computes.
         whole: Names of submodules that run on their whole feature map of lower resolution; "auto"
             takes the shallowest that need no more memory than one tile, or shares them among the ranks
             of a mesh, as in `TiledModel`.
@@ -80,9 +81,10 @@ def accumulate_gradients(
             calls with the same model, input and target, and gets the loss and the gradients of the
             whole input: do not average them again.
         schedule: "passes" runs the tiles again for every normalization and part run whole; "in_step"
-            runs all tiles as far as it and lets them wait. "auto" is "in_step" with at most one tile
-            per rank of a mesh, where it takes the memory of a tile, else "passes": in step, the graphs
-            of all tiles of a process are in memory, which are larger than that of the whole input.
+            runs all tiles up to such a layer, where they wait. "auto" is "in_step" with at most one tile
+            per rank of a mesh, which needs the memory of that tile, and "passes" otherwise: in step, the
+            autograd graphs of all tiles of a process are in memory, and they need more than that of the
+            whole input.
         shared: Names of submodules that the ranks of a mesh share, as in `TiledModel`. Gradients of
             windows are sent back and added in the order of ranks.
 

@@ -43,29 +43,29 @@ REDUCES: dict[str | None, Callable[[Tensor], Tensor]] = {
 class TiledModel(Described, nn.Module):
     """Run a model tile by tile, with the same result as on the whole input.
 
-    Use it for inference on images and volumes larger than the memory: x and out may be memory-mapped
-    or zarr arrays. There is no blending and nothing to tune: the halo is measured on the model,
-    normalizations get the statistics of the whole input, and deep levels, which are small, run whole.
-    A model that cannot run exactly in tiles raises an error. Where the whole input fits into memory,
-    the plain call is simpler.
+    Use it for inference on images and volumes larger than memory: x and out may be memory-mapped or zarr
+    arrays. There is no blending and nothing to tune: the halo is measured on the model, normalizations
+    get the statistics of the whole input, and deep levels, which are small, run whole. A model that
+    cannot run exactly in tiles raises an error. Where the whole input fits into memory, the plain call
+    is simpler.
 
     The plan for running in tiles is made at the first call and cached, outside the model, until the
     model changes (see [`footprint`][neurenix_ms.execution.footprint]). If that takes more than two
     seconds, the logger "neurenix_ms" emits a warning, which Python prints where no logging is set up;
     `logging.getLogger("neurenix_ms").setLevel(logging.ERROR)` silences it.
 
-    Input and output tensors and arrays follow one rule: real numbers and booleans are converted to
-    the model's dtype, whatever their byte order and strides; complex numbers for a real model, masked
-    values, strings and objects raise an error. A model that works in place does not change the
-    caller's tensor. Of a compiled model the original module runs, because every new tile size would
-    trigger another compilation.
+    Input and output tensors and arrays follow one rule: real numbers and booleans are converted to the
+    model's dtype, whatever their byte order and strides; complex numbers for a real model, masked
+    values, strings and objects raise an error. A model that works in place does not change the caller's
+    tensor. A compiled model runs uncompiled, because every new tile size would trigger another
+    compilation.
 
     Args:
         model: Any module that takes one tensor, and perhaps arguments without spatial axes (`args` of
             the call), and returns tensors; it is not modified.
         tile_size: Edge length of a tile in pixels or voxels, or one per axis, without the halo. It is
-            rounded down to a multiple of the stride. "auto" takes the largest that fits
-            `memory_limit`; where the whole input does, it runs at once, as any model can.
+            rounded down to a multiple of the stride. "auto" takes the largest size that fits
+            `memory_limit`. If the whole input fits, it runs in one call, which every model supports.
         spatial_dims: Number of spatial axes.
         in_channels: Channels of the input. If given, a model that cannot run in tiles raises here
             rather than at the first call; not for models with further arguments.
@@ -87,13 +87,13 @@ class TiledModel(Described, nn.Module):
             its own tiles. `tile_size="auto"` then needs no limit and makes one tile per rank. If a
             rank fails, all ranks raise its error. With None, this process runs all tiles, also where
             torch.distributed is initialized.
-        schedule: How tiles get the statistics of normalizations and the results of parts run whole.
-            With "passes", one tile is in memory at a time; the tiles run again for every such layer.
-            With "in_step", all tiles run as far as such a layer, wait there, and continue: nothing is
-            computed twice, but the feature maps that waiting tiles still need stay in memory. "auto"
-            is in step where tiles of a process, at most 64, take no more than `memory_limit`; with
-            None, no more than 256 MiB or twice the memory of one tile. On a mesh with a tile for every
-            rank it is in step. With a limit and `tile_size="auto"`, smaller tiles in step are taken
+        schedule: How tiles get the statistics of normalizations and the results of parts run whole. With
+            "passes", one tile is in memory at a time; the tiles run again for every such layer. With
+            "in_step", all tiles run up to such a layer, wait there, and continue: nothing is computed
+            twice, but the feature maps that waiting tiles still need stay in memory. "auto" takes
+            "in_step" if the tiles of a process, at most 64, need no more than `memory_limit`; with None,
+            no more than 256 MiB or twice the memory of one tile. On a mesh with a tile for every rank it
+            always takes "in_step". With a limit and `tile_size="auto"`, smaller tiles in step are taken
             instead of larger ones in passes. In step, the code of the model runs in one thread per tile,
             never two at a time; attributes, lists and dicts of modules are kept apart, but a variable
             outside of the modules that a forward writes before such a layer and reads after it is not.
@@ -181,8 +181,8 @@ class TiledModel(Described, nn.Module):
                 shares no memory with x; or a function that makes it from the shapes and the dtypes of
                 all results, called when the first tile has run; with a mesh, on every rank, and the
                 arrays must be on disk.
-            args: Further arguments of the model, which every tile gets whole: tensors `(B, ...)` without
-                spatial axes, such as a condition, and other values.
+            args: Further arguments of the model, which every tile gets unchanged: tensors `(B, ...)`
+                without spatial axes, such as a condition, and other values.
             skip: Numbers of tiles that are in `out` already, from an earlier call with the same model,
                 x and arguments. Passes for statistics and for parts run whole are not shortened. With a
                 mesh, they are the same on all ranks, and `out` is on disk.

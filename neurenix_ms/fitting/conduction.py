@@ -34,14 +34,15 @@ class RockVolume(FitData):
     Args:
         path: The scan, in a format of `open_array`, with three axes.
         pore_values: Labels of the pores.
-        key: Name of the array in a file of several.
+        key: Name of the array in a file with several arrays.
         reading: Further arguments of `open_array`: shape, dtype, offset.
         size: Size of the boxes in voxels, one number or one per axis, equal across the flow.
         num_samples: Boxes to train on.
         cache: Folder for the solved boxes.
         batch_size: Boxes of a batch.
-        validation: Part of the planes whose boxes are held out, as many as this part of `num_samples`.
-        seed: Seed of the places and of the order.
+        validation: Fraction of the planes from which held-out boxes are cut; their number is this
+            fraction of `num_samples`.
+        seed: Seed of the positions of the boxes and of their order.
 
     Raises:
         ValueError: If the file is not usable, or has too few planes.

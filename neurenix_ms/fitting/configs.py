@@ -59,13 +59,13 @@ def parsed(text: str) -> Any:
 
 
 def ready_configs() -> dict[str, str]:
-    """Return the configs that the package brings: name, and the first line of their comment."""
+    """Return the configs of the package: name, and the first line of their comment."""
     found = sorted(READY.glob("*.yaml"))
     return {path.stem: path.read_text("utf-8").splitlines()[0].lstrip("# ") for path in found}
 
 
 def config_path(name: str) -> Path:
-    """Return the path of a config, given by a path or by the name of one that the package brings.
+    """Return the path of a config, given by its path or by the name of a config of the package.
 
     Raises:
         ValueError: If there is neither.

@@ -101,7 +101,7 @@ class _AtSea:
 
 
 class DensityMaps(FitData):
-    """Maps of a density and of what drives it, at equal time steps, for `Density`.
+    """Maps of a density and of the fields that drive it, at equal time steps, for `Density`.
 
     Use it for ocean fields, such as tracers or drifting plastic, with the currents as fields. The last
     samples are held out; of a single one, its last time steps. Files of more than 256 MiB in total are
@@ -115,7 +115,7 @@ class DensityMaps(FitData):
         density: File of the density, `(T, *S)` or `(N, T, *S)`.
         fields: Files of the fields, such as the two components of a current, with the same axes; a file
             can be named twice.
-        density_key: Name of the density in a file of several arrays.
+        density_key: Name of the density in a file with several arrays.
         field_keys: Names of the fields.
         num_samples: "one" for `(T, *S)`, "many" for `(N, T, *S)`.
         reading: Further arguments of `open_array` for all files; fill replaces missing values.
@@ -125,8 +125,8 @@ class DensityMaps(FitData):
             or latitude; "equal" for cells of one area.
         unroll: Steps of a window, for which the network is rolled out in training.
         batch_size: Windows of a batch.
-        num_workers: Processes that read.
-        validation: Part that is held out.
+        num_workers: Number of data loader processes.
+        validation: Fraction of the data that is held out.
         seed: Seed of the order.
 
     Raises:
@@ -280,9 +280,7 @@ class DensityMaps(FitData):
         lengths = (1, *self.opened.shape) if self.num_samples == "one" else self.opened.shape
         start = first + lengths[1] if first < 0 else first
         if not 0 <= start < lengths[1] - 1:
-            raise ValueError(
-                f"first must be the number of a time that has a next one of {lengths[1]}, got {first}"
-            )
+            raise ValueError(f"first must be a time before the last of {lengths[1]}, got {first}")
         if not 0 <= sample < lengths[0]:
             raise ValueError(f"sample must be below {lengths[0]}, got {sample}")
         x, _ = Steps(steps.arrays, [(sample, start)], 1, steps.cells)[0]
@@ -401,10 +399,10 @@ class RelativeError(nn.Module):
 
 
 class Density(FitTask, RegressionTask):
-    """Train a network by name to predict the next density, with the mass of the one before.
+    """Train a network by name to predict the next density, with the mass of the previous one.
 
     The network is wrapped in `MassConserving`, with the units, the land and the areas of the data, so
-    the conservation is part of what is written.
+    the written network conserves mass.
 
     Args:
         network: One of `neurenix-ms list`; its input channels are those of the data.

@@ -53,7 +53,7 @@ class RowBatches(Dataset[tuple[Tensor, Tensor]]):
 class Points(FitData):
     """Values at scattered points in a table or in meshes, for `Field`.
 
-    Use it for simulations on any mesh and for measurements. The rows are in memory.
+    Use it for simulations on any mesh and for measurements. All rows are kept in memory.
 
     Args:
         path: `.csv`, `.parquet`, `.vtk`, `.vtu` or `.xdmf`, or a list of such files.
@@ -61,9 +61,9 @@ class Points(FitData):
         values: Names of the columns of values.
         parameters: Names of the columns of parameters, such as the time.
         parameter_values: Parameters of every file, in place of columns.
-        drop_missing: Leave rows with missing numbers out.
+        drop_missing: Drop rows with missing numbers.
         batch_size: Rows of a batch.
-        validation: Part of the rows that is held out.
+        validation: Fraction of the rows that is held out.
         seed: Seed of the choice and of the order.
 
     Raises:

@@ -60,27 +60,27 @@ class Images(FitData):
     """Random crops of images or volumes in files, with a target for each.
 
     The last images are held out for validation; of a single image, its last rows. Only the crops are
-    read, so the files may be larger than the memory.
+    read, so the files may be larger than memory.
 
     Args:
         inputs: A file, a pattern such as `images/*.tif`, or a list of them, in the formats of
             `open_array`.
         targets: As many files of the same sizes, in the same order.
         size: Size of the crops in pixels or voxels, one number or one per axis.
-        num_samples: Crops of an epoch.
+        num_samples: Number of crops in an epoch.
         classes: Whether the targets are classes, one integer per pixel or voxel; otherwise they are
             values.
         spatial_dims: Number of spatial axes, the last ones of a file.
-        first: What the axis in front of them holds: channels, or images of one channel.
-        key: Name of the inputs in files of several arrays.
+        first: Meaning of the axis before them: channels, or images of one channel.
+        key: Name of the inputs in files with several arrays.
         target_key: Name of the targets.
         reading: Further arguments of `open_array` for the inputs: shape, dtype, offset, fill.
         target_reading: The same for the targets.
         class_weights: How often a crop has class 0, 1, ... in its center, relative to how often it
             occurs; see `RandomCrops`.
         batch_size: Crops of a batch.
-        num_workers: Processes that read.
-        validation: Part of the images, or of the rows of a single one, that is held out.
+        num_workers: Number of data loader processes.
+        validation: Fraction of the images, or of the rows of a single image, that is held out.
         seed: Seed of the crops.
 
     Raises:

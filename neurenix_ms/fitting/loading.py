@@ -17,7 +17,7 @@ except ImportError as error:
 class EpochOrder(Sampler[int]):
     """Sampler of all items of a dataset once per epoch, in an order given by seed and epoch.
 
-    Lightning calls `set_epoch` before every epoch, which is handed on to the dataset.
+    Lightning calls `set_epoch` before every epoch, which is passed on to the dataset.
 
     Args:
         dataset: The dataset.
@@ -49,8 +49,8 @@ class FitData(LightningDataModule):
 
     Args:
         batch_size: Items of a batch; None if the dataset returns batches.
-        num_workers: Processes that read; 0 reads in the training process.
-        validation: Part of the data that is held out, between 0 and 1.
+        num_workers: Number of data loader processes; 0 reads in the training process.
+        validation: Fraction of the data that is held out, between 0 and 1.
         seed: Seed of the order and of draws.
     """
 

@@ -48,16 +48,16 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fit` has made.
+    """Result of `fit`.
 
-    Use it to go on with the network in Python: `from_pretrained(made.folder)` reads it.
+    Use it to continue with the network in Python: `from_pretrained(made.folder)` reads it.
 
     Args:
         folder: Folder of `save_pretrained` with the trained network.
         epochs: Epochs that were run, including those of interrupted runs.
         resumed: Whether an interrupted run was continued.
         scores: Losses and metrics of the last epoch.
-        lines: What the task says about the network.
+        lines: Lines that the task reports about the network.
 
     Examples:
         >>> made = Fitted(Path("runs/mine/model"), 20, False, {"val_loss": 0.1}, [])
@@ -83,7 +83,7 @@ def prepared(config: str, overrides: Sequence[str] = (), *, trust: bool = False)
     """Return a config by path or name, with its overrides, after its classes were checked.
 
     Args:
-        config: Path of a YAML file, or name of a config that the package brings.
+        config: Path of a YAML file, or name of a config of the package.
         overrides: Words such as `--data.size=64`.
         trust: Allow classes of every package.
 
@@ -113,7 +113,7 @@ def fit(
     the same result as without the interruption.
 
     Args:
-        config: Path of a YAML file, or name of a config that the package brings.
+        config: Path of a YAML file, or name of a config of the package.
         overrides: Words such as `--data.size=64` that replace values of the config.
         overwrite: Start from the beginning, and replace the result of an earlier run.
         trust: Allow the config to name classes of every package. Their code runs.
@@ -420,7 +420,7 @@ def readable_errors() -> Iterator[None]:
         if "in DataLoader worker process" not in text:
             raise
         words = text.rstrip().splitlines()[-1]
-        raise ValueError(f"a process that reads must not fail, got {words}") from error
+        raise ValueError(f"a data loader process must not fail, got {words}") from error
     except SystemExit as error:  # Lightning's answer to an interruption
         raise KeyboardInterrupt from error
 

@@ -61,11 +61,11 @@ class Trajectories(FitData):
         path: File of an array `(N, T, *D)`: trajectories, time steps, states; or `(T, *D)` of one
             trajectory.
         num_trajectories: "many" for `(N, T, *D)`, "one" for `(T, *D)`.
-        key: Name of the array in a file of several.
+        key: Name of the array in a file with several arrays.
         reading: Further arguments of `open_array`: shape, dtype, offset, fill.
         num_batches: Batches of an epoch.
         batch_size: Windows per stride and batch.
-        validation: Part that is held out.
+        validation: Fraction of the data that is held out.
         seed: Seed of the windows.
 
     Raises:
@@ -126,9 +126,9 @@ class Hierarchy(FitTask, Task):
     """Train one network per stride on trajectories, and couple them to a `HierarchicalTimeStepper`.
 
     As `fit_hierarchy` does: a network makes several strides, each from its own last prediction, and is
-    compared with the trajectory. States and changes are scaled to unit variance. The best weights of
-    every stride are kept, by the held-out trajectories; these also select the strides that the coupled
-    forecast needs.
+    compared with the trajectory. States and changes are scaled to unit variance. The weights of every
+    stride with the smallest error on the held-out trajectories are kept. The held-out trajectories also
+    select the strides that the coupled forecast needs.
 
     Args:
         step_sizes: The strides, in time steps of the file.

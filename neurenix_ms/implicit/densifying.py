@@ -19,12 +19,12 @@ Model = TypeVar("Model", bound=Prunable)
 def densify(model: Model, num_nodes: int, parameters: torch.Tensor) -> Model:
     """Return a model with more nodes in its first layer, which computes the same field at first.
 
-    The first layer of a `MultiScaleNIF` are waves `sin(omega_0 x W + b)`, and later layers make waves
-    with sums of their frequencies. Pruning removes some of both. This function adds waves with the
-    frequencies that matter most: the weights and bias of a new node are the sums of those of two nodes,
-    in the order of the product of their scores ("contribution" of `prune_nodes`; a node can be paired
-    with itself). No other layer reads the new nodes until they are trained, so the field does not
-    change.
+    The nodes of the first layer of a `MultiScaleNIF` are waves `sin(omega_0 x W + b)`. Later layers
+    produce waves with sums of their frequencies. Pruning removes some of both. This function adds waves
+    with the frequencies that matter most: the weights and bias of a new node are the sums of those of
+    two nodes, in the order of the product of their scores ("contribution" of `prune_nodes`; a node can
+    be paired with itself). No other layer reads the new nodes until they are trained, so the field does
+    not change.
 
     Use it after `compact` and some retraining, to give a pruned model input frequencies in place of
     some of the nodes removed.
@@ -36,7 +36,7 @@ def densify(model: Model, num_nodes: int, parameters: torch.Tensor) -> Model:
 
     Raises:
         ValueError: If the model is not a `MultiScaleNIF`, has pruned nodes that `compact` has not
-            removed, or has too few nodes for so many sums.
+            removed, or has too few nodes for that number of sums.
 
     Source: Aldana et al. 2025, "Adaptive Training of INRs via Pruning and Densification" (AIRe), which
     adds frequencies to where a signal is fitted least.

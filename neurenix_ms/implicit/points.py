@@ -21,7 +21,7 @@ class PointCloud(Dataset[Rows]):
 
     Use it to train an implicit field on a simulation or on measurements, whose points may be those of
     any mesh and may differ for every time. `Normalizer.fit(cloud.p, cloud.x, cloud.u)` computes the
-    scales. `PointCloud.read` reads tables and meshes. The rows are in memory.
+    scales. `PointCloud.read` reads tables and meshes. All rows are kept in memory.
 
     Args:
         p: Parameters of every row, such as the time.
@@ -85,7 +85,7 @@ class PointCloud(Dataset[Rows]):
                 vector `v` is `v_i`.
             parameters: Names of the columns of parameters. Without any, there is one that is 0.
             parameter_values: Parameters of every file, in place of columns, such as its time.
-            drop_missing: Leave rows with NaN out, in place of raising an error.
+            drop_missing: Drop rows with NaN instead of raising an error.
             dtype: Type of the tensors.
 
         Raises:
@@ -170,8 +170,8 @@ def _kept(path: Path, columns: Columns, drop_missing: bool) -> Columns:
     first = int(rows.argmax())
     named = [name for name, some in missing.items() if some[first]]
     raise ValueError(
-        f"{path} must have a number everywhere, got {int(rows.sum())} of {len(rows)} rows without, the "
-        f"first is row {first} at {named}; drop_missing leaves them out"
+        f"{path} must have a number everywhere, got {int(rows.sum())} of {len(rows)} rows without "
+        f"one, the first is row {first} at {named}; drop_missing leaves them out"
     )
 
 

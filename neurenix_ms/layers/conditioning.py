@@ -18,7 +18,7 @@ NAME = "condition"  # of the argument of `forward`
 
 
 class FiLM(Configured, nn.Module):
-    """Scale and shift every channel of a feature map by linear maps of a vector.
+    """Scale and shift every channel of a feature map by linear functions of a vector.
 
     Use it in a block of your own, after the normalization, so that the block depends on a time, a
     diffusion step or a physical parameter. Both layers start at zero, so a new layer returns its input.
@@ -69,15 +69,15 @@ class FiLM(Configured, nn.Module):
 class SinusoidalEmbedding(Configured, nn.Module):
     """Embed a number, such as a time or a diffusion step, as sines and cosines of many periods.
 
-    Use it, followed by an `MLP`, to make the condition of a network from a number: a network reads
-    small and large differences of the number from its embedding more easily than from the number. The
+    Use it, followed by an `MLP`, to make the condition of a network from a number: a network
+    distinguishes small and large differences more easily in the embedding than in the number itself. The
     periods grow geometrically from `2 * pi` to nearly `2 * pi * max_period`, in units of the number;
-    multiply one that lies between 0 and 1 by the number of values that are to be told apart.
+    multiply a number between 0 and 1 by the number of values that must be distinguished.
 
     Args:
         channels: Length of the embedding, even: the sines first, then the cosines.
         max_period: Ratio of the longest period to the shortest one; numbers far beyond it are not
-            told apart.
+            distinguished.
 
     Shape:
         `(B,)` or `(B, 1)` -> `(B, channels)`; floating point numbers keep their dtype, integers get the

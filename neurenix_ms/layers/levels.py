@@ -130,7 +130,7 @@ class Level(Described, nn.Module):
     ) -> None:
         super().__init__()
         if inner is not None and decode is None:
-            raise ValueError("a level with an inner one needs decode, got None")
+            raise ValueError("a level with an inner level needs decode, got None")
         self.encode = encode
         self.inner = inner
         self.pool = pool
@@ -193,7 +193,7 @@ def is_foreign(module: nn.Module | None) -> bool:
 class LevelFeatures:
     """The feature maps of a forward pass through nested levels.
 
-    Use it, as the second argument of a `Level`, for deep supervision or to look at feature maps.
+    Use it, as the second argument of a `Level`, for deep supervision or to inspect feature maps.
 
     Args:
         decoded: Whether to keep the feature maps of the decoder too.

@@ -16,7 +16,7 @@ class MLP(Configured, nn.Module):
     """Linear layers with an activation after each except the last.
 
     Use it for states of a few numbers, such as those of an ordinary differential equation. For images
-    and fields use a `UNet`, because an MLP does not use that neighboring pixels are related.
+    and fields use a `UNet`, because an MLP does not exploit the relation of neighboring pixels.
 
     Args:
         in_features: Length of the input vectors.

@@ -1,4 +1,4 @@
-"""Pooling by convolutions of several dilations side by side (ASPP)."""
+"""Pooling by parallel convolutions of several dilations (ASPP)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -183,18 +183,18 @@ class JoinedProjection(nn.Module):
 
 
 class AtrousPyramidPooling(Configured, nn.Module):
-    """Convolve a feature map with several dilations side by side, and mix the results.
+    """Convolve a feature map with several dilations in parallel, and mix the results.
 
     Use it on the coarsest feature map of a network for context at several widths without loss of
-    resolution. `PyramidPooling` costs less where it is enough to know what the whole looks like;
-    without `image_pooling` this one runs in tiles too.
+    resolution. `PyramidPooling` costs less, and is enough if only global context is needed. Without
+    `image_pooling` this module can run in tiles.
 
     Args:
         in_channels: Channels of the feature map, or a `Backbone` whose coarsest one it is.
         out_channels: Channels of every branch and of the result.
-        dilations: Of the 3x3 branches, each a number or one per axis.
+        dilations: Dilations of the 3x3 branches, each a number or one per axis.
         spatial_dims: Number of spatial axes.
-        separable: Take depthwise separable convolutions in the branches with dilation.
+        separable: Use depthwise separable convolutions in the branches with dilation.
         image_pooling: Add a branch of the mean over the whole feature map.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`; the image branch has
             none with "instance".

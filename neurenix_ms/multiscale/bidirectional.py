@@ -210,9 +210,9 @@ def fused(node: Any, maps: list[Tensor], condition: Tensor | None) -> Tensor:
 class BidirectionalFusion(Configured, nn.Module):
     """Exchange features between all levels of a pyramid, top-down and then bottom-up.
 
-    Use it behind a backbone, in place of `PyramidFusion`, where the fine levels carry what the coarse
-    ones need as well: small objects beside large ones. With `repeats` the exchange is done several
-    times. Inputs are weighted by what was learned, and added in place, without stacking them.
+    Use it after a backbone, in place of `PyramidFusion`, if coarse levels also need the detail of fine
+    ones, as for small and large objects in one image. `repeats` sets the number of exchanges. Inputs are
+    multiplied by trainable weights and added in place, without stacking them.
 
     Args:
         in_channels: Channels of every feature map, finest first, or a `Backbone` that makes them.
@@ -220,20 +220,21 @@ class BidirectionalFusion(Configured, nn.Module):
         repeats: Number of layers, each with both paths.
         extra_levels: Number of levels to add below the coarsest one, each half its size (p6 and p7 of
             detectors).
-        paths: "bifpn" leads the input of a level to both of its nodes and leaves out nodes of one
-            input; "panet" has a node per level and path, of the input and then of the path before.
-        weighting: "fast" divides positive weights by their sum, "softmax" takes the softmax, None adds
+        paths: "bifpn" connects the input of a level to both of its nodes and omits nodes with a single
+            input; "panet" has one node per level and path, and its bottom-up nodes take the results of
+            the top-down path.
+        weighting: "fast" divides positive weights by their sum, "softmax" applies a softmax, None adds
             without weights.
-        separable: Take depthwise separable 3x3 convolutions; False takes full ones.
-        downsample: How a level becomes the next coarser one: "max" pools windows of 3 by 2, "conv" has a
-            3x3 convolution of stride 2.
+        separable: Use depthwise separable 3x3 convolutions; False uses full ones.
+        downsample: How a level is reduced to the next coarser one: "max" pools windows of 3 by 2, "conv"
+            has a 3x3 convolution of stride 2.
         projection: Where the channels of an input differ, "level" has one 1x1 convolution per level,
             "edge" one for each of the two nodes that read it, as the published weights of EfficientDet.
         spatial_dims: Number of spatial axes.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`, after every
             convolution.
-        act: Activation in front of the convolution of a node.
-        conv_bias: Bias of the convolutions; None is only where no norm follows.
+        act: Activation before the convolution of a node.
+        conv_bias: Whether convolutions have a bias; None: only those that no norm follows.
         condition_channels: Length of the vector on which every node is conditioned, as in `UNet`.
 
     Shape:

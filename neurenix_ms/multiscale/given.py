@@ -25,7 +25,7 @@ def measured(
             given = {name: torch.empty(tuple(shape)) for name, shape in named.items()}
             y = copied(*(torch.empty(tuple(shape)) for shape in shapes), **given)
             return tuple(y.shape) if isinstance(y, Tensor) else None
-    except Exception:  # of foreign code, which the first call shows
+    except Exception:  # of the user's code; the first call shows it
         return None
 
 

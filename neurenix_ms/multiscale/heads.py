@@ -38,18 +38,18 @@ from neurenix_ms.multiscale.pooling import PyramidPooling
 class UPerHead(Configured, nn.Module):
     """Decode feature maps of all levels together: global context, a feature pyramid, one convolution.
 
-    Use it over a backbone whose levels all hold something for the output, such as a transformer. It
-    costs more than a `UNetDecoder` of the same width, as every level is convolved at the finest size.
+    Use it on a backbone whose levels all contribute to the output, such as a transformer. It costs more
+    than a `UNetDecoder` of the same width, as every level is convolved at the finest size.
 
     Args:
         in_channels: Channels of every feature map, finest first, or a `Backbone` that makes them.
         out_channels: Channels of the output.
-        hidden_channels: Channels of every level inside.
+        hidden_channels: Channels of every level within the head.
         bins: Bins per axis of the pyramid pooling of the coarsest level.
         spatial_dims: Number of spatial axes.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
         act: Activation after every norm.
-        dropout: Probability of dropping a channel in front of the last convolution.
+        dropout: Channel dropout probability before the last convolution.
         final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
             or a module class.
         condition_channels: Length of the vector on which every convolution is conditioned; None: none.
@@ -151,23 +151,24 @@ class UPerHead(Configured, nn.Module):
 class DeepLabHead(Configured, nn.Module):
     """Decode the coarsest feature map by dilated convolutions, and sharpen it with a fine one.
 
-    Use it over a backbone that keeps its resolution, as by `output_stride=8`; its parameters are few,
-    and borders are as sharp as the fine feature map. With `fine_level=None` it is the head of DeepLabV3,
+    Use it on a backbone that keeps its resolution, as with `output_stride=8`. It has few parameters, and
+    borders are as sharp as the fine feature map. With `fine_level=None` it is the head of DeepLabV3,
     whose output has the size of the coarsest feature map.
 
     Args:
         in_channels: Channels of every feature map, finest first, or a `Backbone` that makes them.
         out_channels: Channels of the output.
-        hidden_channels: Channels inside.
-        dilations: Of the 3x3 branches of the context, each a number or one per axis.
-        fine_level: Number of the feature map that is joined to the context; None takes none.
+        hidden_channels: Channels of the hidden layers.
+        dilations: Dilations of the 3x3 branches of the context, each a number or one per axis.
+        fine_level: Index of the feature map that is joined to the context; None: no feature map.
         fine_channels: Channels of its projection.
-        separable: Take depthwise separable 3x3 convolutions everywhere.
-        align_corners: Grid of the enlargement; True only for weights made with it.
+        separable: Use depthwise separable 3x3 convolutions everywhere.
+        align_corners: As in `F.interpolate`, for upsampling. Set it only to load weights trained with
+            it.
         spatial_dims: Number of spatial axes.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
         act: Activation after every norm.
-        dropout: Probability of dropping a channel of the pooled context.
+        dropout: Channel dropout probability of the pooled context.
         final_activation: None, "sigmoid", "softmax" (over channels), "softplus", "relu", a function
             or a module class.
         condition_channels: Length of the vector on which every convolution is conditioned; None: none.

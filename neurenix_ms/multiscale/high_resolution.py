@@ -76,11 +76,11 @@ class Joined(nn.Module):
 
 
 class HighResolutionNetwork(Configured, nn.Module):
-    """Streams of several resolutions side by side, which exchange what they hold again and again.
+    """Parallel streams of several resolutions that exchange features repeatedly.
 
-    Use it where outputs need both exact places and wide context, such as key points or fine structures:
-    no resolution is rebuilt from a coarser one. Without `out_channels` it is a backbone: its list of
-    streams fits every decoder, neck and fusion of this library.
+    Use it where outputs need both exact positions and wide context, such as key points or fine
+    structures: no resolution is rebuilt from a coarser one. Without `out_channels` it is a backbone: its
+    list of streams fits every decoder, neck and fusion of this library.
 
     Args:
         in_channels: Channels of the input.
@@ -97,7 +97,7 @@ class HighResolutionNetwork(Configured, nn.Module):
             per stream.
         depth: Blocks of a stream in every module, or a list, one per stream.
         up: How coarser streams are enlarged in an exchange: "nearest" or "linear".
-        hidden_channels: Channels in front of the output; by default the sum of `features`.
+        hidden_channels: Channels before the output layer; by default the sum of `features`.
         norm: "batch", "instance", "group", None or `callable(channels) -> Module`.
         act: "relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "celu", "tanh", None or
             `callable() -> Module`.

@@ -16,6 +16,7 @@ WaveletName = Literal["haar", "cdf53", "cdf97", "db2", "db3", "db4"]
 Boundary = Literal["symmetric", "periodic"]
 Steps = Sequence[tuple[int, Mapping[int, float]]]
 LOW, HIGH = 0, 1
+CACHED_BYTES = 2**21  # of the feature maps that are split at a time
 SHORTEST = 8  # entries of a band that is not gathered by index
 
 
@@ -91,6 +92,44 @@ def split(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
             halves += _split_axis(bands.pop(0), axis, wavelet, periodic)
         bands = halves
     return [_scaled(band, scale) for band, scale in zip(bands, scales, strict=True)]
+
+
+def split_together(x: Tensor, wavelet: Wavelet, periodic: bool) -> tuple[Tensor, Tensor] | None:
+    """Return the lowest band of `split` and all others side by side, or None where `split` is better.
+
+    Feature maps are sorted into contiguous bands, lifted in place, and scaled into the result, as many
+    at a time as fit into a cache. `split` is faster on one axis, for pairs and for small tensors,
+    handles axes of odd length, and can be recorded.
+    """
+    axes, size = x.ndim - 2, spatial(x)
+    if axes == 1 or wavelet.is_pairwise or not _are_plain([x]) or any(n % 2 for n in size):
+        return None
+    if x.numel() * x.element_size() < 2 * CACHED_BYTES:
+        return None
+    scales, half = _scales(wavelet, axes), [n // 2 for n in size]
+    low = x.new_empty(*x.shape[:2], *half)
+    details = x.new_empty(x.shape[0], (len(scales) - 1) * x.shape[1], *half)
+    places = [low, *details.split(x.shape[1], dim=1)]
+    step = max(1, CACHED_BYTES // (math.prod(size) * x.element_size()))
+    for sample, *results in zip(x, *places, strict=True):
+        for start in range(0, len(sample), step):
+            bands = _lifted_bands(sample[None, start : start + step], wavelet, periodic)
+            for band, scale, result in zip(bands, scales, results, strict=True):
+                torch.mul(band[0], scale, out=result[start : start + step])
+    return low, details
+
+
+def _lifted_bands(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
+    """Return the bands of axes of even length, not yet scaled."""
+    bands = [x]
+    for axis in reversed(range(2, x.ndim)):
+        halves: list[Tensor] = []
+        while bands:  # a band is freed when it has been split
+            pairs = bands.pop(0).unflatten(axis, (-1, 2)).unbind(axis + 1)
+            pair = [band.contiguous() for band in pairs]
+            halves += _lifted(pair, wavelet.steps, axis, wavelet, periodic, fresh=[True, True])
+        bands = halves
+    return bands
 
 
 def merge(bands: Sequence[Tensor], size: Sequence[int], wavelet: Wavelet, periodic: bool) -> Tensor:

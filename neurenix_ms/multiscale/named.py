@@ -47,7 +47,7 @@ class Sum(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Weigh every pixel of a skip by what the coarser levels see there, and concatenate.
+    """Weight every pixel of a skip connection by the coarser levels, and concatenate.
 
     The gating signal is upsampled first, so that the weights need not be; norms are those of the
     blocks.

@@ -40,11 +40,11 @@ PER_LEVEL = {"block": 1, "depth": 1, "kernel_size": 1, "down": 0, "up": 0, "skip
 
 
 class NestedUNet(Configured, nn.Module):
-    """A U-Net whose skip connections are filled with nodes, and which holds U-Nets of every depth.
+    """A U-Net with nodes on its skip connections, which contains U-Nets of every depth.
 
     Use it where a `UNet` misses objects of some sizes, or where it is not known how deep the network
-    should be: with `deep_supervision` every depth is trained at once, and `pruned` returns the
-    shallowest one that is good enough. It takes several times the operations of a `UNet` of the same
+    should be: with `deep_supervision` all depths are trained at once, and `pruned` returns a shallower
+    network that is accurate enough. It takes several times the operations of a `UNet` of the same
     widths.
 
     Args:
@@ -92,9 +92,9 @@ class NestedUNet(Configured, nn.Module):
             channels or axes, the condition does not fit, or `ensemble` is chosen without
             `deep_supervision`.
 
-    Source: Zhou et al. 2018, "UNet++: A Nested U-Net Architecture", equation 1 and figure 1. They
-    weigh all outputs alike: `DeepSupervisionLoss(loss, weights=[1] * len(features))`; without weights,
-    that loss halves them from the whole network to the shallowest.
+    Source: Zhou et al. 2018, "UNet++: A Nested U-Net Architecture", equation 1 and figure 1. They weight
+    all outputs equally: `DeepSupervisionLoss(loss, weights=[1] * len(features))`; without `weights`,
+    that loss halves the weight from each depth to the next shallower one.
 
     Examples:
         >>> import torch
@@ -172,7 +172,7 @@ class NestedUNet(Configured, nn.Module):
         return self.encoder(x, given_condition(x, condition, self.condition_channels))
 
     def pruned(self, num_levels: int) -> "NestedUNet":
-        """Return a copy of the sub-network of so many levels, for faster inference.
+        """Return a copy of the sub-network of a given number of levels, for faster inference.
 
         Its output is that of `num_levels` before pruning: the last but one for one level less.
 
@@ -180,8 +180,8 @@ class NestedUNet(Configured, nn.Module):
             num_levels: Levels above the bottleneck to keep, 1 to `len(features)`.
 
         Raises:
-            ValueError: If there are not so many levels, or the network has no `deep_supervision`, so
-                that only the whole network has an output.
+            ValueError: If the number is out of range, or the network has no `deep_supervision`, so that
+                only the whole network has an output.
         """
         check_integer("num_levels", num_levels, 1, len(self.features))
         if not self.deep_supervision:
@@ -202,12 +202,13 @@ class NestedUNet(Configured, nn.Module):
 class NestedUNetDecoder(Configured, nn.Module):
     """The nodes of a nested U-Net, for the feature maps of any encoder.
 
-    Use it in place of a `UNetDecoder` over a backbone, where objects of several sizes count alike. It
-    takes several times the operations at the finest feature map.
+    Use it in place of a `UNetDecoder` on a backbone, if objects of several sizes are equally important.
+    It takes several times the operations at the finest feature map.
 
     Args:
-        encoder_channels: Channels of the encoder feature maps, finest first, the bottleneck last; or
-            a `Backbone` whose strides double from level to level. The nodes of a level have them too.
+        encoder_channels: Channels of the encoder feature maps, finest first, the bottleneck last; or a
+            `Backbone` whose strides double from level to level. The nodes of a level have the same
+            channels.
         out_channels: Channels of the output.
         spatial_dims: Number of spatial axes.
         block: "single", "double", "residual", "preactivation", "convnext", "inverted", or

@@ -18,9 +18,9 @@ from neurenix_ms.training.losses import check_same_shapes
 class LaplacianPyramidLoss(Described, nn.Module):
     """Compare prediction and target level by level of their Laplacian pyramids.
 
-    Errors of every scale count alike, whereas a loss of pixels is ruled by the large ones; results are
-    sharper than with the mean squared error, at the cost of a pyramid. As the pyramid is linear, it is
-    taken of the difference alone.
+    Errors of all scales have equal weight, whereas a loss per pixel is dominated by the large scales.
+    Results are sharper than with the mean squared error, at the cost of a pyramid. The pyramid is
+    linear, so it is computed of the difference only.
 
     Args:
         num_levels: Number of levels: details, finest first, and the coarse residual last.

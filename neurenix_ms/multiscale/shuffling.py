@@ -17,8 +17,8 @@ from neurenix_ms.multiscale.transforms import as_size
 class PixelUnshuffle(Configured, nn.Module):
     """Move every block of pixels into the channels of one pixel.
 
-    Use it in place of a pooling where nothing should be lost, or in front of a network, which then
-    works at a lower resolution. `PixelShuffle` undoes it.
+    Use it in place of pooling if no information may be lost, or before a network, which then works at a
+    lower resolution. `PixelShuffle` is its inverse.
 
     Args:
         factor: Edge of a block in pixels, one number or one per spatial axis.
@@ -56,21 +56,20 @@ class PixelShuffle(Configured, nn.Module):
     """Spread the channels of every pixel over a block of pixels.
 
     Use it after a convolution as upsampling with weights that is faster than a transposed convolution
-    and does not overlap. It undoes `PixelUnshuffle`.
+    and does not overlap. It is the inverse of `PixelUnshuffle`.
 
     Args:
         factor: Edge of a block in pixels, one number or one per spatial axis.
         spatial_dims: Number of spatial axes.
 
     Shape:
-        `(B, C * prod(factor), *S)`, and, optionally, the size of the result ->
-        `(B, C, *original_size)`, by default `S * factor`; where less is asked for, the end of an axis
-        is cropped
+        `(B, C * prod(factor), *S)`, and, optionally, the size of the result -> `(B, C, *original_size)`,
+        by default `S * factor`; a smaller size crops the end of an axis
 
     Raises:
-        ValueError: If a factor is below 1, their number is not that of the axes, the input has
-            another rank or channels that cannot be spread, or `original_size` is not one that
-            `PixelUnshuffle` brings to the size of the input.
+        ValueError: If a factor is below 1, their number is not that of the axes, the input has another
+            rank or channels that cannot be spread, or `PixelUnshuffle` does not reduce `original_size`
+            to the size of the input.
 
     Source: Shi et al. 2016, "Real-time single image and video super-resolution", equation 4; order of
     the channels as in `torch.nn.PixelShuffle`.

@@ -208,8 +208,9 @@ class Slots:
         if self.skip == "sum":
             if skip_channels != up_channels:
                 raise ValueError(
-                    f"skip 'sum' needs as many channels in the skip as come from below, got "
-                    f"{skip_channels} and {up_channels}; choose an up that has weights, or equal widths"
+                    f"skip 'sum' needs equal channels in the skip connection and the upsampled feature "
+                    f"map, got {skip_channels} and {up_channels}; choose an up that has weights, or "
+                    "equal widths"
                 )
             return Sum(), skip_channels
         choose({"attention": None}, self.skip, "skip")

@@ -109,9 +109,9 @@ class SpectralMixing(Configured, nn.Module):
     """Mix the lowest Fourier modes of a feature map: global context at the cost of few modes.
 
     Use it on the coarsest level of a network for fields without borders, or stack several as a Fourier
-    neural operator: what was learned at one resolution holds at every other one, as long as the grid
-    resolves the modes. The feature map is taken as periodic. As every pixel sees the whole, it runs in
-    tiles only as a part that runs whole.
+    neural operator: weights trained at one resolution apply at every other one, if the grid resolves the
+    modes. The feature map is treated as periodic. Every pixel depends on the whole feature map, so in
+    tiles the module must run whole.
 
     Args:
         in_channels: Channels of the feature map.
@@ -119,7 +119,7 @@ class SpectralMixing(Configured, nn.Module):
         modes: Number of modes per axis, one number or one per axis: the mean and `modes - 1` waves. The
             coefficients of all other waves are dropped, as are those that a small grid does not resolve.
         spatial_dims: Number of spatial axes.
-        pointwise: Add a 1x1 convolution of the input, which keeps what the modes do not hold.
+        pointwise: Add a 1x1 convolution of the input, which keeps the content of all other modes.
         act: Activation of the sum.
         condition_channels: Length of the vector on which the sum is conditioned, as blocks in `UNet`.
 
@@ -128,7 +128,7 @@ class SpectralMixing(Configured, nn.Module):
         `(B, out_channels, *S)`
 
     Raises:
-        ValueError: If a count is below 1, there are other than `spatial_dims` modes, the feature map
+        ValueError: If a count is below 1, the number of modes is not that of the axes, the feature map
             has other channels or axes, or the condition does not fit.
 
     Source: Li et al. 2021, "Fourier Neural Operator", equations 2 to 5. Deviation: kept modes are

@@ -1,4 +1,4 @@
-"""Parallel streams of several resolutions that exchange what they hold."""
+"""Parallel streams of several resolutions that exchange features."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -11,7 +11,14 @@ from neurenix_ms._core.config import Configured
 from neurenix_ms._core.dims import SpatialDims, check_positive, check_rank
 from neurenix_ms._core.sizes import Size, fit, spatial, twice
 from neurenix_ms._core.tracing import entries, one_call, sizes_are_open
-from neurenix_ms.multiscale.lifting import WAVELETS, Boundary, WaveletName, merge, split
+from neurenix_ms.multiscale.lifting import (
+    WAVELETS,
+    Boundary,
+    WaveletName,
+    merge,
+    split,
+    split_together,
+)
 from neurenix_ms.multiscale.transforms import as_size
 
 
@@ -90,7 +97,7 @@ class WaveletTransform(Configured, nn.Module):
 class InverseWaveletTransform(Configured, nn.Module):
     """Merge the details of every level and a coarse approximation into a feature map.
 
-    Use it as the last layer of a network that computes wavelet coefficients. It undoes
+    Use it as the last layer of a network that computes wavelet coefficients. It is the inverse of
     `WaveletTransform` with the same arguments.
 
     Args:
@@ -146,10 +153,15 @@ def transformed(
     x: Tensor, wavelet: WaveletName, num_levels: int, boundary: Boundary
 ) -> list[Tensor]:
     """Return the details of every level, finest first, and the approximation."""
-    levels = []
+    levels, arguments = [], (WAVELETS[wavelet], boundary == "periodic")
     for _ in range(num_levels):
-        x, *details = split(x, WAVELETS[wavelet], boundary == "periodic")
-        levels.append(torch.cat([fit(band, spatial(x)) for band in details], dim=1))
+        together = split_together(x, *arguments)
+        if together is not None:
+            x, details = together
+        else:
+            x, *bands = split(x, *arguments)
+            details = torch.cat([fit(band, spatial(x)) for band in bands], dim=1)
+        levels.append(details)
     return [*levels, x]
 
 

@@ -1,4 +1,4 @@
-"""Predictions from files to files, which resume after an interruption."""
+"""Run models on files and write the results to files, with resumption after an interruption."""
 
 from neurenix_ms.prediction.forecasts import forecast_file
 from neurenix_ms.prediction.points import evaluate_file

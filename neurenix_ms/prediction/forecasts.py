@@ -1,4 +1,4 @@
-"""From states in a file to their forecast in another, by a time-stepper."""
+"""Forecast the states of a file by a time-stepper, and write the forecast to a file."""
 
 import os
 from collections.abc import Sequence
@@ -34,14 +34,14 @@ def forecast_file(
     device: str = "cpu",
     overwrite: bool = False,
 ) -> tuple[int, ...]:
-    """Forecast states in a file by a time-stepper in another, and write the result.
+    """Forecast the states of a file by a time-stepper, and write the forecast to a file.
 
     Use it for a `HierarchicalTimeStepper` or a `TimeStepper`, as `neurenix-ms predict` does. States and
-    forecast are in memory. The result appears at its place when it is complete.
+    forecast are kept in memory. The target appears when it is complete.
 
     From NetCDF to NetCDF, the forecast has the unit and the coordinates of the source, and the times
-    after that of `row`, if the times of the source are equally spaced: their steps are taken for those
-    of the model.
+    after that of `row`, if the times of the source are equally spaced. A step of the model is then a
+    time step of the source.
 
     Args:
         model: A file of `save` or a folder of `save_pretrained`.
@@ -50,21 +50,21 @@ def forecast_file(
         target: Where the forecast `(B, num_steps, *D)` goes, in a format of `create_array`.
         num_steps: Number of steps.
         row: Time step of the trajectories from which the forecast starts; -1 is the last.
-        key: Name of the array in a file of several.
-        shape: Of a source of plain numbers.
-        dtype: Of a source of plain numbers; with a byte order, such as ">u2".
-        offset: Bytes in front of the numbers of such a source.
+        key: Name of the array in a file with several arrays.
+        shape: Shape of a raw binary source.
+        dtype: Type of a raw binary source, with a byte order, such as ">u2".
+        offset: Number of bytes before the values in a raw binary source.
         time_step: Length of a step of the model in the unit of the source's time; by default, with
             `row`, that of the source.
-        device: Where the model runs.
-        overwrite: Replace what is at `target`.
+        device: Device of the model.
+        overwrite: Replace an existing target.
 
     Returns:
         The shape of the forecast.
 
     Raises:
-        ValueError: If a file cannot be read, the model makes no forecasts, the states do not fit it, or
-            something is at `target`, or `source` or `model` is.
+        ValueError: If a file cannot be read, the model is not a time-stepper, the states do not fit it,
+            or `target` exists or would replace `source` or `model`.
 
     Examples:
         >>> import tempfile

@@ -9,7 +9,7 @@ from typing import Any
 
 from neurenix_ms._core.io.atomic import write_atomically
 
-LONGEST_WAIT = 20  # the disk is waited for one part in so many of the time
+LONGEST_WAIT = 20  # waiting for the disk takes at most 1 / LONGEST_WAIT of the time
 
 
 class Journal:

@@ -1,4 +1,4 @@
-"""From points in a table or mesh to the values of an implicit field there."""
+"""Evaluate an implicit field at the points of a table or mesh."""
 
 import os
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ def evaluate_file(
 ) -> int:
     """Evaluate an implicit field at the points of a file, and write the values with them.
 
-    Use it for a field that was trained on a `PointCloud`, as `neurenix-ms predict` does. The result
-    appears at its place when it is complete.
+    Use it for a field that was trained on a `PointCloud`, as `neurenix-ms predict` does. The target
+    appears when it is complete.
 
     Args:
         model: A file of `save` or a folder of `save_pretrained`.
@@ -44,15 +44,15 @@ def evaluate_file(
         values: Names that the values get.
         parameters: Names of the columns of parameters.
         parameter_values: One set of parameters for all points, in place of columns.
-        device: Where the model runs.
-        overwrite: Replace what is at `target`.
+        device: Device of the model.
+        overwrite: Replace an existing target.
 
     Returns:
         The number of points.
 
     Raises:
         ValueError: If a file cannot be read, a number is missing, the names do not fit the field, or
-            something is at `target`, or `source` or `model` is.
+            `target` exists or would replace `source` or `model`.
         ImportError: If a reader is missing (the extra `io`).
 
     Examples:

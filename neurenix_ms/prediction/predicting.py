@@ -1,4 +1,4 @@
-"""Predict an array on disk from another by a model in a file."""
+"""Run a model on an array on disk, and write the result to disk."""
 
 import contextlib
 import dataclasses
@@ -39,12 +39,12 @@ MEMORY = 4 * 10**9  # bytes for a tile, if nothing else is asked for
 
 @dataclass(frozen=True)
 class Prediction:
-    """The outcome of a prediction from files to a file.
+    """The result of `predict_file`.
 
-    `predict_file` returns it; use it to see where the result is and what an earlier run contributed.
+    Use it to see where the output is and what an earlier run contributed.
 
     Args:
-        path: Where the result is.
+        path: Path of the result.
         shape: Its shape.
         dtype: Its dtype.
         num_tiles: Number of tiles.
@@ -91,54 +91,54 @@ def predict_file(
     progress: bool = False,
     mesh: DeviceMesh | None = None,
 ) -> Prediction:
-    """Predict an array on disk from another, tile by tile, by a model in a file.
+    """Run a model on an array on disk, tile by tile, and write the result to disk.
 
-    Use it for images and volumes of any size, and where a run may be interrupted: the same call
-    resumes, runs no finished tile again, and its result has the bytes of a run without interruption.
-    It is equal to the result for the whole input up to rounding, as that of `TiledModel`. The target
-    appears when it is complete; until then the tiles are in the hidden folder `.NAME.part` beside it.
-    This is `neurenix-ms predict` on the command line.
+    Use it for images and volumes of any size, and if a run may be interrupted: the same call resumes,
+    finished tiles do not run again, and the result has the same bytes as without the interruption. The
+    result equals that of the whole input up to rounding, as with `TiledModel`. The target appears when
+    it is complete; until then the tiles are in the hidden folder `.NAME.part` in the same folder. This
+    is `neurenix-ms predict` on the command line.
 
     From NetCDF to NetCDF, the result has the coordinates of the source, with their attributes and
     bounds, along all axes whose length is that in the source. If the result is a forecast, give
-    `time_step`: its time is later by so much, and its unit is that of the source. (A source of
-    `DensityMaps.write_step` names both itself.) If time is the axis of the channels, the result has the
-    times after the last one.
+    `time_step`, which is added to the time of the source; the unit of the values is that of the source.
+    (A source of `DensityMaps.write_step` contains both.) If time is the axis of the channels, the result
+    has the times after the last one.
 
     Args:
         model: A file of `neurenix_ms.save`, or a folder of `save_pretrained`.
         source: The input; see `open_array`.
-        target: Where the result goes; its ending says the format, as for `create_array`.
-        key: Name of the array in a file of several.
-        shape: Of a source of plain numbers.
-        dtype: Of a source of plain numbers.
-        offset: Bytes in front of the numbers of such a source.
-        fill: What replaces missing values; "keep" leaves them as they are.
+        target: Path of the result, whose suffix selects the format, as for `create_array`.
+        key: Name of the array in a file with several arrays.
+        shape: Shape of a raw binary source.
+        dtype: Type of a raw binary source.
+        offset: Number of bytes before the values in a raw binary source.
+        fill: Replacement of missing values; "keep" leaves them unchanged.
         spatial_dims: Number of spatial axes; that of the model by default.
-        first: What the axis in front of the spatial axes holds, if there is one.
+        first: Meaning of the axis before the spatial axes, if there is one.
         tile_size: Edge length of a tile in pixels or voxels, or one per axis; "auto" takes the largest
             that fits `memory_limit`.
-        memory_limit: Bytes for the tensors of a tile, as in `TiledModel`; what the process itself and
-            its convolutions take comes on top.
+        memory_limit: Bytes for the tensors of a tile, as in `TiledModel`; the process itself and its
+            convolutions need more in addition.
         whole: Names of submodules that run once, on their whole feature map, as in `TiledModel`.
         condition: The vector of a network with `condition_channels`, the same for all images.
         reduce: "argmax" writes the index of the largest channel instead of all channels.
         out_dtype: Type of the result; by default that of the model, with `reduce` uint8.
-        time_step: By how much the result is later than the source, in the unit of its time.
-        units: Unit of the result, for targets that hold one.
-        device: Where the model runs.
-        overwrite: Replace what is at `target`, and drop an interrupted run with another model, input
+        time_step: Time from the source to the result, in the unit of the source's time.
+        units: Unit of the result, for formats that store one.
+        device: Device of the model.
+        overwrite: Replace an existing target, and discard an interrupted run with another model, input
             or options.
         progress: Show a progress bar (needs tqdm).
         mesh: A one-dimensional device mesh of processes on one machine, which share the tiles. Every
-            one calls with the same arguments. `tile_size="auto"` makes at least one tile for each. With
-            a given `tile_size` the result has the bytes of one process, unless a normalization takes
-            statistics of the whole input, whose sums are rounded otherwise. If one process fails, all
+            process calls with the same arguments. `tile_size="auto"` makes at least one tile for each.
+            With a given `tile_size` the result has the same bytes as that of one process, except for
+            rounding if a normalization takes statistics of the whole input. If one process fails, all
             raise its error. With None, this process runs all tiles.
 
     Raises:
         ValueError: If a file cannot be read, has another shape than the model takes or missing values;
-            if something is at `target`, or `source` or `model` is; if an interrupted run had another
+            if `target` exists or would replace `source` or `model`; if an interrupted run had another
             model, input or options (the message says what differs); or if another process writes the
             same target.
         OSError: If the disk is full or the folder is read-only. Finished tiles stay.
@@ -247,8 +247,8 @@ def _check_unchanged(images: DiskArray, facts: Mapping[str, Any]) -> None:
     path, *before = facts["input"][:-2]
     if state(Path(path)) != before:
         raise ValueError(
-            f"{images.path} must not change while it is predicted, got another size or time of it or of "
-            "a file in it; predict again with overwrite (--overwrite)"
+            f"{images.path} must not change while it is predicted, got another size or modification "
+            "time of it or of a file in it; predict again with overwrite (--overwrite)"
         )
 
 
@@ -509,7 +509,8 @@ def _dims(network: nn.Module, asked: Any) -> Any:
     own = getattr(network, "spatial_dims", None)
     if asked is None and own is None:
         raise ValueError(
-            f"spatial_dims must be given for a {type(network).__name__}, which does not say it"
+            f"spatial_dims must be given for a {type(network).__name__}, whose number of spatial axes "
+            "is unknown, got none"
         )
     return own if asked is None else asked
 

@@ -183,5 +183,6 @@ def _lock(file: IO[str], target: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ValueError(
-            f"one process at a time must write {target}, got another that is writing it; wait for it"
+            f"only one process at a time can write {target}, got another that is writing it; wait "
+            "until it has ended"
         ) from error

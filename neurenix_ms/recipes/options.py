@@ -48,9 +48,9 @@ def add_data(parser: argparse.ArgumentParser, own: str, cache: str | None) -> No
     )
     parser.add_argument("--key", help="name of the array in a file of several")
     parser.add_argument(
-        "--shape", type=lengths, metavar="N,N,...", help="of a file of plain numbers"
+        "--shape", type=lengths, metavar="N,N,...", help="shape of a raw binary file"
     )
-    parser.add_argument("--dtype", help="of a file of plain numbers, such as uint8 or '>u2'")
+    parser.add_argument("--dtype", help="type of a raw binary file, such as uint8 or '>u2'")
 
 
 def own_array(parser: argparse.ArgumentParser, options: argparse.Namespace) -> DiskArray | None:

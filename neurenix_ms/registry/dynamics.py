@@ -107,7 +107,7 @@ DYNAMICS = [
     Preset(
         "mass_conserving_unet",
         "MassConserving",
-        "a U-Net of a density and two velocities on a periodic map, corrected to the mass of its input",
+        "a U-Net of a density and two velocities on a periodic grid, corrected to the mass of its input",
         arguments={
             "network": {
                 "class": "UNet",

@@ -6,7 +6,7 @@ NETWORKS = [
     Preset(
         "unet",
         "UNet",
-        "the U-Net of the defaults: double convolutions, batch norm, linear upsampling",
+        "the U-Net with default arguments: double convolutions, batch norm, linear upsampling",
         "Ronneberger et al. 2015, 'U-Net', figure 1, padded so that sizes stay",
         {"in_channels": 3, "out_channels": 1},
     ),
@@ -82,8 +82,8 @@ NETWORKS = [
     Preset(
         "attention_unet",
         "UNet",
-        "a U-Net that gates its skips, with outputs on every level; the gates are those of MONAI's "
-        "AttentionUnet, which is attention_unet_monai",
+        "a U-Net with attention gates on its skip connections and an output per level; the gates are "
+        "those of MONAI's AttentionUnet, which is attention_unet_monai",
         "Oktay et al. 2018, 'Attention U-Net', figures 1 and 2",
         {
             "in_channels": 1,
@@ -99,8 +99,8 @@ NETWORKS = [
     Preset(
         "attention_unet_monai",
         "UNet",
-        "MONAI's AttentionUnet, which strides instead of pooling, and whose decoder has instance norm "
-        "and PReLU; equal, but that its instance norms have weights",
+        "MONAI's AttentionUnet, with strides instead of pooling, and instance norm and PReLU in the "
+        "decoder; equal, except that the instance norms here have weights",
         "MONAI, AttentionUnet(3, 1, 2, (16, 32, 64, 128, 256), (2, 2, 2, 2))",
         {
             "in_channels": 1,
@@ -119,7 +119,7 @@ NETWORKS = [
     Preset(
         "residual_unet",
         "UNet",
-        "a U-Net of pre-activation residual blocks, which pools where the source strides",
+        "a U-Net of pre-activation residual blocks, with pooling instead of the strides of the source",
         "Zhang et al. 2018, 'Road extraction by deep residual U-Net', table 1",
         {
             "in_channels": 3,
@@ -149,8 +149,8 @@ NETWORKS = [
     Preset(
         "unet_wavelet",
         "UNet",
-        "a U-Net that halves by Haar wavelets and adds its skips; with double convolutions, where the "
-        "source has four and a residual",
+        "a U-Net that downsamples by Haar wavelets and adds its skips; with double convolutions, where "
+        "the source has four and a residual",
         "Liu et al. 2018, 'Multi-level wavelet-CNN', figure 4",
         {
             "in_channels": 1,
@@ -166,7 +166,7 @@ NETWORKS = [
     Preset(
         "unet_blur",
         "UNet",
-        "a U-Net that filters before it halves, so that a shift of the input shifts the output",
+        "a U-Net that blurs before it downsamples, so that a shift of the input shifts the output",
         "downsampling of Zhang 2019, 'Making convolutional networks shift-invariant again'",
         {"in_channels": 3, "out_channels": 1, "features": [32, 64, 128, 256], "down": "blur"},
     ),
@@ -200,7 +200,7 @@ NETWORKS = [
     Preset(
         "attention_to_scale",
         "MultiScaleModel",
-        "one U-Net at three scales of the input, weighed per pixel; the source has DeepLab inside",
+        "one U-Net at three scales of the input, weighted per pixel; the source has DeepLab inside",
         "Chen et al. 2016, 'Attention to Scale', section 3",
         {
             "scales": [1.0, 0.75, 0.5],

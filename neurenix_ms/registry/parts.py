@@ -63,7 +63,7 @@ PARTS = [
     Preset(
         "panet",
         "BidirectionalFusion",
-        "top-down and bottom-up paths of full convolutions, without weights of the edges",
+        "top-down and bottom-up paths of full convolutions, without fusion weights",
         "Liu et al. 2018, 'Path Aggregation Network', section 3.1",
         {
             "in_channels": [256, 512, 1024, 2048],
@@ -89,7 +89,7 @@ PARTS = [
     Preset(
         "selective_kernel_fusion",
         "AttentionFusion",
-        "two feature maps, weighed per channel by what their sum holds",
+        "two feature maps, with weights per channel that are computed from their sum",
         "Li et al. 2019, 'Selective Kernel Networks', equations 1 to 6",
         {"in_channels": [64, 64], "out_channels": 64},
     ),
@@ -136,7 +136,7 @@ PARTS = [
     Preset(
         "film",
         "FiLM",
-        "scale and shift of every channel by linear maps of a vector",
+        "scale and shift of every channel by linear functions of a vector",
         "Perez et al. 2018, 'FiLM', equation 2",
         {"condition_channels": 128, "channels": 64},
     ),
@@ -151,7 +151,7 @@ PARTS = [
     Preset(
         "pyramid_downsample",
         "PyramidDownsample",
-        "the input, filtered and halved again and again",
+        "the input, filtered and halved repeatedly",
     ),
     Preset(
         "gaussian_pyramid",
@@ -162,7 +162,7 @@ PARTS = [
     Preset(
         "laplacian_pyramid",
         "LaplacianPyramid",
-        "the details of every level, and the coarsest copy; can be undone",
+        "the details of every level, and the coarsest copy; invertible",
         "Burt and Adelson 1983, 'The Laplacian pyramid as a compact image code'",
     ),
     Preset(
@@ -175,7 +175,7 @@ PARTS = [
         "pixel_unshuffle",
         "PixelUnshuffle",
         "halving that keeps every pixel as a channel",
-        "Shi et al. 2016, 'Real-time single image and video super-resolution', equation 4, undone",
+        "Shi et al. 2016, 'Real-time single image and video super-resolution', equation 4, inverted",
     ),
     Preset(
         "pixel_shuffle",

@@ -31,13 +31,13 @@ def from_pretrained(
 
     It is safe for folders from untrusted sources: the class is looked up by its name in this library,
     arguments are plain values, and no network is built that is larger than the weights. Nothing is
-    downloaded unless asked to.
+    downloaded unless `download` is True.
 
     Args:
         source: A folder, or the id `owner/name` of a repository of the Hugging Face Hub.
         cls: Class that the network must have; `UNet.from_pretrained` fills it in.
         map_location: Device of the tensors; the CPU by default.
-        download: Ask the hub for the repository; if False, a copy of an earlier download is read.
+        download: Whether to download the repository; False reads the copy of an earlier download.
         revision: Branch, tag or commit of the repository.
         token: For a private repository; by default the one that the client of the hub has stored.
 
@@ -81,7 +81,7 @@ def push_to_hub(
     description: str | None = None,
     license: str | None = None,
 ) -> str:
-    """Upload a network to a repository of the Hugging Face Hub, which is made if there is none.
+    """Upload a network to a repository of the Hugging Face Hub, which is created if it does not exist.
 
     Use it to publish a network; others read it by `from_pretrained(repo_id, download=True)`. The files
     are those of `save_pretrained`.
@@ -94,7 +94,7 @@ def push_to_hub(
         token: By default the one that the client of the hub has stored.
         commit_message: Message of the commit.
         input_shape: Shape `(B, C, *S)` of an input, or the shapes of a list of them; with it, the model
-            card says FLOPs, peak memory and receptive field there.
+            card lists FLOPs, peak memory and receptive field for that shape.
         description: Text for the model card.
         license: Name for the model card, such as "mit".
 
@@ -102,7 +102,7 @@ def push_to_hub(
         Address of the commit.
 
     Raises:
-        ValueError: If `repo_id` is no such id, or the network cannot be written. Nothing is uploaded
+        ValueError: If `repo_id` is not a valid id, or the network cannot be written. Nothing is uploaded
             then.
         ImportError: If huggingface_hub or safetensors is missing.
 

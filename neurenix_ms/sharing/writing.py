@@ -35,21 +35,21 @@ def save_pretrained(
 
     Use it to hand a trained network to others. Weights are in `model.safetensors`, class and arguments
     in `config.json`, and what is known about the network in `README.md`; no file holds code. The folder
-    is written beside its place and renamed, so that a killed save leaves no half of it. For a single
-    file use `neurenix_ms.save`.
+    is written under a temporary name and renamed, so an interrupted save leaves no incomplete folder.
+    For a single file use `neurenix_ms.save`.
 
     Args:
-        model: A network of this library, also around other networks of it.
+        model: A network of this library; its arguments may be networks of the library too.
         folder: A new folder.
         overwrite: Replace a folder that holds such files and no others.
         input_shape: Shape `(B, C, *S)` of an input, or the shapes of a list of them; with it, the model
-            card says FLOPs, peak memory and receptive field there.
+            card lists FLOPs, peak memory and receptive field for that shape.
         description: Text for the model card.
         license: Name for the model card, such as "mit".
 
     Raises:
-        ValueError: If the network is not of this library, an argument of it is not a plain value, a
-            dtype has no name in the format, the folder holds something, or the network does not run on
+        ValueError: If the network is not of this library, an argument of it is not a plain value, the
+            format does not support a dtype, the folder is not empty, or the network does not run on
             `input_shape`. Nothing is written then.
         ImportError: If safetensors is missing.
 

@@ -110,7 +110,7 @@ class Known:
 
 
 class AdaptiveTimeStepper(Configured, nn.Module):
-    """Forecast with strides that follow the state, each as long as a tolerance of its error permits.
+    """Forecast with strides that depend on the state: the longest with an error below a tolerance.
 
     A system with fast events between slow phases needs a fine resolution only during the events. This
     forecast predicts the errors of all strides from the state. It advances every trajectory by the

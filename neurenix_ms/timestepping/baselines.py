@@ -128,8 +128,8 @@ class EchoStateNetwork(SequenceModel):
         `(B, T, D)` -> the same
 
     Raises:
-        ValueError: If a count is below 1, the radius or the penalty is not positive, or `fit` gets no
-            more states than it leaves out.
+        ValueError: If a count is below 1, the radius or the penalty is not positive, or `fit` gets too
+            few states.
 
     Source: Jaeger 2001, 'The "echo state" approach to analysing and training recurrent neural
     networks'.

@@ -30,10 +30,11 @@ def fit_rollouts(
 ) -> TimeStepper | MultirateStepper:
     """Train a stepper on rollouts from its own predictions, and return it with its best weights.
 
-    A stepper that learned single steps only meets its own errors for the first time in a forecast. Here
-    it starts at a random row of a trajectory, makes `horizon` steps, each from its last prediction, and
-    the mean squared error of all of them is minimized. Use it to train a `MultirateStepper`, and the
-    `TimeStepper` that it is compared with in the same way; `fit_hierarchy` trains several strides.
+    A stepper that is trained on single steps is not trained on states that contain its own errors, but a
+    forecast consists of such states. Here the stepper starts at a random row of a trajectory and makes
+    `horizon` steps, each from its last prediction, and the mean squared error of all steps is minimized.
+    Use it to train a `MultirateStepper`, and the `TimeStepper` that it is compared with in the same way;
+    `fit_hierarchy` trains several strides.
 
     Args:
         model: Stepper to train, on the device and with the dtype of `trajectories`.
@@ -57,7 +58,7 @@ def fit_rollouts(
 
     Raises:
         ValueError: If a number is out of range, or trajectories are shorter than a rollout, not finite,
-            or of different states.
+            or their states differ in shape.
         ImportError: If tqdm is missing.
 
     Examples:

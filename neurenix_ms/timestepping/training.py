@@ -59,7 +59,7 @@ def fit_hierarchy(
         step_sizes: The strides, all different.
         network: Callable that returns a network from states to changes; called once per stride.
         validation: Other trajectories, by which the best weights are chosen.
-        horizon: Strides per window; fewer for strides that are too large for so many.
+        horizon: Strides per window; fewer if the trajectories are too short for a large stride.
         windows: "all" draws windows anywhere along the trajectories, "start" only at their first row,
             as the paper does, so that networks learn from states shortly after the start only.
         num_iterations: Steps of Adam.
@@ -68,7 +68,7 @@ def fit_hierarchy(
         schedule: "cosine" lets the learning rate decay to 0, "plateau" halves it when the validation
             error does not improve for five checks, None keeps it constant.
         check_every: Iterations between two validation checks, and between two checkpoints.
-        patience: Stop after so many checks without improvement of any stride; None for never.
+        patience: Stop after this number of checks without improvement of any stride; None for never.
         stacked: Evaluate networks of one shape in one batched product; None measures whether that is
             faster here.
         checkpoint: File to resume an interrupted run from, and to load a finished one from.

@@ -23,25 +23,25 @@ LEAST = 1e-6  # of a similarity before a power of it is taken, whose slope at 0 
 class MultiScaleStructuralSimilarity(Described, nn.Module):
     """One minus the structural similarity of prediction and target at several scales.
 
-    It compares means, contrasts and patterns of small windows instead of pixels, and is close to what
-    people see as a difference. Use torchmetrics for the metric of large 2-D images; this one is for
-    training, in 1-D to 3-D, with masks, and at any size.
+    It compares means, contrasts and patterns of small windows instead of pixels, and is close to the
+    perceived difference. Use torchmetrics for the metric of large 2-D images. This loss is for training,
+    in 1-D to 3-D, with masks, and at any size.
 
     Args:
         data_range: Largest minus smallest possible value.
         weights: Exponent of every scale, finest first; scales that a small input does not have are left
             out, and the exponents of the others are raised to the same sum.
         sigma: Standard deviation of the Gaussian window, in pixels.
-        k1: Part of `data_range` that keeps the comparison of small means stable.
-        k2: Part of `data_range` that keeps the comparison of small contrasts stable.
+        k1: Fraction of `data_range` that keeps the comparison of small means stable.
+        k2: Fraction of `data_range` that keeps the comparison of small contrasts stable.
 
     Shape:
         two of `(B, C, *S)`, and optionally a mask `(B, 1, *S)`, 0 where a pixel does not count -> a
         scalar
 
     Raises:
-        ValueError: If a number is out of range, the target has another shape, or the mask has none that
-            fits or counts no pixel of a sample.
+        ValueError: If a number is out of range, the target has another shape, or the mask has the wrong
+            shape or includes no pixel of a sample.
 
     Source: Wang et al. 2003, "Multiscale Structural Similarity", equations 2 to 7. Deviation: windows at
     borders and beside pixels that do not count are weighted averages of what they contain; negative
@@ -141,7 +141,7 @@ def _counted(mask: Tensor | None, like: Tensor) -> Tensor:
         raise ValueError(f"mask must have shape {shape}, got {tuple(mask.shape)}")
     counted = (mask != 0).to(like.dtype)
     if not counted.flatten(1).any(1).all():
-        raise ValueError("mask must count a pixel of every sample, got one without any")
+        raise ValueError("mask must include a pixel of every sample, got a sample without any")
     return counted
 
 

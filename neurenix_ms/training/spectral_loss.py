@@ -16,19 +16,19 @@ from neurenix_ms.training.losses import check_same_shapes
 class SpectralLoss(Described, nn.Module):
     """Compare the energy of prediction and target in every band of wavenumbers.
 
-    Networks trained on pixels alone lose the energy of small scales, which matter little to the mean
-    squared error. Add this loss to keep their statistics; it does not see where a structure is, so it
-    cannot replace a loss of pixels.
+    Networks trained only with a loss per pixel lose the energy of small scales, which contribute little
+    to the mean squared error. Add this loss to preserve the statistics of small scales. It does not
+    depend on the positions of structures, so it cannot replace a loss per pixel.
 
     Args:
         num_bands: Number of bands of equal width up to the highest wavenumber of an axis; None has one
             per wavenumber of the longest axis.
         difference: "log" is the absolute logarithm of the ratio of energies, which treats all scales
-            alike; "relative" is their difference over the energy of the target.
-        weights: Weight of every band, lowest wavenumbers first; None weights all alike.
-        epsilon: Part of the mean energy of a band that is added to both energies, so that empty bands
-            give no infinity.
-        remove_mean: Leave the mean of the fields out.
+            equally; "relative" is their difference over the energy of the target.
+        weights: Weight of every band, lowest wavenumbers first; None weights all equally.
+        epsilon: Fraction of the mean energy of a band that is added to both energies, so that empty
+            bands do not give infinity.
+        remove_mean: Ignore the mean of the fields.
 
     Shape:
         two of `(B, C, *S)` -> a scalar
@@ -37,7 +37,7 @@ class SpectralLoss(Described, nn.Module):
         ValueError: If a number is out of range, or the target has another shape.
 
     Wavenumbers are in cycles per pixel times the longest axis; those beyond the last band, in the
-    corners of the spectrum, are added to it. Fields are taken as periodic.
+    corners of the spectrum, are added to it. Fields are treated as periodic.
 
     Examples:
         >>> x = torch.randn(1, 1, 32, 32)

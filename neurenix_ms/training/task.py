@@ -13,9 +13,9 @@ from neurenix_ms.training.step import Loss, Metrics, Schedule, Task
 class RegressionTask(Task):
     """Train a network whose output is compared directly with the target.
 
-    The task defines the steps; Lightning's Trainer does loops, checkpoints, resuming, mixed precision
-    and several devices. It logs `train_loss`, `val_loss` and `test_loss`, and every metric with the
-    same prefixes, as means over an epoch.
+    The task defines the steps; Lightning's Trainer provides the loops, checkpoints, resumption, mixed
+    precision and several devices. It logs `train_loss`, `val_loss` and `test_loss`, and every metric
+    with the same prefixes, as means over an epoch.
 
     Args:
         model: The network to train.
@@ -37,7 +37,7 @@ class RegressionTask(Task):
         domain_size: Number of consecutive ranks that share the tiles of one batch under
             `strategy="ddp"`, which averages the gradients over the groups; all ranks by default. The
             ranks of a group must get the same batch: use `use_distributed_sampler=False` and a sampler
-            that goes by `rank // domain_size`.
+            that depends on `rank // domain_size`.
 
     Shape:
         That of the model; the loss must accept its output and the target.

@@ -39,8 +39,8 @@ class Advection(Configured, nn.Module):
         scheme: "semi_lagrangian" or "flux".
         boundary: "periodic" or "wall", one or one per axis. Nothing crosses a wall.
         substeps: Steps of the Runge-Kutta scheme in time.
-        points: Gauss points per axis and cell, for "semi_lagrangian". One takes the density at the
-            center of a cell for its average.
+        points: Gauss points per axis and cell, for "semi_lagrangian". With one point, the density at the
+            center of a cell is taken as its average.
 
     The arguments of a call are the density (mass per area), the velocity at the start of the step,
     optionally that at its end (by default the same), a mask of the cells that are open (true, or not 0;

@@ -1,4 +1,4 @@
-"""A network whose predicted density has the mass of the density before."""
+"""A network whose predicted density has the mass of the input density."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from neurenix_ms.conservation import conserve_mass
 
 
 class MassConserving(Configured, nn.Module):
-    """Give the density that a network predicts the mass of the density before.
+    """Correct the density that a network predicts to the mass of the input density.
 
     Use it around a surrogate of one step, so that a forecast of many steps neither gains nor loses
     mass, in training, in files and in exports. `conserve_mass` is the correction; it moves mass over any
@@ -24,11 +24,12 @@ class MassConserving(Configured, nn.Module):
     Args:
         network: Takes the density in channel 0 and fields in the others, and returns the next density.
         method: "scale" multiplies the non-negative part, "shift" adds a constant; see `conserve_mass`.
-        scales: Units of the channels, by which they are divided in front of the network; the output is
-            multiplied by that of the density. None for none.
+        scales: Units of the channels, by which they are divided before the network; the output is
+            multiplied by the unit of the density. None: no scaling.
         mask_channel: Channel of the input that is not 0 in the cells to include; all by default.
         area_channel: Channel of the input that holds the area of every cell, in any unit, such as the
-            cosine of the latitude; all cells are equal by default. It can be the channel of the mask.
+            cosine of the latitude; all cells are equal by default. It may be the same channel as that of
+            the mask.
 
     Shape:
         `(B, 1 + F, *S)` -> `(B, 1, *S)`

@@ -406,7 +406,7 @@ class Fixed(nn.Module):
         ),
         (
             lambda: Backbone("resnet18", pretrained=True, weights_backbone="DEFAULT"),
-            "give weights= of Backbone for pretrained ones, got pretrained, weights_backbone",
+            "use weights= of Backbone for pretrained ones, got pretrained, weights_backbone",
         ),
         (lambda: Backbone(Fixed()), r"(?s)size follows.*\(1, 8, 7, 7\) .*does not follow the size"),
         (
@@ -456,9 +456,9 @@ class Fixed(nn.Module):
         ),
         (
             lambda: inflate(nn.Sequential(nn.LPPool2d(2, 2))),
-            "modules that have a form of three axes, got 0 LPPool2d",
+            "modules that have a 3-D counterpart, got 0 LPPool2d",
         ),
-        (lambda: inflate(nn.Upsample(2, mode="bicubic")), "a form of three axes, got Upsample"),
+        (lambda: inflate(nn.Upsample(2, mode="bicubic")), "a 3-D counterpart, got Upsample"),
         (
             lambda: Backbone(Encoder())(torch.zeros(3, 8, 8)),
             r"2 spatial axes, got shape \(3, 8, 8\)",

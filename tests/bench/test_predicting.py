@@ -184,7 +184,7 @@ class DependsOnValues(nn.Module):
             nn.ReLU(),
             (3,),
             {"kwargs": {"x": torch.ones(2)}},
-            r"kwargs\['x'\] must be no tensor, got .*; use args",
+            r"kwargs\['x'\] must not be a tensor, got .*; use args",
         ),
         (
             nn.Conv2d(1, 1, 3, padding=1),

@@ -388,7 +388,7 @@ def test_networks_are_measured_by_name(capsys):
         "Nothing at 1x3x16x16: ValueError: a network must be a class of neurenix_ms, in list_models()",
         "math.pi at 1x3x16x16: ValueError: a network must be a module or make one, got math.pi of",
         "builtins.list at 1x3x16x16: ValueError: a network must be a module or make one, got <class",
-        "torch.nn.nothing at 1x3x16x16: ValueError: torch.nn must have what is asked for, got",
+        "torch.nn.nothing at 1x3x16x16: ValueError: torch.nn must have an attribute",
         "nothing.at.all at 1x3x16x16: ModuleNotFoundError: No module named 'nothing'",
         "torch.nn.Conv2d(x, 4, 3) at 1x3x16x16: ValueError: a network must be a name, or a call of",
     ):

@@ -158,7 +158,7 @@ def test_arrays_without_numbers_and_long_lists_are_shown(capsys, monkeypatch):
     [
         (["missing.nx"], "FILE must be a file or folder that exists, got missing.nx"),
         (["a.npy", "--input", "1x1x8x8"], "must be a file of neurenix_ms.save"),
-        (["a.npy", "--shape", "2,3"], "are for files of plain numbers"),
+        (["a.npy", "--shape", "2,3"], "are for raw binary files"),
         (["a.safetensors"], "must be a safetensors file"),
         (["a.txt"], "a.txt"),
         (["other.pt"], "cannot read other.pt: torch.save did not write it"),

@@ -364,7 +364,7 @@ def test_nothing_in_a_file_is_run(tmp_path):
     [
         (lambda f: open_array(f / "none.npy"), "must be a file or folder that exists"),
         (lambda f: open_array(f), "path must end in one of"),
-        (lambda f: open_array(f / "a.npy", dtype="f4"), "are for files of plain numbers"),
+        (lambda f: open_array(f / "a.npy", dtype="f4"), "are for raw binary files"),
         (lambda f: open_array(f / "a.npy").images(2, "time"), "first must be one of"),
         (lambda f: open_array(f / "b.npy").images(1), "and at most two others, got shape"),
         (lambda f: create_array(f / "a.npy", (3,)), "path must be free, or overwrite=True"),

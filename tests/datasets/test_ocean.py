@@ -277,5 +277,5 @@ def test_every_message(options, message, tmp_path):
 def test_a_sample_beyond_the_last_is_refused(tmp_path):
     drift = DriftDensity(tmp_path, 1, size=8, steps=1, num_particles=9, progress=False)
     assert len(drift) == 1
-    with pytest.raises(IndexError, match="sample 1 of 1"):
+    with pytest.raises(IndexError, match="index must be below 1, got 1"):
         drift[1]

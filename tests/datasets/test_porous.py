@@ -1,6 +1,7 @@
 """Conduction through porous media, against closed forms and a direct solver."""
 
 import builtins
+import math
 import warnings
 
 import numpy as np
@@ -15,6 +16,7 @@ scipy_linalg = pytest.importorskip("scipy.sparse.linalg")
 # imported here, so that no single test pays for it
 pytest.importorskip("porespy")
 taufactor = pytest.importorskip("taufactor")
+distance_transform_edt = pytest.importorskip("scipy.ndimage").distance_transform_edt
 
 
 def make(root, num_samples=2, size=24, spatial_dims=2, **options):
@@ -127,6 +129,8 @@ def test_the_conductivity_is_differentiable():
         (2, (20, 31), "overlapping_spheres"),
         (3, 12, "overlapping_spheres"),
         (3, (14, 9, 11), "blobs"),
+        (3, 12, "polydisperse_spheres"),
+        (3, (9, 12, 10), "fibers"),
     ],
 )
 def test_samples_agree_with_a_direct_solver(tmp_path, spatial_dims, size, generator):
@@ -135,6 +139,32 @@ def test_samples_agree_with_a_direct_solver(tmp_path, spatial_dims, size, genera
         potential, conductance = solve_directly(sample["pores"][0])
         assert (sample["potential"][0] - potential).abs().max() < 5e-3
         assert sample["D_rel"].item() == pytest.approx(conductance, rel=2e-3)
+
+
+def test_fibers_are_added_until_the_porosity_is_reached():
+    shape, radius = (20, 24, 22), 3
+    pores = porous._generated("fibers", shape, radius, 0.5, 7)
+    largest = math.pi * radius**2 * np.linalg.norm(shape) / pores.size  # volume of a fiber
+    assert 0.5 - largest < pores.mean() <= 0.5
+    assert (pores == porous._generated("fibers", shape, radius, 0.5, 7)).all()
+    assert (pores != porous._generated("fibers", shape, radius, 0.5, 8)).any()
+
+
+def test_a_fiber_is_a_cylinder_of_its_radius():
+    solid = ~porous._generated("fibers", (41, 41, 41), 4, 0.985, 2)
+    places = np.argwhere(solid) - np.argwhere(solid).mean(0)
+    lengths = np.linalg.svd(places, compute_uv=False) / math.sqrt(len(places))
+    assert lengths[1:] == pytest.approx([2, 2], abs=0.2)  # of a disc: half of its radius
+    assert lengths[0] > 8
+
+
+def test_polydisperse_spheres_have_large_and_small_radii():
+    sizes = []
+    for generator in ("overlapping_spheres", "polydisperse_spheres"):
+        pores = porous._generated(generator, (40, 40, 40), 6, 0.9, 3)
+        sizes.append(distance_transform_edt(~pores).max())
+    assert sizes[1] > sizes[0] + 1
+    assert sizes[1] < 1.5 * 6 + 1
 
 
 def test_a_tighter_tolerance_comes_closer_to_the_direct_solver(tmp_path):
@@ -304,6 +334,7 @@ def test_progress_is_shown_while_samples_are_made(tmp_path, capsys):
         ({"size": 3}, "size must be at least 4 along each of 2 axes, got 3"),
         ({"size": (8, 8, 8)}, r"along each of 2 axes, got \(8, 8, 8\)"),
         ({"generator": "voronoi"}, r"generator must be one of \['blobs'.*, got 'voronoi'"),
+        ({"generator": "fibers"}, 'generator "fibers" needs spatial_dims 3, got 2'),
         ({"porosity": (0.7, 0.3)}, r"range \(low, high\) between 0 and 1, got \(0.7, 0.3\)"),
         ({"porosity": (0.0, 0.3)}, r"between 0 and 1, got \(0.0, 0.3\)"),
         ({"porosity": (0.4, 1.0)}, r"between 0 and 1, got \(0.4, 1.0\)"),

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -168,13 +167,15 @@ def test_few_random_networks_are_refused(dims):
     assert refused <= 6
 
 
-def norms_and_modes() -> Iterator[Any]:
+def norms_and_modes() -> list[Any]:
     """All combinations; those that take the same path as another one are marked as slow."""
+    found = []
     for norm, training, whole in itertools.product(
         [None, "batch", "instance", "group"], [False, True], [(), "auto", ("level.inner",)]
     ):
         alike = (norm != "batch" and training) or (norm != "instance" and whole == "auto")
-        yield pytest.param(norm, training, whole, marks=[SLOW] if alike else [])
+        found.append(pytest.param(norm, training, whole, marks=[SLOW] if alike else []))
+    return found
 
 
 @pytest.mark.parametrize(("norm", "training", "whole"), norms_and_modes())
@@ -191,8 +192,8 @@ def test_networks_with_every_norm(norm, training, whole):
         ((64, 64), 32),
         ((65, 71), 32),  # a last core shorter than a stride
         ((40, 40), 1),  # tiles of one stride, smaller than the halo
-        ((16, 90), 24),  # the halo is larger than one axis
-        ((37, 53), (8, 53)),  # strips
+        pytest.param((16, 90), 24, marks=SLOW),  # the halo is larger than one axis
+        pytest.param((37, 53), (8, 53), marks=SLOW),  # strips
         ((50, 50), 1000),  # one tile
     ],
 )
@@ -433,8 +434,7 @@ def test_a_progress_bar_counts_every_tile(capsys):
 
 
 def test_state_dict_and_copies():
-    tiled = TiledModel(unet().eval(), 16)
-    other = TiledModel(unet().eval(), 16)
+    tiled, other = (TiledModel(nn.Conv2d(1, 2, 3, padding=1).double(), 16) for _ in range(2))
     other.load_state_dict(tiled.state_dict())
     x = torch.randn(1, 1, 40, 40, dtype=torch.float64)
     assert torch.equal(other(x), tiled(x))

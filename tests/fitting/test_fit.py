@@ -185,7 +185,7 @@ def test_an_error_of_a_reading_process_is_said_as_its_own(monkeypatch):
     monkeypatch.setattr(Segmentation, "prepare", lambda self, data: None)
     np.save("images.npy", np.full((48, 40), np.nan, "float32"))
     with pytest.raises(
-        ValueError, match=r"^a process that reads must not fail, got ValueError: images.npy must"
+        ValueError, match=r"^a data loader process must not fail, got ValueError: images.npy must"
     ):
         segment("--data.num_workers=1", "--trainer.num_sanity_val_steps=0", "--out=r")
 

@@ -305,32 +305,16 @@ def _cases(d: int) -> list[Case]:
     ]
 
 
-# whose graphs take long to compile
-SLOW = (
-    "UNet-convnext",
-    "UNet-decoder",
-    "UNet-anisotropic",
-    "UNet-conditioned",
-    "UNetDecoder-slots",
-    "UNet-wavelet",
-    "UNet-transposed",
-    "UNet-single",
-    "UNet-instance",
-    "UNetDecoder-conditioned",
-    "PyramidNetwork-slots",
-    "PyramidNetwork-conditioned",
-    "NestedUNet-slots",
-    "HighResolutionNetwork-streams",
-)
 CASES = [case for d in (1, 2, 3) for case in _cases(d)]
 
 
 def to_compile(dims: Sequence[int]) -> list[Any]:
-    """The cases with so many axes, those with large graphs marked as slow."""
+    """The cases with so many axes, all but the first of a class marked as slow."""
+    cases = [case for case in CASES if case.spatial_dims in dims]
+    first = {case.name.split("-")[0]: case for case in reversed(cases)}
     return [
-        pytest.param(case, marks=[pytest.mark.slow] if case.name.startswith(SLOW) else [])
-        for case in CASES
-        if case.spatial_dims in dims
+        pytest.param(case, marks=[] if case in first.values() else [pytest.mark.slow])
+        for case in cases
     ]
 
 

@@ -930,7 +930,7 @@ def models_that_communicate_themselves(mesh: DeviceMesh) -> None:
         "must not be wrapped in DistributedDataParallel": DistributedDataParallel(
             copy.deepcopy(model)
         ),
-        "must have whole parameters, got FSDPSequential": None,
+        "must have unsharded parameters, got FSDPSequential": None,
         "must have ordinary batch norm": nn.SyncBatchNorm.convert_sync_batchnorm(
             copy.deepcopy(model)
         ),

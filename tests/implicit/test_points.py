@@ -102,12 +102,14 @@ def test_a_part_is_held_out_at_random():
 def test_missing_numbers_are_counted_and_can_be_dropped():
     path = table("a.csv", u=[5.0, np.nan, np.inf])
     with pytest.raises(
-        ValueError, match=r"got 2 of 3 rows without, the first is row 1 at \['u'\]; d"
+        ValueError, match=r"got 2 of 3 rows without one, the first is row 1 at \['u'\]; d"
     ):
         PointCloud.read(path, **NAMES)
     assert PointCloud.read(path, **NAMES, drop_missing=True).u.tolist() == [[5]]
     Path("b.csv").write_text("t,x,y,u\n0,1,,3\n0,1,2,3\n")
-    with pytest.raises(ValueError, match=r"got 1 of 2 rows without, the first is row 0 at \['y'\]"):
+    with pytest.raises(
+        ValueError, match=r"got 1 of 2 rows without one, the first is row 0 at \['y'\]"
+    ):
         PointCloud.read("b.csv", **NAMES)
 
 

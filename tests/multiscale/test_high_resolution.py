@@ -136,7 +136,11 @@ def test_checkpointing_changes_no_gradient_and_needs_less_memory():
 
 @pytest.mark.parametrize(
     ("dims", "size", "up"),
-    [(1, (181,), "nearest"), (1, (166,), "linear"), (2, (90, 61), "nearest")],
+    [
+        (1, (181,), "nearest"),
+        pytest.param(1, (166,), "linear", marks=pytest.mark.slow),
+        pytest.param(2, (90, 61), "nearest", marks=pytest.mark.slow),
+    ],
 )
 def test_in_tiles_it_is_the_whole(dims, size, up):
     model = scrambled(

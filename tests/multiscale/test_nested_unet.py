@@ -139,8 +139,8 @@ def test_checkpointing_changes_no_gradient_and_needs_less_memory():
     assert spared < 0.7 * plain
 
 
-@pytest.mark.parametrize("norm", [None, "instance"])
-@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("norm", [pytest.param(None, marks=pytest.mark.slow), "instance"])
+@pytest.mark.parametrize("dims", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_in_tiles_it_is_the_whole(dims, norm):
     model = scrambled(NestedUNet(1, 2, [2, 3], spatial_dims=dims, norm=norm))
     x = torch.randn(1, 1, *(75, 44)[:dims], dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_in_tiles_it_is_the_whole(dims, norm):
         torch.testing.assert_close(TiledModel(model, 24, spatial_dims=dims)(x), model(x))
 
 
-@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("norm", ["group", pytest.param("batch", marks=pytest.mark.slow)])
 def test_gradients_in_tiles_are_those_of_the_whole(norm):
     model = NestedUNet(1, 1, [4, 4], norm=norm).double()
     x, target = torch.randn(2, 2, 1, 40, 36, dtype=torch.float64)
@@ -168,7 +168,7 @@ def test_gradients_in_tiles_are_those_of_the_whole(norm):
         (lambda: NestedUNet(1, 0), "out_channels must be at least 1, got 0"),
         (lambda: NestedUNet(1, 1, [4], bottleneck_channels=0), "bottleneck_channels must be at"),
         (lambda: NestedUNet(1, 1, [4], ensemble=True), "ensemble needs deep_supervision True"),
-        (lambda: NestedUNet(1, 1, [4, 4], skip="sum"), "skip 'sum' needs as many channels"),
+        (lambda: NestedUNet(1, 1, [4, 4], skip="sum"), "skip 'sum' needs equal channels"),
         (lambda: NestedUNet(1, 1, [4]).pruned(1), "a network with deep_supervision True"),
         (lambda: NestedUNet(1, 1, [4]).pruned(2), "num_levels must be at most 1, got 2"),
         (lambda: NestedUNet(1, 1, [4, 4])(torch.zeros(1, 1, 3, 9)), "must be at least 4 to be"),

@@ -11,6 +11,7 @@ from sizes_for import dims_and_sizes
 
 from neurenix_ms import InverseWaveletTransform, WaveletTransform
 from neurenix_ms.execution import TiledModel
+from neurenix_ms.multiscale import lifting
 from neurenix_ms.multiscale.lifting import WAVELETS
 
 NAMES = {
@@ -45,6 +46,20 @@ def test_with_and_without_gradients_it_is_the_same(dims_and_size, wavelet, bound
     x = torch.randn(1, 2, *size, dtype=torch.float64)
     for a, b in zip(transform(x), transform(x.clone().requires_grad_()), strict=True):
         assert torch.equal(a, b)
+
+
+@WAVELET
+@pytest.mark.parametrize("size", [(2, 4), (16, 6), (4, 18, 20)])
+@pytest.mark.parametrize("boundary", ["symmetric", "periodic"])
+def test_even_axes_are_split_together_with_the_same_result(wavelet, size, boundary, monkeypatch):
+    monkeypatch.setattr(lifting, "CACHED_BYTES", 2 * 8 * math.prod(size))  # two channels at a time
+    transform = WaveletTransform(wavelet, boundary=boundary, spatial_dims=len(size))
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    before = x.clone()
+    for a, b in zip(transform(x), transform(x.clone().requires_grad_()), strict=True):
+        assert torch.equal(a, b)
+        assert a.untyped_storage().nbytes() == a.numel() * 8  # no view of a larger tensor
+    assert torch.equal(x, before)
 
 
 @given(dims_and_sizes(), ANY, BOUNDARIES, st.integers(1, 3))

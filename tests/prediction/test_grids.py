@@ -193,9 +193,9 @@ def test_a_step_of_maps_leads_to_the_next_time():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"first": -1}, "first must be the number of a time that has a next one of 4, got -1"),
-        ({"first": -5}, "first must be the number of a time that has a next one of 4, got -5"),
-        ({"first": 3}, "first must be the number of a time that has a next one of 4, got 3"),
+        ({"first": -1}, "first must be a time before the last of 4, got -1"),
+        ({"first": -5}, "first must be a time before the last of 4, got -5"),
+        ({"first": 3}, "first must be a time before the last of 4, got 3"),
         ({"sample": 1}, "sample must be below 1, got 1"),
         ({"path": "model.nx"}, "path must end in one of"),
         ({"path": "sea.nc"}, "path must be free, or overwrite=True, got sea.nc"),

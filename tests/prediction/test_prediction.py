@@ -279,7 +279,9 @@ def test_half_a_journal_is_not_trusted(folder: Path, monkeypatch):
 def test_one_process_at_a_time_writes_a_target(folder: Path):
     with (
         results.Results(Path("out.npy")).alone(),
-        pytest.raises(ValueError, match=r"one process at a time must write out.npy, got another"),
+        pytest.raises(
+            ValueError, match=r"only one process at a time can write out.npy, got another"
+        ),
     ):
         predict()
     assert predict().num_tiles == 30
@@ -519,9 +521,7 @@ def test_a_model_that_cannot_run_in_tiles_names_the_layer_for_whole(folder: Path
 
 def test_a_model_without_a_number_of_axes_asks_for_it(folder: Path, monkeypatch):
     monkeypatch.setattr(predicting, "read_network", lambda *a, **k: torch.nn.Identity())
-    with pytest.raises(
-        ValueError, match="spatial_dims must be given for a Identity, which does not"
-    ):
+    with pytest.raises(ValueError, match="spatial_dims must be given for a Identity, whose number"):
         predict(spatial_dims=None)
     assert predict().shape == (1, 1, 90, 70)
 

@@ -17,6 +17,7 @@ from neurenix_ms.recipes.demo import command as demo
 from neurenix_ms.recipes.hierarchy import command as hierarchy
 from neurenix_ms.recipes.implicit import command as implicit
 from neurenix_ms.recipes.msnet import command as msnet
+from neurenix_ms.recipes.msnet import data as msnet_data
 from neurenix_ms.recipes.multirate import command as multirate
 from neurenix_ms.recipes.multirate.settings import own_field
 from neurenix_ms.recipes.sequences import command as sequences
@@ -42,6 +43,8 @@ SMALL = {
     "samples": 2,
     "held-out": 2,
     "larger": 2,
+    "large-samples": 2,
+    "seeds": 0,
     "size": 16,
     "epochs": 1,
     "filters": 2,
@@ -54,20 +57,20 @@ BOXES = [word for name, value in SMALL.items() for word in (f"--{name}", str(val
 def test_msnet_takes_boxes_of_a_scan_and_resumes():
     rock()
     text = msnet.main([*BOXES, *ROCK, "--out", "out"])
-    for row in ("16³: R² of the potential", "32³: error of D_rel, mean"):
+    for row in ("| 16³ | 2 |", "| 32³ | 2 |"):
         assert row in text
-    said = Path("out/table.md").read_text()
+    said = Path("out/msnet.md").read_text()
     assert "Boxes of rock.raw; its last 32 of 80 planes are unseen." in said
-    assert len(list(Path("out/boxes").glob("*"))) == 3
+    assert len(list(Path("out/boxes").glob("*"))) == 4
     assert not Path("data").exists()
-    written = Path("out/last.ckpt").stat().st_mtime_ns
+    written = Path("out/seed_0/last.ckpt").stat().st_mtime_ns
     assert msnet.main([*BOXES, *ROCK, "--out", "out"]) == text
-    assert Path("out/last.ckpt").stat().st_mtime_ns == written
+    assert Path("out/seed_0/last.ckpt").stat().st_mtime_ns == written
     pores = np.fromfile("rock.raw", "uint8")
     pores[0] = 3 if pores[0] == 1 else 1  # another rock
     pores.tofile("rock.raw")
     msnet.main([*BOXES, *ROCK, "--out", "out"])
-    assert Path("out/last.ckpt").stat().st_mtime_ns != written
+    assert Path("out/seed_0/last.ckpt").stat().st_mtime_ns != written
 
 
 def test_boxes_that_are_unseen_are_of_other_planes(monkeypatch):
@@ -80,12 +83,13 @@ def test_boxes_that_are_unseen_are_of_other_planes(monkeypatch):
             drawn.append((part.start, part.shape[0], size, pores, seed, str(root)))
             self.cache = type("Cache", (), {"folder": Path("x")})
 
-    monkeypatch.setattr(msnet, "ScannedConduction", Drawn)
-    monkeypatch.setattr(msnet, "_trained", None)  # it is called next
+    monkeypatch.setattr(msnet_data, "ScannedConduction", Drawn)
+    monkeypatch.setattr(msnet, "Laws", None)  # it is called next
     with pytest.raises(TypeError, match="not callable"):
         msnet.main([*BOXES, *ROCK])
     assert drawn == [
         (0, 48, 16, [2, 3], 0, "runs/msnet/boxes"),
+        (0, 48, 32, [2, 3], 0, "runs/msnet/boxes"),
         (48, 32, 16, [2, 3], 1, "runs/msnet/boxes"),
         (48, 32, 32, [2, 3], 1, "runs/msnet/boxes"),
     ]
@@ -103,7 +107,7 @@ def test_boxes_that_are_unseen_are_of_other_planes(monkeypatch):
         ),
         (
             "--data small.npy",
-            "must have at least (96, 64, 64) voxels for boxes of --size 32, and uns",
+            "must have at least (128, 64, 64) voxels for boxes of --size 32, and uns",
         ),
         ("--data flat.npy", "twice the size, got shape (80, 34) in flat.npy"),
         (
@@ -478,11 +482,11 @@ def test_a_zarr_folder_and_a_folder_of_images_are_files_of_ones_own():
     assert own is not None
     assert own.parts["train"].shape == (16, 60, 2)
     Path("scan").mkdir()
-    for number in range(96):
+    for number in range(128):
         tifffile.imwrite(f"scan/{number:03}.tif", np.zeros((64, 64), "uint8"))
     _, scan, _ = msnet._options(["--data", "scan"])
     assert scan is not None
-    assert scan.shape == (96, 64, 64)
+    assert scan.shape == (128, 64, 64)
     Path("cache").mkdir()
     assert msnet._options(["--data", "cache"])[1] is None
 
@@ -503,13 +507,27 @@ def test_a_field_of_a_file_is_compressed(monkeypatch):
     )
     array[...] = waves()
     array.close()
-    words = ["turbulence", "--data", "sst.nc", "--steps", "100", "--out", "out", "--runs", "out"]
+    words = [
+        "turbulence",
+        "--data",
+        "sst.nc",
+        "--steps",
+        "100",
+        "--seeds",
+        "0",
+        "--out",
+        "out",
+        "--runs",
+        "out",
+    ]
     text = implicit.main(words)
     assert [line.split("|")[1].strip() for line in text.splitlines()[2:]] == [
         "POD, rank 1",
         "POD, rank 2",
         "POD, rank 4",
-        "NIF, 24 wide",
+        "cosine transform",
+        "cosine transform",
+        "NIF, 23 wide",
         "NIF, 48 wide",
     ]
     (note,) = Path("out").glob("*.json")

@@ -121,15 +121,18 @@ def test_what_is_created_is_saved_and_loaded(tmp_path):
     assert torch.equal(load(tmp_path / "model.nx").eval()(x), model.eval()(x))
 
 
-def test_a_new_process_finds_every_class():
+@pytest.mark.parametrize(
+    "first",
+    ["MLP", *(pytest.param(c, marks=pytest.mark.slow) for c in ("FluxConservation", "NIF"))],
+)
+def test_a_new_process_finds_every_class(first: str):
     names = sorted({preset.cls for preset in PRESETS.values()})
     code = (
         "from neurenix_ms._core.io.stored import class_named\n"
         f"for name in {names}: assert class_named(name).__name__ == name"
     )
-    for name in ("FluxConservation", "MLP", "NIF"):  # each as the first
-        first = f"from neurenix_ms._core.io.stored import class_named; class_named({name!r})\n"
-        subprocess.run([sys.executable, "-c", first + code], check=True)
+    start = f"from neurenix_ms._core.io.stored import class_named; class_named({first!r})\n"
+    subprocess.run([sys.executable, "-c", start + code], check=True)
 
 
 def test_names_are_at_the_top_level():

@@ -144,7 +144,7 @@ def test_gradients_are_right(dims):
         ),
         (
             lambda: MultiScaleStructuralSimilarity()(*torch.zeros(3, 1, 1, 4)),
-            "mask must count a pixel of every sample",
+            "mask must include a pixel of every sample",
         ),
     ],
 )

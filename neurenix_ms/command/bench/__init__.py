@@ -1,4 +1,4 @@
-"""Time, memory and operations: reports of runs, comparisons, tables of networks.
+"""Report and compare time, memory and FLOPs, of runs and of networks.
 
 Runs are files of `pytest --benchmark-json`, made by pytest-benchmark with the fixture `measure`.
 

@@ -1,8 +1,8 @@
-"""Show two runs side by side, or this tree beside a commit (`--base`).
+"""Compare two runs, or the working tree with a commit (`--base`).
 
-Bytes and operations are those of every run, so any change of them is shown; times only where they
-differ by a tenth or more. With --base, the benchmarks of the commit run in a worktree of their own,
-then those of this tree; nothing in the repository changes.
+Bytes and FLOPs are the same in every run, so every change of them is shown. Times are shown if they
+differ by a tenth or more. With --base, the benchmarks of the commit run in a separate worktree, and then
+those of the working tree. Nothing in the repository changes.
 
 Examples:
 
@@ -25,12 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         metavar="COMMIT",
-        help="run the benchmarks of this commit and of this tree, each in a tree of its own. Times "
-        "at two moments differ by tens of per cent: look at large changes",
+        help="run the benchmarks of this commit and of the working tree, each in a separate worktree. "
+        "Times of two runs differ by tens of percent: only large changes are meaningful",
     )
-    parser.add_argument(
-        "--all", action="store_true", help="also cases in which nothing has changed"
-    )
+    parser.add_argument("--all", action="store_true", help="also show unchanged cases")
 
 
 def run(options: argparse.Namespace) -> str:

@@ -1,8 +1,8 @@
-"""Show time, memory and operations of networks at given sizes on this machine.
+"""Measure time, memory and FLOPs of networks at given sizes on this machine.
 
 NETWORK is a class of neurenix_ms, a name of `neurenix-ms list`, or a dotted name to be imported, also
-with arguments. What a class needs and the shape tells (channels, number of axes) need not be given. A
-network that fails gets a line below the table; if all fail, the exit status is 1.
+with arguments. Arguments that follow from the shape (channels, number of axes) can be left out. The
+error of a network that fails is below the table. If all fail, the exit status is 1.
 
 Examples:
 
@@ -43,14 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=named_value,
         default=[],
         metavar="NAME=VALUE",
-        help="arguments of a call that are no tensors, such as num_steps=100",
+        help="keyword arguments of a call that are not tensors, such as num_steps=100",
     )
-    parser.add_argument("--train", action="store_true", help="a training step, not a forward pass")
     parser.add_argument(
-        "--predict", action="store_true", help="memory from shapes alone; nothing is run"
+        "--train", action="store_true", help="measure a training step, not a forward pass"
     )
-    parser.add_argument("--device", help="where they run (default: a GPU if there is one)")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: as torch has them)")
+    parser.add_argument(
+        "--predict", action="store_true", help="predict memory from shapes, and run nothing"
+    )
+    parser.add_argument("--device", help="device of the networks (default: a GPU if there is one)")
+    parser.add_argument(
+        "--threads", type=int, help="number of torch threads (default: that of torch)"
+    )
 
 
 def run(options: argparse.Namespace) -> str:

@@ -1,8 +1,8 @@
 """Show a run of `pytest --benchmark-json` as Markdown, as a web page or as CSV.
 
 A page has tables and charts in one file, which needs no network. A table has the time, memory and
-operations of every case and their ratios to the reference; CSV has every figure in full. Resident
-memory is taken from the file RUN_resident.json beside RUN.json, if there is one.
+operations of every case and their ratios to the reference; CSV has all figures at full precision.
+Resident memory is taken from the file RUN_resident.json beside RUN.json, if there is one.
 
 Examples:
 
@@ -19,12 +19,16 @@ FORMATS = ("md", "html", "csv")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of `neurenix-ms bench report`."""
-    parser.add_argument("run_file", metavar="RUN.json", type=Path, help="what was measured")
+    parser.add_argument("run_file", metavar="RUN.json", type=Path, help="file of a run")
     parser.add_argument(
-        "--format", choices=FORMATS, help="by default that of the file written, or md"
+        "--format",
+        choices=FORMATS,
+        help="format of the report; by default that of the --out file, or md",
     )
-    parser.add_argument("--group", help="one group alone (md)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write a file, not the terminal")
+    parser.add_argument("--group", help="show this group only (md)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write to a file instead of the terminal"
+    )
 
 
 def run(options: argparse.Namespace) -> str | None:

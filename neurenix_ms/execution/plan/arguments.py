@@ -72,8 +72,8 @@ def check_args(args: Any, shape: Sequence[int]) -> tuple[Any, ...]:
             )
         if 2 < value.ndim == len(shape) and tuple(value.shape[2:]) == tuple(shape[2:]):
             raise ValueError(
-                f"args[{number}] must have no spatial axes, because every tile gets it whole, got shape "
-                f"{tuple(value.shape)}; concatenate it to the channels of x"
+                f"args[{number}] must have no spatial axes, because every tile gets all of it, got "
+                f"shape {tuple(value.shape)}; concatenate it to the channels of x"
             )
     return tuple(values)
 

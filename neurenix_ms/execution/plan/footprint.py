@@ -38,7 +38,7 @@ class Footprint:
     """Halo and stride that tiles of a model need for exact results.
 
     It is the result of `footprint`. Use it to choose a tile size: a halo that is as wide as the tile
-    makes nine times the work in 2-D. `TiledModel` computes and uses it by itself.
+    causes nine times the work in 2-D. `TiledModel` computes and uses it by itself.
 
     Args:
         halo: For every axis, pixels or voxels of the input needed before and after a core whose ends

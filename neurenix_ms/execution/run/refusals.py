@@ -26,7 +26,7 @@ def check_plain_parallelism(model: nn.Module) -> None:
             )
         if isinstance(module, sharded):
             raise ValueError(
-                "a model run in tiles must have whole parameters, got "
+                "a model run in tiles must have unsharded parameters, got "
                 f"{describe(model, name)} after fully_shard; pass the model before it is sharded"
             )
         if isinstance(module, nn.SyncBatchNorm) and module.training:

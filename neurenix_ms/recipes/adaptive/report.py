@@ -23,7 +23,7 @@ COLORS = {"single": "0.6", "coupled": "tab:blue", "change": "tab:orange", "adapt
 
 def table(results: dict[str, list[Result]], systems: Mapping[str, Settings] = SYSTEMS) -> str:
     """Return a Markdown table: a row per system and forecast, mean and deviation over the seeds."""
-    head = ["system", "forecast", "error", "calls", "cost by that of the cheapest fixed"]
+    head = ["system", "forecast", "error", "calls", "cost, relative to the cheapest fixed strides"]
     lines = [head, [":---", ":---", "---:", "---:", "---:"]]
     for system, runs in results.items():
         title = systems[system].title

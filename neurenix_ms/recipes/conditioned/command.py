@@ -66,7 +66,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--iterations", type=int, default=600, help="steps of Adam")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of weights and batches"
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of weights and batches"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/conditioned"), help="results")
     parser.add_argument("--fresh", action="store_true", help="ignore earlier results")

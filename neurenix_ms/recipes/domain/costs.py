@@ -208,7 +208,7 @@ def scaling_table(
     """Return the predicted weak scaling as Markdown."""
     heads = [f"{count:,} processes" for count in num_ranks]
     rows = [
-        ["parts run whole", "halo", "share of the operations", *heads],
+        ["parts run whole", "halo", "fraction of the operations", *heads],
         [":---", *["---:"] * (2 + len(heads))],
     ]
     for layout in layouts:

@@ -32,7 +32,7 @@ def table_of(result: Result) -> str:
     head = ["method"]
     for step in (early, last):
         head += [f"{kind}, {_hour(step)}" for kind in kinds]
-    head += [f"eddies: mean square, {_hour(last)}", "mass wrong by", "CPU time of training"]
+    head += [f"eddies: mean square, {_hour(last)}", "error of the mass", "CPU time of training"]
     rows = [head, [":---"] + ["---:"] * (len(head) - 1)]
     for name in COLORS:
         way = result["ways"][name]

@@ -1,6 +1,5 @@
 """The experiments with implicit fields, each of which returns plain numbers."""
 
-import math
 import statistics
 import tempfile
 import time
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from neurenix_ms.datasets import kuramoto_sivashinsky, travelling_wave, turbulence2d
+from neurenix_ms.datasets import kuramoto_sivashinsky, travelling_wave
 from neurenix_ms.files import save
 from neurenix_ms.implicit import (
     MultiScaleNIF,
@@ -25,6 +24,7 @@ from neurenix_ms.implicit import (
 from neurenix_ms.implicit.pruning import prunable
 from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.meter import parameter_table
+from neurenix_ms.recipes.implicit.compression import rounded
 from neurenix_ms.recipes.implicit.training import ITERATIONS_PER_EPOCH, relative_error, train
 
 Result = dict[str, Any]
@@ -176,10 +176,10 @@ def waves(options: Namespace) -> Result:
             "unseen": relative_error(field, q, x, v),
             "unseen_rms": (grid - v).square().mean().sqrt().item(),
         }
-        result["fields"][name] = _rounded(grid[row, :, 0])
+        result["fields"][name] = rounded(grid[row, :, 0])
     shown = unseen["u"][9]
     extent = [0, LENGTH, 0, END_TIME]
-    result["fields"] |= {"true": _rounded(shown), "nu": unseen_nu[9], "extent": extent}
+    result["fields"] |= {"true": rounded(shown), "nu": unseen_nu[9], "extent": extent}
     return result
 
 
@@ -210,54 +210,3 @@ def rows_of(waves: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     nu, t = torch.meshgrid(waves["nu"], waves["t"], indexing="ij")
     p = torch.stack([nu.flatten(), t.flatten()], 1)
     return p.float(), waves["x"][:, None].float(), waves["u"].flatten(0, 1)[..., None].float()
-
-
-def turbulence(options: Namespace) -> Result:
-    """Compare the compression of a field over time by implicit models of several sizes and POD.
-
-    The field is decaying turbulence, or the user's own.
-    """
-    if options.own is None:
-        flow = turbulence2d(5e-3, num_times=21, end_time=5.0, root=options.data)
-        w, times, label, folder = flow["vorticity"].float(), flow["t"], "vorticity", "turbulence"
-        axes = [flow["x"].float()] * 2
-    else:
-        w, times = options.own.values, options.own.times
-        label, folder = options.own.label, options.own.folder
-        axes = [torch.linspace(0, 1, n) for n in w.shape[1:]]
-    t = times[:, None].float()
-    x = torch.cartesian_prod(*axes)
-    u = w.flatten(1)[..., None]
-    middle = len(t) // 2
-    result: Result = {"values": w.numel(), "models": []}
-    result["fields"] = {"t": float(t[middle]), "label": label}
-    ranks = [rank for rank in (1, 2, 4, 8) if rank < len(t)]
-    left, s, right = torch.linalg.svd(u[..., 0], full_matrices=False)
-    for rank in ranks:
-        low = left[:, :rank] * s[:rank] @ right[:rank]
-        numbers = rank * (len(t) + len(x))
-        error = ((low - u[..., 0]).norm() / u.norm()).item()
-        result["models"].append({"name": f"POD, rank {rank}", "numbers": numbers, "error": error})
-        if rank == min(4, ranks[-1]):
-            result["fields"][f"POD, rank {rank}"] = _rounded(low[middle].view(w.shape[1:]))
-    for width, latent in ((24, 2), (48, 2)):
-        torch.manual_seed(options.seed)
-        model = MultiScaleNIF(1, 2, shape_width=width, latent_dim=latent, omega_0=10.0)
-        field = Normalizer(model).fit(t, x, u)
-        print(f"{folder}, width {width}")
-        steps = options.steps or 600
-        runs = options.runs / folder / str(width)
-        error = train(field, t, x, u, runs, steps=steps, batch_size=4, iterations=0)
-        numbers = parameter_table(model)[-1][1]
-        name = f"NIF, {width} wide"
-        result["models"].append({"name": name, "numbers": numbers, "error": error})
-    with torch.no_grad():
-        result["fields"][name] = _rounded(field.at(t[middle])(x).view(w.shape[1:]))
-    result["fields"]["true"] = _rounded(w[middle])
-    return result
-
-
-def _rounded(values: Tensor) -> list[list[float]]:
-    """Return values for a figure, to a thousandth of the largest where that is small."""
-    digits = 3 + max(0, -math.floor(math.log10(float(values.abs().max()) or 1)))
-    return [[round(value, digits) for value in row] for row in values.tolist()]

@@ -15,7 +15,8 @@ import torch
 
 from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.recipes.implicit import report
-from neurenix_ms.recipes.implicit.cases import turbulence, wave, waves
+from neurenix_ms.recipes.implicit.cases import wave, waves
+from neurenix_ms.recipes.implicit.compression import turbulence
 from neurenix_ms.recipes.implicit.densified import densified
 from neurenix_ms.recipes.implicit.own import OwnField
 from neurenix_ms.recipes.options import add_data, check_at_least, own_array, readable
@@ -65,11 +66,18 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--steps", type=int, help="steps of Adam, a multiple of 100; by default by case"
     )
     parser.add_argument(
-        "--iterations", type=int, default=500, help="of L-BFGS, dense wave; a multiple of 50"
+        "--iterations",
+        type=int,
+        default=500,
+        help="of L-BFGS for the dense model of the wave, a multiple of 50",
     )
     parser.add_argument("--seed", type=int, default=0, help="for weights and order")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the densified fields"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="seeds of the cases densified and turbulence",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/implicit"), help="results")
     parser.add_argument("--runs", type=Path, default=Path("runs/implicit"), help="checkpoints")

@@ -1,5 +1,6 @@
 """Tables and figures of the experiments with implicit fields."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +117,19 @@ def draw_waves(path: Path, result: Result) -> None:
 
 
 def turbulence_table(result: Result) -> str:
-    """Return a Markdown table of error and compression for the implicit models and POD."""
-    lines = [["model", "numbers kept", "compression", "error"], [":---", "---:", "---:", "---:"]]
+    """Return a Markdown table of error and compression for the implicit models and linear methods."""
+    lines = [
+        ["model", "stored values", "compression", "error", "training"],
+        [":---", "---:", "---:", "---:", "---:"],
+    ]
     for one in result["models"]:
         lines.append(
             [
                 one["name"],
                 f"{one['numbers']:,}",
                 f"{result['values'] / one['numbers']:.1f}",
-                f"{one['error']:.3f}",
+                scatter(one["errors"]),
+                f"{one['seconds']} s" if "seconds" in one else "",
             ]
         )
     return markdown(lines)
@@ -151,10 +156,11 @@ def draw_turbulence(path: Path, result: Result) -> None:
         axis.set(title=name, xticks=[], yticks=[])
     label = shown.get("label", "vorticity")
     figure.colorbar(image, ax=list(axes[:3]), label=f"{label} at t = {shown['t']:g}", shrink=0.7)
-    for kind, style in (("POD", "o-"), ("NIF", "s-")):
+    for kind, style in (("POD", "o-"), ("cosine transform", "^-"), ("NIF", "s-")):
         some = [one for one in result["models"] if one["name"].startswith(kind)]
         ratio = [result["values"] / one["numbers"] for one in some]
-        axes[3].loglog(ratio, [one["error"] for one in some], style, label=kind)
+        means = [statistics.mean(one["errors"]) for one in some]
+        axes[3].loglog(ratio, means, style, label=kind)
     axes[3].set(xlabel="compression", ylabel="relative error")
     axes[3].minorticks_off()
     if label == "vorticity":

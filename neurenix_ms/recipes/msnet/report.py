@@ -1,6 +1,8 @@
-"""Scores and figure of an MSNet on unseen geometries."""
+"""Tables and figures of MSNets on unseen media."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +13,164 @@ from torch import Tensor
 
 from neurenix_ms.datasets import effective_conductivity
 from neurenix_ms.msnet import coarsen
-from neurenix_ms.recipes.demo.models import linear_field
-from neurenix_ms.recipes.demo.report import ArchieLaw, conductance_scores, field_scores
 from neurenix_ms.recipes.msnet.models import potential_of
-from neurenix_ms.recipes.reporting import save_figure
+from neurenix_ms.recipes.reporting import markdown, save_figure, scatter
 
-Columns = dict[str, dict[str, str]]
+Result = dict[str, Any]
+SHOWN_STEPS = "10"  # of conjugate gradients, in the table
 
 
-def scores(
-    predicted: Tensor, held_out: dict[str, Tensor], law: ArchieLaw, bruggeman: ArchieLaw
-) -> Columns:
-    """Return the rows of the table for unseen geometries of one size: MSNet and three baselines.
+def table(result: Result) -> str:
+    """Return the mean relative error of the conductance of every method in percent, a row per set.
 
     Args:
-        predicted: Predicted potential.
-        held_out: Samples, stacked.
-        law: Archie's law, fitted to the training samples.
-        bruggeman: Bruggeman's law, without fitted parameters.
+        result: Everything that was measured.
     """
-    pores, truth = held_out["pores"], held_out["potential"]
-    size = pores.shape[2]
-    porosity = pores.flatten(1).mean(dim=1)
-    linear = linear_field(tuple(truth.shape[2:])).expand_as(truth)
-    columns = {
-        "MS-Net": field_scores(predicted, truth, pores),
-        f"Archie {law.scale:.2f} φ^{law.exponent:.2f}": conductance_scores(
-            law(porosity), held_out["D_rel"]
-        ),
-        f"Bruggeman φ^{bruggeman.exponent:.1f}": conductance_scores(
-            bruggeman(porosity), held_out["D_rel"]
-        ),
-        "linear field": field_scores(linear, truth, pores),
+    laws = _laws(result)
+    steps = f"{SHOWN_STEPS} steps, fitted"
+    head = ["unseen boxes", "number", "MS-Net", "MS-Net, fitted", f"MS-Net, {steps}"]
+    lines = [[*head, f"linear field, {steps}", *laws]]
+    lines.append([":---", *["---:"] * (len(lines[0]) - 1)])
+    for name, known in result["sets"].items():
+        runs = [run["sets"][name] for run in result["runs"]]
+        rows = [[_mean(run["flux"]["0"]) for run in runs]]
+        rows.append([_mean(run["fitted"]["flux"]["0"]) for run in runs])
+        rows.append([_mean(run["fitted"]["energy"][SHOWN_STEPS]) for run in runs])
+        rows.append([_mean(known["linear"]["fitted"]["energy"][SHOWN_STEPS])])
+        rows += [[_mean(known["laws"][law])] if law in known["laws"] else [] for law in laws]
+        cells = [f"{scatter(row, '.1f')} %" if row else "" for row in rows]
+        lines.append([name, str(known["number"]), *cells])
+    return markdown(lines)
+
+
+def seed_table(result: Result) -> str:
+    """Return the errors of every seed after steps, and their ratio to Archie's law, a row per set.
+
+    The law is fitted at the size of the boxes, or at the largest size of the training.
+
+    Args:
+        result: Everything that was measured.
+    """
+    seeds = [f"seed {run['seed']}" for run in result["runs"]]
+    head = ["unseen boxes", *seeds, "median", "largest"]
+    lines = [[*head, "ratio to Archie", "largest ratio", "R\u00b2 of the deviation"]]
+    lines.append([":---", *["---:"] * (len(lines[0]) - 1)])
+    for name, known in result["sets"].items():
+        runs = [run["sets"][name] for run in result["runs"]]
+        off = [[abs(x) for x in run["fitted"]["energy"][SHOWN_STEPS]] for run in runs]
+        means = [100 * statistics.mean(one) for one in off]
+        ratios = [mean / _mean(known["laws"][known["same"]]) for mean in means]
+        medians = [100 * statistics.median(one) for one in off]
+        largest = [100 * max(one) for one in off]
+        cells = [*(f"{mean:.1f} %" for mean in means), f"{scatter(medians, '.1f')} %"]
+        cells += [f"{scatter(largest, '.0f')} %", scatter(ratios, ".2f"), f"{max(ratios):.2f}"]
+        lines.append([name, *cells, scatter([run["r2_deviation"] for run in runs])])
+    return markdown(lines)
+
+
+def cost_table(result: Result) -> str:
+    """Return CPU time and memory of predictions, steps and the solver, a column per size.
+
+    Args:
+        result: Everything that was measured.
+    """
+    sizes, tile = result["costs"]["sizes"], result["costs"]["tile"]
+    rows: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "prediction": ("whole", "{:.2f} s".format),
+        f"prediction, tiles of {tile}\u00b3": ("tiles", "{:.2f} s".format),
+        "ten steps of conjugate gradients": ("ten_steps", "{:.2f} s".format),
+        "solver": ("solver", "{:.1f} s".format),
+        "peak memory of the prediction": ("whole_bytes", _mebibytes),
+        f"peak memory, tiles of {tile}\u00b3": ("tiles_bytes", _mebibytes),
+        "largest difference in tiles": ("difference", "{:.0e}".format),
     }
-    return {
-        name: {f"{size}³: {row}": value for row, value in rows.items()}
-        for name, rows in columns.items()
+    lines = [["", *(f"{size}\u00b3" for size in sizes)], [":---", *["---:"] * len(sizes)]]
+    for name, (key, form) in rows.items():
+        values = [one.get(key) for one in sizes.values()]
+        lines.append([name, *("" if value is None else form(value) for value in values)])
+    return markdown(lines)
+
+
+def draw_errors(path: Path, result: Result) -> None:
+    """Draw the errors of all methods for every set, and how they fall with steps of a solver.
+
+    Args:
+        path: PNG to write.
+        result: Everything that was measured.
+    """
+    sets = result["sets"]
+    curves = [name for name in sets if "," not in name][1:]
+    figure = Figure(figsize=(11.0, 4.4), dpi=100, layout="constrained")
+    left, *others = figure.subplots(
+        1, 1 + len(curves), width_ratios=[2.2, *[1.2] * len(curves)], squeeze=False
+    )[0]
+    laws = _laws(result)
+    bars: dict[str, tuple[str, Callable[[str], list[float]]]] = {
+        f"MS-Net, {SHOWN_STEPS} steps, fitted": ("tab:red", partial(_own, result, SHOWN_STEPS)),
+        "MS-Net, fitted": ("tab:orange", partial(_own, result, "0")),
     }
+    for law, color in zip(laws, ("0.75", "0.55", "0.3"), strict=False):
+        bars[law] = color, partial(_of_law, result, law)
+    width = 0.8 / len(bars)
+    for k, (label, (color, values_of)) in enumerate(bars.items()):
+        values = {i: values_of(name) for i, name in enumerate(sets) if values_of(name)}
+        heights = [statistics.mean(one) for one in values.values()]
+        left.bar([i + k * width for i in values], heights, width, color=color, label=label)
+        for i, one in values.items():
+            if len(one) > 1:  # a point per seed
+                left.plot([i + k * width] * len(one), one, ".", color="black", ms=5)
+    left.set_xticks([i + 0.4 - width / 2 for i in range(len(sets))])
+    left.set_xticklabels([name.replace(", ", "\n").replace(" ", "\n") for name in sets], fontsize=9)
+    left.set_ylabel("mean error of D_rel, percent")
+    left.set_ylim(top=1.45 * left.get_ylim()[1])  # room for the legend
+    left.legend(fontsize=8, frameon=False)
+    for axis, name in zip(others, curves, strict=True):
+        known = sets[name]["linear"]["fitted"]["energy"]
+        axis.plot([int(k) for k in known], [_mean(v) for v in known.values()], "o-", color="0.5")
+        for run in result["runs"]:
+            own = run["sets"][name]["fitted"]["energy"]
+            steps, errors = [int(k) for k in own], [_mean(v) for v in own.values()]
+            axis.plot(steps, errors, "o-", color="tab:red", ms=4)
+            axis.plot([0], _mean(run["sets"][name]["fitted"]["flux"]["0"]), "x", color="tab:orange")
+        axis.set_yscale("log")
+        for numbers in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            numbers("{x:.0f}")
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("steps of conjugate gradients")
+    if others:
+        others[0].plot([], [], "o-", color="0.5", label="linear field, energy")
+        others[0].plot([], [], "o-", color="tab:red", ms=4, label="MS-Net, energy")
+        others[0].plot([], [], "x", color="tab:orange", label="MS-Net, mean flux")
+        others[0].set_ylabel("mean error of D_rel, percent, fitted")
+        others[0].legend(fontsize=8, frameon=False)
+    save_figure(path, figure)
+
+
+def _own(result: Result, steps: str, name: str) -> list[float]:
+    """Return the mean error of every seed in a set after steps, or without any by the mean flux."""
+    kind = "flux" if steps == "0" else "energy"
+    return [_mean(run["sets"][name]["fitted"][kind][steps]) for run in result["runs"]]
+
+
+def _of_law(result: Result, law: str, name: str) -> list[float]:
+    """Return the mean error of a law in a set, if it has one."""
+    errors = result["sets"][name]["laws"].get(law)
+    return [] if errors is None else [_mean(errors)]
+
+
+def _laws(result: Result) -> list[str]:
+    """Return the names of the fitted laws, in order."""
+    names = dict.fromkeys(law for known in result["sets"].values() for law in known["laws"])
+    return [name for name in names if name.startswith("Archie")]
+
+
+def _mean(errors: Sequence[float]) -> float:
+    """Return the mean size of relative errors in percent."""
+    return 100 * statistics.mean(abs(error) for error in errors)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB"
 
 
 def draw(

@@ -1,14 +1,15 @@
 """Train an MSNet on porous samples, with resumption."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from neurenix_ms._core.seeds import generator_of
 from neurenix_ms.datasets import effective_conductivity
-from neurenix_ms.recipes.fitting import EveryGeometryOnce, fit
+from neurenix_ms.recipes.fitting import fit
 from neurenix_ms.recipes.msnet.models import (
     ConductionMSNet,
     deviation_of,
@@ -17,7 +18,7 @@ from neurenix_ms.recipes.msnet.models import (
 )
 from neurenix_ms.training import MultiScaleLoss, MultiScaleTask
 
-BATCH_SIZE = 4
+BATCH_SIZE = 2  # of the smallest boxes; larger ones have as many voxels, or are alone
 LEARNING_RATE = 4e-3
 GRADIENT_CLIP = 1.0
 NUM_MIRRORS = 16
@@ -102,6 +103,58 @@ def energy(difference: Tensor, pores: Tensor) -> Tensor:
     return total
 
 
+class BatchesOfOneSize(Sampler[list[int]]):
+    """Sampler of batches of boxes of one size, in an order and variants given by seed and epoch.
+
+    Every box is in one batch of an epoch. So a resumed run gets the same batches as an uninterrupted
+    one.
+
+    Args:
+        groups: Number of boxes of every size, and how many of them are a batch.
+        seed: Seed of all epochs, not negative.
+        num_mirrors: Number of variants of each in the dataset: first all originals, then all mirrored
+            in one way, and so on.
+    """
+
+    def __init__(self, groups: Sequence[tuple[int, int]], seed: int, num_mirrors: int) -> None:
+        self.groups = groups
+        self.seed = seed
+        self.num_mirrors = num_mirrors
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; Lightning calls it before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(-(-count // size) for count, size in self.groups)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = generator_of(self.seed, self.epoch)
+        total = sum(count for count, _ in self.groups)
+        batches: list[list[int]] = []
+        first = 0
+        for count, size in self.groups:
+            order = first + torch.randperm(count, generator=generator)
+            mirror = torch.randint(self.num_mirrors, order.shape, generator=generator)
+            batches += [batch.tolist() for batch in (order + total * mirror).split(size)]
+            first += count
+        # a generator, since Lightning sets the epoch of a resumed run after it asks for the iterator
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[i]
+
+
+class Batches(Dataset[list[Tensor]]):
+    """Dataset of batches of another one; an index is a list of its indices."""
+
+    def __init__(self, items: Dataset[tuple[Tensor, Tensor]]) -> None:
+        self.items = items
+
+    def __getitem__(self, indices: list[int]) -> list[Tensor]:
+        batch: list[Tensor] = default_collate([self.items[i] for i in indices])
+        return batch
+
+
 def train(
     model: ConductionMSNet,
     samples: Sequence[dict[str, Tensor]],
@@ -117,7 +170,7 @@ def train(
 
     Args:
         model: The network.
-        samples: Items of `PorousConduction`, all of one size.
+        samples: Items of `PorousConduction`, one size after the other, smallest first.
         epochs: Passes over all geometries.
         folder: Folder in which `last.ckpt` is written after every epoch.
         loss: Loss to minimize, by default `ConductionLoss()`.
@@ -128,9 +181,16 @@ def train(
     Returns:
         Wall time and CPU time in seconds.
     """
-    sampler = EveryGeometryOnce(len(samples), seed, NUM_MIRRORS if mirrored else 1)
-    loader = DataLoader(TurnedConduction(samples), BATCH_SIZE, sampler=sampler)
+    sampler = BatchesOfOneSize(_groups(samples), seed, NUM_MIRRORS if mirrored else 1)
+    loader = DataLoader(Batches(TurnedConduction(samples)), batch_size=None, sampler=sampler)
     task = MultiScaleTask(
         model, loss or ConductionLoss(), learning_rate=LEARNING_RATE, schedule="one_cycle"
     )
     return fit(task, loader, epochs, folder, progress=progress, gradient_clip=GRADIENT_CLIP)
+
+
+def _groups(samples: Sequence[dict[str, Tensor]]) -> list[tuple[int, int]]:
+    """Return the number of samples of every size, and of those in a batch."""
+    voxels = [one["pores"].numel() for one in samples]
+    sizes = list(dict.fromkeys(voxels))
+    return [(voxels.count(size), max(1, BATCH_SIZE * sizes[0] // size)) for size in sizes]

@@ -31,7 +31,8 @@ SEEN_OTHERS = [name for name in COLORS if "seen" in name]
 def error_table(result: Result) -> str:
     """Return a Markdown table of error, mass and costs of all methods on unseen eddies."""
     at = _times(result)
-    head = ["way", *(f"error, {_hour(step)}" for step in at), f"mass wrong by, {_hour(at[-1])}"]
+    head = ["method", *(f"error, {_hour(step)}" for step in at)]
+    head.append(f"error of the mass, {_hour(at[-1])}")
     lines = [[*head, "parameters", "training"]]
     for name in _shown(result):
         way = result["ways"][name]
@@ -46,7 +47,7 @@ def error_table(result: Result) -> str:
 def intensity_table(result: Result) -> str:
     """Return a Markdown table of errors on all kinds of currents by training data, and of intensity."""
     _, early, *_, last = _times(result)
-    head = ["way", *(f"{kind}: error, {_hour(early)}" for kind in result["kinds"])]
+    head = ["method", *(f"{kind}: error, {_hour(early)}" for kind in result["kinds"])]
     asked = [("sink", "square"), ("sink", "peak"), ("eddies", "square")]
     words = {"square": "mean square", "peak": "peak"}
     lines = [[*head, *(f"{kind}: {words[key]}, {_hour(last)}" for kind, key in asked)]]
@@ -111,7 +112,7 @@ def draw_errors(path: Path, result: Result) -> None:
     noise = result["kinds"]["eddies"]["noise"][1:]
     left.plot(_hours(noise), noise, ":", color="black", label="(counting particles)")
     left.set(ylabel="error / root mean square of the truth", ylim=(0, None))
-    right.set(ylabel="mass wrong by, %")
+    right.set(ylabel="error of the mass, %")
     for axis in (left, right):
         axis.set(xlabel="hours", xticks=_ticks(result))
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)

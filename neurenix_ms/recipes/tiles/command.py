@@ -37,8 +37,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tiles"))
     parser.add_argument("--steps", type=int, default=60, help="training steps of the network drawn")
     parser.add_argument("--large", action="store_true", help="add volumes, which take 15 minutes")
-    parser.add_argument("--ranks", action="store_true", help="processes of torchrun, and no more")
-    parser.add_argument("--size", type=int, default=1024, help="of the image, with --ranks")
+    parser.add_argument(
+        "--ranks", action="store_true", help="measure the processes of torchrun only"
+    )
+    parser.add_argument("--size", type=int, default=1024, help="size of the image, with --ranks")
     options = parser.parse_args(arguments)
     if options.ranks:
         measure_ranks(options.out, options.size)
