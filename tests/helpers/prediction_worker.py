@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import tiles_worker
 import torch.distributed as dist
-from disks import files_up_to
 from torch.distributed.device_mesh import DeviceMesh
 
 from neurenix_ms.execution.run.tiles import TiledRun
 from neurenix_ms.prediction import Prediction, predict_file
-from neurenix_ms.prediction.journal import Journal
+from neurenix_ms.prediction import results as results_file
 
 CASES: dict[str, Callable[[DeviceMesh], None]] = {}
 ENDINGS = ("npy", "zarr", "nc", "raw")
@@ -186,31 +185,17 @@ def an_error_before_the_tiles_is_raised_on_all(mesh: DeviceMesh) -> None:
 
 
 @case
-def a_disk_that_is_full_for_one_rank_ends_all(mesh: DeviceMesh) -> None:
-    limit = files_up_to(4096) if mesh.get_local_rank() == 1 else contextlib.nullcontext()
-    with limit, pytest.raises(OSError, match="File too large"):  # less than the result
-        predict(mesh, "full.npy")
-    assert left("full") == []
-    assert predict(mesh, "full.npy").num_tiles == 30
-    assert same_files(Path("one.npy"), Path("full.npy"))
-
-
-@case
 def a_journal_that_cannot_be_written_ends_all(mesh: DeviceMesh) -> None:
-    plain = Journal.start
-
-    def on_a_full_disk(path: Path, facts: Any) -> Journal:
-        with files_up_to(100):  # less than the first line
-            return plain(path, facts)
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
         if mesh.get_local_rank() == 1:
-            patch.setattr(Journal, "start", on_a_full_disk)
-        with pytest.raises(OSError, match="File too large"):
-            predict(mesh, "notes.npy")
-    assert left("notes") == []
-    assert predict(mesh, "notes.npy").num_tiles == 30
-    assert same_files(Path("one.npy"), Path("notes.npy"))
+            patch.setattr(results_file, "reserve", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            predict(mesh, "full.npy")
+    assert predict(mesh, "full.npy").num_tiles == 30
+    assert same_files(Path("one.npy"), Path("full.npy"))
 
 
 @case

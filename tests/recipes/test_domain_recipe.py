@@ -112,7 +112,9 @@ def test_an_image_of_ones_own_is_the_target(tmp_path):
 
 
 def test_a_volume_of_ones_own_is_the_target(tmp_path):
-    create_array(tmp_path / "volume.zarr", (50, 9, 8), "uint8")[...] = np.arange(8) // 2
+    create_array(tmp_path / "volume.zarr", (50, 9, 8), "uint8")[...] = np.tile(
+        np.arange(8) // 2, (50, 9, 1)
+    )
     array = open_array(tmp_path / "volume.zarr")
     make_arrays(tmp_path, array.shape, 0, OwnImage(array))
     target = open_array(tmp_path / "target.zarr")[0, 0]

@@ -79,13 +79,12 @@ def write_weights(state: dict[str, Tensor], path: Path) -> str:
     package = safetensors()
     try:
         package.torch.save_file(unshared(state), path, metadata={"format": "pt"})
-    except (
-        package.SafetensorError
-    ) as error:  # it has the words and the number of the system's error
-        found = SYSTEM_ERROR.search(str(error))
-        if found is None:
+    except package.SafetensorError as error:
+        system = SYSTEM_ERROR.search(str(error))
+        if system is None:
             raise
-        raise OSError(int(found["number"]), found["words"], str(path)) from error
+        renamed = OSError(int(system["number"]), system["words"], str(path))
+        raise renamed from error
     return checksum(path)
 
 
