@@ -117,7 +117,7 @@ def positions(kept: int, total: int) -> int:
 
     Examples:
         >>> positions(0, 86016), positions(5000, 86016), positions(86016, 86016)
-        (0, 862, 0)
+        (0, 861, 0)
     """
     share = kept / total
     bits = sum(-p * math.log2(p) for p in (share, 1 - share) if p > 0) * total
