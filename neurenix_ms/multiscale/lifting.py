@@ -85,13 +85,20 @@ def split(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
     In the number of a band, the first axis is the lowest bit: in 2-D cA, cH, cV, cD of PyWavelets.
     An axis of `n` entries has `ceil(n / 2)` in a low band and `floor(n / 2)` in a high one.
     """
-    scales, bands = _scales(wavelet, x.ndim - 2), [x]
+    bands = _split_axes(x, wavelet, periodic)
+    scales = _scales(wavelet, x.ndim - 2)
+    return [_scaled(band, scale) for band, scale in zip(bands, scales, strict=True)]
+
+
+def _split_axes(x: Tensor, wavelet: Wavelet, periodic: bool, copies: bool = False) -> list[Tensor]:
+    """Return the bands of all axes, not yet scaled; see `_split_axis` for `copies`."""
+    bands = [x]
     for axis in reversed(range(2, x.ndim)):
         halves: list[Tensor] = []
         while bands:  # a band is freed when it has been split
-            halves += _split_axis(bands.pop(0), axis, wavelet, periodic)
+            halves += _split_axis(bands.pop(0), axis, wavelet, periodic, copies)
         bands = halves
-    return [_scaled(band, scale) for band, scale in zip(bands, scales, strict=True)]
+    return bands
 
 
 def split_together(x: Tensor, wavelet: Wavelet, periodic: bool) -> tuple[Tensor, Tensor] | None:
@@ -113,23 +120,11 @@ def split_together(x: Tensor, wavelet: Wavelet, periodic: bool) -> tuple[Tensor,
     step = max(1, CACHED_BYTES // (math.prod(size) * x.element_size()))
     for sample, *results in zip(x, *places, strict=True):
         for start in range(0, len(sample), step):
-            bands = _lifted_bands(sample[None, start : start + step], wavelet, periodic)
+            chunk = sample[None, start : start + step]
+            bands = _split_axes(chunk, wavelet, periodic, copies=True)
             for band, scale, result in zip(bands, scales, results, strict=True):
                 torch.mul(band[0], scale, out=result[start : start + step])
     return low, details
-
-
-def _lifted_bands(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
-    """Return the bands of axes of even length, not yet scaled."""
-    bands = [x]
-    for axis in reversed(range(2, x.ndim)):
-        halves: list[Tensor] = []
-        while bands:  # a band is freed when it has been split
-            pairs = bands.pop(0).unflatten(axis, (-1, 2)).unbind(axis + 1)
-            pair = [band.contiguous() for band in pairs]
-            halves += _lifted(pair, wavelet.steps, axis, wavelet, periodic, fresh=[True, True])
-        bands = halves
-    return bands
 
 
 def merge(bands: Sequence[Tensor], size: Sequence[int], wavelet: Wavelet, periodic: bool) -> Tensor:
@@ -217,11 +212,16 @@ def _scaled(fresh: Tensor, scale: float) -> Tensor:
     return fresh.mul_(scale) if _is_overwritten(fresh) else fresh * scale
 
 
-def _split_axis(x: Tensor, axis: int, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
+def _split_axis(
+    x: Tensor, axis: int, wavelet: Wavelet, periodic: bool, copies: bool
+) -> list[Tensor]:
+    """Return both bands of an axis; contiguous `copies` of the samples are lifted in place."""
     bands = [_every_second(x, axis, start) for start in (0, 1)]
     if _is_one(x.shape[axis]):  # a constant, as if it were longer
         return [bands[LOW] * (ROOT2 / wavelet.scales[LOW]), bands[HIGH].clone()]
-    return _lifted(bands, wavelet.steps, axis, wavelet, periodic, fresh=[False, False])
+    if copies:
+        bands = [band.clone(memory_format=torch.contiguous_format) for band in bands]
+    return _lifted(bands, wavelet.steps, axis, wavelet, periodic, fresh=[copies, copies])
 
 
 def _merge_axis(

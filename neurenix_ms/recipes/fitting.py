@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms._core.seeds import generator_of
+
+Index = TypeVar("Index")
 
 
 def forget_other_run(folder: Path, run: dict[str, Any], fresh: bool = False) -> None:
@@ -32,10 +34,30 @@ def forget_other_run(folder: Path, run: dict[str, Any], fresh: bool = False) -> 
     write_atomically(note, json.dumps(run).encode())
 
 
-class EveryGeometryOnce(Sampler[int]):
-    """Sampler of every geometry once per epoch, in an order and a variant given by seed and epoch.
+class SeededSampler(Sampler[Index]):
+    """Sampler whose order depends on seed and epoch only.
 
     So a resumed run gets the same batches as an uninterrupted one.
+
+    Args:
+        seed: Seed of all epochs, not negative.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; Lightning calls it before every epoch."""
+        self.epoch = epoch
+
+    def generator(self) -> torch.Generator:
+        """Return the random numbers of the epoch, from their beginning."""
+        return generator_of(self.seed, self.epoch)
+
+
+class EveryGeometryOnce(SeededSampler[int]):
+    """Sampler of every geometry once per epoch, in an order and a variant given by seed and epoch.
 
     Args:
         num_geometries: Number of geometries.
@@ -45,20 +67,15 @@ class EveryGeometryOnce(Sampler[int]):
     """
 
     def __init__(self, num_geometries: int, seed: int, num_mirrors: int = 4) -> None:
+        super().__init__(seed)
         self.num_geometries = num_geometries
-        self.seed = seed
         self.num_mirrors = num_mirrors
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; Lightning calls it before every epoch."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_geometries
 
     def __iter__(self) -> Iterator[int]:
-        generator = generator_of(self.seed, self.epoch)
+        generator = self.generator()
         order = torch.randperm(self.num_geometries, generator=generator)
         mirror = torch.randint(self.num_mirrors, order.shape, generator=generator)
         return iter((order + self.num_geometries * mirror).tolist())

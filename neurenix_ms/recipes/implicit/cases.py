@@ -53,7 +53,7 @@ def wave(options: Namespace) -> Result:
     dense.get_buffer("x_scale").div_(SPREAD)
     folder = options.runs / "wave"
     print("traveling wave, dense")
-    error = train(
+    error, _ = train(
         dense,
         t,
         x,
@@ -85,7 +85,7 @@ def wave(options: Namespace) -> Result:
             more = ITERATIONS_PER_EPOCH * round(
                 options.iterations / (1 - share) / ITERATIONS_PER_EPOCH
             )
-            last = train(small, t, x, u, folder / name, steps=steps, iterations=more, **settings)
+            last, _ = train(small, t, x, u, folder / name, steps=steps, iterations=more, **settings)
             rounds.append({"sparsity": share, "before": before, "error": last, "widths": widths})
             kept.append(small)
         result["rounds"][way] = rounds
@@ -166,7 +166,7 @@ def waves(options: Namespace) -> Result:
         print(f"Kuramoto-Sivashinsky, {name}")
         folder = options.runs / "waves" / name
         steps = options.steps or 1500
-        error = train(field, p, x, u, folder, steps=steps, batch_size=64, iterations=0)
+        error, _ = train(field, p, x, u, folder, steps=steps, batch_size=64, iterations=0)
         with torch.no_grad():
             grid = field.forward_grid(q, x)
         assert isinstance(grid, Tensor)

@@ -114,7 +114,7 @@ class Stages:
             batch_size=self.case.batch_size,
             iterations=_rounded(self.case.iterations * fraction, 50),
             seed=self.seed,
-        )
+        )[0]
 
     def made(self, width: int) -> Normalizer:
         """Return an untrained model."""

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import LBFGS, Adam
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from neurenix_ms._core.seeds import generator_of
 from neurenix_ms.implicit import Normalizer
 from neurenix_ms.implicit.normalizer import check_finite
-from neurenix_ms.recipes.fitting import fit
+from neurenix_ms.recipes.fitting import SeededSampler, fit
 from neurenix_ms.training import RegressionTask
 
 STEPS_PER_EPOCH = 100  # a checkpoint is written after each
@@ -41,7 +40,7 @@ class OnGrid(nn.Module):
         return grid
 
 
-class Rows(Sampler[int]):
+class Rows(SeededSampler[int]):
     """Sampler of random rows, without repetition until all are drawn, given by seed and epoch.
 
     Args:
@@ -51,20 +50,15 @@ class Rows(Sampler[int]):
     """
 
     def __init__(self, num_rows: int, num_drawn: int, seed: int) -> None:
+        super().__init__(seed)
         self.num_rows = num_rows
         self.num_drawn = num_drawn
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; Lightning calls it before every epoch."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_drawn
 
     def __iter__(self) -> Iterator[int]:
-        generator = generator_of(self.seed, self.epoch)
+        generator = self.generator()
         passes = -(-self.num_drawn // self.num_rows)
         order = [torch.randperm(self.num_rows, generator=generator) for _ in range(passes)]
         return iter(torch.cat(order)[: self.num_drawn].tolist())
@@ -83,7 +77,7 @@ def train(
     iterations: int = 500,
     seed: int = 0,
     progress: bool = True,
-) -> float:
+) -> tuple[float, float]:
     """Train a field in place, by Adam with a one-cycle schedule and then by L-BFGS on all data.
 
     Adam comes close to a minimum, and L-BFGS converges to it. An interrupted run resumes from its last
@@ -103,7 +97,8 @@ def train(
         progress: Show a progress bar.
 
     Returns:
-        `relative_error` of the trained field.
+        `relative_error` of the trained field, and the CPU time in seconds, including that of interrupted
+        runs.
 
     Raises:
         ValueError: If the data hold NaN or infinite numbers.
@@ -112,6 +107,7 @@ def train(
         check_finite(name, value)
     data = TensorDataset(field.scaled("p", p), field.scaled("u", u))
     on_grid = OnGrid(field.model, field.scaled("x", x))
+    seconds = 0.0
     if steps:
         batch = min(batch_size, len(p))
         rows = Rows(len(p), batch * STEPS_PER_EPOCH, seed)
@@ -122,7 +118,9 @@ def train(
             schedule="one_cycle",
         )
         loader = DataLoader(data, batch, sampler=rows)
-        fit(adam, loader, steps // STEPS_PER_EPOCH, folder / "adam", progress=progress)
+        seconds += fit(adam, loader, steps // STEPS_PER_EPOCH, folder / "adam", progress=progress)[
+            1
+        ]
     if iterations:
         with torch.no_grad():
             before = F.mse_loss(on_grid(data.tensors[0]), data.tensors[1])
@@ -142,8 +140,9 @@ def train(
             learning_rate=1.0,
         )
         epochs = iterations // ITERATIONS_PER_EPOCH
-        fit(last, DataLoader(data, len(p)), epochs, folder / "lbfgs", progress=progress)
-    return relative_error(field, p, x, u)
+        whole = DataLoader(data, len(p))
+        seconds += fit(last, whole, epochs, folder / "lbfgs", progress=progress)[1]
+    return relative_error(field, p, x, u), seconds
 
 
 @torch.no_grad()

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from neurenix_ms._core.seeds import generator_of
 from neurenix_ms.datasets import effective_conductivity
-from neurenix_ms.recipes.fitting import fit
+from neurenix_ms.recipes.fitting import SeededSampler, fit
 from neurenix_ms.recipes.msnet.models import (
     ConductionMSNet,
     deviation_of,
@@ -103,11 +102,10 @@ def energy(difference: Tensor, pores: Tensor) -> Tensor:
     return total
 
 
-class BatchesOfOneSize(Sampler[list[int]]):
+class BatchesOfOneSize(SeededSampler[list[int]]):
     """Sampler of batches of boxes of one size, in an order and variants given by seed and epoch.
 
-    Every box is in one batch of an epoch. So a resumed run gets the same batches as an uninterrupted
-    one.
+    Every box is in one batch of an epoch.
 
     Args:
         groups: Number of boxes of every size, and how many of them are a batch.
@@ -117,20 +115,15 @@ class BatchesOfOneSize(Sampler[list[int]]):
     """
 
     def __init__(self, groups: Sequence[tuple[int, int]], seed: int, num_mirrors: int) -> None:
+        super().__init__(seed)
         self.groups = groups
-        self.seed = seed
         self.num_mirrors = num_mirrors
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; Lightning calls it before every epoch."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return sum(-(-count // size) for count, size in self.groups)
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = generator_of(self.seed, self.epoch)
+        generator = self.generator()
         total = sum(count for count, _ in self.groups)
         batches: list[list[int]] = []
         first = 0
