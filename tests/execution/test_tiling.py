@@ -434,7 +434,8 @@ def test_a_progress_bar_counts_every_tile(capsys):
 
 
 def test_state_dict_and_copies():
-    tiled, other = (TiledModel(nn.Conv2d(1, 2, 3, padding=1).double(), 16) for _ in range(2))
+    models = [UNet(1, 2, features=[4]).double().eval() for _ in range(2)]
+    tiled, other = (TiledModel(model, 16) for model in models)
     other.load_state_dict(tiled.state_dict())
     x = torch.randn(1, 1, 40, 40, dtype=torch.float64)
     assert torch.equal(other(x), tiled(x))

@@ -90,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> str:
         samples = [one for part in seen for one in part]
         model, run, took = _trained(options, seed, samples, data.facts)
         folder = options.out / f"seed_{seed}"
-        scores = _scores(partial(predict, model), sets, STEPS, run, folder, options.fresh)
+        in_tiles = partial(predict, model, tile_size=2 * options.size)  # larger boxes only
+        scores = _scores(in_tiles, sets, STEPS, run, folder, options.fresh)
         add_fitted(scores, unseen, seen_sets)
         result["runs"].append({"seed": seed, **took, "sets": scores})
         models.append((model, run))
