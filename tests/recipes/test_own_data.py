@@ -163,7 +163,7 @@ def test_the_demo_takes_boxes_of_an_image_and_resumes():
     assert demo.main(words) == text
     assert last.stat().st_mtime_ns == written
     labels = np.load("rock.npy")
-    labels[0, 0] = 4 - labels[0, 0]  # another image
+    labels[0, 1] = 4 - labels[0, 1]  # 1 or 3: another image
     np.save("rock.npy", labels)
     demo.main(words)
     assert last.stat().st_mtime_ns != written
