@@ -34,6 +34,7 @@ CORE = [
     "recomputation",
     "remember",
     "probing",
+    "dilation",
     "orders",
     "dims",
     "convolution",

@@ -214,9 +214,11 @@ def predict_on(options: argparse.Namespace, mesh: Any, device: str) -> str:
         progress=not options.quiet and find_spec("tqdm") is not None,
     )
     resumed = f", {made.num_resumed} of them by an earlier run" if made.num_resumed else ""
-    text = f"{made.path}: shape {made.shape}, {made.dtype}, {made.num_tiles} tiles{resumed}"
+    tiles = "1 tile" if made.num_tiles == 1 else f"{made.num_tiles} tiles"
+    text = f"{made.path}: shape {made.shape}, {made.dtype}, {tiles}{resumed}"
     if missing := made.num_missing_chunks:
-        text += f"\n{options.source}: {missing} chunks are not in the file: read as its fill value"
+        chunks = "1 chunk is" if missing == 1 else f"{missing} chunks are"
+        text += f"\n{options.source}: {chunks} not in the file: read as its fill value"
     return text
 
 

@@ -24,7 +24,9 @@ from neurenix_ms.datasets.readers import (
     unmap,
 )
 
+BETWEEN_CHECKS = 1e-3  # seconds at least
 LONGEST_WAIT = 20  # checks of a folder take at most this fraction of the time: 1 / LONGEST_WAIT
+MOST_COPIED = 2**21  # bytes of a slice that is copied from a file mapped into memory
 
 
 @checked
@@ -223,7 +225,9 @@ class DiskArray:
 
     def _read(self, wanted: tuple[slice, ...]) -> np.ndarray:
         try:
-            return np.asarray(self._source.array[wanted])
+            piece = np.asarray(self._source.array[wanted])
+            # a copy is contiguous, so that missing values are found faster, and it is used as it is
+            return piece if piece.base is None or piece.nbytes > MOST_COPIED else piece.copy()
         except Exception as error:  # of a reader, at a piece that is cut off or corrupted
             raise ValueError(
                 f"{self.path} must be a complete file, got an error of its reader: {error}"
@@ -296,7 +300,9 @@ class DiskArray:
         except FileNotFoundError:
             return None
         end = time.monotonic()
-        self._next_check = end + LONGEST_WAIT * (end - start) if found[2] else 0.0
+        self._next_check = end + max(
+            BETWEEN_CHECKS, LONGEST_WAIT * (end - start) if found[2] else 0
+        )
         return found
 
     def _check_state(self) -> None:
@@ -366,6 +372,9 @@ def _plain(index: Any, lengths: Sequence[int]) -> tuple[slice, ...] | None:
     for at, length in zip(index, lengths, strict=True):
         if type(at) is not slice or at.step is not None:
             return None
-        start, stop, _ = at.indices(length)
-        found.append(slice(start, max(start, stop)))
+        start, stop = at.start, at.stop
+        if not (type(start) is type(stop) is int and 0 <= start <= stop <= length):
+            start, stop, _ = at.indices(length)
+            at = slice(start, max(start, stop))
+        found.append(at)
     return tuple(found)

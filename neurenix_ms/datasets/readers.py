@@ -105,12 +105,12 @@ def open_raw(path: Path, shape: Sequence[int] | None, dtype: Any, offset: int) -
             f"{path} must have {needed} bytes for shape {tuple(shape)}, dtype {kind} and offset "
             f"{offset}, got {came}"
         )
-    return Source(np.memmap(path, kind, "r", offset, tuple(shape)))
+    return _mapped(np.memmap(path, kind, "r", offset, tuple(shape)))
 
 
 def _npy(path: Path, key: Key) -> Source:
     _no_key(path, key)
-    return Source(np.load(path, mmap_mode="r", allow_pickle=False))
+    return _mapped(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _npz(path: Path, key: Key) -> Source:
@@ -138,7 +138,11 @@ def _npz(path: Path, key: Key) -> Source:
         file.seek(info.header_offset + 26)
         lengths = np.frombuffer(file.read(4), "<u2")
     start = info.header_offset + 30 + int(lengths.sum()) + before
-    return Source(np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C"))
+    return _mapped(np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C"))
+
+
+def _mapped(array: np.memmap) -> Source:
+    return Source(np.asarray(array))  # a plain view of it is sliced several times faster
 
 
 def _npz_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -429,6 +433,7 @@ def number_dtype(name: str, value: Any) -> np.dtype:
 
 def unmap(array: Any) -> None:
     """Give back the memory that a file mapped into memory occupies; what is written stays."""
-    mapped = getattr(array, "_mmap", None)
+    owner = array if isinstance(array, np.memmap) else getattr(array, "base", None)
+    mapped = getattr(owner, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurenix_ms._core.tracing import one_module, sizes_are_open
 from neurenix_ms.checkpointing import recomputed
 from neurenix_ms.layers.blocks import ChannelDropout, ConvSpec, in_turn, joined, modulated
 from neurenix_ms.layers.conditioning import FiLM
@@ -32,6 +33,24 @@ class ChannelNorm(nn.Module):
         y = y.movedim(-1, 1)
         # torch.export compares strides, and other sizes would not fit those of a permuted result
         return y.contiguous() if torch.compiler.is_exporting() else y
+
+
+class PixelGELU(nn.GELU):
+    """GELU, 1.6 times as fast on a CPU where the channels are the last axis in memory.
+
+    PyTorch has a fast kernel of oneDNN for contiguous tensors only, so it is given such a view.
+
+    Shape:
+        `(B, C, *S)` -> the same
+    """
+
+    @one_module
+    def forward(self, x: Tensor) -> Tensor:
+        # what runs in tiles makes the same calls at every size, and layouts vary with the size
+        same = sizes_are_open() or torch._C._is_torch_function_mode_enabled()
+        if same or x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
+            return super().forward(x)
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class PreActivationBlock(nn.Module):
@@ -92,7 +111,7 @@ class ConvNeXtBlock(nn.Module):
         self.norm = ChannelNorm(out_channels)
         self.film = spec.film(out_channels)
         self.expand = plain.point().layer(out_channels, wide).conv
-        self.act = nn.GELU()
+        self.act = PixelGELU()
         self.reduce = plain.point().layer(wide, out_channels).conv
         self.scale = nn.Parameter(torch.full((out_channels,), LAYER_SCALE))
         self.per_channel = (-1, *[1] * dims)
@@ -102,7 +121,7 @@ class ConvNeXtBlock(nn.Module):
         x = self.project(joined(features))
         # in one expression: no name holds a feature map of four times the channels
         y = self.reduce(recomputed(self.act, self.expand(self._normed(x, condition))))
-        return self.dropout(x + self.scale.view(self.per_channel) * y)
+        return self.dropout(torch.addcmul(x, self.scale.view(self.per_channel), y))
 
     def _normed(self, x: Tensor, condition: Tensor | None) -> Tensor:
         y = recomputed(self.norm, self.depthwise(x))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer
 from neurenix_ms._core.config import Configured
+from neurenix_ms._core.dilation import is_mostly_padding, tap_by_tap
 from neurenix_ms._core.dims import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -85,10 +86,11 @@ class DilatedConvolution(nn.Module):
                 return y
             # torch would convolve a depthwise kernel of one pixel channel by channel
             return x * weight.view(1, -1, *(1,) * len(reach))
-        dilation = [max(1, d) for d in reach]
-        y = self.convolve(
-            x, weight, self.conv.bias, 1, tuple(reach), tuple(dilation), self.conv.groups
-        )
+        bias, dilation = self.conv.bias, tuple(max(1, d) for d in reach)
+        if is_mostly_padding(x, weight, dilation):
+            y = tap_by_tap(x, weight, dilation)
+            return y if bias is None else y + bias.view(-1, *(1,) * len(reach))
+        y = self.convolve(x, weight, bias, 1, tuple(reach), dilation, self.conv.groups)
         return y
 
 

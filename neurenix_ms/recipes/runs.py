@@ -41,9 +41,15 @@ def parser_of(
     add = parser.add_argument
     add("--system", nargs="+", choices=systems, help="what is solved; all if nothing is given")
     add("--iterations", type=int, help="steps of Adam; by default by system")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="for everything")
-    add("--out", type=Path, default=out, help="results")
-    add("--runs", type=Path, default=out, help="finished runs and checkpoints")
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="random seeds; every model is trained once for each",
+    )
+    add("--out", type=Path, default=out, help="folder of tables and figures")
+    add("--runs", type=Path, default=out, help="folder of finished runs and checkpoints")
     add_data(parser, own, "trajectories")
     add("--fresh", action="store_true", help="ignore finished runs and checkpoints")
     return parser

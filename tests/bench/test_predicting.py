@@ -117,12 +117,34 @@ def test_fields_and_forecasts_are_predicted(
         assert found.peak == pytest.approx(peak, rel=0.02, abs=SMALL)
 
 
-def test_a_recurrent_network_is_predicted_without_the_work_space_of_its_kernels():
-    model, x = create("lstm_forecaster"), torch.rand(4, 20, 2)
-    assert predict_memory(model, x.shape).peak == pytest.approx(
-        measured(model, x, False), rel=0.02, abs=SMALL
-    )
-    assert 0 < predict_memory(model, x.shape, train=True).peak <= measured(model, x, True)
+@pytest.mark.parametrize("shape", [(4, 20, 2), (1, 3, 2), (8, 4000, 2)])
+def test_a_recurrent_network_is_predicted_with_the_workspace_of_its_kernels(shape: tuple[int, ...]):
+    model, x = create("lstm_forecaster"), torch.rand(shape)
+    for train in (False, True):
+        peak = measured(model, x, train)
+        assert predict_memory(model, shape, train=train).peak == pytest.approx(
+            peak, rel=0.02, abs=SMALL
+        )
+
+
+@pytest.mark.slow
+def test_recurrent_layers_of_torch_are_predicted():
+    for settings in ({}, {"num_layers": 2, "bidirectional": True}, {"bias": False}):
+        for shape in ((20, 4, 3), (3000, 16, 3), (600, 40, 3)):
+            model, x = First(nn.LSTM(3, 24, **settings)), torch.rand(shape)
+            found = predict_memory(model, shape, train=True).peak
+            assert found == pytest.approx(measured(model, x, True), rel=0.02, abs=SMALL)
+
+
+class First(nn.Module):
+    """A module that returns the first result of another one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)[0]
 
 
 def test_strides_that_follow_the_state_cannot_be_predicted():

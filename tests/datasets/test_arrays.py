@@ -261,7 +261,8 @@ def test_a_type_that_cannot_be_written_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_changed_is_refused(tmp_path):
+def test_a_file_that_changed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "BETWEEN_CHECKS", 0)
     path, _ = write_npy(tmp_path)
     array = open_array(path)
     np.save(path, VOLUME[:2])
@@ -270,6 +271,16 @@ def test_a_file_that_changed_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match="must not change while it is open"):
         array[0]
+
+
+def test_a_file_is_checked_once_in_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "BETWEEN_CHECKS", 1000)
+    path, _ = write_npy(tmp_path)
+    array = open_array(path)
+    os.utime(path, ns=(1, 1))
+    assert (array[0] == VOLUME[0]).all()
+    with pytest.raises(ValueError, match="must not change while it is open"):
+        array.check_unchanged()
 
 
 @pytest.mark.parametrize("kind", ["zarr 2", "zarr 3", "zarr group", "tiff stack"])
@@ -295,6 +306,7 @@ def test_a_folder_in_which_a_file_changed_is_refused(kind, how, tmp_path, monkey
         with pytest.raises(ValueError, match="must not change while it is open, got another size"):
             call()
     monkeypatch.setattr(arrays, "LONGEST_WAIT", 0)
+    monkeypatch.setattr(arrays, "BETWEEN_CHECKS", 0)
     array = open_array(path, **options)
     (path / "another").write_text("")
     with pytest.raises(ValueError, match="must not change while it is open, got another size"):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sizes_for import dims_and_sizes
 from torch import Tensor, nn
+from torch.profiler import profile
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from neurenix_ms import AtrousPyramidPooling, enable_gradient_checkpointing
@@ -75,6 +76,20 @@ def test_taps_that_read_padding_alone_may_be_left_out(shape, dilation, separable
     x = torch.randn(2, 2, *size, dtype=torch.float64)
     dense = layer.conv(x)
     torch.testing.assert_close(layer(x), dense if layer.point is None else layer.point(dense))
+
+
+@pytest.mark.parametrize(("dims", "channels", "size"), [(2, 64, 32), (3, 12, 24)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_with_much_padding_are_left_out(dims, channels, size, bias):
+    layer = DilatedConvolution(
+        channels, channels, (20,) * dims, separable=False, bias=bias, spatial_dims=dims
+    )
+    x = torch.randn(1, channels, *(size,) * dims)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), layer.conv(x), atol=1e-5, rtol=1e-5)
+        with profile() as seen:
+            layer(x)
+    assert "aten::convolution" not in {event.key for event in seen.key_averages()}
 
 
 def test_a_dilation_per_axis():

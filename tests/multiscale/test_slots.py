@@ -13,7 +13,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from neurenix_ms import PyramidNetwork, UNet, UNetDecoder, enable_gradient_checkpointing
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.layers.blocks import ConvSpec
-from neurenix_ms.layers.residual import ConvNeXtBlock, InvertedBlock, PreActivationBlock
+from neurenix_ms.layers.residual import ConvNeXtBlock, InvertedBlock, PixelGELU, PreActivationBlock
 from neurenix_ms.multiscale.named import AttentionGate, Shuffled, TransposedNormAct
 from neurenix_ms.training import DeepSupervisionLoss
 
@@ -30,6 +30,19 @@ def varied(module: nn.Module) -> nn.Module:
             if tensor.is_floating_point():
                 tensor.add_(0.2 * torch.rand_like(tensor))
     return module
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 9), (2, 8, 5, 6), (1, 8, 3, 4, 5)])
+@pytest.mark.parametrize("last", [False, True])
+def test_gelu_with_channels_last_is_that_of_torch(shape, last):
+    x = torch.randn(shape, requires_grad=True)
+    y = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+    got, wanted = PixelGELU()(y), nn.GELU()(x)
+    assert got.stride() == y.stride()
+    torch.testing.assert_close(got, wanted)
+    seed = torch.randn_like(wanted)
+    for ours, theirs in zip(*(torch.autograd.grad(z, x, seed) for z in (got, wanted)), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_convnext_block_is_that_of_torchvision():

@@ -427,7 +427,7 @@ def test_chunks_that_are_not_in_the_file_are_counted(folder: Path, capsys):
     assert open_array("image.zarr").num_missing_chunks == 1
     words = ["--spatial-dims", "2", "--overwrite", "--quiet"]
     assert main(["predict", "model.nx", "image.zarr", "out.npy", *words]) == 0
-    assert "image.zarr: 1 chunks are not in the file: read as" in capsys.readouterr().out
+    assert "image.zarr: 1 chunk is not in the file: read as" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("how", ["content", "removed", "renamed", "new"])

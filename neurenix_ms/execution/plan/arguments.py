@@ -127,6 +127,9 @@ class Others:
         return module(*args, **kwargs)
 
 
+ALONE = Others((None,), tree_flatten(((0,), {}))[1], 0)  # of a call with a feature map only
+
+
 def is_batched(value: Any, batch: int) -> bool:
     """Return whether an argument has a number or a vector for every sample."""
     return isinstance(value, Tensor) and 1 <= value.ndim <= VECTOR and len(value) == batch
@@ -138,6 +141,8 @@ def _kind(value: Tensor | None) -> Kind:
 
 def parted(args: Any, kwargs: Any) -> tuple[Tensor, Others] | None:
     """Return the feature map of a call and what else it got; None if there is no one feature map."""
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+        return args[0], ALONE  # most calls; to take them apart would take most of the time
     leaves, structure = tree_flatten((args, kwargs))
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     maps = [i for i in tensors if leaves[i].ndim > VECTOR] if len(tensors) > 1 else tensors

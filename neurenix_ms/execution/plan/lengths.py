@@ -17,6 +17,7 @@ from neurenix_ms.execution.plan.observation import (
     Run,
     counterparts,
     matches,
+    memoryless,
     shapes_only,
 )
 
@@ -100,10 +101,11 @@ def measure_lengths(
 ) -> Lengths:
     """Measure stride and lines for inputs of this shape, `(B, C, *S)`."""
     dims = len(shape) - 2
+    mode = memoryless()
 
     @functools.cache
     def run(*size: int) -> Run:
-        return shapes_only(model, (*shape[:2], *size), like, parts)
+        return shapes_only(model, (*shape[:2], *size), like, parts, mode)
 
     def longer(axis: int, more: int) -> tuple[int, ...]:
         return tuple(n + more * (a == axis) for a, n in enumerate(shape[2:]))
@@ -152,8 +154,9 @@ def measure_period(model: nn.Module, shape: tuple[int, ...], like: Tensor) -> tu
     """Return the common stride of all layers of a model, including those in parts run whole."""
     dims = len(shape) - 2
     sizes = [tuple(n + STEP * (a == axis) for a, n in enumerate(shape[2:])) for axis in range(dims)]
-    here = shapes_only(model, shape, like, {})
-    longer = (shapes_only(model, (*shape[:2], *size), like, {}) for size in sizes)
+    mode = memoryless()
+    here = shapes_only(model, shape, like, {}, mode)
+    longer = (shapes_only(model, (*shape[:2], *size), like, {}, mode) for size in sizes)
     growths = [_grown(here, run, STEP) for run in longer]
     follows = [_follows(axes) for axes in zip(*growths, strict=True)]
     # an axis whose stride does not divide the step is no spatial one, such as a list of positions

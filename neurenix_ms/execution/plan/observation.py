@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from types import NoneType
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from neurenix_ms.execution.progress import report_long_search
 
 # a copy that is made only where its memory is written to; tensors without memory have none
 SAME = {"_lazy_clone": "clone"}
+WITHOUT_TENSORS = (int, float, str, NoneType, torch.Size, torch.dtype, torch.device)
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def observe(
         report_long_search()
         name = getattr(function, "__name__", str(function))
         name = SAME.get(name, name)
-        leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        leaves = _tensors(result)
         combined = num_combined(function, args, kwargs, result) if leaves else 0
         for leaf in leaves:
             run.seen.append(Seen(names[-1], name, leaf, combined))
@@ -234,10 +236,20 @@ def observe(
     return run
 
 
+def _tensors(result: Any) -> list[Tensor]:
+    """Return the tensors in the result of a function; most have one, or are a number or a size."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, WITHOUT_TENSORS):
+        return []
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
 def _version(args: Any, kwargs: Any) -> list[int]:
     """Return the version counters of the inputs, which count in-place writes."""
-    leaves = tree_leaves((args, kwargs))
-    return [t._version for t in leaves if isinstance(t, Tensor) and not t.is_inference()]
+    tensors = [t for value in (*args, *kwargs.values()) for t in _tensors(value)]
+    with torch._C.DisableTorchFunction():  # reading the counters is no call of the model
+        return [t._version for t in tensors if not t.is_inference()]
 
 
 def constants(index: int, site: Site) -> Tensor:
@@ -246,16 +258,28 @@ def constants(index: int, site: Site) -> Tensor:
 
 
 def shapes_only(
-    model: nn.Module, shape: tuple[int, ...], like: Tensor, parts: Mapping[str, nn.Module]
+    model: nn.Module,
+    shape: tuple[int, ...],
+    like: Tensor,
+    parts: Mapping[str, nn.Module],
+    mode: FakeTensorMode | None = None,
 ) -> Run:
-    """Record a run on an input of this shape without computing values."""
-    with _disable_current_modes(), without_memory(model):  # counters should not count it
+    """Record a run on an input of this shape without computing values.
+
+    Runs with the same `mode` take the shapes of parameters from the first of them.
+    """
+    with _disable_current_modes(), without_memory(model, mode):  # counters should not count it
         x = torch.empty(shape, dtype=like.dtype, device=like.device)
         return observe(model, x, parts, constants, asked="shapes")
 
 
+def memoryless() -> FakeTensorMode:
+    """Return a mode in which tensors have shapes only; those outside of it have one in it, too."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 @contextmanager
-def without_memory(model: nn.Module) -> Iterator[None]:
+def without_memory(model: nn.Module, mode: FakeTensorMode | None = None) -> Iterator[None]:
     """Let tensors have shapes only; a shape mismatch raises an exception and is not logged by torch."""
     counted = [m for m in model.modules() if m._buffers.get("num_batches_tracked") is not None]
     counters = [m._buffers["num_batches_tracked"] for m in counted]
@@ -264,7 +288,7 @@ def without_memory(model: nn.Module) -> Iterator[None]:
     for module in counted:  # a cumulative average (momentum=None) would read the counter
         module._buffers["num_batches_tracked"] = None
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with mode or memoryless():
             yield
     finally:
         logger.disabled = was_disabled

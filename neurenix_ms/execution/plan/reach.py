@@ -8,6 +8,7 @@ the input has NaN, because later layers depend on positions of their results as 
 Nothing is assumed about the layers.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -109,36 +110,41 @@ class Probe:
         last = self.end // self.stride * self.stride - self.stride  # start of the last stride
         head = self._piece(0, cut, filled=(0, self.stride))
         tail = self._piece(cut, self.end, filled=(last, self.end))
-        halos: list[Halo | None] = []
         pieces = counterparts(self.whole, head), counterparts(self.whole, tail)
-        for before, after, line in zip(*pieces, self.lines, strict=True):
+
+        @functools.cache  # the result of a layer is the input of the next
+        def halo(before: Tensor | None, after: Tensor | None, line: Line | None) -> Halo | None:
             if before is None or after is None:  # a padding step that the pieces did not need
-                halos.append((0, 0))
-                continue
+                return 0, 0
             start, end = (nans(t, line) for t in (before, after))
             if line is None:
-                halos.append(None if start.any() or end.any() else (0, 0))
-                continue
+                return None if start.any() or end.any() else (0, 0)
             last_changed = self._up(last_of(start) + 1, line) - self.stride
             first_changed = self._down(line.at(cut) + first_of(end), line)
-            halos.append((max(0, last_changed), max(0, last - first_changed)))
-        return halos
+            return max(0, last_changed), max(0, last - first_changed)
+
+        return [halo(*tensors) for tensors in zip(*pieces, self.lines, strict=True)]
 
     def _reach_of_border(self, cut: int) -> list[Halo]:
         starting = counterparts(self.whole, self._piece(cut, self.end))
         ending = counterparts(self.whole, self._piece(0, cut))
-        halos: list[Halo] = []
-        for whole, tail, head, line in zip(self.tensors, starting, ending, self.lines, strict=True):
+
+        @functools.cache
+        def halo(
+            whole: Tensor, tail: Tensor | None, head: Tensor | None, line: Line | None
+        ) -> Halo:
             if line is None:
-                halos.append((0, 0))
-                continue
+                return 0, 0
             at = min(line.at(cut), whole.shape[line.dim])
             after = whole.narrow(line.dim, at, whole.shape[line.dim] - at)
             moved = differs(after, tail, line.dim, same_length=True)
             ended = differs(whole.narrow(line.dim, 0, at), head, line.dim)
-            changed = self._up(last_of(moved) + 1, line), self._up(at - first_of(ended), line)
-            halos.append(changed)
-        return halos
+            return self._up(last_of(moved) + 1, line), self._up(at - first_of(ended), line)
+
+        return [
+            halo(*tensors)
+            for tensors in zip(self.tensors, starting, ending, self.lines, strict=True)
+        ]
 
     def _up(self, positions: int, line: Line) -> int:
         """Return the input positions, in whole strides, that cover so many of the tensor's."""

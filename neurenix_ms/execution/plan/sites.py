@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -21,6 +20,7 @@ from neurenix_ms._core.convolution import conv3d
 from neurenix_ms._core.remember import Remembers
 from neurenix_ms.execution.plan.arguments import Others, parted
 from neurenix_ms.execution.plan.patterns import nan_pattern
+from neurenix_ms.execution.plan.shapes import of_its_shape
 from neurenix_ms.execution.plan.statistics import Normalization, normalization
 
 
@@ -43,7 +43,6 @@ class Part:
 
 Site = Normalization | Part
 Asked = Literal["values", "shapes", "nan"]
-BATCH_NORMS = (F.batch_norm, torch.batch_norm)
 FASTER = {
     F.conv3d: conv3d
 }  # faster on small inputs such as tiles, for layers of other libraries too
@@ -58,9 +57,8 @@ class Interception(TorchFunctionMode):
         parts: The submodules that run whole, by name.
         visit: Takes the number of the site and the call, and returns the call's result.
         watch: Takes a function of torch, its result and its arguments.
-        asked: With "shapes", a normalization by running statistics returns an empty tensor, because
-            torch decomposes it into many calls if tensors have no memory; with "nan", convolutions
-            propagate the positions of NaN and no values.
+        asked: With "shapes", normalizations and resizing return any values of the right shape; with
+            "nan", convolutions propagate the positions of NaN and no values.
     """
 
     def __init__(
@@ -103,8 +101,8 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         func = FASTER.get(func, func)
         call = func
-        if self.asked == "shapes" and func in BATCH_NORMS:
-            call = of_the_shape
+        if self.asked == "shapes":
+            call = of_its_shape(func)
         elif self.asked == "nan":
             call = nan_pattern(func)
         if self.inside_a_part:
@@ -157,11 +155,6 @@ def submodules(
                 f"got {name!r}"
             )
     return {name: found[name] for name in names}
-
-
-def of_the_shape(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Return an empty tensor like the first argument."""
-    return torch.empty_like(x)
 
 
 @contextmanager

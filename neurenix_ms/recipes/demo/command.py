@@ -223,8 +223,12 @@ def _options(
     parser.add_argument("--samples", type=int, default=600, help="geometries, including held-out")
     parser.add_argument("--epochs", type=int, default=12, help="passes over all geometries")
     parser.add_argument("--size", type=int, default=64, help="cells along each axis")
-    parser.add_argument("--seed", type=int, default=0, help="for geometries, weights and order")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="results, checkpoints")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of geometries, weights and order"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of results and checkpoints"
+    )
     add_scan(parser, "labels of an image of your own porous medium, flow along the first axis")
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
     options = parser.parse_args(argv)

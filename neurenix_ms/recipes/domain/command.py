@@ -201,11 +201,16 @@ def _options(
     add("--tile", default="auto", help="edge length of a tile, or auto: one tile per process")
     add("--whole", nargs="*", default=["auto"], help="submodules run whole, or auto")
     add("--shared", nargs="*", default=[], help="submodules that processes share; see --whole auto")
-    add("--schedule", default="auto", choices=("auto", "passes", "in_step"), help="of the tiles")
+    add(
+        "--schedule",
+        default="auto",
+        choices=("auto", "passes", "in_step"),
+        help="how tiles run: one after another, or in step",
+    )
     add("--steps", type=int, default=10, help="training steps of the whole run")
     add("--checkpoint-every", type=int, default=5, help="steps between checkpoints")
-    add("--threads", type=int, default=1, help="of every process")
-    add("--seed", type=int, default=0, help="of images and weights")
+    add("--threads", type=int, default=1, help="threads of every process")
+    add("--seed", type=int, default=0, help="random seed of images and weights")
     add("--rounds", type=int, default=0, help="measure time and memory in so many rounds")
     add("--scaling", type=int, help="predict weak scaling with cores of this edge length")
     add(
@@ -213,12 +218,14 @@ def _options(
         type=int,
         help="measure weak scaling: a core of this edge length for every process",
     )
-    add("--no-compare", action="store_true", help="for inputs that one process cannot hold")
-    add("--out", type=Path, default=Path("runs/domain"), help="arrays and results")
+    add("--no-compare", action="store_true", help="skip the comparison with one process")
+    add("--out", type=Path, default=Path("runs/domain"), help="folder of arrays and results")
     add_data(
         parser, "an image or a volume of your own, from whose noisy copy it is predicted", None
     )
-    add("--fresh", action="store_true", help="make everything anew")
+    add(
+        "--fresh", action="store_true", help="remove the arrays and results of an earlier run first"
+    )
     add("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
     least = {"size": LEAST_SIZE, "features": 1, "steps": 1, "checkpoint_every": 1, "threads": 1}

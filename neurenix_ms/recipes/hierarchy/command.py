@@ -217,16 +217,26 @@ def _options(
     )
     add_time_step(parser)
     parser.add_argument(
-        "--noise", type=float, nargs="+", default=[0.0], help="in standard deviations of the states"
+        "--noise",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        help="standard deviation of the noise, relative to that of the states",
     )
     parser.add_argument(
         "--smooth", action="store_true", help="smooth the noisy trajectories before training"
     )
     parser.add_argument("--iterations", type=int, help="steps of Adam; by default by system")
     parser.add_argument("--horizon", type=int, default=1, help="strides per training window")
-    parser.add_argument("--seed", type=int, default=0, help="for weights, windows and noise")
-    parser.add_argument("--seeds", type=int, default=1, help="runs, with seeds from --seed on")
-    parser.add_argument("--out", type=Path, default=Path("runs/hierarchy"), help="results")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of weights, windows and noise"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="number of runs; their seeds start at --seed"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/hierarchy"), help="folder of results"
+    )
     add_data(
         parser,
         "your own trajectories (N, T, D) or (T, D), the last ones unseen",

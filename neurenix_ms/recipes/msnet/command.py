@@ -231,7 +231,7 @@ def _options(
     for name, (default, text) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and order"
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds of weights and order"
     )
     parser.add_argument(
         "--generators",
@@ -240,8 +240,12 @@ def _options(
         default=["polydisperse_spheres", "fibers"],
         help="other media to test with; not for a file in --data",
     )
-    parser.add_argument("--without", nargs="*", choices=PARTS, default=[], help="parts to omit")
-    parser.add_argument("--out", type=Path, default=Path("runs/msnet"), help="results, checkpoints")
+    parser.add_argument(
+        "--without", nargs="*", choices=PARTS, default=[], help="parts of the network to omit"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/msnet"), help="folder of results and checkpoints"
+    )
     add_scan(parser, "labels of your own rock, of three axes, flow along the first")
     parser.add_argument("--fresh", action="store_true", help="ignore earlier results")
     options = parser.parse_args(argv)

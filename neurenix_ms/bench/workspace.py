@@ -1,0 +1,76 @@
+"""Workspace that recurrent kernels of a CPU keep from forward to backward.
+
+The shape functions of torch leave it out, and its size follows rules of the kernel library. So the
+kernel itself is asked, on sequences that are short enough to cost little.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+KERNEL = torch.ops.aten.mkldnn_rnn_layer.default
+TRAIN = -1  # place of the argument that asks for a workspace
+WORKSPACE = 3  # its place among the results
+MOST_VALUES = 2**18  # of the input and the gates of a sequence that the kernel runs on
+GATES = 4
+
+Argument = Any  # the shape of a tensor, or a setting
+
+
+def kernel_workspace() -> AbstractContextManager[object]:
+    """Let recurrent layers without memory keep the workspace of those with memory."""
+    return _KernelWorkspace()  # type: ignore[no-untyped-call]
+
+
+class _KernelWorkspace(TorchDispatchMode):
+    """Mode that adds the workspace to the results of the kernel."""
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        results = func(*args, **(kwargs or {}))
+        if func is not KERNEL or not (args[TRAIN] and torch.is_grad_enabled()):
+            return results
+        x, *others = args
+        kinds = tuple(
+            ("shape", *a.shape) if isinstance(a, Tensor) else tuple(a) if isinstance(a, list) else a
+            for a in others
+        )
+        size = _bytes(tuple(x.shape), x.dtype, kinds)
+        return *results[:WORKSPACE], results[WORKSPACE].new_empty(size, dtype=torch.uint8)
+
+
+def _bytes(shape: tuple[int, ...], dtype: torch.dtype, others: tuple[Argument, ...]) -> int:
+    """Return the workspace of a sequence `(T, B, C)`; that of a long one is extrapolated.
+
+    It grows linearly with the length, up to the size of a page.
+    """
+    length, *size = shape
+    hidden = others[0][1] // GATES
+    longest = max(2, MOST_VALUES // (size[0] * (size[1] + GATES * hidden)))
+    if length <= longest:
+        return _measured((length, *size), dtype, others)
+    short, long = (_measured((n, *size), dtype, others) for n in (longest // 2, longest))
+    step = (long - short) / (longest - longest // 2)
+    return round(long + step * (length - longest))
+
+
+@functools.lru_cache
+def _measured(shape: tuple[int, ...], dtype: torch.dtype, others: tuple[Argument, ...]) -> int:
+    """Return the bytes that the kernel keeps on a sequence of zeros."""
+    with _disable_current_modes(), torch.enable_grad():  # without, it keeps nothing
+        args = [
+            torch.zeros(a[1:], dtype=dtype) if isinstance(a, tuple) and a[:1] == ("shape",) else a
+            for a in others
+        ]
+        workspace: Tensor = KERNEL(torch.zeros(shape, dtype=dtype), *args)[WORKSPACE]
+        return workspace.nbytes
