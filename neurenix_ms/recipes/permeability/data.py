@@ -1,7 +1,6 @@
 """Periodic porous media, with the flow along each of their axes."""
 
 import os
-from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse.csgraph

@@ -98,7 +98,9 @@ class StaggeredGrid:
         free = viscous[axis](np.ones(self.gradients[axis].shape[0]))
         inflow = -self.divergences[axis] @ free
         pressure = _conjugate_gradients(without_divergence, inflow, tolerance)
-        velocities = [-solve(g @ pressure) for solve, g in zip(viscous, self.gradients, strict=True)]
+        velocities = [
+            -solve(g @ pressure) for solve, g in zip(viscous, self.gradients, strict=True)
+        ]
         velocities[axis] = velocities[axis] + free
         left = sum(d @ v for d, v in zip(self.divergences, velocities, strict=True))
         faces = np.zeros((NUM_AXES, *self.pores.shape))
@@ -112,7 +114,7 @@ class StaggeredGrid:
 
         Args:
             axis: Axis of the mean gradient of the potential.
-            tolerance: Largest norm of the divergence of the flux, relative to that of a linear potential.
+            tolerance: Largest norm of the divergence of the flux, relative to that of a linear one.
 
         Raises:
             RuntimeError: If it is not reached in 5000 steps.
