@@ -61,7 +61,7 @@ def draw(path: Path, result: dict[str, Any], box: Sample, predicted: Tensor) -> 
         box: An unseen box.
         predicted: Its predicted velocity along axis 0.
     """
-    figure = Figure(figsize=(13.0, 3.9), dpi=100, layout="constrained")
+    figure = Figure(figsize=(13.0, 4.5), dpi=100, layout="constrained")
     left, *others = figure.subplots(1, 4, width_ratios=[1.25, 1, 1, 1])
     truth = torch.tensor(result["true"]).flatten()
     points = {
