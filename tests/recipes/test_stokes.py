@@ -151,7 +151,9 @@ def test_conduction_has_its_closed_forms():
 
 
 def test_wrong_media_raise():
-    with pytest.raises(ValueError, match=r"boolean array of three axes, got float64 of shape \(4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"boolean array of three axes, got float64 of shape \(4, 4\)"
+    ):
         StaggeredGrid(np.ones((4, 4)))
     with pytest.raises(ValueError, match=r"pores and solid, got a porosity of 1"):
         StaggeredGrid(np.ones((4, 4, 4), dtype=bool))
