@@ -19,7 +19,14 @@ from neurenix_ms import (
 )
 
 Way = Callable[[Any], Any]
-PYWAVELETS = {"haar": "haar", "cdf53": "bior2.2", "cdf97": "bior4.4", "db2": "db2", "db4": "db4"}
+PYWAVELETS = {
+    "haar": "haar",
+    "cdf53": "bior2.2",
+    "cdf97": "bior4.4",
+    "db2": "db2",
+    "db3": "db3",
+    "db4": "db4",
+}
 
 
 def wavelet(name: str, dims: int) -> dict[str, Way]:

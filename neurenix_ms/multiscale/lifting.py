@@ -17,6 +17,7 @@ Boundary = Literal["symmetric", "periodic"]
 Steps = Sequence[tuple[int, Mapping[int, float]]]
 LOW, HIGH = 0, 1
 CACHED_BYTES = 2**21  # of the feature maps that are split at a time
+SMALL_BYTES = 2**20  # of images for which the calls take longer than the copies
 SHORTEST = 8  # entries of a band that is not gathered by index
 
 
@@ -90,13 +91,13 @@ def split(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
     return [_scaled(band, scale) for band, scale in zip(bands, scales, strict=True)]
 
 
-def _split_axes(x: Tensor, wavelet: Wavelet, periodic: bool, copies: bool = False) -> list[Tensor]:
-    """Return the bands of all axes, not yet scaled; see `_split_axis` for `copies`."""
+def _split_axes(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
+    """Return the bands of all axes, not yet scaled."""
     bands = [x]
     for axis in reversed(range(2, x.ndim)):
         halves: list[Tensor] = []
         while bands:  # a band is freed when it has been split
-            halves += _split_axis(bands.pop(0), axis, wavelet, periodic, copies)
+            halves += _split_axis(bands.pop(0), axis, wavelet, periodic)
         bands = halves
     return bands
 
@@ -104,27 +105,62 @@ def _split_axes(x: Tensor, wavelet: Wavelet, periodic: bool, copies: bool = Fals
 def split_together(x: Tensor, wavelet: Wavelet, periodic: bool) -> tuple[Tensor, Tensor] | None:
     """Return the lowest band of `split` and all others side by side, or None where `split` is better.
 
-    Feature maps are sorted into contiguous bands, lifted in place, and scaled into the result, as many
-    at a time as fit into a cache. `split` is faster on one axis, for pairs and for small tensors,
-    handles axes of odd length, and can be recorded.
+    Feature maps are sorted into halves, lifted in place, and scaled into the result, as many at a time
+    as fit into a cache. `split` is faster on one axis, for pairs and for small images, handles short
+    axes and those of odd length, and can be recorded.
     """
     axes, size = x.ndim - 2, spatial(x)
-    if axes == 1 or wavelet.is_pairwise or not _are_plain([x]) or any(n % 2 for n in size):
+    if axes == 1 or wavelet.is_pairwise or not _are_plain([x]):
         return None
-    if x.numel() * x.element_size() < 2 * CACHED_BYTES:
+    if any(n % 2 or n < 2 * SHORTEST for n in size):
+        return None
+    if x.numel() * x.element_size() < (SMALL_BYTES if axes == 2 else 1):
         return None
     scales, half = _scales(wavelet, axes), [n // 2 for n in size]
-    low = x.new_empty(*x.shape[:2], *half)
-    details = x.new_empty(x.shape[0], (len(scales) - 1) * x.shape[1], *half)
-    places = [low, *details.split(x.shape[1], dim=1)]
     step = max(1, CACHED_BYTES // (math.prod(size) * x.element_size()))
-    for sample, *results in zip(x, *places, strict=True):
+    details = x.new_empty(0)
+    low = x.new_empty(0)
+    for i, sample in enumerate(x):
         for start in range(0, len(sample), step):
-            chunk = sample[None, start : start + step]
-            bands = _split_axes(chunk, wavelet, periodic, copies=True)
-            for band, scale, result in zip(bands, scales, results, strict=True):
-                torch.mul(band[0], scale, out=result[start : start + step])
-    return low, details
+            channels = slice(start, start + step)
+            halves = _lifted_halves(sample[None, channels], wavelet, periodic)
+            if i == start == 0:
+                details = x.new_empty(x.shape[0], len(scales) - 1, x.shape[1], *half)
+            for number in reversed(range(len(scales))):
+                if i == start == number == 0:  # the half of the high bands is gone
+                    low = x.new_empty(*x.shape[:2], *half)
+                result = low if number == 0 else details[:, number - 1]
+                band = _band_of(halves[-1], number, axes)
+                torch.mul(band[0], scales[number], out=result[i, channels])
+                del band
+                if number == len(scales) // 2:
+                    halves.pop()
+    return low, details.flatten(1, 2)
+
+
+def _lifted_halves(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
+    """Return the even and the odd samples of the last axis, lifted along all axes in place.
+
+    Their bands of the other axes stay interleaved, so that one call lifts several bands.
+    """
+    last = x.ndim - 1
+    halves = [
+        _every_second(x, last, start).clone(memory_format=torch.contiguous_format)
+        for start in (LOW, HIGH)
+    ]
+    _lifted(halves, wavelet.steps, last, wavelet, periodic, fresh=[True, True])
+    for half in halves:
+        for axis in reversed(range(2, last)):
+            pair = [_every_second(half, axis, start) for start in (LOW, HIGH)]
+            _lifted(pair, wavelet.steps, axis, wavelet, periodic, fresh=[True, True])
+    return halves
+
+
+def _band_of(half: Tensor, number: int, axes: int) -> Tensor:
+    """Return a band of interleaved ones; the first axis is the lowest bit of its number."""
+    for bit in range(axes - 1):
+        half = _every_second(half, 2 + bit, number >> bit & 1)
+    return half
 
 
 def merge(bands: Sequence[Tensor], size: Sequence[int], wavelet: Wavelet, periodic: bool) -> Tensor:
@@ -212,16 +248,12 @@ def _scaled(fresh: Tensor, scale: float) -> Tensor:
     return fresh.mul_(scale) if _is_overwritten(fresh) else fresh * scale
 
 
-def _split_axis(
-    x: Tensor, axis: int, wavelet: Wavelet, periodic: bool, copies: bool
-) -> list[Tensor]:
-    """Return both bands of an axis; contiguous `copies` of the samples are lifted in place."""
+def _split_axis(x: Tensor, axis: int, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
+    """Return both bands of an axis."""
     bands = [_every_second(x, axis, start) for start in (0, 1)]
     if _is_one(x.shape[axis]):  # a constant, as if it were longer
         return [bands[LOW] * (ROOT2 / wavelet.scales[LOW]), bands[HIGH].clone()]
-    if copies:
-        bands = [band.clone(memory_format=torch.contiguous_format) for band in bands]
-    return _lifted(bands, wavelet.steps, axis, wavelet, periodic, fresh=[copies, copies])
+    return _lifted(bands, wavelet.steps, axis, wavelet, periodic, fresh=[False, False])
 
 
 def _merge_axis(

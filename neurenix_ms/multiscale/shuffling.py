@@ -13,6 +13,9 @@ from neurenix_ms._core.sizes import Size, fit, spatial
 from neurenix_ms._core.tracing import one_call, sizes_are_open
 from neurenix_ms.multiscale.transforms import as_size
 
+# of the axes of blocks, for one, two and three spatial axes: factors first
+ORDERS = {1: (0, 1, 3, 2), 2: (0, 1, 3, 5, 2, 4), 3: (0, 1, 3, 5, 7, 2, 4, 6)}
+
 
 class PixelUnshuffle(Configured, nn.Module):
     """Move every block of pixels into the channels of one pixel.
@@ -103,13 +106,19 @@ def factors_of(factor: int | Sequence[int], spatial_dims: int) -> Size:
 @one_call
 def unshuffled(x: Tensor, factors: Size) -> Tensor:
     """Move every block of pixels into the channels of one pixel."""
-    counts = [(n + f - 1) // f for n, f in zip(spatial(x), factors, strict=True)]
-    x = fit(x, tuple(n * f for n, f in zip(counts, factors, strict=True)))
-    blocks = [part for pair in zip(counts, factors, strict=True) for part in pair]
-    axes = range(len(factors))
-    order = [0, 1, *(3 + 2 * axis for axis in axes), *(2 + 2 * axis for axis in axes)]
-    parts = x.reshape(x.shape[0], x.shape[1], *blocks).permute(order)
-    return parts.reshape(x.shape[0], x.shape[1] * prod(factors), *counts)
+    batch, channels, *size = x.shape
+    counts, blocks, wide, is_whole = [], [], channels, not sizes_are_open()
+    for n, f in zip(
+        size, factors, strict=True
+    ):  # one loop, which is most of the time of a small call
+        counts.append((n + f - 1) // f)
+        blocks += [counts[-1], f]
+        wide = wide * f
+        is_whole = is_whole and n % f == 0
+    if not is_whole:
+        x = fit(x, tuple(n * f for n, f in zip(counts, factors, strict=True)))
+    order = ORDERS[len(factors)]
+    return x.reshape(batch, channels, *blocks).permute(order).reshape(batch, wide, *counts)
 
 
 @one_call

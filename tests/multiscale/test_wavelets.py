@@ -49,9 +49,10 @@ def test_with_and_without_gradients_it_is_the_same(dims_and_size, wavelet, bound
 
 
 @WAVELET
-@pytest.mark.parametrize("size", [(2, 4), (16, 6), (4, 18, 20)])
+@pytest.mark.parametrize("size", [(2, 4), (16, 6), (16, 18), (4, 18, 20), (16, 18, 20)])
 @pytest.mark.parametrize("boundary", ["symmetric", "periodic"])
 def test_even_axes_are_split_together_with_the_same_result(wavelet, size, boundary, monkeypatch):
+    monkeypatch.setattr(lifting, "SMALL_BYTES", 0)
     monkeypatch.setattr(lifting, "CACHED_BYTES", 2 * 8 * math.prod(size))  # two channels at a time
     transform = WaveletTransform(wavelet, boundary=boundary, spatial_dims=len(size))
     x = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -60,6 +61,15 @@ def test_even_axes_are_split_together_with_the_same_result(wavelet, size, bounda
         assert torch.equal(a, b)
         assert a.untyped_storage().nbytes() == a.numel() * 8  # no view of a larger tensor
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 16, 16), (1, 0, 16, 16, 16)])
+def test_an_empty_batch_has_empty_bands(shape):
+    transform = WaveletTransform("db2", spatial_dims=len(shape) - 2)
+    details, low = transform(torch.zeros(shape))
+    size = (8,) * (len(shape) - 2)
+    assert low.shape == (*shape[:2], *size)
+    assert details.shape == (shape[0], shape[1] * (2 ** len(size) - 1), *size)
 
 
 @given(dims_and_sizes(), ANY, BOUNDARIES, st.integers(1, 3))
