@@ -1,7 +1,7 @@
 """Workspace that recurrent kernels of a CPU keep from forward to backward.
 
 The shape functions of torch leave it out, and its size follows rules of the kernel library. So the
-kernel itself is asked, on sequences that are short enough to cost little.
+kernel itself runs, on sequences that are short enough to cost little.
 """
 
 import functools
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 KERNEL = torch.ops.aten.mkldnn_rnn_layer.default
-TRAIN = -1  # place of the argument that asks for a workspace
-WORKSPACE = 3  # its place among the results
+TRAIN = -1  # index of the argument that requests a workspace
+WORKSPACE = 3  # its index among the results
 MOST_VALUES = 2**18  # of the input and the gates of a sequence that the kernel runs on
 GATES = 4
 
@@ -67,7 +67,7 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype, others: tuple[Argument, .
 @functools.lru_cache
 def _measured(shape: tuple[int, ...], dtype: torch.dtype, others: tuple[Argument, ...]) -> int:
     """Return the bytes that the kernel keeps on a sequence of zeros."""
-    with _disable_current_modes(), torch.enable_grad():  # without, it keeps nothing
+    with _disable_current_modes(), torch.enable_grad():  # without autograd, it keeps nothing
         args = [
             torch.zeros(a[1:], dtype=dtype) if isinstance(a, tuple) and a[:1] == ("shape",) else a
             for a in others

@@ -142,7 +142,7 @@ def _npz(path: Path, key: Key) -> Source:
 
 
 def _mapped(array: np.memmap) -> Source:
-    return Source(np.asarray(array))  # a plain view of it is sliced several times faster
+    return Source(np.asarray(array))  # slices of a plain view are several times faster
 
 
 def _npz_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

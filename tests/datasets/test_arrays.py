@@ -334,7 +334,7 @@ def test_changes_in_a_folder_are_looked_for_a_small_part_of_the_time(tmp_path, m
     assert plain(path, 1) != plain(path)
 
 
-def test_the_place_of_a_missing_value_is_that_in_the_file(tmp_path):
+def test_the_position_of_a_missing_value_is_that_in_the_file(tmp_path):
     volume = np.zeros((3, 20, 30), "float32")
     volume[1, 3, 4] = volume[2, 10, 5] = np.nan
     np.save(tmp_path / "a.npy", volume)

@@ -49,7 +49,7 @@ def test_workers_give_the_same_crops(context, tmp_path):
     assert torch.equal(torch.cat(list(loader)), torch.stack([crops[i] for i in range(6)]))
 
 
-def test_every_place_is_drawn_alike():
+def test_every_position_is_drawn_equally_often():
     x = torch.arange(5.0)[None]
     crops = RandomCrops(x, size=2, num_samples=4000)
     counts = torch.bincount(torch.stack([c[0, 0] for c in crops]).long(), minlength=4)

@@ -77,7 +77,7 @@ def test_backwards_in_time_everything_returns(tmp_path):
     torch.testing.assert_close(backward, -forward.flip(0))
 
 
-def test_every_map_has_mass_one_and_starts_within_five_kilometers(tmp_path):
+def test_every_density_has_mass_one_and_starts_within_five_kilometers(tmp_path):
     drift = DriftDensity(tmp_path, 2, size=50, steps=4, num_particles=2000, progress=False)
     for sample in (drift[0], drift[1]):
         assert sample["density"].dtype == torch.float32
@@ -201,7 +201,7 @@ def test_evenly_spread_particles_have_one_density_on_unequal_cells():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_chosen_places_are_saddles_eddies_and_lines_of_attraction(seed):
+def test_the_chosen_positions_are_saddles_eddies_and_lines_of_attraction(seed):
     velocity = flow(seed=seed)
 
     def at(seeding):

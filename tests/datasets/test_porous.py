@@ -69,7 +69,7 @@ def test_the_empty_box_has_conductivity_one(shape):
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (7, 4, 3)])
-def test_straight_channels_conduct_as_their_share_of_the_area(shape):
+def test_straight_channels_conduct_as_their_fraction_of_the_area(shape):
     torch.manual_seed(0)
     cross_section = torch.rand(shape[1:]) < 0.5
     pores = cross_section.expand(1, 1, *shape)

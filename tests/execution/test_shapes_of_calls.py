@@ -1,4 +1,4 @@
-"""Replacements that return a tensor of the right shape, beside the functions of torch."""
+"""Replacements that return a tensor of the right shape, compared with the functions of torch."""
 
 from itertools import product
 

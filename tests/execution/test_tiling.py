@@ -102,7 +102,7 @@ def test_a_relu_does_not_hide_what_depends_on_the_result_of_a_part():
 
 
 @pytest.mark.parametrize("cheap", [0, 2**12])
-def test_a_path_that_leads_out_of_the_smallest_map_is_found(cheap, monkeypatch):
+def test_a_path_that_leads_out_of_the_smallest_feature_map_is_found(cheap, monkeypatch):
     monkeypatch.setattr("neurenix_ms.execution.plan.reach.CHEAP_POSITIONS", cheap)
     # of five cells, the smallest map, the last layer reads the third only: padding after the first
     shrunk = Hourglass(nn.Identity(), nn.Conv2d(1, 1, 4), nn.Identity(), 2)
@@ -134,7 +134,7 @@ def test_what_follows_may_write_over_the_result_of_a_part(whole):
 
 
 @pytest.mark.parametrize("crop", [0, 3])  # what shows at borders only is asked at two cuts
-def test_the_map_is_not_written_over(crop):
+def test_the_feature_map_is_not_overwritten(crop):
     x = torch.randn(2, 1, 61, dtype=torch.float64)
     cut, back = nn.ConstantPad1d((0, -crop), 0.0), nn.ConstantPad1d((0, crop), 0.0)
     conv = nn.Conv1d(1, 2, 5, padding=2)
@@ -378,7 +378,7 @@ def test_memory_does_not_grow_with_the_map(norm):
 
 
 @pytest.mark.slow
-def test_parts_keep_to_the_limit_as_the_map_grows():
+def test_parts_keep_to_the_limit_as_the_feature_map_grows():
     model = unet("group").eval()
     limit = 2_000_000
     small, large = (

@@ -127,7 +127,7 @@ def test_overrides_replace_and_add_values():
         (["--data.size=2020-01-01"], r"--data.size must be a plain number"),
     ],
 )
-def test_an_override_without_a_place_is_refused(words: list[str], message: str):
+def test_an_override_of_no_value_of_the_config_is_refused(words: list[str], message: str):
     with pytest.raises(ValueError, match=message):
         overridden({**config(), "out": "r"}, words)
 

@@ -152,7 +152,7 @@ def test_a_config_that_does_not_fit_leaves_nothing():
         assert set(Path().iterdir()) == before, word
 
 
-def test_values_that_do_not_fit_are_said_with_their_place():
+def test_invalid_values_are_named_with_their_position():
     image = np.load("images.npy")
     image[:, 10:30] = np.nan
     np.save("images.npy", image)

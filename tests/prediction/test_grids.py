@@ -156,7 +156,7 @@ def test_only_the_time_itself_moves_on():
     assert (found["time"].item(), found["start"].item(), found["time"].dims) == (3, 0, ())
 
 
-def test_a_step_of_maps_leads_to_the_next_time():
+def test_a_step_of_densities_leads_to_the_next_time():
     times = {"units": "days since 2020-01-01"}
     axes = ("time", "lat", "lon")
     density = np.where(np.arange(16)[:, None] < 3, np.nan, SAMPLES)

@@ -266,7 +266,7 @@ def test_processes_end_as_one_does(processes, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_share_an_image_of_ones_own(tmp_path):
+def test_processes_share_an_image_from_a_file(tmp_path):
     np.save(tmp_path / "image.npy", np.random.default_rng(0).random((48, 40)).cumsum(0))
     options = ["--steps", "2", "--data", str(tmp_path / "image.npy")]
     run = start(2, options, tmp_path / "out", small=SMALL[2:])

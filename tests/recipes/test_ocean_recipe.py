@@ -57,7 +57,7 @@ def uniform(n: int, cells: tuple[float, float]) -> torch.Tensor:
 
 @pytest.mark.parametrize("block", ["double", "single"])
 @pytest.mark.parametrize("conserve", [False, True])
-def test_a_map_moved_around_the_torus_gives_the_result_moved_as_far(block, conserve):
+def test_a_density_moved_around_the_torus_gives_the_result_moved_as_far(block, conserve):
     model = DriftUNet(block, conserve=conserve).double()
     x = torch.randn(2, 3, 32, 24, dtype=torch.float64)
     moved = model(x.roll((8, -16), (2, 3)))

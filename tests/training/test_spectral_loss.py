@@ -48,7 +48,7 @@ def test_a_factor_counts_alike_in_all_bands():
     assert weighted(3 * x, x).item() == pytest.approx(math.log(9))
 
 
-def test_it_sees_scales_and_not_places():
+def test_it_compares_scales_and_not_positions():
     x = torch.randn(1, 1, 20, 20)
     assert SpectralLoss()(x.roll((3, 5), (2, 3)), x).item() < 1e-4
     smooth = torch.nn.functional.avg_pool2d(x, 3, 1, 1)

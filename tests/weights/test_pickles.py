@@ -153,7 +153,7 @@ def test_the_state_dict_of_a_checkpoint_is_read(saved: Any, zipped: bool, name: 
 
 
 @FORMATS
-def test_a_view_is_read_at_its_place_in_the_storage(saved: Any, zipped: bool):
+def test_a_view_is_read_at_its_offset_in_the_storage(saved: Any, zipped: bool):
     whole = torch.arange(24.0).reshape(4, 6)
     parts = {"a": whole[1:3, ::2], "b": whole.T, "c": whole[3, 5]}
     state = read_pickle(saved(parts, zipped))

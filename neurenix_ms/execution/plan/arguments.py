@@ -142,7 +142,7 @@ def _kind(value: Tensor | None) -> Kind:
 def parted(args: Any, kwargs: Any) -> tuple[Tensor, Others] | None:
     """Return the feature map of a call and what else it got; None if there is no one feature map."""
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        return args[0], ALONE  # most calls; to take them apart would take most of the time
+        return args[0], ALONE  # most calls; flattening the arguments would be slower
     leaves, structure = tree_flatten((args, kwargs))
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     maps = [i for i in tensors if leaves[i].ndim > VECTOR] if len(tensors) > 1 else tensors

@@ -248,7 +248,7 @@ def _tensors(result: Any) -> list[Tensor]:
 def _version(args: Any, kwargs: Any) -> list[int]:
     """Return the version counters of the inputs, which count in-place writes."""
     tensors = [t for value in (*args, *kwargs.values()) for t in _tensors(value)]
-    with torch._C.DisableTorchFunction():  # reading the counters is no call of the model
+    with torch._C.DisableTorchFunction():  # reading the counters is not a call of the model
         return [t._version for t in tensors if not t.is_inference()]
 
 

@@ -24,7 +24,7 @@ CONVOLUTIONS |= {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 def of_its_shape(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the replacement for a function of torch if only the shapes of results are needed."""
     if function in CONVOLUTIONS:
-        ours = function is conv3d  # it makes more calls
+        ours = function is conv3d  # our convolution makes more calls
         return partial(_convolved, F.conv3d if ours else function)
     if function in NORMS:
         return partial(_normalized, function)
@@ -41,7 +41,7 @@ def _convolved(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Te
         with unset_fake_temporarily():
             y = function(*map(_on_meta, args), **{name: _on_meta(v) for name, v in kwargs.items()})
     except RuntimeError:
-        return function(*args, **kwargs)  # whose message names the numbers of channels
+        return function(*args, **kwargs)  # raises torch's error with the numbers of channels
     return x.new_empty(y.shape)
 
 
