@@ -398,7 +398,7 @@ def an_error_in_backward_between_two_sites(mesh: DeviceMesh) -> None:
             y: Tensor = self.second(Fails.apply(self.first(x)))
             return y
 
-    model, x = Model().double(), noise(1, 1, 31)
+    model, x = Model().double(), noise(1, 1, 16 * mesh.size() - 1)  # a tile for every rank
     before = copy.deepcopy(model.state_dict())
     for schedule in SCHEDULES:
         options = {"tile_size": 16, "mesh": mesh, "schedule": schedule}
