@@ -231,7 +231,11 @@ def _options(
     for name, (default, text) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds of weights and order"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=list(range(5)),
+        help="random seeds of weights and order",
     )
     parser.add_argument(
         "--generators",
