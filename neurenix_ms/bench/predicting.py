@@ -17,7 +17,7 @@ from neurenix_ms._core.probing import memoryless_copy
 from neurenix_ms.bench.comparing import loss_of
 from neurenix_ms.bench.forms import as_dtype, in_words
 from neurenix_ms.bench.results import in_bytes
-from neurenix_ms.bench.workspace import kernel_workspace
+from neurenix_ms.bench.workspace import KernelWorkspace
 from neurenix_ms.checkpointing import enable_gradient_checkpointing
 from neurenix_ms.execution import TiledModel
 from neurenix_ms.execution.compiled import plain_module, uncompiled
@@ -152,7 +152,7 @@ def _peak(
 ) -> int:
     """Return most bytes of a call of a copy without memory."""
     try:
-        with estimating_memory(), memoryless_copy(network) as copied, kernel_workspace():
+        with estimating_memory(), memoryless_copy(network) as copied, KernelWorkspace():
             copied.train(train)
             with torch.set_grad_enabled(train):
                 return peak_tensor_bytes(call(copied), of_shapes=True)

@@ -6,7 +6,6 @@ kernel itself runs, on sequences that are short enough to cost little.
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,16 +18,12 @@ WORKSPACE = 3  # its index among the results
 MOST_VALUES = 2**18  # of the input and the gates of a sequence that the kernel runs on
 GATES = 4
 
-Argument = Any  # the shape of a tensor, or a setting
 
+class KernelWorkspace(TorchDispatchMode):
+    """Context in which recurrent layers without memory keep the workspace of those with memory."""
 
-def kernel_workspace() -> AbstractContextManager[object]:
-    """Let recurrent layers without memory keep the workspace of those with memory."""
-    return _KernelWorkspace()  # type: ignore[no-untyped-call]
-
-
-class _KernelWorkspace(TorchDispatchMode):
-    """Mode that adds the workspace to the results of the kernel."""
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,
@@ -41,21 +36,23 @@ class _KernelWorkspace(TorchDispatchMode):
         if func is not KERNEL or not (args[TRAIN] and torch.is_grad_enabled()):
             return results
         x, *others = args
-        kinds = tuple(
-            ("shape", *a.shape) if isinstance(a, Tensor) else tuple(a) if isinstance(a, list) else a
-            for a in others
-        )
+        kinds = tuple(a.shape if isinstance(a, Tensor) else _hashable(a) for a in others)
         size = _bytes(tuple(x.shape), x.dtype, kinds)
         return *results[:WORKSPACE], results[WORKSPACE].new_empty(size, dtype=torch.uint8)
 
 
-def _bytes(shape: tuple[int, ...], dtype: torch.dtype, others: tuple[Argument, ...]) -> int:
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _bytes(shape: tuple[int, ...], dtype: torch.dtype, others: tuple[Any, ...]) -> int:
     """Return the workspace of a sequence `(T, B, C)`; that of a long one is extrapolated.
 
-    It grows linearly with the length, up to the size of a page.
+    It grows linearly with the length, up to the size of a page. `others` are the shapes of tensors and
+    the values of settings.
     """
     length, *size = shape
-    hidden = others[0][1] // GATES
+    hidden = others[0][0] // GATES
     longest = max(2, MOST_VALUES // (size[0] * (size[1] + GATES * hidden)))
     if length <= longest:
         return _measured((length, *size), dtype, others)
@@ -65,12 +62,9 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype, others: tuple[Argument, .
 
 
 @functools.lru_cache
-def _measured(shape: tuple[int, ...], dtype: torch.dtype, others: tuple[Argument, ...]) -> int:
+def _measured(shape: tuple[int, ...], dtype: torch.dtype, others: tuple[Any, ...]) -> int:
     """Return the bytes that the kernel keeps on a sequence of zeros."""
     with _disable_current_modes(), torch.enable_grad():  # without autograd, it keeps nothing
-        args = [
-            torch.zeros(a[1:], dtype=dtype) if isinstance(a, tuple) and a[:1] == ("shape",) else a
-            for a in others
-        ]
+        args = [torch.zeros(a, dtype=dtype) if isinstance(a, torch.Size) else a for a in others]
         workspace: Tensor = KERNEL(torch.zeros(shape, dtype=dtype), *args)[WORKSPACE]
         return workspace.nbytes

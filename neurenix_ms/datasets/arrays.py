@@ -24,7 +24,7 @@ from neurenix_ms.datasets.readers import (
     unmap,
 )
 
-BETWEEN_CHECKS = 1e-3  # seconds at least
+BETWEEN_CHECKS = 1e-3  # seconds between two checks of a file or folder, at least
 LONGEST_WAIT = 20  # checks of a folder take at most this fraction of the time: 1 / LONGEST_WAIT
 MOST_COPIED = 2**21  # bytes of a slice that is copied from a file mapped into memory
 

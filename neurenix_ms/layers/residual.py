@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurenix_ms._core.hooks import is_watched
 from neurenix_ms._core.tracing import one_module, sizes_are_open
 from neurenix_ms.checkpointing import recomputed
 from neurenix_ms.layers.blocks import ChannelDropout, ConvSpec, in_turn, joined, modulated
@@ -47,7 +48,7 @@ class PixelGELU(nn.GELU):
     @one_module
     def forward(self, x: Tensor) -> Tensor:
         # what runs in tiles makes the same calls at every size, and layouts vary with the size
-        same = sizes_are_open() or torch._C._is_torch_function_mode_enabled()
+        same = sizes_are_open() or is_watched()
         if same or x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
             return super().forward(x)
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)

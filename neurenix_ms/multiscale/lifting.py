@@ -86,20 +86,13 @@ def split(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
     In the number of a band, the first axis is the lowest bit: in 2-D cA, cH, cV, cD of PyWavelets.
     An axis of `n` entries has `ceil(n / 2)` in a low band and `floor(n / 2)` in a high one.
     """
-    bands = _split_axes(x, wavelet, periodic)
-    scales = _scales(wavelet, x.ndim - 2)
-    return [_scaled(band, scale) for band, scale in zip(bands, scales, strict=True)]
-
-
-def _split_axes(x: Tensor, wavelet: Wavelet, periodic: bool) -> list[Tensor]:
-    """Return the bands of all axes, not yet scaled."""
-    bands = [x]
+    scales, bands = _scales(wavelet, x.ndim - 2), [x]
     for axis in reversed(range(2, x.ndim)):
         halves: list[Tensor] = []
         while bands:  # a band is freed when it has been split
             halves += _split_axis(bands.pop(0), axis, wavelet, periodic)
         bands = halves
-    return bands
+    return [_scaled(band, scale) for band, scale in zip(bands, scales, strict=True)]
 
 
 def split_together(x: Tensor, wavelet: Wavelet, periodic: bool) -> tuple[Tensor, Tensor] | None:

@@ -108,12 +108,11 @@ def unshuffled(x: Tensor, factors: Size) -> Tensor:
     """Move every block of pixels into the channels of one pixel."""
     batch, channels, *size = x.shape
     counts, blocks, wide, is_whole = [], [], channels, not sizes_are_open()
-    for n, f in zip(
-        size, factors, strict=True
-    ):  # one loop, which is most of the time of a small call
+    # in one loop, which takes most of the time of a small call
+    for n, f in zip(size, factors, strict=True):
         counts.append((n + f - 1) // f)
         blocks += [counts[-1], f]
-        wide = wide * f
+        wide *= f
         is_whole = is_whole and n % f == 0
     if not is_whole:
         x = fit(x, tuple(n * f for n, f in zip(counts, factors, strict=True)))

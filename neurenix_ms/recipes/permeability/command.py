@@ -129,21 +129,25 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     numbers = {
         "samples": (36, "boxes to train on, each with the flow along three axes"),
-        "held-out": (24, "unseen ones"),
+        "held-out": (24, "unseen boxes to test on"),
         "size": (32, "voxels along each axis"),
         "epochs": (8, "passes over all boxes and axes"),
         "filters": (4, "channels of the finest stage"),
         "growth": (2, "ratio of channels, coarser by finer"),
         "scales": (3, "number of scales, 1 to 4"),
-        "seed": (0, "of the boxes"),
+        "seed": (0, "random seed of the boxes"),
     }
     for name, (default, text) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and order"
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds of weights and order"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/permeability"), help="results")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the cache")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/permeability"), help="folder of results"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="folder in which solved boxes are kept"
+    )
     parser.add_argument("--fresh", action="store_true", help="ignore earlier results")
     options = parser.parse_args(argv)
     kinds = len(KINDS)
