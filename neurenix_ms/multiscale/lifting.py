@@ -310,7 +310,7 @@ def _add_shifted(
     start = 0
     for piece in pieces:
         target.narrow(axis, start, piece.shape[axis]).add_(piece, alpha=weight)
-        start += piece.shape[axis]
+        start = start + piece.shape[axis]
 
 
 def _pieces(source: Tensor, offset: int, length: int, axis: int, periodic: bool) -> list[Tensor]:

@@ -112,7 +112,7 @@ def unshuffled(x: Tensor, factors: Size) -> Tensor:
     for n, f in zip(size, factors, strict=True):
         counts.append((n + f - 1) // f)
         blocks += [counts[-1], f]
-        wide *= f
+        wide = wide * f  # a traced size is a tensor, which *= would change in place
         is_whole = is_whole and n % f == 0
     if not is_whole:
         x = fit(x, tuple(n * f for n, f in zip(counts, factors, strict=True)))
