@@ -48,6 +48,7 @@ def save_to(file: BinaryIO, content: Any) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+        renamed = error.__context__ if isinstance(error.__context__, OSError) else error
+        if renamed is error:
+            raise
+        raise renamed from None
