@@ -80,12 +80,16 @@ class PreActivationBlock(nn.Module):
     def forward(self, *features: Tensor, condition: Tensor | None = None) -> Tensor:
         x = joined(features)
         y = x
-        for i, (norm, act, conv) in enumerate(zip(self.norms, self.acts, self.convs, strict=True)):
-            y = recomputed(norm, y)
-            if condition is not None:
-                y = recomputed(self.films[i], y, condition)
-            y = conv(recomputed(act, y))
+        for i, (act, conv) in enumerate(zip(self.acts, self.convs, strict=True)):
+            # in one expression: no name holds the result of the norm during the convolution
+            y = conv(recomputed(act, self._normed(i, y, condition)))
         return self.dropout(recomputed(torch.add, y, self.shortcut(x)))
+
+    def _normed(self, i: int, y: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the feature map in front of an activation, scaled and shifted by the condition."""
+        if condition is None:
+            return recomputed(self.norms[i], y)
+        return recomputed(self.films[i], recomputed(self.norms[i], y), condition)
 
 
 class ConvNeXtBlock(nn.Module):
