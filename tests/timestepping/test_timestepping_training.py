@@ -230,6 +230,14 @@ def test_networks_of_other_kinds_are_not_stacked():
     assert not can_be_stacked([MLP(2, 2, [4], act=nn.Softplus)] * 2)
 
 
+def test_trained_shortcuts_are_not_stacked():
+    networks = [MLP(2, 2, [4], shortcut=True) for _ in range(2)]
+    assert not can_be_stacked(networks)
+    for network in networks:
+        network.linear.requires_grad_(False)
+    assert can_be_stacked(networks)
+
+
 def test_both_banks_give_what_the_networks_give():
     networks = [MLP(2, 3, [4, 5], act="tanh") for _ in range(3)]
     x = torch.randn(3, 7, 2)
