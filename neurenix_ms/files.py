@@ -13,6 +13,7 @@ from neurenix_ms._core.checks import shown
 from neurenix_ms._core.config import PLAIN, Configured, check_plain, is_plain, library_classes
 from neurenix_ms._core.io.atomic import replacing, write_atomically
 from neurenix_ms._core.io.records import DTYPES, LONGEST_NAME
+from neurenix_ms._core.io.room import save_to
 from neurenix_ms._core.io.safe import (
     check_dtypes,
     metadata_of,
@@ -50,6 +51,7 @@ def save(
         ValueError: If `load` could not read the file, because an argument of the model is not a plain
             value, such as a NumPy number, or an entry of its state dict is not a dense tensor, or has a
             dtype that safetensors does not have. Nothing is written then.
+        OSError: If the disk is full or the folder is read-only. A file at `path` stays as it was.
         ImportError: If safetensors is asked for and missing.
 
     Examples:
@@ -227,7 +229,7 @@ def _write(content: dict[str, Any], file: Any) -> None:
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(True)
     try:
-        torch.save(content, file)
+        save_to(file, content)
     finally:
         torch.serialization.set_crc32_options(before)
 

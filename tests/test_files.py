@@ -1,6 +1,7 @@
 """A file gives back the model, or says why not; nothing is executed, nothing is half-done."""
 
 import copy
+import io
 import json
 import os
 import pickle
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, Case, as_list, build
+from disks import POSIX, files_up_to
 from torch import nn
 
 from neurenix_ms import MultiScaleModel, PyramidNetwork, UNet, load, save
 from neurenix_ms._core.config import check_plain
+from neurenix_ms._core.io.room import save_to
 from neurenix_ms.implicit import NIF, LastLayerNIF, MultiScaleNIF, Normalizer
 from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.timestepping import (
@@ -170,19 +173,27 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     assert not marker.exists()
 
 
-def test_a_failed_save_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+@POSIX
+@pytest.mark.parametrize("format", ["nx", "safetensors"])
+def test_a_failed_save_leaves_the_old_file_and_no_rest(tmp_path, format):
     path = tmp_path / "m.nx"
     save(UNet(1, 1, [4]), path)
     before = path.read_bytes()
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save(UNet(1, 1, [8]), path)
+    larger = UNet(1, 1, [8])
+    for size in range(0, 18_000, 1500):  # torch raises errors of its own at some places
+        with files_up_to(size), pytest.raises(OSError, match=rf"File too large: '{path}'$"):
+            save(larger, path, format=format)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["m.nx"]
+
+
+def test_another_error_of_torch_while_saving_is_not_that_of_the_disk(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no such storage")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match="no such storage"):
+        save_to(io.BytesIO(), {})
 
 
 def test_a_killed_save_leaves_the_old_file(tmp_path):

@@ -2,14 +2,17 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from neurenix_ms import meter
 from neurenix_ms.meter import (
+    LiveStorages,
     count_flops,
     format_parameter_table,
     parameter_table,
@@ -207,3 +210,18 @@ def test_resident_memory_grows_by_what_is_written():
 def test_resident_memory_is_none_where_it_cannot_be_measured(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(meter.sys, "platform", "darwin")
     assert peak_resident_bytes(lambda: None) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 1, 3, 2), (0, 3, 1, 2)])
+def test_batch_norm_without_memory_has_the_shapes_of_torch(dtype, training, order):
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 3, 3, dtype=dtype).permute(order)
+        moments = [torch.empty(3, dtype=dtype) for _ in range(4)]
+        call = partial(torch.native_batch_norm, x, *moments, training, 0.1, 1e-5)
+        wanted = call()
+        with LiveStorages(of_shapes=True):
+            got = call()
+    for a, b in zip(wanted, got, strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)

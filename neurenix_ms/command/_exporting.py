@@ -1,5 +1,6 @@
 """Programs of networks, checked against the networks before they are in their place."""
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ def exported(
 
     import torch
 
-    from neurenix_ms._core.io.atomic import write_atomically
+    from neurenix_ms._core.io.atomic import WHILE_WRITING, naming, write_atomically
 
     if not tolerance > 0:
         raise ValueError(f"--tolerance must be above 0, got {tolerance}")
@@ -53,7 +54,10 @@ def exported(
             f"{type(model).__name__}: {error}"
         ) from error
     write = {"onnx": as_onnx, "pt2": as_pt2}[kind]
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        naming(Path(tempfile.gettempdir()), Path(folder)),
+    ):
         made = Path(folder) / f"program.{kind}"
         is_open = not fixed
         try:
@@ -61,6 +65,8 @@ def exported(
         except ImportError:
             raise
         except Exception as error:  # of any kind: torch cannot trace the network with open sizes
+            if isinstance(error, OSError) and error.errno in WHILE_WRITING:
+                raise
             if fixed:
                 words = str(error).strip().partition("\n")[0]
                 raise RuntimeError(f"torch cannot export this network: {words}") from error
@@ -104,7 +110,9 @@ def as_pt2(model: "nn.Module", example: "Tensor", path: Path, is_open: bool) -> 
     import torch
 
     inputs, shapes = example_inputs(example, is_open)
-    torch.export.save(torch.export.export(model, inputs, dynamic_shapes=shapes), path)
+    buffer = io.BytesIO()  # torch ends the process if it writes to a full disk by itself
+    torch.export.save(torch.export.export(model, inputs, dynamic_shapes=shapes), buffer)
+    path.write_bytes(buffer.getbuffer())
     program = torch.export.load(path).module()
     return lambda x: as_list(program(x))
 

@@ -90,7 +90,9 @@ class SampleCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
         text = json.dumps(self.parameters, sort_keys=True, indent=2) + "\n"
-        write_atomically(self.folder / "parameters.json", text.encode())
+        described = self.folder / "parameters.json"
+        if not described.exists() or described.read_bytes() != text.encode():
+            write_atomically(described, text.encode())
         missing = self._find_missing(num_samples)
         if not missing:
             return

@@ -11,6 +11,8 @@ import numpy as np
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integers
+from neurenix_ms._core.io.atomic import naming, replacing_path
+from neurenix_ms._core.io.room import HEAD, check_room, reserve
 from neurenix_ms.datasets.coordinates import Coordinate
 from neurenix_ms.datasets.readers import KINDS, kind_of, needed, number_dtype
 
@@ -53,6 +55,8 @@ def create_array(
 
     Raises:
         ValueError: If `path` exists, the format is not supported, or an argument does not fit.
+        OSError: If the disk is full. Space for all values is reserved, for `.h5` and `.nc` looked for,
+            because a full disk would end the process later; `.zarr` raises when chunks are written.
         ImportError: If the writer of this format is missing (the extra `io`).
 
     Examples:
@@ -70,10 +74,7 @@ def create_array(
         raise ValueError(f"chunks must have {len(shape)} lengths of 1 or more, got {list(chunks)}")
     if axes is not None and len(axes) != len(shape):
         raise ValueError(f"axes must have {len(shape)} names, got {list(axes)}")
-    if not overwrite and target.exists():
-        raise ValueError(f"path must be free, or overwrite=True, got {target}, which exists")
-    if not target.parent.is_dir():
-        raise ValueError(f"path must be in a folder that exists, got {target}")
+    _check_place(target, overwrite)
     about = _About(
         tuple(chunks) if chunks is not None else default_chunks(shape),
         None if axes is None else tuple(axes),
@@ -81,7 +82,35 @@ def create_array(
         {name: _coordinate(name, given) for name, given in (coordinates or {}).items()},
     )
     _check_lengths(dict(zip(about.names(len(shape)), shape, strict=True)), about.coordinates)
-    return WRITERS[kind](target, tuple(shape), number_dtype("dtype", dtype), about)
+    values = number_dtype("dtype", dtype)
+    with naming(target, target):
+        return _written(kind, target, tuple(shape), values, about)
+
+
+def write_whole(target: Path, values: np.ndarray, overwrite: bool, **said: Any) -> None:
+    """Write an array beside its place, and move it there when it is complete.
+
+    Args:
+        target: Its place.
+        values: The array.
+        overwrite: Replace what is there.
+        said: Other arguments of `create_array`.
+    """
+    writable_kind(target)
+    _check_place(target, overwrite)
+    with replacing_path(target) as making:
+        array = create_array(making, values.shape, values.dtype, **said)
+        array[...] = values
+        getattr(array, "flush", lambda: None)()
+        getattr(array, "close", lambda: None)()
+
+
+def _check_place(target: Path, overwrite: bool) -> None:
+    """Raise if something is there that must not be replaced, or its folder is missing."""
+    if not overwrite and target.exists():
+        raise ValueError(f"path must be free, or overwrite=True, got {target}, which exists")
+    if not target.parent.is_dir():
+        raise ValueError(f"path must be in a folder that exists, got {target}")
 
 
 @dataclass
@@ -103,6 +132,20 @@ class _About:
     def names(self, dims: int) -> tuple[str, ...]:
         """Return the names of the axes, in a format in which all have one."""
         return self.axes or tuple(f"dim_{number}" for number in range(dims))
+
+
+def _written(kind: str, path: Path, shape: Any, dtype: np.dtype, about: _About) -> Any:
+    """Create a file with room for its values."""
+    size = math.prod(shape) * dtype.itemsize
+    if kind in ("hdf5", "netcdf"):
+        size += HEAD + sum(one.values.nbytes for one in about.coordinates.values())
+    if kind != "zarr":
+        check_room(path, size)
+    made = WRITERS[kind](path, shape, dtype, about)
+    if isinstance(made, np.memmap):
+        with open(path, "r+b") as file:
+            reserve(file.fileno(), path.stat().st_size)
+    return made
 
 
 def _coordinate(name: str, given: Any) -> Coordinate:

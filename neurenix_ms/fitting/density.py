@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from neurenix_ms._core.checks import check_integer
 from neurenix_ms.conservation import total_mass
-from neurenix_ms.datasets import create_array, open_array
+from neurenix_ms.datasets import open_array
 from neurenix_ms.datasets.arrays import DiskArray
 from neurenix_ms.datasets.coordinates import Coordinate
+from neurenix_ms.datasets.writers import write_whole
 from neurenix_ms.fitting.loading import FitData, num_held_out
 from neurenix_ms.fitting.tasks import Arguments, FitTask, as_in_the_data, optimizer_named
 from neurenix_ms.registry import create
@@ -287,10 +288,7 @@ class DensityMaps(FitData):
         said: dict[str, Any] = {}
         if self.opened.axes is not None:
             said = self._said(self.opened, lengths[2:], start)
-        array = create_array(path, x.shape, "float32", **said, overwrite=overwrite)
-        array[...] = x.numpy()
-        getattr(array, "flush", lambda: None)()
-        getattr(array, "close", lambda: None)()
+        write_whole(Path(path), x.float().numpy(), overwrite, **said)
 
     def _said(self, opened: DiskArray, size: Sequence[int], start: int) -> dict[str, Any]:
         """Return what the file of a step says beside its values."""

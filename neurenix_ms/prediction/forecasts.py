@@ -10,10 +10,9 @@ import torch
 
 from neurenix_ms._core.arguments import checked
 from neurenix_ms._core.checks import check_integer
-from neurenix_ms._core.io.atomic import replacing_path
-from neurenix_ms.datasets import create_array, open_array
-from neurenix_ms.datasets.writers import writable_kind
-from neurenix_ms.prediction.grids import Said, said_of_states, time_step_of
+from neurenix_ms.datasets import open_array
+from neurenix_ms.datasets.writers import writable_kind, write_whole
+from neurenix_ms.prediction.grids import said_of_states, time_step_of
 from neurenix_ms.prediction.results import check_apart
 from neurenix_ms.sharing.reading import read_network
 
@@ -98,7 +97,8 @@ def forecast_file(
             raise ValueError(
                 f"{source} must hold states that the model takes, got {states.shape}: {words}"
             ) from error
-    write_array(Path(target), found.cpu().numpy(), said)
+    said_there = said.arguments(Path(target))
+    write_whole(Path(target), found.cpu().numpy(), True, **said_there)
     return tuple(found.shape)
 
 
@@ -124,12 +124,3 @@ def check_free(target: Path, overwrite: bool) -> None:
         )
     if not target.parent.is_dir():
         raise ValueError(f"target must be in a folder that exists, got {target}")
-
-
-def write_array(target: Path, values: np.ndarray, said: Said) -> None:
-    """Write an array beside its place, and move it there when it is complete."""
-    with replacing_path(target) as making:
-        array = create_array(making, values.shape, values.dtype, **said.arguments(target))
-        array[...] = values
-        getattr(array, "flush", lambda: None)()
-        getattr(array, "close", lambda: None)()

@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from neurenix_ms._core.io.atomic import move, remove
+from neurenix_ms._core.io.room import reserve
 from neurenix_ms.datasets.readers import unmap
 from neurenix_ms.datasets.writers import create_array, default_chunks, writable_kind
 
@@ -21,7 +22,6 @@ try:
 except ImportError:  # pragma: no cover, Windows has none
     fcntl = None  # type: ignore[assignment]
 
-HEAD = 2**20  # bytes of a file beside its numbers
 MAPPED = 2**26  # bytes of a mapped file that may stay in memory
 AS_WRITTEN = {
     "npy": ".npy",
@@ -125,8 +125,6 @@ class Results:
         """Copy the result chunk by chunk into a file of the target's format."""
         source = np.lib.format.open_memmap(self.growing, "r")
         remove(self._making)
-        if self.kind != "zarr":
-            self._check_space(source.nbytes + HEAD)
         written = create_array(self._making, source.shape, source.dtype, **said)
         try:
             for index in blocks(source.shape):
@@ -135,14 +133,6 @@ class Results:
             getattr(written, "flush", lambda: None)()
         finally:
             getattr(written, "close", lambda: None)()
-
-    def _check_space(self, size: int) -> None:
-        """Raise unless a file of this size can be written: HDF5 ends the process on a full disk."""
-        try:
-            with open(self._making, "wb") as file:
-                reserve(file.fileno(), size)
-        finally:
-            remove(self._making)
 
 
 def give_back(array: np.ndarray) -> None:
@@ -166,14 +156,6 @@ def npy_header(shape: Sequence[int], dtype: np.dtype) -> bytes:
     fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
     np.lib.format.write_array_header_1_0(buffer, {**fields, "shape": tuple(shape)})
     return buffer.getvalue()
-
-
-def reserve(descriptor: int, size: int) -> None:
-    """Reserve disk space, since writing to a mapped file on a full disk would end the process."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:  # pragma: no cover, of macOS and Windows
-        os.truncate(descriptor, size)
 
 
 def _lock(file: IO[str], target: Path) -> None:

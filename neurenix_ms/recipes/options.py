@@ -5,7 +5,9 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from neurenix_ms._core.deprecation import warn_renamed
 from neurenix_ms._core.parsing import lengths
 from neurenix_ms.datasets import open_array
 from neurenix_ms.datasets.arrays import DiskArray
@@ -51,6 +53,45 @@ def add_data(parser: argparse.ArgumentParser, own: str, cache: str | None) -> No
         "--shape", type=lengths, metavar="N,N,...", help="shape of a raw binary file"
     )
     parser.add_argument("--dtype", help="type of a raw binary file, such as uint8 or '>u2'")
+
+
+def add_cache(parser: argparse.ArgumentParser, held: str, instead: str) -> None:
+    """Add `--cache`, the folder of a cache; `--data` is its old spelling.
+
+    Args:
+        parser: Parser to extend.
+        held: What is in the cache.
+        instead: Command that takes a file of the user's own.
+    """
+    folder = {"type": Path, "action": _CacheFolder, "const": instead, "dest": "cache"}
+    parser.add_argument(
+        "--cache", **folder, default=Path("data"), help=f"folder in which {held} are kept"
+    )
+    parser.add_argument("--data", **folder, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+class _CacheFolder(argparse.Action):
+    """Store the folder of a cache; `const` is the command that takes a file instead."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if option_string == "--data":
+            warn_renamed("--data", "--cache")
+        try:
+            is_file = values.is_file() or bool(kind_of(values))
+        except ValueError:
+            is_file = False
+        if is_file:
+            parser.error(
+                f"--cache must be the folder of a cache, got {values}; files of your own are for "
+                f"{self.const}"
+            )
+        setattr(namespace, self.dest, values)
 
 
 def own_array(parser: argparse.ArgumentParser, options: argparse.Namespace) -> DiskArray | None:

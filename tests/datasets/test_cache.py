@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from disks import POSIX, files_up_to, small_disk
 
 from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.datasets.cache import SampleCache
@@ -158,18 +159,27 @@ def test_samples_of_other_versions_are_reported(tmp_path, monkeypatch):
         cache.fill(3, progress=False)
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+@POSIX
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, b"old")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with files_up_to(2), pytest.raises(OSError, match=rf"File too large: '{path}'$"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_cache_on_a_full_disk_keeps_its_samples_and_goes_on(tmp_path):
+    with small_disk(tmp_path, 2**18) as disk:
+        make = Maker()
+        cache = open_cache(disk, make)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/\d{6}.pt'$"):
+            cache.fill(100, progress=False)
+        done = len(list(cache.folder.glob("*.pt")))
+        assert done == len(make.made) - 1 > 0
+        assert not list(cache.folder.glob(".tmp*"))
+        cache.fill(done, progress=False)
+        assert len(make.made) == done + 1
 
 
 def test_leftovers_of_killed_runs_are_removed_once_old(tmp_path):

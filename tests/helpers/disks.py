@@ -1,6 +1,8 @@
 """Full disks and read-only folders as the system makes them."""
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,32 @@ def files_up_to(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """Mount a disk of some bytes, in memory; skips the test where this is not allowed."""
+    disk = folder / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if sys.platform != "linux" or shutil.which("mount") is None:
+        pytest.skip("needs the command mount of Linux")
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"needs the right to mount a disk: {done.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path, left: int) -> Path:
+    """Write a file that leaves a number of bytes on a disk, and return it."""
+    filler = disk / "filler"
+    filler.unlink(missing_ok=True)
+    found = os.statvfs(disk)
+    filler.write_bytes(bytes(max(0, found.f_bavail * found.f_bsize - left)))
+    return filler
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def test_windows_move_by_their_currents_in_every_variant(samples):
 
 
 def test_the_recipe_runs_and_resumes(data: Path, tmp_path: Path, capsys):
-    argv = [*SMALL, "--out", str(tmp_path), "--data", str(data)]
+    argv = [*SMALL, "--out", str(tmp_path), "--cache", str(data)]
     table = hybrid.main(argv)
     first = json.loads((tmp_path / "hybrid.json").read_text())
     assert "| hybrid | " in table

@@ -250,7 +250,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
         "--seeds-others",
         "1",
         "--quiet",
-        "--data",
+        "--cache",
         str(data),
         "--out",
         str(out),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from neurenix_ms.recipes.msnet import command as msnet
 from neurenix_ms.recipes.msnet import data as msnet_data
 from neurenix_ms.recipes.multirate import command as multirate
 from neurenix_ms.recipes.multirate.settings import own_field
+from neurenix_ms.recipes.ocean import options as drift
+from neurenix_ms.recipes.permeability import command as permeability
 from neurenix_ms.recipes.sequences import command as sequences
 from neurenix_ms.timestepping import HierarchicalTimeStepper, TimeStepper
 
@@ -563,3 +566,31 @@ def test_a_field_that_does_not_fit_is_one_line(words: str, message: str, capsys)
     with pytest.raises(SystemExit):
         implicit.main(words.split())
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("recipe", ["ocean", "hybrid", "permeability"])
+def test_the_folder_of_a_cache_has_its_own_option(recipe: str, capsys: pytest.CaptureFixture):
+    def options(*words: str) -> argparse.Namespace:
+        if recipe == "permeability":
+            return permeability._options(words)
+        return drift.parsed(
+            words, recipe, "", samples=1, epochs=1, unroll=1, seeds=1, seeds_others=1
+        )
+
+    assert options().cache == Path("data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert options("--cache", "solved").cache == Path("solved")
+    with pytest.warns(DeprecationWarning, match="--data is now called --cache"):
+        assert options("--data", "solved").cache == Path("solved")
+    Path("notes").write_text("")
+    for name in ("notes", "none.nc"):
+        with pytest.raises(SystemExit):
+            options("--cache", name)
+        said = capsys.readouterr().err
+        assert f"--cache must be the folder of a cache, got {name}; files of your own" in said
+    with pytest.raises(SystemExit):
+        options("--help")
+    shown = capsys.readouterr().out
+    assert "--cache" in shown
+    assert "--data " not in shown

@@ -168,7 +168,7 @@ def test_laws_are_exact_for_media_that_follow_them(samples):
 @pytest.mark.slow
 def test_the_command_runs_from_nothing_and_resumes(cache, tmp_path, capsys):
     small = "--samples 4 --held-out 2 --size 16 --epochs 1 --filters 1 --scales 2 --seeds 0 1"
-    arguments = [*small.split(), "--data", str(cache), "--out", str(tmp_path)]
+    arguments = [*small.split(), "--cache", str(cache), "--out", str(tmp_path)]
     text = command.main(arguments)
     assert text in capsys.readouterr().out
     assert (tmp_path / "permeability.md").read_text(encoding="utf-8").startswith(text)

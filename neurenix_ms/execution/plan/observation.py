@@ -199,7 +199,7 @@ def observe(
         with (
             torch.no_grad(),
             enable_gradient_checkpointing(False),
-            statistics_kept(model),
+            statistics_kept(model, copied=asked != "shapes"),
             without_cached_features(model),
             mode,
         ):

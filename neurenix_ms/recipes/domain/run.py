@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from neurenix_ms import UNet
 from neurenix_ms._core.dims import SpatialDims
 from neurenix_ms._core.io.atomic import move, replacing
+from neurenix_ms._core.io.room import save_to
 from neurenix_ms.datasets import create_array
 from neurenix_ms.execution import TiledModel, accumulate_gradients
 from neurenix_ms.execution.progress import progress_bar
@@ -181,7 +182,7 @@ def _store(run: Run, optimizer: torch.optim.Optimizer, losses: list[float], path
         "losses": losses,
     }
     with replacing(path) as file:
-        torch.save(content, file)
+        save_to(file, content)
 
 
 def _resumed(run: Run, optimizer: torch.optim.Optimizer, path: Path) -> list[float]:

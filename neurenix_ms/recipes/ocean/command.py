@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     draw_intensity(options.out / "ocean_intensity.png", result)
     draw_maps(options.out / "ocean.png", truth, shown)
     animate(options.out / "ocean.gif", truth, shown)
-    draw_seas(options.out / "ocean_data.png", options.data)
+    draw_seas(options.out / "ocean_data.png", options.cache)
     text = f"{table}\n\n{intensity}"
     print(f"\n{text}\n\n{options.out / 'ocean'}.json, .md, .png, .gif and more")
     return text

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neurenix_ms.recipes.options import check_at_least
+from neurenix_ms.recipes.options import add_cache, check_at_least
 
-WITHOUT_EFFECT = ("out", "data", "fresh", "quiet")
+WITHOUT_EFFECT = ("out", "cache", "fresh", "quiet")
 TESTS_ONLY = ("seed", "seeds", "seeds_others", "held_out")
 
 
@@ -41,7 +41,7 @@ def parsed(
     add("--seed", type=int, default=0, help="of the first run: weights and order")
     add("--data-seed", type=int, default=0, help="for the samples")
     add("--out", type=Path, default=Path("runs") / name, help="results, checkpoints")
-    add("--data", type=Path, default=Path("data"), help="cache of the samples")
+    add_cache(parser, "samples", "neurenix-ms fit density_maps --data.density=FILE")
     add("--fresh", action="store_true", help="ignore checkpoints")
     add("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(**defaults)

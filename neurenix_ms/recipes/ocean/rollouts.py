@@ -30,7 +30,7 @@ def samples_of(
         options: The command line.
     """
     made = DriftDensity(
-        options.data,
+        options.cache,
         count,
         options.size,
         options.steps,

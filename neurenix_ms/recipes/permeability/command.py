@@ -18,7 +18,7 @@ from torch import Tensor
 from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.meter import parameter_table
 from neurenix_ms.recipes.fitting import forget_other_run
-from neurenix_ms.recipes.options import check_at_least
+from neurenix_ms.recipes.options import add_cache, check_at_least
 from neurenix_ms.recipes.permeability.data import KINDS, boxes
 from neurenix_ms.recipes.permeability.laws import (
     kozeny_carman_constant,
@@ -40,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> str:
     """
     options = _options(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    seen = boxes(options.data, options.samples, options.size, options.seed)
-    unseen = boxes(options.data, options.held_out, options.size, options.seed + HELD_OUT_SEED)
+    seen = boxes(options.cache, options.samples, options.size, options.seed)
+    unseen = boxes(options.cache, options.held_out, options.size, options.seed + HELD_OUT_SEED)
     truth = true_permeability(unseen)
     constant = kozeny_carman_constant(seen)
     laws = law_predictions(seen, unseen, [radius for _, radius in KINDS])
     result: dict[str, Any] = {
-        "options": {k: v for k, v in vars(options).items() if k not in ("out", "data", "fresh")},
+        "options": {k: v for k, v in vars(options).items() if k not in ("out", "cache", "fresh")},
         "kozeny_carman_constant": constant,
         "porosity": [round(float(one["pores"].mean()), 5) for one in unseen],
         "true": truth.tolist(),
@@ -145,8 +145,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/permeability"), help="folder of results"
     )
-    parser.add_argument(
-        "--data", type=Path, default=Path("data"), help="folder in which solved boxes are kept"
+    add_cache(
+        parser, "solved boxes", "python -m neurenix_ms.recipes.msnet --data FILE (conduction)"
     )
     parser.add_argument("--fresh", action="store_true", help="ignore earlier results")
     options = parser.parse_args(argv)
