@@ -124,6 +124,7 @@ def forward_only(model, x, on):
         return model(x)
 
 
+@pytest.mark.slow
 def test_a_forward_pass_of_the_17_million_network_peaks_at_0_60():
     plain, spared = peaks_of_the_17_million_network(forward_only)
     assert spared < 0.60 * plain
@@ -238,6 +239,7 @@ def test_entering_inside_a_compiled_function_raises():
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_compiled_step_has_the_gradients_of_an_eager_one(make):
     torch.compiler.reset()
     model = make().double()

@@ -165,7 +165,9 @@ NAMES = [case.name for case in CASES if case.spatial_dims == 2]
 NAMES += [*OTHERS, *implicit_cases.KINDS]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(  # the mixed mode has modules of both
+    "mode", [pytest.param(m, marks=[] if m == "mixed" else [pytest.mark.slow]) for m in MODES]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_copy_has_the_mode_and_the_output_of_the_original(name: str, mode: str):
     model, arguments = built(name)

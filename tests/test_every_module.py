@@ -17,6 +17,23 @@ from neurenix_ms._core.config import Configured, is_plain
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 PLANE = pytest.mark.parametrize("case", to_compile([2]), ids=lambda case: case.name)
+LONG_TO_COMPILE = {  # made of parts that are compiled alone; their export is not marked as slow
+    "BidirectionalFusion",
+    "HighResolutionNetwork",
+    "NestedUNet",
+    "PyramidPooling",
+    "UPerHead",
+}
+COMPILED = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(*p.values, marks=pytest.mark.slow)
+        if p.values[0].name.split("-")[0] in LONG_TO_COMPILE
+        else p
+        for p in to_compile([2])
+    ],
+    ids=lambda case: case.name,
+)
 
 
 def equal(a, b) -> bool:
@@ -141,7 +158,7 @@ def test_another_rank_raises_with_its_shape(case: Case):
         case.build()(x)
 
 
-@PLANE
+@COMPILED
 def test_compiled_without_a_break_it_is_equal_at_every_size(case: Case):
     torch.compiler.reset()
     counters.clear()

@@ -194,6 +194,7 @@ def test_the_image_is_normalized():
     )
 
 
+@pytest.mark.slow
 def test_it_trains_copies_compiles_and_exports():
     torch.compiler.reset()
     model = nn.Sequential(Backbone("mobilenet_v3_small", levels=[0, 1, 2]))
@@ -277,6 +278,7 @@ def test_channels_of_the_image_do_not_depend_on_the_order_of_the_layers():
     assert (twisted.in_channels, twisted.spatial_dims, twisted.strides) == (1, 2, [2])
 
 
+@pytest.mark.slow
 def test_it_is_measured_on_the_meta_device_too():
     with torch.device("meta"):
         backbone = Backbone("mobilenet_v3_small", normalize="imagenet")
@@ -347,6 +349,7 @@ def test_options_without_a_name_are_no_arguments():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra")
+@pytest.mark.slow
 def test_models_of_timm_come_by_name_and_as_modules():
     import timm
 
@@ -356,6 +359,7 @@ def test_models_of_timm_come_by_name_and_as_modules():
     assert Backbone(timm.create_model("resnet10t")).channels == by_name.channels
 
 
+@pytest.mark.slow
 def test_an_inflated_network_returns_the_2d_feature_maps_where_slices_are_equal():
     network = torchvision.models.resnet18().eval()
     for module in network.modules():

@@ -254,6 +254,7 @@ def test_the_command_line_compares_compiled_modules(suite, pytester: pytest.Pyte
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells of resident memory")
+@pytest.mark.slow
 def test_the_command_line_measures_resident_memory(suite, pytester: pytest.Pytester):
     body = """
     size = 2**24
@@ -429,6 +430,7 @@ def test_a_fixture_of_the_user_with_the_same_name_comes_first(suite, pytester: p
     suite("assert measure == 3").assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_run_without_the_fixture_imports_nothing(pytester: pytest.Pytester):
     code = "import sys\ndef test_it():\n    assert not {'torch', 'neurenix_ms'} & {*sys.modules}\n"
     file = pytester.path / "test_mine.py"

@@ -89,17 +89,17 @@ def test_further_arguments_are_predicted():
     assert peak == pytest.approx(measured(call, density, False), rel=0.02, abs=SMALL)
 
 
-DYNAMICS: list[tuple[str, list[tuple[int, ...]], dict[str, Any]]] = [
+DYNAMICS: list[Any] = [
     ("nif", [(200, 1), (200, 1)], {}),
     ("multiscale_nif", [(90, 1), (90, 2)], {}),
     ("last_layer_nif", [(90, 1), (90, 2)], {}),
     ("normalized_nif", [(90, 1), (90, 1)], {}),
-    ("nif", [(3000, 1), (3000, 1)], {"chunk_size": 500}),
+    pytest.param("nif", [(3000, 1), (3000, 1)], {"chunk_size": 500}, marks=pytest.mark.slow),
     ("time_stepper", [(64, 2)], {}),
-    ("hits", [(16, 2)], {"num_steps": 1100}),
+    pytest.param("hits", [(16, 2)], {"num_steps": 1100}, marks=pytest.mark.slow),
     ("stride_errors", [(64, 2)], {}),
     ("standardized_network", [(64, 2)], {}),
-    ("msr_hine", [(4, 20, 3)], {}),
+    pytest.param("msr_hine", [(4, 20, 3)], {}, marks=pytest.mark.slow),
     ("clockwork_rnn", [(4, 20, 2)], {}),
     ("echo_state_network", [(4, 20, 2)], {}),
 ]
@@ -241,6 +241,7 @@ def test_tiles_of_a_model_in_training_mode_are_predicted(schedule: str):
 
 
 @pytest.mark.parametrize("norm", [None, pytest.param("instance", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_tiles_are_predicted(norm: str | None):
     model = UNet(1, 2, [4, 8], norm=norm, remember=False, spatial_dims=1).eval()
     tiled, x = TiledModel(model, 64, spatial_dims=1), torch.randn(1, 1, 500)

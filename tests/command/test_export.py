@@ -70,6 +70,7 @@ def test_sizes_are_fixed_where_torch_cannot_open_them(tmp_path: Path):
     assert words.startswith("a.pt2: for inputs of 1x1x16x16 only; differs from the network by 0")
 
 
+@pytest.mark.slow
 def test_a_program_that_differs_is_not_written(monkeypatch, capsys):
     real = _exporting.as_pt2
 

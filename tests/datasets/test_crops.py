@@ -41,7 +41,7 @@ def test_a_crop_depends_on_seed_epoch_and_number_only():
     assert not all(torch.equal(first[i], other[i]) for i in range(6))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_give_the_same_crops(context, tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((1, 30, 40), "float32"))
     crops = RandomCrops(open_array(tmp_path / "x.npy"), size=8, num_samples=6)

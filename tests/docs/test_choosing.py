@@ -89,6 +89,7 @@ def test_separable_necks_cost_least():
     assert len(set(flops.values())) == len(flops)
 
 
+@pytest.mark.slow
 def test_every_decoder_is_counted():
     cells = {name: row(choosing.decoders(), name)[2:] for name in choosing.DECODERS}
     assert len(cells) == 5

@@ -12,6 +12,7 @@ from neurenix_ms.command import main
 PAGE = (ROOT / "docs" / "command.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (made,) = re.findall(r"^```python.*?\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

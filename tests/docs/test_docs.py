@@ -32,9 +32,11 @@ def run_page(page: Path) -> int:
 
 
 def is_run_by_the_build(page: Path) -> bool:
-    """Return whether `make docs`, which is strict, runs every block of the page, if there are any."""
+    """Return whether `make docs`, which is strict, runs half of the blocks of the page or more."""
     blocks = list(PYTHON_BLOCK.finditer(page.read_text(encoding="utf-8")))
-    return bool(blocks) and all('exec="on"' in block[0].partition("\n")[0] for block in blocks)
+    return (
+        2 * sum('exec="on"' in block[0].partition("\n")[0] for block in blocks) >= len(blocks) > 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def test_two_ranks(folder, name):
     assert [report[name] for report in reports] == ["", ""]
 
 
+@pytest.mark.slow
 def test_another_launch_gives_the_same_bits(folder, tmp_path):
     """Results, losses, gradients and buffers, in passes, in step and with shared parts."""
     names = ["batch_norm_in_training", "instance_norm_and_a_part_run_whole", "shared_parts"]

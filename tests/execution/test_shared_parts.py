@@ -130,6 +130,7 @@ def test_every_level_is_shared_with_the_halo_of_its_own_layers():
     assert halos == [((4, 4),)] * 3 + [((2, 2),)]
 
 
+@pytest.mark.slow
 def test_levels_whose_cores_are_shorter_than_their_halo_run_whole_if_they_are_cheap():
     small, large = (UNet(1, 1, [n, 4, 4], norm="batch", spatial_dims=1) for n in (4, 16))
     for model in (small, large):
@@ -224,6 +225,7 @@ def test_a_part_that_is_called_with_a_vector_is_shared():
     assert shared_names(setting) == [("part",)]
 
 
+@pytest.mark.slow
 def test_every_level_of_a_conditioned_network_is_shared():
     model = UNet(1, 1, [4, 4, 4], norm="batch", spatial_dims=1, condition_channels=3)
     with passing((torch.ones(1, 3),)):

@@ -59,6 +59,7 @@ def test_a_condition_reaches_every_tile_whole(dims: int, norm):
 
 
 @pytest.mark.parametrize("kind", [NestedUNet, HighResolutionNetwork])
+@pytest.mark.slow
 def test_other_networks_are_conditioned_in_tiles(kind):
     options = {} if kind is NestedUNet else {"stem_reductions": 0}
     model = stirred(kind(2, 1, [4, 6], condition_channels=3, **options)).eval()
@@ -68,6 +69,7 @@ def test_other_networks_are_conditioned_in_tiles(kind):
 
 
 @pytest.mark.parametrize("whole", ["auto", ("level.inner",), ("level.inner.inner",)])
+@pytest.mark.slow
 def test_parts_run_whole_get_the_condition(whole):
     model = network(norm="batch").train()
     x = torch.randn(2, 2, 70, 45, dtype=torch.float64)
@@ -79,6 +81,7 @@ def test_parts_run_whole_get_the_condition(whole):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_deep_levels_are_chosen_to_run_whole_as_without_a_condition():
     shape, like = (1, 2, 256, 256), torch.empty(0, dtype=torch.float64)
     plain = stirred(UNet(2, 1, [4, 6]))
@@ -87,6 +90,7 @@ def test_deep_levels_are_chosen_to_run_whole_as_without_a_condition():
         assert choose_parts(network(), shape, like, (128, 128), None) == wanted != ()
 
 
+@pytest.mark.slow
 def test_a_network_that_makes_its_condition_runs_in_tiles():
     model = stirred(Embedded(network(norm="group"))).eval()
     x, step = torch.randn(2, 2, 70, 45, dtype=torch.float64), torch.tensor([3.0, 400.0]).double()
@@ -127,6 +131,7 @@ def test_a_network_that_computes_the_condition_outside_gets_its_gradient():
         torch.testing.assert_close(p.grad, grad)
 
 
+@pytest.mark.slow
 def test_the_footprint_takes_the_arguments():
     found = footprint(network(norm=None), 2, args=(torch.zeros(1, 3, dtype=torch.float64),))
     assert found == footprint(stirred(UNet(2, 1, [4, 6], norm=None)), 2)

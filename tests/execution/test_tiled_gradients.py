@@ -101,6 +101,7 @@ def test_batch_norm_in_eval_mode():
     assert moved == 0
 
 
+@pytest.mark.slow
 def test_in_three_dimensions():
     x = torch.randn(1, 1, 22, 26, 20, dtype=torch.float64)
     model = unet("instance", spatial_dims=3)
@@ -113,6 +114,7 @@ def test_several_outputs():
     assert both(model, x, 16, summed(F.mse_loss))[0] < EXACT
 
 
+@pytest.mark.slow
 def test_a_sum_and_labels():
     x = torch.randn(2, 1, 43, 38, dtype=torch.float64)
     labels = torch.randint(0, 2, (2, 43, 38))
@@ -145,6 +147,7 @@ def test_gradients_are_added():
         torch.testing.assert_close(p.grad, 2 * g)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_without_gradient():
     model = unet("instance")
     model.level.encode.requires_grad_(False)
@@ -154,6 +157,7 @@ def test_frozen_parameters_stay_without_gradient():
     assert all(p.grad is None for p in model.level.encode.parameters())
 
 
+@pytest.mark.slow
 def test_arrays_and_checkpointing_around_it():
     model, x = unet("batch").float(), np.random.default_rng(0).normal(size=(1, 1, 40, 40))
     target = np.zeros((1, 2, 40, 40))
@@ -166,6 +170,7 @@ def test_arrays_and_checkpointing_around_it():
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_tile_by_tile_is_training():
     plain, tiled = unet("group"), None
     tiled = copy.deepcopy(plain)
@@ -182,6 +187,7 @@ def test_training_tile_by_tile_is_training():
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_a_dropped_adjoint_of_the_variance_is_seen(monkeypatch):
     seed = Normalization.seed
     monkeypatch.setattr(

@@ -83,7 +83,7 @@ def test_random_networks_are_equal_or_refused(seed, dims):
     assert moved < 1e-10
 
 
-@pytest.mark.parametrize("size", [45, 80, *(pytest.param(n, marks=SLOW) for n in (61, 97))])
+@pytest.mark.parametrize("size", [45, *(pytest.param(n, marks=SLOW) for n in (61, 80, 97))])
 @pytest.mark.parametrize("num_levels", [3, 4])
 def test_pyramids_of_any_length_run_in_tiles(size, num_levels):
     model = PyramidNetwork(1, 1, num_levels, 4, spatial_dims=1).double().eval()
@@ -203,7 +203,7 @@ def test_sizes_and_tiles(size, tile):
     assert apart(wanted, got) < EXACT
 
 
-@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("dims", [1, 2, pytest.param(3, marks=SLOW)])
 def test_any_number_of_axes(dims):
     x = torch.randn(2, 1, *(30, 27, 22)[:dims], dtype=torch.float64)
     wanted, got, _ = both(unet("group", dims).train(), x, 9, dims)
@@ -241,6 +241,7 @@ class Context(nn.Module):
         return self.last(self.up(self.inside(self.first(x))))
 
 
+@pytest.mark.slow
 def test_what_a_part_contains_is_exact_even_global_pooling():
     model = Context().double().train()
     x = torch.randn(2, 1, 64, 48, dtype=torch.float64)
@@ -284,6 +285,7 @@ def test_a_layer_that_is_used_twice():
     assert moved < 1e-12
 
 
+@pytest.mark.slow
 def test_float32_is_as_near_to_float64_as_the_whole_map():
     exact = unet("instance").eval()
     x = torch.randn(1, 1, 96, 80, dtype=torch.float64)
@@ -293,6 +295,7 @@ def test_float32_is_as_near_to_float64_as_the_whole_map():
     assert tiled < 2 * plain
 
 
+@pytest.mark.slow
 def test_a_halo_one_stride_short_is_seen(monkeypatch):
     x = torch.randn(1, 1, 96, 80, dtype=torch.float64)
     model = unet().eval()
@@ -316,6 +319,7 @@ def test_a_halo_one_stride_short_is_seen(monkeypatch):
     [("passes", passes_file.Values), ("in_step", InStep)],
     ids=["passes", "in step"],
 )
+@pytest.mark.slow
 def test_running_statistics_that_move_twice_are_seen(schedule, owner, monkeypatch):
     x = torch.randn(1, 1, 40, 40, dtype=torch.float64)
     once = owner.move_running

@@ -96,6 +96,7 @@ def test_a_long_search_is_announced_once_in_a_while(monkeypatch, caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_the_announcement_is_seen_where_no_logging_is_set_up(tmp_path):
     code = (
         "import torch; import neurenix_ms.execution.progress as p; p.FIRST_MESSAGE = 0.0; "
@@ -107,6 +108,7 @@ def test_the_announcement_is_seen_where_no_logging_is_set_up(tmp_path):
     assert "still planning how Conv2d runs in tiles" in run.stderr
 
 
+@pytest.mark.slow
 def test_a_search_keeps_to_the_memory_limit(monkeypatch):
     deep = nn.Sequential(*(nn.Conv2d(1, 1, 9, padding=4) for _ in range(12)))
     monkeypatch.setattr(sys.modules["neurenix_ms.execution.plan.footprint"], "SMALL_PROBE", 1)

@@ -303,6 +303,7 @@ def test_rounds_train_prune_and_retrain():
     assert model.node_mask.sum(1).tolist() == [2] * len(model.node_mask)
 
 
+@pytest.mark.slow
 def test_retraining_brings_a_pruned_field_back():
     torch.manual_seed(1)
     model = NIF(1, 1, shape_width=12)

@@ -82,6 +82,7 @@ def test_the_feature_maps_of_all_levels_are_collected():
     assert (len(only_encoded.encoder()), only_encoded.decoder()) == (3, [])
 
 
+@pytest.mark.slow
 def test_it_runs_in_tiles_and_a_condition_reaches_the_blocks_that_take_it():
     x, z = torch.randn(2, 2, 96, 64, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
     plain, conditioned = network().double().eval(), network(Conditioned).double().eval()

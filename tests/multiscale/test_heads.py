@@ -93,6 +93,7 @@ class Network(nn.Module):
         lambda: DeepLabHead(WIDTHS, 2, hidden_channels=4, dilations=[2]),
     ],
 )
+@pytest.mark.slow
 def test_in_tiles_the_context_is_refused_by_name_or_runs_as_a_part(head):
     model = Network(head()).double().eval()
     x = torch.randn(1, 1, 48, 40, dtype=torch.float64)

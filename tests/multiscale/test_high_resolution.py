@@ -66,6 +66,7 @@ def by_definition(model: HighResolutionNetwork, x: Tensor) -> list[Tensor]:
 
 
 @given(dims_and_sizes(1, 17))
+@pytest.mark.slow
 def test_streams_are_those_of_the_definition_at_every_size(shape):
     dims, size = shape
     for up in ("nearest", "linear"):
@@ -99,6 +100,7 @@ def test_the_output_joins_all_streams_at_the_size_of_the_input(shape):
     torch.testing.assert_close(model(x), wanted)
 
 
+@pytest.mark.slow
 def test_streams_fit_decoders_and_fusions():
     network = HighResolutionNetwork(3, features=[4, 6, 8], stem_channels=4)
     backbone = Backbone(network)

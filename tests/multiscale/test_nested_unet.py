@@ -42,6 +42,7 @@ def by_equation(model: NestedUNet, x: Tensor) -> list[Tensor]:
 
 
 @given(dims_and_sizes(8, 19))
+@pytest.mark.slow
 def test_outputs_are_those_of_the_equation_at_every_size(shape):
     dims, size = shape
     model = NestedUNet(2, 3, [2, 3, 4], spatial_dims=dims, deep_supervision=True)
@@ -149,6 +150,7 @@ def test_in_tiles_it_is_the_whole(dims, norm):
 
 
 @pytest.mark.parametrize("norm", ["group", pytest.param("batch", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_gradients_in_tiles_are_those_of_the_whole(norm):
     model = NestedUNet(1, 1, [4, 4], norm=norm).double()
     x, target = torch.randn(2, 2, 1, 40, 36, dtype=torch.float64)

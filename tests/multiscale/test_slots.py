@@ -154,7 +154,10 @@ def test_checkpointing_leaves_output_and_gradients_as_they_are(options):
         pytest.param(
             {"block": "inverted", "down": "unshuffle", "up": "nearest"}, marks=pytest.mark.slow
         ),
-        {"skip": "attention", "down": "conv", "up": "transposed", "block": "single"},
+        pytest.param(
+            {"skip": "attention", "down": "conv", "up": "transposed", "block": "single"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"down": "avg", "stride": [[1, 2], 3], "block": "single"}, marks=pytest.mark.slow
         ),

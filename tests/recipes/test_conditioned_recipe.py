@@ -39,6 +39,7 @@ def test_the_speed_enters_in_the_way_that_is_named(way: str, fields):
     assert same == (way == "none")
 
 
+@pytest.mark.slow
 def test_one_command_writes_table_and_figure_and_resumes(tmp_path, monkeypatch):
     arguments = ["--iterations", "2", "--seeds", "0", "1", "--out", str(tmp_path)]
     text = command.main(arguments)

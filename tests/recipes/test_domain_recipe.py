@@ -226,6 +226,7 @@ def test_slabs_have_a_halo_on_the_sides_of_their_neighbors():
     assert times == pytest.approx([1, ends, middle, middle])
 
 
+@pytest.mark.slow
 def test_weak_scaling_of_one_process_is_that_of_its_core(tmp_path):
     options = [*SMALL, "--steps", "1", "--rounds", "1", "--out", str(tmp_path)]
     weak = main([*options, "--weak", "16"])["weak"]

@@ -12,6 +12,7 @@ pytest.importorskip("monai")
 pytest.importorskip("matplotlib")
 
 
+@pytest.mark.slow
 def test_tiles_are_equal_and_blended_windows_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

@@ -80,6 +80,7 @@ def test_networks_inside_of_networks_come_back(tmp_path: Path):
     assert there_and_back(stepper, tmp_path / "shared").step_sizes == [4, 1]
 
 
+@pytest.mark.slow
 def test_a_backbone_comes_back_without_a_download(tmp_path: Path):
     model = Backbone("resnet18", levels=[1, 2])
     assert equal(model, there_and_back(model, tmp_path / "model"), torch.rand(1, 3, 32, 32))

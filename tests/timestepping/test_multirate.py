@@ -193,6 +193,7 @@ def test_a_forecast_continues_a_history():
     assert not forecast.allclose(model.forecast(x[:, 5], 4))
 
 
+@pytest.mark.slow
 def test_gradients_are_exact_in_double_precision():
     model = randomized(vectors()).double()
     x = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
