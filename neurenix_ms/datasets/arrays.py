@@ -25,7 +25,7 @@ from neurenix_ms.datasets.readers import (
 )
 
 BETWEEN_CHECKS = 1e-3  # seconds between two checks of a file or folder, at least
-LONGEST_WAIT = 20  # checks of a folder take at most this fraction of the time: 1 / LONGEST_WAIT
+LONGEST_WAIT = 100  # checks of a folder take at most this fraction of the time: 1 / LONGEST_WAIT
 MOST_COPIED = 2**21  # bytes of a slice that is copied from a file mapped into memory
 
 
@@ -280,7 +280,7 @@ class DiskArray:
     def check_unchanged(self) -> None:
         """Raise if the file, or a file of the folder, has changed since the array was opened.
 
-        Reading a slice also checks it; for a folder, the checks take at most a twentieth of the time.
+        Reading a slice also checks it; for a folder, the checks take at most a hundredth of the time.
         Call it after the last slice if a result depends on all of them.
 
         Raises:
@@ -337,7 +337,10 @@ class DiskArray:
     def _filled(self, piece: np.ndarray, slices: Sequence[slice]) -> np.ndarray:
         if self.fill == "keep":
             return piece
-        whole = piece.dtype.kind not in "fc" or (piece.size > 0 and not np.isnan(piece.min()))
+        whole = piece.dtype.kind not in "fc"
+        if not whole and piece.size > 0:
+            least = piece.min()  # NaN, which differs from itself, if one of the values is
+            whole = bool(least == least)
         if whole and self._source.missing is None:
             return piece
         missing = self._missing(piece)
