@@ -274,8 +274,13 @@ class Hierarchy(FitTask, Task):
         return [tensor.detach().cpu().clone() for tensor in self.bank.tensors(k)]
 
     def _on_device(self, loss: WindowLoss) -> WindowLoss:
-        values = (loss.mean, loss.std, loss.scale, loss.weights)
-        return WindowLoss(*(value.to(self.device) for value in values))
+        device = self.device
+        return WindowLoss(
+            loss.mean.to(device),
+            loss.std.to(device),
+            loss.scale.to(device),
+            loss.weights.to(device),
+        )
 
     def _log(self, name: str, value: Tensor) -> None:
         self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)

@@ -23,6 +23,8 @@ class MLP(Configured, nn.Module):
         out_features: Length of the output vectors.
         hidden: Widths of the hidden layers; empty for a single linear layer.
         act: "relu", "tanh", ..., or a callable without arguments that makes a module.
+        shortcut: Add a linear layer from the input to the output, for functions that are nearly linear;
+            `fit_hierarchy` fits it by least squares.
 
     Shape:
         `(..., in_features)` -> `(..., out_features)`
@@ -45,6 +47,7 @@ class MLP(Configured, nn.Module):
         hidden: Sequence[int] = (128, 128, 128),
         *,
         act: Act = "relu",
+        shortcut: bool = False,
     ) -> None:
         super().__init__()
         check_positive(in_features=in_features, out_features=out_features)
@@ -53,6 +56,8 @@ class MLP(Configured, nn.Module):
         self.hidden = list(hidden)
         widths = [in_features, *hidden, out_features]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        if shortcut:
+            self.linear = nn.Linear(in_features, out_features, bias=False)
         activation: Any = make_act(act)
         if hasattr(activation, "inplace") and not callable(act):
             activation.inplace = (
@@ -66,6 +71,7 @@ class MLP(Configured, nn.Module):
                 f"the last axis must have length {self.in_features}, got shape {tuple(x.shape)}"
             )
         *inner, last = self.layers
+        y = x
         for layer in inner:
-            x = self.activation(layer(x))
-        return last(x)
+            y = self.activation(layer(y))
+        return last(y) + self.linear(x) if self.shortcut else last(y)

@@ -83,12 +83,16 @@ Bank = OneByOne | Stacked
 
 
 def can_be_stacked(networks: Sequence[nn.Module]) -> bool:
-    """Return whether all are MLPs of the same widths with an activation given by name."""
+    """Return whether all are MLPs of the same widths with an activation given by name.
+
+    A stacked bank leaves shortcuts out, so they must not be trained (see `shortcuts.prepared`).
+    """
     first = networks[0]
     return (
         len(networks) > 1
         and isinstance(first, MLP)
         and not callable(first.act)
+        and not (first.shortcut and first.linear.weight.requires_grad)
         and all(isinstance(n, MLP) and n.config == first.config for n in networks)
     )
 

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from neurenix_ms._core.io.atomic import write_atomically
 from neurenix_ms.timestepping.banks import Bank
+from neurenix_ms.timestepping.shortcuts import BankWithShortcuts, Shortcuts
 from neurenix_ms.timestepping.windows import WindowSource, per_channel
 
 NUM_VALIDATION_WINDOWS = 1024
@@ -25,12 +26,21 @@ class WindowLoss:
         std: Standard deviations of the channels, `(C,)`.
         scale: Standard deviations of the changes over a stride, `(K, C)`.
         weights: Weight of every stride of a window, `(K, horizon)`.
+        shortcuts: Linear parts of the networks. The errors are then in units of what they leave.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, scale: Tensor, weights: Tensor) -> None:
+    def __init__(
+        self,
+        mean: Tensor,
+        std: Tensor,
+        scale: Tensor,
+        weights: Tensor,
+        shortcuts: Shortcuts | None = None,
+    ) -> None:
         self.mean, self.std, self.scale, self.weights = mean, std, scale, weights
+        self.shortcuts = shortcuts
 
-    def __call__(self, bank: Bank, windows: Tensor) -> Tensor:
+    def __call__(self, bank: Bank | BankWithShortcuts, windows: Tensor) -> Tensor:
         mean, std = (per_channel(value, windows.ndim - 2) for value in (self.mean, self.std))
         truth = (windows.transpose(1, 2) - mean) / std  # in the networks' units, (K, T, B, *D)
         gain = per_channel(self.scale / self.std, windows.ndim - 2)
@@ -39,6 +49,8 @@ class WindowLoss:
         for _ in range(self.weights.shape[1]):
             x = torch.addcmul(x, gain, bank(x))
             states.append(x)
+        if self.shortcuts is not None:
+            gain = gain * self.shortcuts.rest
         error = (torch.stack(states, dim=1) - truth[:, 1:]) / gain.unsqueeze(1)
         return (self.weights.to(error) * error.square().flatten(2).mean(dim=2)).sum(dim=1)
 
@@ -46,9 +58,11 @@ class WindowLoss:
 class TrainingRun:
     """State of a training run that a checkpoint holds: weights, optimizer and the best weights."""
 
-    def __init__(self, bank: Bank, settings: dict[str, Any], stacked: bool) -> None:
+    def __init__(
+        self, bank: Bank | BankWithShortcuts, settings: dict[str, Any], stacked: bool
+    ) -> None:
         self.bank, self.settings, self.stacked = bank, settings, stacked
-        parameters = list(bank.parameters())
+        parameters = [p for p in bank.parameters() if p.requires_grad]
         self.fused = parameters[0].device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(
             parameters, lr=settings["learning_rate"], fused=self.fused
@@ -80,11 +94,15 @@ class TrainingRun:
         except ImportError as error:
             raise ImportError("training needs tqdm: pip install 'neurenix_ms[ode]'") from error
         fixed = held_out.spread(NUM_VALIDATION_WINDOWS)
-        held_out_loss = WindowLoss(loss.mean, loss.std, loss.scale, held_out.weights)
+        held_out_loss = WindowLoss(
+            loss.mean, loss.std, loss.scale, held_out.weights, loss.shortcuts
+        )
         last, every = self.settings["num_iterations"], self.settings["check_every"]
         bar = tqdm(
             total=last, initial=self.iteration, desc="training all strides", disable=not progress
         )
+        if loss.shortcuts is not None and self.iteration == 0:
+            self._validate(held_out_loss, fixed)  # the shortcuts alone
         while self.iteration < last and (patience is None or self.idle < patience):
             self._step(loss, source.drawn(self.settings["batch_size"], self.generator))
             bar.update()

@@ -28,6 +28,17 @@ def test_without_hidden_layers_it_is_linear():
     torch.testing.assert_close(network(x) - network(y), (x - y) @ network.layers[0].weight.T)
 
 
+def test_a_shortcut_adds_a_linear_function_of_the_input():
+    network = MLP(3, 2, [4], shortcut=True)
+    plain = MLP(3, 2, [4])
+    plain.load_state_dict(
+        {name: value for name, value in network.state_dict().items() if name != "linear.weight"}
+    )
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(network(x), plain(x) + x @ network.linear.weight.T)
+    assert network.config["shortcut"]
+
+
 @given(
     hidden=st.lists(st.integers(1, 6), max_size=4),
     batch=st.lists(st.integers(1, 4), max_size=3),
@@ -43,8 +54,9 @@ def test_any_batch_axes_and_any_widths(hidden, batch, sizes):
     torch.testing.assert_close(y, flat)
 
 
-def test_the_contract_of_every_module(tmp_path):
-    network = MLP(2, 3, [4], act="silu")
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_the_contract_of_every_module(tmp_path, shortcut):
+    network = MLP(2, 3, [4], act="silu", shortcut=shortcut)
     x = torch.randn(5, 2)
     before, expected = x.clone(), network(x)
     assert torch.equal(x, before)

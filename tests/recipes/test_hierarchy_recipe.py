@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ import torch
 from neurenix_ms.recipes.hierarchy import command as hierarchy
 from neurenix_ms.recipes.hierarchy import settings as hierarchy_settings
 from neurenix_ms.recipes.hierarchy.report import draw, table
+from neurenix_ms.recipes.sequences import bach
 from neurenix_ms.recipes.sequences import command as sequences
+from neurenix_ms.recipes.sequences.bach import sounding
 
 
 @pytest.fixture
@@ -98,11 +102,20 @@ def test_a_diverging_stride_is_not_the_best():
     assert "| 9.0e-05 |" in published
 
 
+def test_networks_of_other_widths_have_a_row(small, tmp_path):
+    run(tmp_path)
+    text = run(tmp_path, "--hidden", "4", "4")
+    assert text.count("| cubic | 0 % |") == 2
+    assert "3 steps, 0 min, widths 4, 4 |" in text
+    assert (tmp_path / "out" / "cubic_4-4_0.json").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--iterations", "0"], "--iterations must be at least 1, got 0"),
         (["--horizon", "0"], "--horizon must be at least 1, got 0"),
+        (["--hidden", "8", "0"], "--hidden must be at least 1, got 0"),
         (["--noise", "-1"], r"--noise must be at least 0, got -1\.0"),
     ],
 )
@@ -120,11 +133,76 @@ def test_sequences_are_compared_and_kept(tmp_path, monkeypatch):
         sequences, "SEQUENCES", {"circle": lambda _: torch.stack([t.sin(), t.cos()], dim=1)}
     )
     monkeypatch.setattr(sequences, "HIDDEN", 8)
-    stepping = {
-        "coupled steppers": lambda x, o: lambda history, n: history[:, -1:].expand(-1, n, -1)
-    }
-    monkeypatch.setattr(sequences, "MODELS", sequences.MODELS | stepping)
     argv = ["--iterations", "2", "--out", str(tmp_path)]
     text = sequences.main(argv)
     assert all(kind in text for kind in sequences.MODELS)
+    assert "±" not in text
     assert sequences.main(argv) == text
+    rows = dict(row.split(" | ")[1:3] for row in text.splitlines()[2:])
+    assert float(rows["linear map of the history"]) < 1e-8  # a circle is linear
+    assert float(rows["coupled steppers, linear shortcut"]) < 1e-8
+    assert float(rows["coupled steppers, linear shortcut, history"]) < 1e-8
+    assert float(rows["coupled steppers"]) > 1e-6
+    trained = []
+    models = {
+        kind: lambda x, options: trained.append(options.seed) or (lambda h, n: h[:, :1] + 0 * n)
+        for kind in sequences.MODELS
+    }
+    monkeypatch.setattr(sequences, "MODELS", models)
+    text = sequences.main([*argv, "--seeds", "2"])
+    assert trained == [1] * len(models)  # seed 0 is stored
+    assert text.count("±") == 4 * len(models)
+
+
+def test_a_file_of_another_format_is_not_read(tmp_path, monkeypatch):
+    rows = torch.randn(400, 2)
+    monkeypatch.setattr(sequences, "SEQUENCES", {"noise": lambda _: rows})
+    monkeypatch.setattr(
+        sequences, "MODELS", {"first": lambda x, options: lambda h, n: h[:, :1].expand(-1, n, -1)}
+    )
+    old = {"iterations": 2, "results": {"noise": {"first": [1.0, 1.0, 1.0, 1.0]}}}
+    (tmp_path / "sequences.json").write_text(json.dumps(old))
+    text = sequences.main(["--iterations", "2", "--out", str(tmp_path)])
+    assert "| noise | first |" in text
+
+
+def test_keys_sound_for_the_sixteenths_of_their_notes():
+    rows = sounding([(0.0, 1.0, (48,)), (0.5, 0.25, (60, 64)), (1.0, 0.5, (60,))])
+    assert rows.tolist() == [
+        [1, 0, 0],
+        [1, 0, 0],
+        [1, 1, 1],
+        [1, 0, 0],
+        [0, 1, 0],
+        [0, 1, 0],
+    ]
+
+
+def test_the_prelude_is_read_once(tmp_path, monkeypatch):
+    notes = [(0.25 * i, 0.25, (60 + i % 8,)) for i in range(40)]
+    monkeypatch.setattr(bach, "_notes", lambda: notes)
+    first = bach.prelude(tmp_path)
+    assert first.shape == (40, 8)
+    monkeypatch.setattr(bach, "_notes", None)
+    assert torch.equal(bach.prelude(tmp_path), first)
+
+
+def test_a_missing_music21_is_said_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "music21", None)
+    monkeypatch.setattr(sequences, "MODELS", None)
+    argv = ["--sequences", "Bach", "--out", str(tmp_path / "out"), "--data", str(tmp_path)]
+    with pytest.raises(ImportError, match=r"pip install 'neurenix_ms\[music\]', or leave it out"):
+        sequences.main(argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_score_is_read_by_its_offsets(monkeypatch):
+    chord = types.SimpleNamespace(
+        offset=0.5,
+        duration=types.SimpleNamespace(quarterLength=0.25),
+        pitches=[types.SimpleNamespace(midi=60), types.SimpleNamespace(midi=67)],
+    )
+    score = types.SimpleNamespace(flatten=lambda: types.SimpleNamespace(notes=[chord]))
+    corpus = types.SimpleNamespace(parse=lambda name: score)
+    monkeypatch.setitem(sys.modules, "music21", types.SimpleNamespace(corpus=corpus))
+    assert bach._notes() == [(0.5, 0.25, (60, 67))]

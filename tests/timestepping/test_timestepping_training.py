@@ -1,6 +1,7 @@
 """Training of all strides and their selection: what is learnt, resumed, measured and refused."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from neurenix_ms.timestepping import (
     select_strides,
 )
 from neurenix_ms.timestepping.banks import OneByOne, Stacked, can_be_stacked
+from neurenix_ms.timestepping.shortcuts import fitted_shortcuts
 from neurenix_ms.timestepping.windows import WindowSource
 
 
@@ -153,12 +155,87 @@ def test_a_convolution_learns_a_shift_of_a_field():
     assert (states - waves[6:, 1:5]).square().mean() < 0.1 * still
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("windows", ["all", "start"])
+def test_a_shortcut_learns_linear_dynamics_exactly(stacked, windows):
+    data = rotation(40, dtype=torch.float64)
+    model = fit(
+        data=data,
+        windows=windows,
+        stacked=stacked,
+        num_iterations=1,
+        network=lambda: MLP(2, 2, [8], shortcut=True),
+    )
+    error = model.forecast(data[:, 0], 59) - data[:, 1:]
+    assert error.abs().max() < 1e-5  # a second of training is not needed
+    network = model.coarse_first()[0].network.network
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_layers_learn_what_the_shortcut_leaves():
+    t = torch.rand(30, 1) + 0.05 * torch.arange(60)
+    data = torch.stack([t.sin(), t.cos(), (2 * t).sin().abs()], dim=-1)
+    errors = []
+    for num_iterations in (1, 300):
+        model = fit(
+            data=data,
+            num_iterations=num_iterations,
+            learning_rate=1e-2,
+            network=lambda: MLP(3, 3, [32], shortcut=True),
+        )
+        change = model.only([8]).forecast(data[:, 0], 8)[:, -1] - data[:, 8]
+        errors.append(change.square().mean().item())
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_the_shortcut_alone_is_kept_if_training_does_not_improve_it():
+    data = rotation(20, dtype=torch.float64)
+    model = fit(
+        data=data, learning_rate=10.0, network=lambda: MLP(2, 2, [8], shortcut=True), stacked=False
+    )
+    last = model.coarse_first()[0].network.network.layers[-1]
+    assert last.weight.abs().max() == 0
+
+
+def test_a_killed_run_with_shortcuts_resumes(tmp_path):
+    data = rotation(12)
+    options = {"data": data, "network": lambda: MLP(2, 2, [4], shortcut=True)}
+    torch.manual_seed(0)
+    whole = fit(**options)
+    torch.manual_seed(0)
+    fit(**options, checkpoint=tmp_path / "run.ckpt")
+    torch.manual_seed(1)
+    again = fit(**options, checkpoint=tmp_path / "run.ckpt")
+    torch.testing.assert_close(weights(again), weights(whole))
+
+
+def test_a_ridge_keeps_the_shortcut_of_unrelated_states_small():
+    noise = torch.randn(1, 40, 30, dtype=torch.float64)
+    zero, one = torch.zeros(30), torch.ones(1, 30)
+    fitted = fitted_shortcuts(noise, [1], "all", zero, one[0], one)
+    # the best prediction of the next state is the mean, a change of minus the state
+    x = noise[0, :-1] - noise[0, :-1].mean(dim=0)
+    y = noise[0].diff(dim=0)
+    exact = torch.linalg.lstsq(x, y - y.mean(dim=0)).solution
+    wrong = [(weight + torch.eye(30)).norm() for weight in (fitted.weight[0], exact)]
+    assert wrong[0] < 0.8 * wrong[1]
+    assert (fitted.rest > 0).all()
+
+
 def test_networks_of_other_kinds_are_not_stacked():
     assert can_be_stacked([MLP(2, 2, [4]), MLP(2, 2, [4])])
     assert not can_be_stacked([MLP(2, 2, [4])])
     assert not can_be_stacked([MLP(2, 2, [4]), MLP(2, 2, [5])])
     assert not can_be_stacked([nn.Linear(2, 2)] * 2)
     assert not can_be_stacked([MLP(2, 2, [4], act=nn.Softplus)] * 2)
+
+
+def test_trained_shortcuts_are_not_stacked():
+    networks = [MLP(2, 2, [4], shortcut=True) for _ in range(2)]
+    assert not can_be_stacked(networks)
+    for network in networks:
+        network.linear.requires_grad_(False)
+    assert can_be_stacked(networks)
 
 
 def test_both_banks_give_what_the_networks_give():
@@ -249,6 +326,12 @@ def test_a_bar_shows_the_progress(progress, capsys):
 GOOD = torch.zeros(2, 30, 2)
 
 
+def every_second():
+    """A factory of MLPs, of which every second one has a shortcut."""
+    turns = itertools.cycle([False, True])
+    return lambda: MLP(2, 2, [4], shortcut=next(turns))
+
+
 def nan_in_the_second():
     data = GOOD.clone()
     data[1, 3] = torch.nan
@@ -300,6 +383,11 @@ def other_checkpoint(tmp_path):
         (
             lambda p: fit(network=lambda: nn.Linear(2, 2), stacked=True),
             "stacked=True needs several MLPs of the same widths, got others",
+        ),
+        (lambda p: fit(network=every_second()), "all networks or none must .* got 1 of 2"),
+        (
+            lambda p: fit(data=torch.randn(9, 60, 2, 2), network=lambda: MLP(2, 2, shortcut=True)),
+            r"shortcuts are for vectors, trajectories \(N, T, D\), got \(5, 60, 2, 2\)",
         ),
         (
             lambda p: fit(checkpoint=other_checkpoint(p), num_iterations=21),

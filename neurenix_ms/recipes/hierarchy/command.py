@@ -7,6 +7,7 @@ there is no hybrid with an integrator then, because their equations are not know
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -65,7 +66,13 @@ def main(argv: Sequence[str] | None = None) -> str:
     else:
         title, settings, step_sizes = own.name, own.settings, own.step_sizes
         data, facts = own.parts, own.facts()
+    if options.hidden:
+        settings = dataclasses.replace(settings, hidden=options.hidden)
     start_of_name = "_".join([title, *(str(value)[:8] for value in facts.values())])
+    if options.hidden:
+        settings = dataclasses.replace(settings, hidden=options.hidden)
+        facts |= {"hidden": options.hidden}
+        start_of_name += "_" + "-".join(map(str, options.hidden))
     iterations = options.iterations or settings.num_iterations
     options.out.mkdir(parents=True, exist_ok=True)
     for noise, turn in itertools.product(options.noise, range(options.seeds)):
@@ -227,6 +234,9 @@ def _options(
         "--smooth", action="store_true", help="smooth the noisy trajectories before training"
     )
     parser.add_argument("--iterations", type=int, help="steps of Adam; by default by system")
+    parser.add_argument(
+        "--hidden", type=int, nargs="+", help="widths of the networks; as published if not given"
+    )
     parser.add_argument("--horizon", type=int, default=1, help="strides per training window")
     parser.add_argument(
         "--seed", type=int, default=0, help="random seed of weights, windows and noise"
@@ -244,7 +254,7 @@ def _options(
     )
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
     options = parser.parse_args(argv)
-    check_at_least(parser, options, iterations=1, horizon=1, noise=0, seeds=1)
+    check_at_least(parser, options, iterations=1, hidden=1, horizon=1, noise=0, seeds=1)
     array = own_array(parser, options)
     dt = time_step(parser, options, array)
     if array is None:

@@ -30,13 +30,14 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     ]
     head = ["system", "noise", *columns, "strides coupled", "training"]
     lines = [head, [":---", "---:", *["---:"] * len(columns), ":---", "---:"]]
-    runs: dict[tuple[int, str, float, bool], list[dict[str, Any]]] = {}
+    runs: dict[tuple[int, str, float, bool, tuple[int, ...]], list[dict[str, Any]]] = {}
     for result in sorted(results, key=lambda result: result.get("seed", 0)):
         own = f"{result['system']} {result['data']} {result['dt']}" if "data" in result else ""
         place = len(SETTINGS) if own else list(SETTINGS).index(result["system"])
         smoothed = bool(result.get("smoothed"))
-        runs.setdefault((place, own, result["noise"], smoothed), []).append(result)
-    for (_, own, noise, smoothed), seeds in sorted(runs.items(), key=lambda item: item[0]):
+        hidden = tuple(result.get("hidden", ()))
+        runs.setdefault((place, own, result["noise"], smoothed, hidden), []).append(result)
+    for (_, own, noise, smoothed, hidden), seeds in sorted(runs.items(), key=lambda item: item[0]):
         errors = {way: [run["errors"][way] for run in seeds] for way in seeds[0]["errors"]}
         single = {int(way): values for way, values in errors.items() if way.isdigit()}
         finite = [size for size, values in single.items() if all(map(math.isfinite, values))]
@@ -52,6 +53,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         )
         minutes = statistics.mean(run["seconds"] for run in seeds) / 60
         cost = f"{seeds[0]['iterations']:,} steps, {minutes:.0f} min"
+        cost += f", widths {', '.join(map(str, hidden))}" if hidden else ""
         name = seeds[0]["system"] if own else seeds[0]["system"].replace("_", " ")
         noisy = f"{100 * noise:g} %{', smoothed' if smoothed else ''}"
         lines.append([name, noisy, *(cells[column] for column in columns), strides, cost])

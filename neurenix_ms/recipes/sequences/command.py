@@ -1,7 +1,7 @@
-"""Compare coupled steppers and recurrent networks on chaotic waves and a wake.
+"""Compare coupled steppers and recurrent networks on chaotic waves, a wake and a prelude by Bach.
 
-`python -m neurenix_ms.recipes.sequences` solves both, trains every model on the first part of each
-sequence, and lets it generate that part from its beginning, and the unseen part after it. Finished
+`python -m neurenix_ms.recipes.sequences` solves or reads them, trains every model on the first part of
+each sequence, and lets it generate that part from its beginning, and the unseen part after it. Finished
 models are stored, so an interrupted run resumes. With `--data FILE` it does the same with a sequence of
 your own.
 """
@@ -23,6 +23,8 @@ from neurenix_ms.datasets.wake import cylinder_wake, pod
 from neurenix_ms.layers.mlp import MLP
 from neurenix_ms.recipes.options import add_data, check_at_least, own_array, readable
 from neurenix_ms.recipes.own import values_of
+from neurenix_ms.recipes.reporting import markdown, scatter
+from neurenix_ms.recipes.sequences.bach import prelude
 from neurenix_ms.timestepping import (
     ClockworkRNN,
     EchoStateNetwork,
@@ -32,13 +34,16 @@ from neurenix_ms.timestepping import (
     fit_sequences,
     select_strides,
 )
+from neurenix_ms.timestepping.shortcuts import fitted_shortcuts
 
 NUM_SEEN, NUM_LATER, NUM_TOLD = 250, 150, 20  # rows: for training, held out, initial history
 SEEN_PART = NUM_SEEN / (NUM_SEEN + NUM_LATER)  # of a sequence of the user's own
 LEAST_ROWS = 96  # of such a sequence
+FORMAT = 2  # of the stored results
 STEP_SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
 HIDDEN = 128
 Forecast = Callable[[Tensor, int], Tensor]
+Results = dict[str, dict[str, dict[str, list[float]]]]  # by sequence, model and seed
 
 
 def waves(folder: Path) -> Tensor:
@@ -55,25 +60,52 @@ def wake(folder: Path) -> Tensor:
     return pod(cylinder_wake(progress=True, root=folder)["u"], 8)[0]
 
 
-SEQUENCES = {"Kuramoto-Sivashinsky": waves, "cylinder wake": wake}
+SEQUENCES = {"Kuramoto-Sivashinsky": waves, "cylinder wake": wake, "Bach": prelude}
 
 
-def steppers(x: Tensor, options: argparse.Namespace) -> Forecast:
-    """Train coupled steppers, with strides selected on the sequence itself."""
-    dims = x.shape[-1]
-    model = fit_hierarchy(
-        x,
-        1.0,
-        [size for size in STEP_SIZES if 2 * size <= x.shape[1] + NUM_TOLD],
-        lambda: MLP(dims, dims, [HIDDEN] * 3),
-        validation=x,
-        horizon=3,
-        num_iterations=options.iterations,
-        batch_size=64,
-        seed=options.seed,
-    )
-    chosen = select_strides(model, x).hierarchy
-    return lambda history, n: chosen.forecast(history[:, -1], n)
+def steppers(history: int, shortcut: bool) -> Callable[..., Forecast]:
+    """Return a function that trains coupled steppers, with strides selected on the sequence itself.
+
+    Args:
+        history: Number of rows that are one state of the steppers.
+        shortcut: Fit a linear map by least squares first, and train the networks on the rest.
+    """
+
+    def trained(x: Tensor, options: argparse.Namespace) -> Forecast:
+        num_features = x.shape[-1]
+        states = stacked(x, history)
+        dims = states.shape[-1]
+        model = fit_hierarchy(
+            states,
+            1.0,
+            [size for size in STEP_SIZES if 2 * size <= x.shape[1] + NUM_TOLD],
+            lambda: MLP(dims, dims, [HIDDEN] * 3, shortcut=shortcut),
+            validation=states,
+            horizon=3,
+            num_iterations=options.iterations,
+            batch_size=64,
+            seed=options.seed,
+        )
+        chosen = select_strides(model, states).hierarchy
+
+        def forecast(told: Tensor, num_steps: int) -> Tensor:
+            return chosen.forecast(stacked(told, history)[:, -1], num_steps)[..., -num_features:]
+
+        return forecast
+
+    return trained
+
+
+def stacked(x: Tensor, history: int) -> Tensor:
+    """Return states of successive rows, `(B, T, D)` -> `(B, T - history + 1, history * D)`.
+
+    Examples:
+        >>> stacked(torch.arange(4.0).view(1, 4, 1), 2)[0]
+        tensor([[0., 1.],
+                [1., 2.],
+                [2., 3.]])
+    """
+    return x.unfold(1, history, 1).transpose(2, 3).flatten(2)
 
 
 def recurrent(make: Callable[[int, int], SequenceModel]) -> Callable[..., Forecast]:
@@ -92,8 +124,29 @@ def echo(x: Tensor, options: argparse.Namespace) -> Forecast:
     return EchoStateNetwork(x.shape[-1], 1000, seed=options.seed).fit(x).forecast
 
 
+def linear(x: Tensor, options: argparse.Namespace) -> Forecast:
+    """Fit a linear map from the rows told to the change of the last one, without a network."""
+    num_features = x.shape[-1]
+    states = stacked(x, NUM_TOLD)
+    zero, one = states.new_zeros(states.shape[-1]), states.new_ones(states.shape[-1])
+    fit = fitted_shortcuts(states, [1], "all", zero, one, one[None])
+    weight, bias = fit.weight[0, :, -num_features:], fit.bias[0, :, -num_features:]
+
+    def forecast(told: Tensor, num_steps: int) -> Tensor:
+        rows = told
+        for _ in range(num_steps):
+            last = rows[:, -NUM_TOLD:]
+            rows = torch.cat([rows, last[:, -1:] + (last.flatten(1) @ weight + bias)[:, None]], 1)
+        return rows[:, told.shape[1] :]
+
+    return forecast
+
+
 MODELS: dict[str, Callable[..., Forecast]] = {
-    "coupled steppers": steppers,
+    "coupled steppers": steppers(1, False),
+    "coupled steppers, linear shortcut": steppers(1, True),
+    "coupled steppers, linear shortcut, history": steppers(NUM_TOLD, True),
+    "linear map of the history": linear,
     "LSTM": recurrent(LSTMForecaster),
     "echo state network": echo,
     "clockwork RNN": recurrent(ClockworkRNN),
@@ -107,32 +160,40 @@ def main(argv: Sequence[str] | None = None) -> str:
         argv: Command line without the name of the program; by default that of the process.
     """
     options, own = _options(argv)
+    if own is None:
+        chosen = options.sequences or list(SEQUENCES)
+        sequences = {name: SEQUENCES[name](options.data).float() for name in chosen}
+    else:
+        sequences = {own.name: own.states.float()}
     options.out.mkdir(parents=True, exist_ok=True)
     note = options.out / "sequences.json"
-    facts = {"iterations": options.iterations, **({} if own is None else {"data": own.digest})}
-    results: dict[str, dict[str, list[float]]] = {}
+    facts = {"format": FORMAT, "iterations": options.iterations}
+    facts |= {} if own is None else {"data": own.digest}
+    results: Results = {}
     if note.exists() and not options.fresh:
         kept = json.loads(note.read_text())
         same = {name: value for name, value in kept.items() if name != "results"} == facts
         results = kept["results"] if same else {}
-    made = SEQUENCES if own is None else {own.name: lambda _: own.states}
-    for name, make in made.items():
-        x = make(options.data).float()[None]
-        x = x if own is not None else x[:, : NUM_SEEN + NUM_LATER]
-        num_seen = NUM_SEEN if own is None else round(SEEN_PART * x.shape[1])
-        seen = x[:, :num_seen]
-        x = (x - seen.mean((0, 1))) / seen.std()
-        for kind, train in MODELS.items():
-            if kind in results.setdefault(name, {}):
-                continue
-            print(f"{name}: {kind}")
-            torch.manual_seed(options.seed)
-            start = time.perf_counter()
-            forecast = train(x[:, :num_seen], options)
-            seconds = time.perf_counter() - start
-            results[name][kind] = [*scores(forecast, x, num_seen), seconds]
-            content = json.dumps({**facts, "results": results}, indent=1)
-            write_atomically(note, content.encode())
+    for seed in range(options.seed, options.seed + options.seeds):
+        for name, rows in sequences.items():
+            x = rows[None] if own is not None else rows[None, : NUM_SEEN + NUM_LATER]
+            num_seen = NUM_SEEN if own is None else round(SEEN_PART * x.shape[1])
+            seen = x[:, :num_seen]
+            x = (x - seen.mean((0, 1))) / seen.std()
+            for kind, train in MODELS.items():
+                runs = results.setdefault(name, {}).setdefault(kind, {})
+                if str(seed) in runs:
+                    continue
+                print(f"{name}: {kind}, seed {seed}")
+                torch.manual_seed(seed)
+                start = time.process_time()
+                forecast = train(
+                    x[:, :num_seen], argparse.Namespace(**vars(options) | {"seed": seed})
+                )
+                seconds = time.process_time() - start
+                runs[str(seed)] = [*scores(forecast, x, num_seen), seconds]
+                content = json.dumps({**facts, "results": results}, indent=1)
+                write_atomically(note, content.encode())
     text = table(results)
     write_atomically(options.out / "sequences.md", f"{text}\n".encode())
     print(f"\n{text}\n\n{options.out / 'sequences.md'}")
@@ -180,35 +241,50 @@ class OwnSequence:
         self.name, self.digest = array.path.name, checksum(array)
 
 
-def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """Return a Markdown table with a row per sequence and model."""
-    lines = [
-        "| sequence | model | seen, generated | next 20 rows | all later rows | training |",
-        "| :--- | :--- | ---: | ---: | ---: | ---: |",
-    ]
-    for name, rows in results.items():
-        for kind, (*errors, seconds) in rows.items():
-            cells = " | ".join(f"{error:.1e}" for error in errors)
-            lines.append(f"| {name} | {kind} | {cells} | {seconds:.0f} s |")
+def table(results: Results) -> str:
+    """Return a Markdown table: a row per sequence and model, mean and deviation over the seeds.
+
+    Args:
+        results: Errors and CPU time by sequence, model and seed.
+    """
+    head = ["sequence", "model", "seen, generated", "next 20 rows", "all later rows", "CPU s"]
+    lines = [head, [":---", ":---", *["---:"] * 4]]
+    for name, kinds in results.items():
+        for kind, runs in kinds.items():
+            *errors, seconds = zip(*runs.values(), strict=True)
+            cells = [*(scatter(some, ".1e") for some in errors), scatter(seconds, ".0f")]
+            lines.append([name, kind, *cells])
             name = ""
-    return "\n".join(lines)
+    return markdown(lines)
 
 
 def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, OwnSequence | None]:
     parser = argparse.ArgumentParser(
         prog="python -m neurenix_ms.recipes.sequences",
-        description="Compare coupled steppers and recurrent networks on two sequences.",
+        description="Compare coupled steppers and recurrent networks on sequences.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--iterations", type=int, default=2000, help="steps of Adam")
     parser.add_argument("--seed", type=int, default=0, help="for weights and windows")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="number of runs; their seeds start at --seed"
+    )
+    parser.add_argument(
+        "--sequences",
+        nargs="+",
+        choices=list(SEQUENCES),
+        metavar="NAME",
+        help=f"some of {', '.join(SEQUENCES)}; all if not given",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/sequences"), help="results")
-    add_data(parser, "your own sequence (T, D), its last rows unseen", "solved sequences")
+    add_data(parser, "your own sequence (T, D), its last rows unseen", "the sequences made here")
     parser.add_argument("--fresh", action="store_true", help="ignore stored results")
     options = parser.parse_args(argv)
-    check_at_least(parser, options, iterations=1)
+    check_at_least(parser, options, iterations=1, seeds=1)
     array = own_array(parser, options)
     if array is None:
         return options, None
+    if options.sequences is not None:
+        parser.error(f"--sequences is for those made here, got the file {array.path} in --data")
     with readable(parser):
         return options, OwnSequence(array)
