@@ -259,7 +259,7 @@ def _normalized(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     """Return tensors of the shapes of `native_batch_norm`, which torch decomposes if they have no memory."""
     has_memory = x.untyped_storage().device.type != "meta"
     if has_memory or x.dtype not in (torch.float32, torch.float64):
-        return BATCH_NORM(x, *args)  # type: ignore[no-any-return]
+        return BATCH_NORM(x, *args)
     training = args[4]
     moments = x.shape[1] if training else 0
     return torch.empty_like(x), x.new_empty(moments), x.new_empty(moments)
