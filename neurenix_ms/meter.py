@@ -256,7 +256,7 @@ class LiveStorages(TorchDispatchMode):
 
 
 def _normalized(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    """Return tensors of the shapes of `native_batch_norm`, which torch decomposes if they have no memory."""
+    """Return tensors of the shapes of `native_batch_norm`, which torch would decompose."""
     has_memory = x.untyped_storage().device.type != "meta"
     if has_memory or x.dtype not in (torch.float32, torch.float64):
         return BATCH_NORM(x, *args)
