@@ -63,7 +63,12 @@ def add_cache(parser: argparse.ArgumentParser, held: str, instead: str) -> None:
         held: What is in the cache.
         instead: Command that takes a file of the user's own.
     """
-    folder: dict[str, Any] = {"type": Path, "action": _CacheFolder, "const": instead, "dest": "cache"}
+    folder: dict[str, Any] = {
+        "type": Path,
+        "action": _CacheFolder,
+        "const": instead,
+        "dest": "cache",
+    }
     parser.add_argument(
         "--cache", **folder, default=Path("data"), help=f"folder in which {held} are kept"
     )
