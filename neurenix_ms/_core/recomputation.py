@@ -9,13 +9,10 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def statistics_kept(module: nn.Module, copied: bool = True) -> Iterator[None]:
-    """Let `module` write to copies of its buffers, so that a second run updates no statistics.
-
-    Without copies, for runs that write no values, only buffers that were replaced are put back.
-    """
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Let `module` write to copies of its buffers, so that a second run updates no statistics."""
     owners = [(m, dict(m._buffers)) for m in module.modules() if m._buffers]
-    for owner, buffers in owners if copied else ():
+    for owner, buffers in owners:
         owner._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})
     try:
         yield

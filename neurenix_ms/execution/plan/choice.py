@@ -336,7 +336,7 @@ def without_values(model: nn.Module) -> Iterator[None]:
     with (
         _disable_current_modes(),  # counters of operations or memory should not count it
         torch.no_grad(),
-        statistics_kept(model, copied=False),
+        statistics_kept(model),
         without_memory(model),
         without_cached_features(model),
     ):

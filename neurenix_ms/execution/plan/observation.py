@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from types import NoneType
@@ -199,7 +199,7 @@ def observe(
         with (
             torch.no_grad(),
             enable_gradient_checkpointing(False),
-            statistics_kept(model, copied=asked != "shapes"),
+            nullcontext() if asked == "shapes" else statistics_kept(model),
             without_cached_features(model),
             mode,
         ):
@@ -268,7 +268,11 @@ def shapes_only(
 
     Runs with the same `mode` take the shapes of parameters from the first of them.
     """
-    with _disable_current_modes(), without_memory(model, mode):  # counters should not count it
+    with (
+        _disable_current_modes(),  # counters should not count it
+        statistics_kept(model),  # outside: a copy of a tensor without memory takes much longer
+        without_memory(model, mode),
+    ):
         x = torch.empty(shape, dtype=like.dtype, device=like.device)
         return observe(model, x, parts, constants, asked="shapes")
 
