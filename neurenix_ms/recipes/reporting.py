@@ -27,15 +27,17 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def scatter(values: Sequence[float], form: str = ".3f") -> str:
+def scatter(values: Sequence[float], form: str = ".3f", form_of_spread: str | None = None) -> str:
     """Format the mean and the standard deviation of some values; of one value, the value.
 
     Examples:
-        >>> scatter([0.1, 0.2, 0.3]), scatter([0.1]), scatter([1.0, 3.0], ".1e")
-        ('0.200 ± 0.100', '0.100', '2.0e+00 ± 1.4e+00')
+        >>> scatter([0.1, 0.2, 0.3]), scatter([0.1]), scatter([1.0, 3.0], ".1e", ".0e")
+        ('0.200 ± 0.100', '0.100', '2.0e+00 ± 1e+00')
     """
     mean = f"{statistics.mean(values):{form}}"
-    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):{form_of_spread or form}}"
 
 
 def save_figure(path: Path, figure: Figure) -> None:

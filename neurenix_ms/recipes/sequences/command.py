@@ -8,6 +8,7 @@ your own.
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -242,7 +243,7 @@ class OwnSequence:
 
 
 def table(results: Results) -> str:
-    """Return a Markdown table: a row per sequence and model, mean and deviation over the seeds.
+    """Return a Markdown table: a row per sequence and model, means and deviations over the seeds.
 
     Args:
         results: Errors and CPU time by sequence, model and seed.
@@ -252,8 +253,8 @@ def table(results: Results) -> str:
     for name, kinds in results.items():
         for kind, runs in kinds.items():
             *errors, seconds = zip(*runs.values(), strict=True)
-            cells = [*(scatter(some, ".1e") for some in errors), scatter(seconds, ".0f")]
-            lines.append([name, kind, *cells])
+            cells = [scatter(some, ".1e", ".0e") for some in errors]
+            lines.append([name, kind, *cells, f"{statistics.mean(seconds):.0f}"])
             name = ""
     return markdown(lines)
 
