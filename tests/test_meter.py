@@ -221,7 +221,8 @@ def test_batch_norm_without_memory_has_the_shapes_of_torch(dtype, training, orde
         moments = [torch.empty(3, dtype=dtype) for _ in range(4)]
         call = partial(torch.native_batch_norm, x, *moments, training, 0.1, 1e-5)
         wanted = call()
-        with LiveStorages(of_shapes=True):
+        with LiveStorages(of_shapes=True) as live:
             got = call()
+    assert live.peak == sum(result.nbytes for result in wanted)
     for a, b in zip(wanted, got, strict=True):
         assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)

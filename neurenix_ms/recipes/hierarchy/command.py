@@ -66,8 +66,6 @@ def main(argv: Sequence[str] | None = None) -> str:
     else:
         title, settings, step_sizes = own.name, own.settings, own.step_sizes
         data, facts = own.parts, own.facts()
-    if options.hidden:
-        settings = dataclasses.replace(settings, hidden=options.hidden)
     start_of_name = "_".join([title, *(str(value)[:8] for value in facts.values())])
     if options.hidden:
         settings = dataclasses.replace(settings, hidden=options.hidden)
